@@ -1,0 +1,184 @@
+//! Names that come from outside, checked once: roots, domains, deploy ids.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::pci::ParseError;
+
+/// The name of a root device: the file name of its VF map, and what follows `sriov_` in a bridge name.
+///
+/// Shape: `[A-Za-z0-9_][A-Za-z0-9_.-]*`, at most 255 bytes, not `*.conf`, `*_ofed` or `*~`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootName(String);
+
+/// The name of a libvirt domain, such as `one-42`: 1 to 200 bytes, no control characters, no `/`, not `.` or `..`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainName(String);
+
+/// The UUID of a libvirt domain, kept in lower case with hyphens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainUuid(String);
+
+/// How OpenNebula names a running VM: by UUID (6.0 and later), by name (before), and libvirt's number is taken too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeployId {
+    /// A UUID.
+    Uuid(DomainUuid),
+    /// libvirt's id of a running domain.
+    Id(u32),
+    /// A domain name, such as `one-42`.
+    Name(DomainName),
+}
+
+impl RootName {
+    /// The root that a bridge name asks for: `None` for a bridge without the prefix `sriov_`.
+    ///
+    /// # Errors
+    /// [`ParseError`] when what follows the prefix is no root name.
+    pub fn from_bridge(bridge: &str) -> Option<Result<Self, ParseError>> {
+        bridge.strip_prefix("sriov_").map(str::parse)
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RootName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let shaped = text
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| b.is_ascii_alphanumeric() || b == b'_' || (i > 0 && (b == b'.' || b == b'-')));
+        let reserved = text.ends_with(".conf") || text.ends_with("_ofed") || text.ends_with('~');
+        if text.is_empty() || text.len() > 255 || !shaped || reserved {
+            return Err(ParseError::new(
+                "a root name (letters, digits, _ . -, not starting with . or -, not ending in .conf or _ofed)",
+                text,
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl DomainName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DomainName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let fits = (1..=200).contains(&text.len())
+            && !text.chars().any(|c| c.is_control() || c == '/')
+            && text != "."
+            && text != "..";
+        if fits { Ok(Self(text.to_owned())) } else { Err(ParseError::new("a domain name such as one-42", text)) }
+    }
+}
+
+impl DomainUuid {
+    /// The UUID as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DomainUuid {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let groups = [8, 4, 4, 4, 12];
+        let fits = text.split('-').count() == groups.len()
+            && text
+                .split('-')
+                .zip(groups)
+                .all(|(part, len)| part.len() == len && part.bytes().all(|b| b.is_ascii_hexdigit()));
+        if fits { Ok(Self(text.to_ascii_lowercase())) } else { Err(ParseError::new("a UUID", text)) }
+    }
+}
+
+impl FromStr for DeployId {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if let Ok(uuid) = text.parse() {
+            return Ok(Self::Uuid(uuid));
+        }
+        match text.parse() {
+            Ok(id) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(Self::Id(id)),
+            _ => text
+                .parse()
+                .map(Self::Name)
+                .map_err(|_| ParseError::new("a deploy id: a UUID, or a name such as one-42", text)),
+        }
+    }
+}
+
+impl fmt::Display for RootName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for DomainUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for DeployId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid(uuid) => uuid.fmt(f),
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_prefix_makes_a_root() {
+        assert!(RootName::from_bridge("br0").is_none());
+        assert!(RootName::from_bridge("xsriov_ib0").is_none());
+        assert_eq!(RootName::from_bridge("sriov_ib0").unwrap().unwrap().as_str(), "ib0");
+        for bad in [
+            "sriov_",
+            "sriov_../etc",
+            "sriov_.x",
+            "sriov_a b",
+            "sriov_ib0.conf",
+            "sriov_ib0_ofed",
+            "sriov_ib0~",
+            "sriov_-x",
+        ] {
+            assert!(RootName::from_bridge(bad).unwrap().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn deploy_ids_come_in_three_forms() {
+        let uuid = "7F1C2A52-64d6-4c0c-9b0e-2f7a4c1d9e10";
+        assert!(matches!(uuid.parse(), Ok(DeployId::Uuid(u)) if u.as_str() == uuid.to_lowercase()));
+        assert!(matches!("17".parse(), Ok(DeployId::Id(17))));
+        assert!(matches!("one-42".parse(), Ok(DeployId::Name(_))));
+        assert!("".parse::<DeployId>().is_err());
+        assert!("a\0b".parse::<DeployId>().is_err());
+    }
+}
