@@ -1,1 +1,119 @@
-//! placeholder
+//! What the kernel says: bridges, PCI functions, and whether QEMU may open a VF.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::PciAddress;
+
+/// The kernel's view of the host, below a root that tests may move.
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::at("/".into())
+    }
+}
+
+impl Sysfs {
+    /// The view below `root`, which stands for `/`.
+    pub fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Whether `name` is a Linux bridge of this host.
+    pub fn is_bridge(&self, name: &str) -> bool {
+        self.root.join("sys/class/net").join(name).join("bridge").is_dir()
+    }
+
+    /// Whether the function exists, and is a VF (has a `physfn`). `None`: there is no such PCI function.
+    pub fn is_vf(&self, address: PciAddress) -> Option<bool> {
+        let device = self.device(address);
+        device.exists().then(|| device.join("physfn").exists())
+    }
+
+    /// The IOMMU group of the function: the number in `/dev/vfio/<number>`. `None` without an IOMMU.
+    pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
+        fs::read_link(self.device(address).join("iommu_group")).ok()?.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// Whether a udev rule of this host sets owner, group or mode of vfio devices.
+    ///
+    /// # Source
+    /// udev(7): rules directories; libvirt labels /dev/vfio/GROUP only with `dynamic_ownership = 1`.
+    pub fn has_vfio_rule(&self) -> bool {
+        ["etc/udev/rules.d", "run/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d"]
+            .iter()
+            .any(|dir| rules_below(&self.root.join(dir)).iter().any(|line| is_vfio_rule(line)))
+    }
+
+    /// Memory that can be had without swapping, in KiB (`MemAvailable`); 0 when the kernel does not say.
+    pub fn available_memory_kib(&self) -> u64 {
+        let text = fs::read_to_string(self.root.join("proc/meminfo")).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("MemAvailable:"))
+            .and_then(|rest| rest.trim().strip_suffix("kB"))
+            .and_then(|number| number.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn device(&self, address: PciAddress) -> PathBuf {
+        self.root.join("sys/bus/pci/devices").join(address.to_string())
+    }
+}
+
+fn rules_below(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "rules"))
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+fn is_vfio_rule(line: &str) -> bool {
+    let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
+    !squeezed.starts_with('#')
+        && squeezed.contains("SUBSYSTEM==\"vfio\"")
+        && ["OWNER", "GROUP", "MODE"].iter().any(|key| squeezed.contains(&format!("{key}=\"")) || squeezed.contains(&format!("{key}:=\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_host_from_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let vf: PciAddress = "0000:07:00.3".parse().unwrap();
+        let device = root.join("sys/bus/pci/devices/0000:07:00.3");
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(root.join("sys/class/net/br0/bridge")).unwrap();
+        fs::create_dir_all(root.join("sys/class/net/eth0")).unwrap();
+        fs::create_dir_all(root.join("etc/udev/rules.d")).unwrap();
+        fs::create_dir_all(root.join("proc")).unwrap();
+        std::os::unix::fs::symlink("../../../kernel/iommu_groups/11", device.join("iommu_group")).unwrap();
+        fs::write(root.join("proc/meminfo"), "MemTotal: 9 kB\nMemAvailable:   2048 kB\n").unwrap();
+        let sysfs = Sysfs::at(root.into());
+        assert!(sysfs.is_bridge("br0"));
+        assert!(!sysfs.is_bridge("eth0"));
+        assert!(!sysfs.is_bridge("none"));
+        assert_eq!(sysfs.is_vf(vf), Some(false));
+        fs::write(device.join("physfn"), "").unwrap();
+        assert_eq!(sysfs.is_vf(vf), Some(true));
+        assert_eq!(sysfs.is_vf("0000:08:00.0".parse().unwrap()), None);
+        assert_eq!(sysfs.iommu_group(vf), Some(11));
+        assert_eq!(sysfs.available_memory_kib(), 2048);
+        assert!(!sysfs.has_vfio_rule());
+        fs::write(root.join("etc/udev/rules.d/1.rules"), "# SUBSYSTEM==\"vfio\", OWNER=\"x\"\n").unwrap();
+        assert!(!sysfs.has_vfio_rule(), "a comment was taken for a rule");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/udev/80-kvm-sriov-vfio.rules");
+        fs::copy(shipped, root.join("etc/udev/rules.d/80.rules")).unwrap();
+        assert!(sysfs.has_vfio_rule());
+    }
+}

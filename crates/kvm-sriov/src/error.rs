@@ -1,0 +1,270 @@
+//! What an action reports when it fails: what, on what, why, and in what state the host is left.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::claims::ClaimError;
+use crate::kvmrc::KvmrcError;
+use crate::libvirt::LibvirtError;
+use crate::vf_map::VfMapError;
+use crate::xml::XmlError;
+use crate::{DomainName, ParseError, PciAddress};
+
+/// A failed action. Prints as one line: `action: cause; state of the host`.
+#[derive(Debug)]
+pub struct ActionError {
+    action: &'static str,
+    cause: Cause,
+    state: HostState,
+    exit: u8,
+}
+
+/// The state a failed action leaves the host in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HostState {
+    /// No domain was started and no VF claimed.
+    NothingStarted,
+    /// Nothing was changed.
+    NothingChanged,
+    /// The domain runs on as before.
+    RunsOn,
+    /// Not everything could be undone: says exactly what is left.
+    Left(String),
+    /// It is as it was asked for.
+    Done,
+}
+
+impl fmt::Display for HostState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NothingStarted => "nothing was started",
+            Self::NothingChanged => "nothing was changed",
+            Self::RunsOn => "the domain runs on",
+            Self::Left(text) => text,
+            Self::Done => "done",
+        })
+    }
+}
+
+/// Why an action failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// An argument is missing or has the wrong form.
+    #[error("{name}: expected {expected}, found \"{found}\"")]
+    Argument {
+        /// Which one.
+        name: &'static str,
+        /// Its form.
+        expected: String,
+        /// What was there.
+        found: String,
+    },
+    /// Standard input is no text.
+    #[error("cannot read the XML from standard input: {why}")]
+    Stdin {
+        /// Why not.
+        why: String,
+    },
+    /// XML that is malformed or lacks what is needed.
+    #[error("{what}: {source}")]
+    Xml {
+        /// Which document.
+        what: String,
+        /// Where and why.
+        source: XmlError,
+    },
+    /// A value in the VM's description or in kvmrc does not fit.
+    #[error("{what}: {source}")]
+    Value {
+        /// Whose value.
+        what: String,
+        /// What was expected.
+        source: ParseError,
+    },
+    /// kvmrc can't be read as far as this action needs it.
+    #[error(transparent)]
+    Kvmrc(#[from] KvmrcError),
+    /// A variable of kvmrc that this action needs is not set.
+    #[error("{variable} is not set: {why}; set it in /etc/kvm-sriov/kvmrc on this host or in etc/vmm/kvm-sriov/kvmrc of the front-end")]
+    NotSet {
+        /// The variable.
+        variable: &'static str,
+        /// What it is needed for.
+        why: &'static str,
+    },
+    /// The dummies' bridge is not there.
+    #[error("DUMMY_BRIDGE {bridge} is not a bridge of this host: make it (ip link add {bridge} type bridge; ip link set {bridge} up), it needs no uplink")]
+    NoBridge {
+        /// Its name.
+        bridge: String,
+    },
+    /// A VF map is missing or wrong.
+    #[error(transparent)]
+    Map(#[from] VfMapError),
+    /// The claims can't be read or written, or there is no free VF.
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+    /// A call to libvirt failed.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// What a user of OpenNebula knows from the stock driver, and libvirt's reason.
+    #[error("could not {what}: {source}")]
+    Call {
+        /// For example "create domain from /var/lib/one//datastores/0/42/deployment.0".
+        what: String,
+        /// Libvirt's reason.
+        source: LibvirtError,
+    },
+    /// A file can't be read or written.
+    #[error("cannot {verb} {path}: {source}")]
+    File {
+        /// "read", "write" ...
+        verb: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The domain is already there.
+    #[error("{name} is already on this host")]
+    Exists {
+        /// Its name.
+        name: DomainName,
+    },
+    /// There is no such domain.
+    #[error("there is no domain {id} on this host")]
+    Absent {
+        /// What was asked for.
+        id: String,
+    },
+    /// The domain did not end in time.
+    #[error("timed out shutting down {id} after {seconds} s (does the guest answer its power button?)")]
+    ShutdownTimeout {
+        /// The domain.
+        id: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
+    /// The domain did not go although it was destroyed.
+    #[error("could not destroy {id}: it is still there after {seconds} s")]
+    StillThere {
+        /// The domain.
+        id: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
+    /// QEMU may not open the VF's vfio group.
+    #[error("QEMU may not open {device} ({text}): {advice}")]
+    VfioDenied {
+        /// The device file.
+        device: String,
+        /// libvirt's text.
+        text: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The guest's memory could not be pinned.
+    #[error("the host can't lock the guest's memory for a VF ({text}): guest memory {guest_kib} KiB, free on the host {free_kib} KiB; free memory on the host or raise the domain's hard_limit")]
+    NoMemory {
+        /// libvirt's text.
+        text: String,
+        /// From the deployment XML, in KiB.
+        guest_kib: u64,
+        /// MemAvailable, in KiB.
+        free_kib: u64,
+    },
+    /// Every VF that was free was refused by libvirt.
+    #[error("{exhausted}; refused by libvirt: {reasons}")]
+    AllRefused {
+        /// The error of the map.
+        exhausted: ClaimError,
+        /// Each VF with its reason.
+        reasons: String,
+    },
+    /// The running domain is not what was asked for.
+    #[error("{name} does not show what was asked for: {what}")]
+    NotAsAsked {
+        /// The domain.
+        name: DomainName,
+        /// The difference.
+        what: String,
+    },
+    /// OpenNebula cancelled the VM meanwhile.
+    #[error("{name} was cancelled meanwhile")]
+    Cancelled {
+        /// The domain.
+        name: DomainName,
+    },
+    /// The process can't become OpenNebula's user.
+    #[error("cannot become the owner of {path} (uid {uid}): {source}")]
+    Identity {
+        /// The driver's directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The action failed and so did undoing it.
+    #[error("{cause}; undoing it failed too: {undo}")]
+    Twice {
+        /// Why the action failed.
+        cause: Box<Cause>,
+        /// Why the undo failed.
+        undo: Box<Cause>,
+    },
+}
+
+impl ActionError {
+    /// A failure of `action` with its cause and the state it leaves.
+    pub fn new(action: &'static str, cause: impl Into<Cause>, state: HostState) -> Self {
+        // The stock driver's codes: `exit -1` for deploy and a shutdown that timed out, 1 for the rest. Never 42,
+        // which makes OpenNebula copy all drivers again.
+        let cause = cause.into();
+        let exit = if action == "deploy" || matches!(cause, Cause::ShutdownTimeout { .. }) { 255 } else { 1 };
+        Self { action, cause, state, exit }
+    }
+
+    /// A failure before anything was touched.
+    pub fn untouched(action: &'static str, cause: impl Into<Cause>) -> Self {
+        let state = if action == "deploy" { HostState::NothingStarted } else { HostState::NothingChanged };
+        Self::new(action, cause, state)
+    }
+
+    /// Why it failed.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    /// The state the host is left in.
+    pub fn state(&self) -> &HostState {
+        &self.state
+    }
+
+    /// The program's exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.exit
+    }
+}
+
+impl fmt::Display for ActionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.action, self.cause, self.state)
+    }
+}
+
+impl std::error::Error for ActionError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+/// A VF that libvirt refused, and why; the next free one was tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    pub(crate) vf: PciAddress,
+    pub(crate) why: String,
+}

@@ -1,0 +1,62 @@
+//! One line in the journal for every claim, release and repair.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+
+use crate::{DomainName, PciAddress, RootName};
+
+/// Facility daemon, severity informational, as syslog numbers them.
+const PRIORITY: u8 = 3 * 8 + 6;
+
+/// Writes to the host's syslog socket, which is the journal's where systemd runs.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    socket: PathBuf,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self::at("/dev/log".into())
+    }
+}
+
+impl Journal {
+    /// A journal behind another socket.
+    pub fn at(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
+    pub fn vf(&self, action: &str, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
+        let pid = std::process::id();
+        let line = format!("<{PRIORITY}>kvm-sriov[{pid}]: vm={vm} root={root} vf={vf} action={action} result={result}");
+        let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), &self.socket));
+        if let Err(error) = sent {
+            log::debug!("no journal at {}: {error}", self.socket.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_vm_root_vf_action_and_result() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        Journal::at(path).vf(
+            "deploy",
+            &"one-42".parse().unwrap(),
+            &"ib0".parse().unwrap(),
+            "0000:07:00.3".parse().unwrap(),
+            "claimed",
+        );
+        let mut buffer = [0; 256];
+        let length = receiver.recv(&mut buffer).unwrap();
+        let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let pid = std::process::id();
+        assert_eq!(line, format!("<30>kvm-sriov[{pid}]: vm=one-42 root=ib0 vf=0000:07:00.3 action=deploy result=claimed"));
+    }
+}

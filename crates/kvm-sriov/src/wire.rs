@@ -1,0 +1,261 @@
+//! The wire: how OpenNebula calls a driver's program and reads its answer.
+//!
+//! A program gets its arguments, then OpenNebula's `<vm id> <host>`; the XML on standard input; it answers with an exit
+//! code, at most one line on standard output, and a standard error of which every line that does not start with
+//! `ERROR:`, `INFO:`, `WARN:` or `DEBUG:` becomes the message a user sees. So a failure is exactly one such line.
+//!
+//! # Source
+//! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/wire.md.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::identity;
+
+/// The longest standard input that is read, in bytes. OpenNebula's largest messages are below 100 KiB.
+const STDIN_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// Log lines of one action on standard error; from 6.2 to 6.10 all of them end up in the user's error message.
+const LOG_LINES: usize = 20;
+
+/// What calls us, as far as it changes the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    version: Option<(u32, u32)>,
+    error_block: bool,
+}
+
+impl Caller {
+    /// Reads the version of OpenNebula's remotes that `driver_dir` lies in: `VERSION` (its last line) and
+    /// `scripts_common.sh` two directories up. Neither there: the newest is assumed.
+    pub fn detect(driver_dir: &Path) -> Self {
+        let remotes = driver_dir.join("../..");
+        let text = fs::read_to_string(remotes.join("VERSION")).unwrap_or_default();
+        let version = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).and_then(|line| {
+            let mut numbers = line.split('.').map(str::parse);
+            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+        });
+        let error_block = match fs::read_to_string(remotes.join("scripts_common.sh")) {
+            Ok(common) => common.contains("ERROR MESSAGE --8<------"),
+            Err(_) => version.is_some_and(|v| v < (6, 2)),
+        };
+        Self { version, error_block }
+    }
+
+    /// Whether `deploy` answers with the UUID (6.0 and later) or with the name.
+    pub fn deploys_by_uuid(&self) -> bool {
+        self.at_least(6, 0)
+    }
+
+    /// Whether `shutdown` of a domain that is not there succeeds (5.12 and later).
+    pub fn absent_is_shut_down(&self) -> bool {
+        self.at_least(5, 12)
+    }
+
+    fn at_least(&self, major: u32, minor: u32) -> bool {
+        match self.version {
+            Some(version) => version >= (major, minor),
+            // VERSION came with 4.4: without it and with the old error form this is 4.0 or 4.2.
+            None => !self.error_block,
+        }
+    }
+
+    /// The failure as this version reads it. The text gets a full stop if it ends without one, because 7.x glues
+    /// `ExitCode: n` to it; up to 6.0 it stands between two marker lines.
+    pub fn failure(&self, text: &str) -> String {
+        let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let stop = if line.ends_with(['.', '!', '?', ')']) { "" } else { "." };
+        if self.error_block {
+            format!("ERROR MESSAGE --8<------\n{line}{stop}\nERROR MESSAGE ------>8--\n")
+        } else {
+            format!("{line}{stop}\n")
+        }
+    }
+}
+
+/// One call of a driver program: its arguments and where it lies.
+#[derive(Debug, Clone)]
+pub struct Call {
+    action: &'static str,
+    args: Vec<String>,
+    driver_dir: PathBuf,
+    caller: Caller,
+}
+
+impl Call {
+    fn new(action: &'static str, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
+        let args = args
+            .into_iter()
+            .map(OsString::into_string)
+            .collect::<Result<_, _>>()
+            .map_err(|arg| ActionError::untouched(action, Cause::Argument { name: "argument", expected: "UTF-8".into(), found: arg.display().to_string() }))?;
+        let caller = Caller::detect(&driver_dir);
+        Ok(Self { action, args, driver_dir, caller })
+    }
+
+    /// The name of the action, as in the program's file name.
+    pub fn action(&self) -> &'static str {
+        self.action
+    }
+
+    /// The directory the program lies in.
+    pub fn driver_dir(&self) -> &Path {
+        &self.driver_dir
+    }
+
+    /// What calls.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The argument with this number (from 0), parsed.
+    ///
+    /// # Errors
+    /// Nothing was touched; says which argument is missing or what was expected of it.
+    pub fn arg<T>(&self, number: usize, name: &'static str) -> Result<T, ActionError>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let text = self.args.get(number).map_or("", String::as_str);
+        let wrong = |expected: String| {
+            ActionError::untouched(self.action, Cause::Argument { name, expected, found: text.escape_debug().to_string() })
+        };
+        if text.is_empty() {
+            return Err(wrong("a value".into()));
+        }
+        text.parse().map_err(|error: T::Err| wrong(error.to_string()))
+    }
+
+    /// OpenNebula's number of the VM: the first of the two arguments it appends; `None` when called by hand without it.
+    pub fn vm_id(&self) -> Option<u32> {
+        self.args.iter().rev().nth(1).and_then(|id| id.parse().ok())
+    }
+
+    /// Standard input as text.
+    ///
+    /// # Errors
+    /// Nothing was touched; it could not be read, is longer than 8 MiB, or is not UTF-8.
+    pub fn stdin(&self) -> Result<String, ActionError> {
+        let mut bytes = Vec::new();
+        let failed = |why: String| ActionError::untouched(self.action, Cause::Stdin { why });
+        io::stdin().lock().take(STDIN_LIMIT + 1).read_to_end(&mut bytes).map_err(|e| failed(e.to_string()))?;
+        if bytes.len() as u64 > STDIN_LIMIT {
+            return Err(failed(format!("it is longer than {STDIN_LIMIT} bytes")));
+        }
+        String::from_utf8(bytes).map_err(|e| failed(format!("it is not UTF-8 ({e})")))
+    }
+
+    /// The host this program runs on, as kvmrc describes it.
+    ///
+    /// # Errors
+    /// Nothing was touched; libvirtd does not answer.
+    pub fn host(&self) -> Result<Host, ActionError> {
+        Host::open(&self.driver_dir).map_err(|cause| ActionError::untouched(self.action, cause))
+    }
+}
+
+/// Runs one action and answers as the caller's version expects. What a shim's `main` is.
+///
+/// Run as root, the process first becomes the owner of the program's directory, so that root and OpenNebula's user
+/// share one state.
+pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+    log_to_stderr(action);
+    let driver_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+    let outcome = identity::become_owner_of(&driver_dir)
+        .map_err(|cause| ActionError::untouched(action, cause))
+        .and_then(|()| Call::new(action, std::env::args_os().skip(1).collect(), driver_dir.clone()))
+        .and_then(|call| body(&call));
+    match outcome {
+        Ok(answer) => answer.map_or(ExitCode::SUCCESS, |line| print_answer(action, &line)),
+        Err(error) => {
+            let text = Caller::detect(&driver_dir).failure(&error.to_string());
+            // With a closed stderr there is nobody left to tell; the exit code still says it.
+            match io::stderr().write_all(text.as_bytes()) {
+                Ok(()) | Err(_) => ExitCode::from(error.exit_code()),
+            }
+        }
+    }
+}
+
+/// A closed standard output is not this action's failure: what it did is done, and the caller is gone.
+fn print_answer(action: &str, line: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("cannot write the answer of {action}: {error}; {action} itself succeeded (state: {:?})", HostState::Done);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(action: &'static str) {
+    static LINES: AtomicUsize = AtomicUsize::new(0);
+    let format = move |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
+        if LINES.fetch_add(1, Ordering::Relaxed) >= LOG_LINES {
+            return Ok(());
+        }
+        let severity = match record.level() {
+            log::Level::Error => "ERROR",
+            log::Level::Warn => "WARN",
+            log::Level::Info => "INFO",
+            log::Level::Debug | log::Level::Trace => "DEBUG",
+        };
+        let text = record.args().to_string().replace('\n', " ");
+        writeln!(out, "{severity}: {action}: {text}")
+    };
+    let set = env_logger::Builder::new().filter_level(log::LevelFilter::Info).format(format).try_init();
+    // An embedder may have a logger of its own already: then its logger is the right place.
+    debug_assert!(set.is_ok() || log::max_level() >= log::LevelFilter::Error);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remotes(version: &str, common: Option<&str>) -> (tempfile::TempDir, Caller) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("vmm/kvm-sriov")).unwrap();
+        if !version.is_empty() {
+            fs::write(dir.path().join("VERSION"), format!("some line\n{version}\n\n")).unwrap();
+        }
+        if let Some(text) = common {
+            fs::write(dir.path().join("scripts_common.sh"), text).unwrap();
+        }
+        let caller = Caller::detect(&dir.path().join("vmm/kvm-sriov"));
+        (dir, caller)
+    }
+
+    #[test]
+    fn the_answer_follows_the_version() {
+        let block = Some("echo \"ERROR MESSAGE --8<------\"\n");
+        for (version, common, uuid, absent) in [
+            ("", block, false, false),
+            ("4.14.2", block, false, false),
+            ("5.10.1", block, false, false),
+            ("5.12.0", block, false, true),
+            ("6.0.0", block, true, true),
+            ("6.10.0", Some(""), true, true),
+            ("7.4.0", Some(""), true, true),
+            ("", None, true, true),
+        ] {
+            let (_dir, caller) = remotes(version, common);
+            assert_eq!(caller.deploys_by_uuid(), uuid, "{version:?}");
+            assert_eq!(caller.absent_is_shut_down(), absent, "{version:?}");
+            assert_eq!(caller.failure("x").contains("--8<------\nx.\nERROR"), common == block, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_one_line_with_a_stop() {
+        let (_dir, caller) = remotes("7.4.0", None);
+        assert_eq!(caller.failure("deploy: it broke\nbadly"), "deploy: it broke badly.\n");
+        assert_eq!(caller.failure("deploy: it broke (why?)"), "deploy: it broke (why?)\n");
+    }
+}
