@@ -49,6 +49,17 @@ impl Sysfs {
             .any(|dir| rules_below(&self.root.join(dir)).iter().any(|line| is_vfio_rule(line)))
     }
 
+    /// What to do when QEMU may not open a vfio device.
+    pub fn vfio_advice(&self) -> &'static str {
+        if self.has_vfio_rule() {
+            "a udev rule for vfio is there, but it does not name the user of qemu.conf, or it came after the device: \
+             correct it, then run udevadm control --reload and udevadm trigger --subsystem-match=vfio"
+        } else {
+            "no udev rule gives it to the user of qemu.conf: install 80-kvm-sriov-vfio.rules into /etc/udev/rules.d, \
+             then run udevadm control --reload"
+        }
+    }
+
     /// Memory that can be had without swapping, in KiB (`MemAvailable`); 0 when the kernel does not say.
     pub fn available_memory_kib(&self) -> u64 {
         let text = fs::read_to_string(self.root.join("proc/meminfo")).unwrap_or_default();
@@ -62,6 +73,16 @@ impl Sysfs {
     fn device(&self, address: PciAddress) -> PathBuf {
         self.root.join("sys/bus/pci/devices").join(address.to_string())
     }
+}
+
+/// The vfio device that QEMU was not allowed to open, from libvirt's text of the failure.
+///
+/// # Source
+/// QEMU `hw/vfio/container.c`: `Could not open '/dev/vfio/11': Permission denied`.
+pub(crate) fn denied_vfio_device(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("'/dev/vfio/")?;
+    let (number, rest) = rest.split_once('\'')?;
+    rest.contains("Permission denied").then(|| format!("/dev/vfio/{number}"))
 }
 
 fn rules_below(dir: &Path) -> Vec<String> {
@@ -115,5 +136,13 @@ mod tests {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/udev/80-kvm-sriov-vfio.rules");
         fs::copy(shipped, root.join("etc/udev/rules.d/80.rules")).unwrap();
         assert!(sysfs.has_vfio_rule());
+    }
+
+    #[test]
+    fn finds_the_device_in_libvirts_text() {
+        let text = "internal error: process exited while connecting to monitor: vfio 0000:01:10.0: Could not open '/dev/vfio/11': Permission denied";
+        assert_eq!(denied_vfio_device(text).as_deref(), Some("/dev/vfio/11"));
+        assert_eq!(denied_vfio_device("Could not open '/dev/vfio/11': No such file"), None);
+        assert_eq!(denied_vfio_device("Could not open '/x': Permission denied"), None);
     }
 }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::identity;
+use crate::libvirt::DomainRef;
 
 /// The longest standard input that is read, in bytes. OpenNebula's largest messages are below 100 KiB.
 const STDIN_LIMIT: u64 = 8 * 1024 * 1024;
@@ -152,12 +153,25 @@ impl Call {
         String::from_utf8(bytes).map_err(|e| failed(format!("it is not UTF-8 ({e})")))
     }
 
-    /// The host this program runs on, as kvmrc describes it.
+    /// The host this program runs on, for an action that starts or plugs something.
+    ///
+    /// # Errors
+    /// Nothing was touched; kvmrc can't be read, or libvirtd does not answer.
+    pub fn host(&self) -> Result<Host, ActionError> {
+        Host::open(&self.driver_dir).map_err(|cause| ActionError::untouched(self.action, cause))
+    }
+
+    /// The host this program runs on, for an action that ends or frees something: an error in kvmrc does not stop it.
     ///
     /// # Errors
     /// Nothing was touched; libvirtd does not answer.
-    pub fn host(&self) -> Result<Host, ActionError> {
-        Host::open(&self.driver_dir).map_err(|cause| ActionError::untouched(self.action, cause))
+    pub fn host_lenient(&self) -> Result<Host, ActionError> {
+        Host::open_lenient(&self.driver_dir).map_err(|cause| ActionError::untouched(self.action, cause))
+    }
+
+    /// What `deploy` answers with for a domain: its UUID or, before 6.0, its name.
+    pub fn deploy_id(&self, domain: &DomainRef) -> String {
+        if self.caller.deploys_by_uuid() { domain.uuid.to_string() } else { domain.name.to_string() }
     }
 }
 

@@ -1,2 +1,10 @@
-//! placeholder
-fn main() {}
+//! `deploy`: starts a VM.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("deploy", |call| {
+        let file: std::path::PathBuf = call.arg(0, "deployment file")?;
+        let xml = call.stdin()?;
+        actions::deploy(&call.host()?, &file, &xml).map(|domain| Some(call.deploy_id(&domain)))
+    })
+}

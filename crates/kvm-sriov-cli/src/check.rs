@@ -1,0 +1,131 @@
+//! `kvm-sriov check`: is this host ready for VMs with VFs?
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use kvm_sriov::claims::ClaimStore;
+use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::libvirt::{Hypervisor, Libvirt};
+use kvm_sriov::sysfs::Sysfs;
+use kvm_sriov::vf_map::MapDirs;
+use kvm_sriov::{Host, PciAddress};
+use serde::Serialize;
+
+use crate::Failure;
+
+/// One thing that was looked at.
+#[derive(Serialize)]
+struct Finding {
+    check: &'static str,
+    ok: bool,
+    text: String,
+}
+
+impl Finding {
+    fn of<E: std::fmt::Display>(check: &'static str, looked: Result<String, E>) -> Self {
+        match looked {
+            Ok(text) => Self { check, ok: true, text },
+            Err(error) => Self { check, ok: false, text: error.to_string() },
+        }
+    }
+}
+
+pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
+    let findings = look(driver);
+    let ready = findings.iter().all(|finding| finding.ok);
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &findings)?;
+        writeln!(out)?;
+    } else {
+        for finding in &findings {
+            let (mark, colour) = if finding.ok { ("ok  ", "32") } else { ("FAIL", "31") };
+            let mark = if colours { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() };
+            writeln!(out, "{mark}  {:<8}  {}", finding.check, finding.text)?;
+        }
+        let verdict = if ready { "this host is ready for VMs with VFs" } else { "this host is not ready" };
+        writeln!(out, "{verdict}")?;
+    }
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn look(driver: &Path) -> Vec<Finding> {
+    let sysfs = Sysfs::default();
+    let places = Kvmrc::places(driver);
+    let kvmrc = Kvmrc::load(&places);
+    let mut findings = vec![
+        Finding::of("kvmrc", kvmrc.strict().map(|()| read_files(&places))),
+        Finding::of("dummy", dummy(&kvmrc, &sysfs)),
+    ];
+    let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
+    findings.extend(check_maps(&maps, &sysfs));
+    findings.push(Finding::of("vfio", vfio(&sysfs)));
+    findings.push(Finding::of("libvirt", libvirt(&kvmrc)));
+    findings.push(Finding::of("state", state(&kvmrc)));
+    findings
+}
+
+fn read_files(places: &[PathBuf]) -> String {
+    let read: Vec<String> = places.iter().filter(|p| p.exists()).map(|p| p.display().to_string()).collect();
+    if read.is_empty() { "none there, defaults hold".into() } else { read.join(", ") }
+}
+
+fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {
+    let bridge = kvmrc.dummy_bridge().ok_or("DUMMY_BRIDGE is not set: name a bridge of this host in kvmrc")?;
+    let prefix = kvmrc.dummy_mac_prefix().ok_or("DUMMY_MAC_PREFIX is not set: for example aa")?;
+    if sysfs.is_bridge(bridge) {
+        Ok(format!("bridge {bridge}, MAC prefix {prefix}"))
+    } else {
+        Err(format!("DUMMY_BRIDGE {bridge} is not a bridge of this host: ip link add {bridge} type bridge"))
+    }
+}
+
+fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
+    let roots = match maps.roots() {
+        Ok(roots) => roots,
+        Err(error) => return vec![Finding::of("map", Err(error))],
+    };
+    if roots.is_empty() {
+        let dirs: Vec<String> = maps.dirs().iter().map(|dir| dir.display().to_string()).collect();
+        return vec![Finding::of("map", Err(format!("no VF map in {}", dirs.join(", "))))];
+    }
+    let check = |root| {
+        let map = maps.load(root).map_err(|error| error.to_string())?;
+        let wrong: Vec<String> = map.vfs().iter().filter_map(|vf| wrong_vf(sysfs, *vf)).collect();
+        let at = format!("{} ({})", root, map.path().display());
+        if wrong.is_empty() { Ok(format!("{at}: {} VFs", map.vfs().len())) } else { Err(format!("{at}: {}", wrong.join("; "))) }
+    };
+    roots.iter().map(|root| Finding::of("map", check(root))).collect()
+}
+
+fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
+    match sysfs.is_vf(vf) {
+        None => Some(format!("{vf} is not there: are the VFs made (sriov_numvfs)?")),
+        Some(false) => Some(format!("{vf} is no VF")),
+        Some(true) if sysfs.iommu_group(vf).is_none() => {
+            Some(format!("{vf} has no IOMMU group: boot with intel_iommu=on or amd_iommu=on"))
+        }
+        Some(true) => None,
+    }
+}
+
+fn vfio(sysfs: &Sysfs) -> Result<String, String> {
+    if sysfs.has_vfio_rule() {
+        Ok("a udev rule says who may open vfio devices".into())
+    } else {
+        Err(sysfs.vfio_advice().into())
+    }
+}
+
+fn libvirt(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::libvirt::LibvirtError> {
+    let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
+    Ok(format!("{}, {} running domains", kvmrc.libvirt_uri(), libvirt.domains()?.len()))
+}
+
+fn state(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::claims::ClaimError> {
+    let dir = kvmrc.state_dir().display();
+    Ok(match ClaimStore::open(kvmrc.state_dir())? {
+        Some(store) => format!("{dir}, {} claims", store.entries()?.len()),
+        None => format!("{dir} is made by the first deploy"),
+    })
+}

@@ -1,0 +1,100 @@
+//! `cancel`: ends a VM at once.
+
+use std::time::Duration;
+
+use super::gone::{self, LastLook};
+use crate::claims::{ClaimStore, Owner};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::sudo::Sudo;
+use crate::{DeployId, DomainName};
+
+/// How long `cancel` waits for an action that was told to end before it leaves the claims to reconciliation.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Destroys the domain and frees its VFs; success when it is not there.
+///
+/// Never waits for another action of the same VM: OpenNebula cancels while the old one still runs. It tells that action
+/// to end, destroys, and only then takes the lock, to look once more and to free the VFs.
+///
+/// * `vm_id` - OpenNebula's number of the VM; with it the claims of a domain that is gone are found by its name
+///
+/// # Errors
+/// The domain is still there; its VFs stay claimed.
+///
+/// # Source
+/// OpenNebula's stock `cancel`: destroys up to 60 times, a second apart.
+pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::new("cancel", cause, HostState::RunsOn);
+    let domain = host.hypervisor().find(id).map_err(|e| failed(e.into()))?;
+    let store = gone::usable_claims(host);
+    let owner = owner_of(domain.as_ref(), id, vm_id, store.as_ref());
+    if let (Some(store), Some(owner)) = (&store, &owner) {
+        tell_holder(store, &owner.vm);
+    }
+    let last = domain.as_ref().map(|domain| LastLook::at(host, domain)).unwrap_or_default();
+    if let Some(domain) = &domain {
+        gone::destroy(host, domain).map_err(failed)?;
+    }
+    if let (Some(store), Some(owner)) = (&store, &owner) {
+        free(host, store, owner).map_err(failed)?;
+    }
+    if domain.is_some() {
+        gone::clean_up(host, &Sudo::ask(), &last);
+    }
+    Ok(())
+}
+
+/// Who may hold claims: the domain, or what is known of one that is gone.
+fn owner_of(domain: Option<&DomainRef>, id: &DeployId, vm_id: Option<u32>, store: Option<&ClaimStore>) -> Option<Owner> {
+    if let Some(domain) = domain {
+        return Some(Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) });
+    }
+    let by_number = || vm_id.and_then(|number| format!("one-{number}").parse().ok());
+    match id {
+        DeployId::Name(name) => Some(Owner { vm: name.clone(), uuid: None }),
+        DeployId::Uuid(uuid) => store
+            .and_then(|store| store.owner_with(uuid).ok().flatten())
+            .or_else(|| by_number().map(|vm| Owner { vm, uuid: Some(uuid.clone()) })),
+        DeployId::Id(_) => by_number().map(|vm| Owner { vm, uuid: None }),
+    }
+}
+
+/// Tells an action that still runs for this VM to end.
+fn tell_holder(store: &ClaimStore, vm: &DomainName) {
+    let told = store.vm_holder(vm).and_then(|holder| match holder {
+        None => Ok(()),
+        Some(holder) => {
+            log::info!("{vm} is busy: {holder}; it is told to end");
+            store.request_cancel(vm)?;
+            holder.process.terminate();
+            Ok(())
+        }
+    });
+    if let Err(error) = told {
+        log::warn!("{error}; an action that still runs for {vm} was not told to end");
+    }
+}
+
+/// Frees what the VM claims. An action that was told to end may have started the domain after it was destroyed, so with
+/// the lock in hand it is looked for once more. A VM without claims needs neither.
+fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
+    let released = store.has_any(owner).and_then(|any| if any { store.lock_vm(&owner.vm, "cancel", LOCK_TIMEOUT).map(Some) } else { Ok(None) });
+    let lock = match released {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+            return Ok(());
+        }
+    };
+    if let Some(domain) = host.hypervisor().find(&DeployId::Name(owner.vm.clone()))? {
+        gone::destroy(host, &domain)?;
+    }
+    if let Err(error) = gone::release(host, store, owner, "cancel") {
+        log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+    }
+    drop(lock);
+    Ok(())
+}

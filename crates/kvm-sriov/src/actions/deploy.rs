@@ -1,0 +1,356 @@
+//! `deploy`: starts a VM, with a VF for each of its NICs that asks for one.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::gone;
+use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
+use crate::error::{ActionError, Cause, HostState, Refusal};
+use crate::host::Host;
+use crate::libvirt::{DomainRef, LibvirtErrorKind};
+use crate::sudo::Sudo;
+use crate::sysfs;
+use crate::vf_map::VfMap;
+use crate::vm_dir::{self, VmDir};
+use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted};
+use crate::{DeployId, MacAddress, RootName};
+
+/// Starts the VM that `xml` describes and returns its domain.
+///
+/// The XML is kept in `file`, where OpenNebula wants it. Each NIC on a bridge `sriov_<root>` becomes a free VF of that
+/// root and a dummy interface that carries the NIC's IP address; everything else goes to libvirt byte for byte. A VM
+/// without such NICs touches neither claims nor maps.
+///
+/// # Errors
+/// Nothing was started and no VF is claimed, or the error's state says exactly what is left.
+///
+/// # Source
+/// OpenNebula's stock `deploy`.
+pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+    let deployment =
+        Deployment::parse(xml).map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
+    let vm_dir = VmDir::of(file).map_err(untouched)?;
+    let disks = vm_dir::linked_disks(deployment.disk_files());
+    let plain = deployment
+        .rewrite(&disks, &[], "")
+        .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
+    vm_dir::store(file, &plain).map_err(untouched)?;
+    let start = Start { host, deployment: &deployment, file, disks, vm_dir };
+    let domain = if deployment.sriov_nics().is_empty() {
+        start.prepare().map_err(untouched)?;
+        start.create(&plain).map_err(untouched)?
+    } else {
+        start.with_vfs()?
+    };
+    start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
+    Ok(domain)
+}
+
+/// A VM about to start.
+struct Start<'a> {
+    host: &'a Host,
+    deployment: &'a Deployment,
+    file: &'a Path,
+    disks: Vec<(std::path::PathBuf, std::path::PathBuf)>,
+    vm_dir: VmDir,
+}
+
+/// What a VM with VFs needs besides the VFs, checked before one is claimed.
+struct Needs {
+    dummy_bridge: String,
+    dummy_macs: Vec<MacAddress>,
+    maps: Vec<VfMap>,
+    nics: Vec<(RootName, MacAddress)>,
+}
+
+impl Start<'_> {
+    /// What the stock driver does before it creates a domain.
+    fn prepare(&self) -> Result<(), Cause> {
+        let sudo = Sudo::ask();
+        let kvmrc = self.host.kvmrc();
+        if kvmrc.cleanup_memory_on_start() {
+            sudo.compact_memory();
+        }
+        if let Some(nvram) = self.deployment.nvram() {
+            vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
+        }
+        sudo.vgpu(self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
+        if let (true, Some(uuid)) = (self.deployment.has_emulated_tpm(), self.deployment.uuid()) {
+            sudo.vtpm(self.host.remotes(), "recover", uuid, self.vm_dir.path());
+        }
+        Ok(())
+    }
+
+    fn create(&self, xml: &str) -> Result<DomainRef, Cause> {
+        self.host
+            .hypervisor()
+            .create(xml)
+            .map_err(|source| Cause::Call { what: format!("create domain from {}", self.file.display()), source })
+    }
+
+    fn with_vfs(&self) -> Result<DomainRef, ActionError> {
+        let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+        let name = self.deployment.name();
+        let needs = self.needs().map_err(untouched)?;
+        let store = self.host.claims().map_err(|e| untouched(e.into()))?;
+        let timeout = self.host.kvmrc().lock_timeout();
+        let lock = store.lock_vm(name, "deploy", timeout).map_err(|e| untouched(e.into()))?;
+        let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
+        if existing.is_some() {
+            return Err(untouched(Cause::Exists { name: name.clone() }));
+        }
+        self.prepare().map_err(untouched)?;
+        let owner = Owner { vm: name.clone(), uuid: self.deployment.uuid().cloned() };
+        self.try_vfs(&store, &lock, &owner, &needs)
+    }
+
+    fn needs(&self) -> Result<Needs, Cause> {
+        let kvmrc = self.host.kvmrc();
+        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
+        let bridge = kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
+        if !self.host.sysfs().is_bridge(bridge) {
+            return Err(Cause::NoBridge { bridge: bridge.to_owned() });
+        }
+        let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
+        let prefix = kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
+        let nics = self.deployment.sriov_nics();
+        let dummy_macs = nics
+            .iter()
+            .map(|nic| nic.mac.dummy(prefix, nic.position))
+            .collect::<Result<_, _>>()
+            .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
+        let roots: BTreeSet<&RootName> = nics.iter().map(|nic| &nic.root).collect();
+        let maps = roots.into_iter().map(|root| self.host.maps().load(root)).collect::<Result<_, _>>()?;
+        let nics = nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
+    }
+
+    /// Claims VFs and creates the domain; a VF that libvirt refuses is left out, and the next free one is tried.
+    fn try_vfs(&self, store: &ClaimStore, lock: &VmLock, owner: &Owner, needs: &Needs) -> Result<DomainRef, ActionError> {
+        let mut refusals: Vec<Refusal> = Vec::new();
+        loop {
+            let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
+            let request = Request { owner, nics: &needs.nics, maps: &needs.maps, refused: &refused };
+            // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain
+            // now, can be stale.
+            let claims = store
+                .entries()
+                .map_err(Cause::from)
+                .and_then(|seen| Ok((seen, self.host.backing()?)))
+                .and_then(|(seen, backing)| Ok(store.claim_all(&request, &seen, &backing)?))
+                .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
+            self.journal(&claims, "claimed");
+            let claimed = Claimed { start: self, store, owner, claims };
+            match claimed.start_domain(lock, needs) {
+                Ok(domain) => return Ok(domain),
+                Err(Failure::Refused(refusal)) => {
+                    claimed.give_back().map_err(|undo| claimed.left_claimed(Cause::Claims(undo)))?;
+                    log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
+                    refusals.push(refusal);
+                }
+                Err(Failure::Other(cause)) => return Err(claimed.undo(cause)),
+            }
+        }
+    }
+
+    fn journal(&self, claims: &[Claim], result: &str) {
+        for claim in claims {
+            self.host.journal().vf("deploy", &claim.owner.vm, &claim.root, claim.vf, result);
+        }
+    }
+}
+
+/// Why a domain with VFs did not start.
+enum Failure {
+    /// libvirt named one of the VFs: another may do.
+    Refused(Refusal),
+    /// Another VF would not help.
+    Other(Cause),
+}
+
+impl<E: Into<Cause>> From<E> for Failure {
+    fn from(cause: E) -> Self {
+        Self::Other(cause.into())
+    }
+}
+
+/// A VM whose VFs are claimed.
+struct Claimed<'a> {
+    start: &'a Start<'a>,
+    store: &'a ClaimStore,
+    owner: &'a Owner,
+    claims: Vec<Claim>,
+}
+
+impl Claimed<'_> {
+    fn start_domain(&self, lock: &VmLock, needs: &Needs) -> Result<DomainRef, Failure> {
+        let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
+        let start = self.start;
+        let plan = self.plan(needs, start.vm_dir.vm_data());
+        let xml = start
+            .deployment
+            .rewrite(&start.disks, &plan, &needs.dummy_bridge)
+            .map_err(|source| Cause::Xml { what: "the deployment file".into(), source })?;
+        vm_dir::store(start.file, &xml)?;
+        if lock.cancelled() {
+            return Err(cancelled().into());
+        }
+        let domain = start.create(&xml).map_err(|cause| self.sort(cause))?;
+        self.verify(&domain, &plan, &needs.dummy_bridge)?;
+        if lock.cancelled() {
+            return Err(cancelled().into());
+        }
+        self.store.commit(&self.claims)?;
+        for claim in &self.claims {
+            log::info!("{} has VF {} of {} for NIC {}", self.owner.vm, claim.vf, claim.root, claim.mac);
+        }
+        start.journal(&self.claims, "plugged");
+        Ok(domain)
+    }
+
+    fn plan(&self, needs: &Needs, data: Option<VmData>) -> Vec<PlannedNic> {
+        let described = |mac: &MacAddress| data.as_ref().and_then(|d| d.nics().iter().find(|nic| nic.mac == *mac));
+        let guests = self.start.deployment.guest_addresses();
+        self.claims
+            .iter()
+            .zip(&needs.dummy_macs)
+            .zip(guests)
+            .map(|((claim, dummy_mac), guest)| {
+                let nic = described(&claim.mac);
+                PlannedNic {
+                    vf: claim.vf,
+                    guest,
+                    dummy_mac: *dummy_mac,
+                    vlan: nic.and_then(|n| n.vlan),
+                    nic_id: nic.and_then(|n| n.id),
+                }
+            })
+            .collect()
+    }
+
+    /// Reads libvirt's refusal: does it name one of our VFs, or is it a matter of the host?
+    fn sort(&self, cause: Cause) -> Failure {
+        let Cause::Call { source, .. } = &cause else { return Failure::Other(cause) };
+        let text = source.text().to_owned();
+        if matches!(source.kind(), LibvirtErrorKind::NoAnswer) {
+            return Failure::Other(cause);
+        }
+        let host = self.start.host;
+        if text.contains("Cannot allocate memory") {
+            return Failure::Other(Cause::NoMemory {
+                text,
+                guest_kib: self.start.deployment.memory_kib(),
+                free_kib: host.sysfs().available_memory_kib(),
+            });
+        }
+        if let Some(device) = sysfs::denied_vfio_device(&text) {
+            return Failure::Other(Cause::VfioDenied { device, text, advice: host.sysfs().vfio_advice() });
+        }
+        match self.claims.iter().find(|claim| text.contains(&claim.vf.to_string())) {
+            Some(claim) => Failure::Refused(Refusal { vf: claim.vf, why: text }),
+            None => Failure::Other(cause),
+        }
+    }
+
+    /// Believes only the live XML: every VF and every dummy is there, and the guest sees the VFs in their order.
+    fn verify(&self, domain: &DomainRef, plan: &[PlannedNic], dummy_bridge: &str) -> Result<(), Cause> {
+        let name = &self.owner.vm;
+        let hypervisor = self.start.host.hypervisor();
+        let differs = |what: String| Cause::NotAsAsked { name: name.clone(), what };
+        let text = hypervisor.live_xml(domain)?.ok_or_else(|| differs("it is already gone".into()))?;
+        let live = LiveDomain::parse(&text)
+            .map_err(|source| Cause::Xml { what: format!("the live XML of {name}"), source })?;
+        let mut guests = Vec::new();
+        for (nic, planned) in self.start.deployment.sriov_nics().iter().zip(plan) {
+            let alias = crate::xml::alias_of(nic.position);
+            let found = live
+                .hostdevs
+                .iter()
+                .find(|dev| dev.alias.as_deref() == Some(alias.as_str()))
+                .ok_or_else(|| differs(format!("VF {} (alias {alias}) is missing", planned.vf)))?;
+            if found.vf != planned.vf || (planned.guest.is_some() && found.guest != planned.guest) {
+                return Err(differs(format!("{alias} is VF {} instead of {}, or at another guest address", found.vf, planned.vf)));
+            }
+            guests.push(found.guest);
+            let on_dummy_bridge = |i: &crate::xml::LiveInterface| i.mac == planned.dummy_mac && i.bridge.as_deref() == Some(dummy_bridge);
+            if !live.interfaces.iter().any(on_dummy_bridge) {
+                return Err(differs(format!("the dummy interface {} on {dummy_bridge} is missing", planned.dummy_mac)));
+            }
+        }
+        if guests.iter().any(Option::is_none) || !guests.is_sorted() {
+            return Err(differs("its VFs are not at ascending guest addresses".into()));
+        }
+        self.note_guest_addresses(domain, &live, &guests)
+    }
+
+    /// Writes the guest addresses that libvirt chose into our metadata, so that a VF that comes back gets its old one.
+    fn note_guest_addresses(
+        &self,
+        domain: &DomainRef,
+        live: &LiveDomain,
+        guests: &[Option<crate::PciAddress>],
+    ) -> Result<(), Cause> {
+        let Some(mut wanted) = live.wanted.clone() else {
+            return Err(Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() });
+        };
+        let noted: Vec<_> = wanted.nics.iter().map(|nic| nic.guest).collect();
+        if noted == guests {
+            return Ok(());
+        }
+        for (nic, guest) in wanted.nics.iter_mut().zip(guests) {
+            nic.guest = *guest;
+        }
+        let hypervisor = self.start.host.hypervisor();
+        Ok(hypervisor.set_metadata(domain, Some(&wanted.to_xml()), Wanted::PREFIX, Wanted::NAMESPACE)?)
+    }
+
+    fn give_back(&self) -> Result<(), ClaimError> {
+        self.store.release(&self.claims)?;
+        self.start.journal(&self.claims, "released");
+        Ok(())
+    }
+
+    /// Undoes a start that failed: the domain goes if it is there, then the claims. Says what is left if that fails too.
+    fn undo(&self, cause: Cause) -> ActionError {
+        // Whether the domain will run is not known: its VFs must stay claimed until somebody has seen it.
+        if matches!(&cause, Cause::Call { source, .. } if matches!(source.kind(), LibvirtErrorKind::NoAnswer)) {
+            return self.left_claimed(cause);
+        }
+        let hypervisor = self.start.host.hypervisor();
+        let gone = hypervisor.find(&DeployId::Name(self.owner.vm.clone())).map_err(Cause::from).and_then(|found| {
+            match found {
+                // Another process may have started a VM of this name with a UUID of its own.
+                Some(domain) if self.owner.uuid.as_ref().is_none_or(|uuid| *uuid == domain.uuid) => {
+                    gone::destroy(self.start.host, &domain)
+                }
+                _ => Ok(()),
+            }
+        });
+        match gone.and_then(|()| Ok(self.give_back()?)) {
+            Ok(()) => ActionError::untouched("deploy", cause),
+            Err(undo) => self.left_claimed(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }),
+        }
+    }
+
+    fn left_claimed(&self, cause: Cause) -> ActionError {
+        let vfs: Vec<String> = self.claims.iter().map(|claim| claim.vf.to_string()).collect();
+        let state = HostState::Left(format!(
+            "VF {} stays claimed by {} until it is seen whether the domain runs; cancel the VM to free it",
+            vfs.join(", "),
+            self.owner.vm
+        ));
+        ActionError::new("deploy", cause, state)
+    }
+}
+
+/// An exhausted map says why libvirt refused the VFs that were free.
+fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
+    match cause {
+        Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
+            let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
+            Cause::AllRefused { exhausted, reasons: reasons.join(", ") }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,20 @@
+//! `reboot`: asks the guest to reboot.
+
+use crate::error::{ActionError, Cause};
+use crate::host::Host;
+use crate::DeployId;
+
+/// Asks the guest of a running domain to reboot; returns when it was asked.
+///
+/// # Errors
+/// The domain is not there, or libvirt refused; it runs on as before.
+///
+/// # Source
+/// OpenNebula's stock `reboot`: `virDomainReboot` without flags.
+pub fn reboot(host: &Host, id: &DeployId) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::untouched("reboot", cause);
+    let domain = host.find(id).map_err(failed)?;
+    host.hypervisor()
+        .reboot(&domain)
+        .map_err(|source| failed(Cause::Call { what: format!("reboot domain {id}"), source }))
+}

@@ -1,0 +1,20 @@
+//! `reset`: presses the reset button.
+
+use crate::error::{ActionError, Cause};
+use crate::host::Host;
+use crate::DeployId;
+
+/// Resets a running domain without asking its guest. Its VFs stay.
+///
+/// # Errors
+/// The domain is not there, or libvirt refused; it runs on as before.
+///
+/// # Source
+/// OpenNebula's stock `reset`: `virDomainReset` without flags.
+pub fn reset(host: &Host, id: &DeployId) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::untouched("reset", cause);
+    let domain = host.find(id).map_err(failed)?;
+    host.hypervisor()
+        .reset(&domain)
+        .map_err(|source| failed(Cause::Call { what: format!("reset domain {id}"), source }))
+}

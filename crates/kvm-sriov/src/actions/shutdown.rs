@@ -1,0 +1,95 @@
+//! `shutdown`: asks the guest to power off, and waits until it did.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::gone::{self, LastLook};
+use crate::claims::{ClaimStore, Owner, VmLock};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::sudo::Sudo;
+use crate::DeployId;
+
+/// Shuts the domain down and frees its VFs once it is gone.
+///
+/// The guest gets SHUTDOWN_TIMEOUT seconds and is asked again at half of them; with FORCE_DESTROY=yes the domain is then
+/// destroyed. With CANCEL_NO_ACPI=yes a domain without ACPI is destroyed at once, because it can't hear.
+///
+/// * `absent_is_done` - whether a domain that is not there is a success (OpenNebula 5.12 and later)
+///
+/// # Errors
+/// The domain runs on and keeps its VFs: the guest did not power off in time, libvirt refused, or another action of
+/// this VM runs.
+///
+/// # Source
+/// OpenNebula's stock `shutdown`.
+pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched("shutdown", cause);
+    let store = gone::usable_claims(host);
+    let Some(domain) = host.hypervisor().find(id).map_err(|e| untouched(e.into()))? else {
+        return if absent_is_done { Ok(()) } else { Err(untouched(Cause::Absent { id: id.to_string() })) };
+    };
+    let owner = Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) };
+    let lock = lock(host, store.as_ref(), &owner).map_err(untouched)?;
+    let sudo = Sudo::ask();
+    let last = LastLook::at(host, &domain);
+    if let (true, Some(dir)) = (last.has_tpm, &last.vm_dir) {
+        sudo.vtpm(host.remotes(), "backup", &domain.uuid, dir);
+    }
+    end(host, &domain, id, &last).map_err(|cause| ActionError::new("shutdown", cause, HostState::RunsOn))?;
+    if let (Some(store), Some(_held)) = (&store, &lock) {
+        if let Err(error) = gone::release(host, store, &owner, "shutdown") {
+            log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+        }
+    }
+    gone::clean_up(host, &sudo, &last);
+    Ok(())
+}
+
+/// The lock of the VM if it has claims; a VM without VFs needs none.
+fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option<VmLock>, Cause> {
+    let Some(store) = store else { return Ok(None) };
+    if !store.has_any(owner)? {
+        return Ok(None);
+    }
+    Ok(Some(store.lock_vm(&owner.vm, "shutdown", host.kvmrc().lock_timeout())?))
+}
+
+fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Result<(), Cause> {
+    if host.kvmrc().cancel_no_acpi() && !last.mentions_acpi {
+        return gone::destroy(host, domain);
+    }
+    let timeout = host.kvmrc().shutdown_timeout();
+    if ask(host, domain, id, timeout)? {
+        return Ok(());
+    }
+    if host.kvmrc().force_destroy() {
+        log::error!("Timeout shutting down {id}. Destroying it");
+        return gone::destroy(host, domain);
+    }
+    Err(Cause::ShutdownTimeout { id: id.to_string(), seconds: timeout.as_secs() })
+}
+
+/// Whether the guest powered off within `timeout`.
+fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Result<bool, Cause> {
+    if let Err(source) = host.hypervisor().shutdown(domain) {
+        // It may have powered off just now.
+        return if gone::is_gone(host, domain)? { Ok(true) } else { Err(Cause::Call { what: format!("shutdown {id}"), source }) };
+    }
+    let begin = Instant::now();
+    let mut asked_again = false;
+    while !gone::is_gone(host, domain)? {
+        if begin.elapsed() >= timeout {
+            return Ok(false);
+        }
+        if !asked_again && begin.elapsed() >= timeout / 2 {
+            asked_again = true;
+            if let Err(error) = host.hypervisor().shutdown(domain) {
+                log::warn!("{id} could not be asked again to shut down: {error}");
+            }
+        }
+        thread::sleep(gone::POLL);
+    }
+    Ok(true)
+}

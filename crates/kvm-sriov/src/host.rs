@@ -1,0 +1,246 @@
+//! A host: its configuration, its libvirtd, its maps and its claims.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::claims::{Backing, ClaimError, ClaimStore, Owner};
+use crate::error::Cause;
+use crate::journal::Journal;
+use crate::kvmrc::Kvmrc;
+use crate::libvirt::{DomainRef, Hypervisor, Libvirt};
+use crate::sysfs::Sysfs;
+use crate::vf_map::{MapDirs, VfMap};
+use crate::xml::LiveDomain;
+use crate::{DeployId, PciAddress, RootName};
+
+/// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
+const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
+
+/// Where OpenNebula copies its remotes to on a host.
+const REMOTES: &str = "/var/tmp/one";
+
+/// Everything an action needs to know of the host it runs on.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use kvm_sriov::{Host, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+/// let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
+/// let host = Host::new(Kvmrc::load(&[]), Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
+/// for vf in host.vfs()? {
+///     println!("{} {} {}", vf.root, vf.address, vf.state);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Host {
+    kvmrc: Kvmrc,
+    hypervisor: Arc<dyn Hypervisor>,
+    maps: MapDirs,
+    sysfs: Sysfs,
+    journal: Journal,
+    remotes: PathBuf,
+}
+
+impl Host {
+    /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
+    pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
+        let remotes = REMOTES.into();
+        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), remotes }
+    }
+
+    /// The same host with another view of the kernel.
+    #[must_use]
+    pub fn with_sysfs(self, sysfs: Sysfs) -> Self {
+        Self { sysfs, ..self }
+    }
+
+    /// The host that a driver in `driver_dir` runs on, for an action that starts or plugs something.
+    ///
+    /// # Errors
+    /// Nothing was touched: kvmrc has a line that can't be read, or libvirtd does not answer.
+    pub fn open(driver_dir: &Path) -> Result<Self, Cause> {
+        let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir));
+        kvmrc.strict()?;
+        Self::connect(kvmrc, driver_dir)
+    }
+
+    /// The host that a driver in `driver_dir` runs on, for an action that ends or frees something: what can't be read
+    /// in kvmrc is logged, and the stock default holds.
+    ///
+    /// # Errors
+    /// Nothing was touched: libvirtd does not answer.
+    pub fn open_lenient(driver_dir: &Path) -> Result<Self, Cause> {
+        let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir));
+        for problem in kvmrc.problems() {
+            log::warn!("{problem}; the default is used");
+        }
+        Self::connect(kvmrc, driver_dir)
+    }
+
+    fn connect(kvmrc: Kvmrc, driver_dir: &Path) -> Result<Self, Cause> {
+        for warning in kvmrc.warnings() {
+            log::debug!("{warning}");
+        }
+        let dirs = Self::map_dirs(&kvmrc, driver_dir);
+        let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
+        let remotes = driver_dir.join("../..");
+        Ok(Self { remotes, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+    }
+
+    /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
+    /// those beside the driver.
+    pub fn map_dirs(kvmrc: &Kvmrc, driver_dir: &Path) -> Vec<PathBuf> {
+        let own = kvmrc.vf_maps_path().map(Path::to_owned);
+        own.into_iter().chain([HOST_MAPS.into(), driver_dir.join("vf_maps")]).collect()
+    }
+
+    /// The directory of OpenNebula's remotes, where its own root programs lie.
+    pub(crate) fn remotes(&self) -> &Path {
+        &self.remotes
+    }
+
+    /// The running domain that OpenNebula means.
+    ///
+    /// # Errors
+    /// There is none, or libvirtd does not answer. Nothing was changed.
+    pub fn find(&self, id: &DeployId) -> Result<DomainRef, Cause> {
+        self.hypervisor.find(id)?.ok_or_else(|| Cause::Absent { id: id.to_string() })
+    }
+
+    /// Its configuration.
+    pub fn kvmrc(&self) -> &Kvmrc {
+        &self.kvmrc
+    }
+
+    /// Its libvirtd.
+    pub fn hypervisor(&self) -> &dyn Hypervisor {
+        self.hypervisor.as_ref()
+    }
+
+    /// Where its VF maps lie.
+    pub fn maps(&self) -> &MapDirs {
+        &self.maps
+    }
+
+    /// What its kernel says.
+    pub fn sysfs(&self) -> &Sysfs {
+        &self.sysfs
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Its claims, the state directory made if it is not there.
+    ///
+    /// # Errors
+    /// The directory can't be made or is not safe to use; nothing was changed.
+    pub fn claims(&self) -> Result<ClaimStore, ClaimError> {
+        ClaimStore::create(self.kvmrc.state_dir())
+    }
+
+    /// Its claims, `None` when there is no state directory: nothing was ever claimed since it was removed.
+    ///
+    /// # Errors
+    /// The directory is not safe to use; nothing was changed.
+    pub fn existing_claims(&self) -> Result<Option<ClaimStore>, ClaimError> {
+        ClaimStore::open(self.kvmrc.state_dir())
+    }
+
+    /// Every PCI device that a running domain of this host shows, ours or not, with its domain.
+    ///
+    /// # Errors
+    /// libvirtd does not answer, or a domain's XML can't be read. Nothing was changed.
+    pub fn backing(&self) -> Result<Backing, Cause> {
+        let mut backing = BTreeMap::new();
+        for domain in self.hypervisor.domains()? {
+            // None: it ended since it was listed.
+            let Some(text) = self.hypervisor.live_xml(&domain)? else { continue };
+            let live = LiveDomain::parse(&text)
+                .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;
+            let owner = Owner { vm: domain.name, uuid: Some(domain.uuid) };
+            backing.extend(live.vfs().map(|vf| (vf, owner.clone())));
+        }
+        Ok(backing)
+    }
+
+    /// Every VF of every root, in the order of the maps, and what it is used for.
+    ///
+    /// # Errors
+    /// A map, the state directory or libvirtd can't be read. Nothing was changed.
+    pub fn vfs(&self) -> Result<Vec<Vf>, Cause> {
+        let maps = self.all_maps()?;
+        let entries = match self.existing_claims()? {
+            Some(store) => store.entries()?,
+            None => Vec::new(),
+        };
+        let backing = self.backing()?;
+        let mut vfs = Vec::new();
+        for map in &maps {
+            for (index, address) in map.vfs().iter().enumerate() {
+                let user = backing.get(address).map(|owner| owner.vm.to_string());
+                let claim = entries.iter().find(|entry| entry.vf() == Some(*address) || (entry.root() == map.root() && entry.index() == index && entry.vf().is_none()));
+                let state = match (user, claim) {
+                    (Some(vm), Some(_)) => VfState::Used { vm },
+                    (Some(vm), None) => VfState::Unclaimed { vm },
+                    (None, Some(entry)) => VfState::Unbacked { vm: entry.owner_text() },
+                    (None, None) => VfState::Free,
+                };
+                vfs.push(Vf { root: map.root().clone(), index, address: *address, state });
+            }
+        }
+        Ok(vfs)
+    }
+
+    pub(crate) fn all_maps(&self) -> Result<Vec<VfMap>, Cause> {
+        let roots = self.maps.roots()?;
+        Ok(roots.iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+    }
+}
+
+/// A VF of a map and what it is used for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vf {
+    /// The root whose map lists it.
+    pub root: RootName,
+    /// Its line in the map, from 0.
+    pub index: usize,
+    /// Where it is on the host's PCI bus.
+    pub address: PciAddress,
+    /// What it is used for.
+    pub state: VfState,
+}
+
+/// What a VF is used for, by the claims and by libvirt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VfState {
+    /// No domain has it and nobody claims it.
+    Free,
+    /// A running domain has it and it is claimed.
+    Used {
+        /// The domain's name.
+        vm: String,
+    },
+    /// A running domain has it without a claim: a domain that is not ours, or the state directory was lost.
+    Unclaimed {
+        /// The domain's name.
+        vm: String,
+    },
+    /// It is claimed but no running domain has it: an action runs, or the claim is stale and the next deploy frees it.
+    Unbacked {
+        /// Who the claim names.
+        vm: String,
+    },
+}
+
+impl std::fmt::Display for VfState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Free => f.write_str("free"),
+            Self::Used { vm } => write!(f, "used by {vm}"),
+            Self::Unclaimed { vm } => write!(f, "used by {vm}, without a claim"),
+            Self::Unbacked { vm } => write!(f, "claimed by {vm}, in no running domain"),
+        }
+    }
+}

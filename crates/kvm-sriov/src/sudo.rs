@@ -1,0 +1,56 @@
+//! The fixed commands that OpenNebula's sudoers rules allow its user, each optional on a host.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::DomainUuid;
+
+/// What `sudo` allows this user.
+pub(crate) struct Sudo {
+    allowed: String,
+}
+
+impl Sudo {
+    /// Asks `sudo -l`. A host without sudo, or a user without rules, is allowed nothing.
+    pub(crate) fn ask() -> Self {
+        let listed = Command::new("sudo").args(["-n", "-l"]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+        Self { allowed: listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default() }
+    }
+
+    fn allows(&self, command: &str) -> bool {
+        self.allowed.contains(command)
+    }
+
+    /// Makes the kernel drop its caches and compact memory, as CLEANUP_MEMORY_ON_START and _ON_STOP ask.
+    pub(crate) fn compact_memory(&self) {
+        if self.allows("sysctl") {
+            run(["sysctl", "vm.drop_caches=3", "vm.compact_memory=1"]);
+        }
+    }
+
+    /// Makes or removes the mediated devices of a VM. `verb` is CREATE or DELETE.
+    pub(crate) fn vgpu(&self, remotes: &Path, verb: &str, vm_xml: &Path) {
+        if self.allows("vgpu") && vm_xml.exists() {
+            run([remotes.join("vgpu").as_os_str(), OsStr::new(verb), vm_xml.as_os_str()]);
+        }
+    }
+
+    /// Copies a VM's TPM state between its directory and libvirt's. `verb` is recover or backup.
+    pub(crate) fn vtpm(&self, remotes: &Path, verb: &str, uuid: &DomainUuid, vm_dir: &Path) {
+        if self.allows("vtpm_setup") {
+            run([remotes.join("vtpm_setup").as_os_str(), OsStr::new(verb), OsStr::new(uuid.as_str()), vm_dir.as_os_str()]);
+        }
+    }
+}
+
+/// None of these commands decides whether an action succeeds: a failure is a line in the log.
+fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) {
+    let mut command = Command::new("sudo");
+    command.arg("-n").args(args).stdin(Stdio::null()).stdout(Stdio::null());
+    match command.output() {
+        Ok(out) if out.status.success() => {}
+        Ok(out) => log::warn!("{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim()),
+        Err(error) => log::warn!("{command:?} failed: {error}"),
+    }
+}

@@ -1,0 +1,184 @@
+//! The VM's directory on the host: the deployment file and what OpenNebula keeps beside it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::Cause;
+use crate::libvirt::{DomainRef, Hypervisor};
+use crate::xml::{self, Nvram, VmData};
+
+/// How a file of qcow2 form begins.
+const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// The directory of a VM below a system datastore.
+#[derive(Debug, Clone)]
+pub(crate) struct VmDir {
+    path: PathBuf,
+}
+
+impl VmDir {
+    /// The directory that a deployment file lies in, made if it is not there.
+    pub(crate) fn of(deployment: &Path) -> Result<Self, Cause> {
+        let path = deployment.parent().unwrap_or(Path::new(".")).to_owned();
+        fs::create_dir_all(&path).map_err(|source| Cause::File { verb: "make", path: path.clone(), source })?;
+        Ok(Self { path })
+    }
+
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// OpenNebula's description of the VM (6.0 and later).
+    pub(crate) fn vm_xml(&self) -> PathBuf {
+        self.path.join("vm.xml")
+    }
+
+    /// The VM's NICs as OpenNebula describes them; a description that is missing or can't be read has none, because
+    /// nothing that a VF needs stands only there.
+    pub(crate) fn vm_data(&self) -> Option<VmData> {
+        let path = self.vm_xml();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                log::warn!("cannot read {}: {error}; VLANs and NIC ids stay unknown", path.display());
+                return None;
+            }
+        };
+        VmData::parse(&text)
+            .inspect_err(|error| log::warn!("{}: {error}; VLANs and NIC ids stay unknown", path.display()))
+            .ok()
+    }
+
+    /// Gives the domain the snapshots it had before it was powered off. A snapshot that libvirt refuses is logged:
+    /// the domain runs, and OpenNebula still lists the snapshot.
+    pub(crate) fn redefine_snapshots(&self, hypervisor: &dyn Hypervisor, domain: &DomainRef) {
+        for file in self.snapshot_files() {
+            let defined = fs::read_to_string(&file)
+                .map_err(|source| Cause::File { verb: "read", path: file.clone(), source })
+                .and_then(|text| {
+                    xml::snapshot_of(&text, &domain.uuid)
+                        .map_err(|source| Cause::Xml { what: file.display().to_string(), source })
+                })
+                .and_then(|text| Ok(hypervisor.redefine_snapshot(domain, &text)?));
+            if let Err(cause) = defined {
+                log::warn!("snapshot {} of {} is not known to libvirt: {cause}", file.display(), domain.name);
+            }
+        }
+    }
+
+    /// `snap-<n>.xml` by number: libvirt wants a parent before its child.
+    fn snapshot_files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
+        let mut files: Vec<(u64, PathBuf)> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let number = name.to_str()?.strip_prefix("snap-")?.strip_suffix(".xml")?.parse().ok()?;
+                Some((number, entry.path()))
+            })
+            .collect();
+        files.sort();
+        files.into_iter().map(|(_, path)| path).collect()
+    }
+}
+
+/// Writes a deployment file.
+pub(crate) fn store(path: &Path, text: &str) -> Result<(), Cause> {
+    fs::write(path, text).map_err(|source| Cause::File { verb: "write", path: path.to_owned(), source })
+}
+
+/// The disks that are links, each with what it points to: libvirt must lock and label the image, not the link.
+pub(crate) fn linked_disks(disks: Vec<PathBuf>) -> Vec<(PathBuf, PathBuf)> {
+    disks
+        .into_iter()
+        .filter_map(|disk| {
+            let target = fs::read_link(&disk).ok()?;
+            let target = disk.parent().unwrap_or(Path::new("/")).join(target);
+            target.exists().then_some((disk, target))
+        })
+        .collect()
+}
+
+/// Gives a UEFI VM its variables from the template, unless it has them: they hold what the guest wrote there.
+pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause> {
+    if nvram.path.exists() {
+        return Ok(());
+    }
+    let failed = |verb, path: &Path| {
+        let path = path.to_owned();
+        move |source| Cause::File { verb, path, source }
+    };
+    if let Some(dir) = nvram.path.parent() {
+        fs::create_dir_all(dir).map_err(failed("make", dir))?;
+    }
+    let found = image_format(template).map_err(failed("read", template))?;
+    // The variables appear under their name only when they are complete.
+    let unfinished = nvram.path.with_extension("kvm-sriov-new");
+    if found == nvram.format {
+        fs::copy(template, &unfinished).map_err(failed("write", &unfinished))?;
+    } else {
+        convert(template, found, &unfinished, &nvram.format).map_err(failed("convert the UEFI variables to", &unfinished))?;
+    }
+    fs::rename(&unfinished, &nvram.path).map_err(failed("write", &nvram.path))
+}
+
+fn image_format(path: &Path) -> io::Result<&'static str> {
+    let mut magic = Vec::new();
+    fs::File::open(path)?.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic)?;
+    Ok(if magic == QCOW2_MAGIC { "qcow2" } else { "raw" })
+}
+
+fn convert(from: &Path, format: &str, to: &Path, wanted: &str) -> io::Result<()> {
+    let out = Command::new("qemu-img")
+        .args(["convert", "-f", format, "-O", wanted])
+        .args([from, to])
+        .stdin(Stdio::null())
+        .output()?;
+    if out.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linked_disk_is_replaced_by_what_it_points_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("image"), "").unwrap();
+        std::os::unix::fs::symlink("image", at("disk.0")).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("disk.1")).unwrap();
+        fs::write(at("disk.2"), "").unwrap();
+        let disks = linked_disks(vec![at("disk.0"), at("disk.1"), at("disk.2"), at("disk.3")]);
+        assert_eq!(disks, vec![(at("disk.0"), at("image"))]);
+    }
+
+    #[test]
+    fn uefi_variables_are_copied_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let template = dir.path().join("VARS.fd");
+        let nvram = Nvram { path: dir.path().join("vm/one_VARS.fd"), format: "raw".into() };
+        fs::write(&template, "new").unwrap();
+        provide_nvram(&nvram, &template).unwrap();
+        fs::write(&template, "newer").unwrap();
+        provide_nvram(&nvram, &template).unwrap();
+        assert_eq!(fs::read_to_string(&nvram.path).unwrap(), "new");
+        let absent = Nvram { path: dir.path().join("other"), format: "raw".into() };
+        assert!(provide_nvram(&absent, Path::new("/nonexistent/VARS.fd")).is_err());
+    }
+
+    #[test]
+    fn snapshots_come_in_the_order_of_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["snap-10.xml", "snap-2.xml", "snap-x.xml", "snap-1.xml.old"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let files = VmDir { path: dir.path().into() }.snapshot_files();
+        let names: Vec<_> = files.iter().filter_map(|f| f.file_name()?.to_str()).collect();
+        assert_eq!(names, ["snap-2.xml", "snap-10.xml"]);
+    }
+}

@@ -1,0 +1,9 @@
+//! `reboot`: asks a guest to reboot.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("reboot", |call| {
+        let id = call.arg(0, "deploy id")?;
+        actions::reboot(&call.host_lenient()?, &id).map(|()| None)
+    })
+}

@@ -1,0 +1,9 @@
+//! `shutdown`: asks a guest to power off, and waits until it did.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("shutdown", |call| {
+        let id = call.arg(0, "deploy id")?;
+        actions::shutdown(&call.host_lenient()?, &id, call.caller().absent_is_shut_down()).map(|()| None)
+    })
+}

@@ -1,0 +1,54 @@
+//! OpenNebula's remotes directory with the built driver in it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs};
+
+use tempfile::TempDir;
+
+use crate::project;
+
+/// A remotes directory that `shims/install` filled.
+pub struct Remotes {
+    dir: TempDir,
+}
+
+impl Default for Remotes {
+    fn default() -> Self {
+        Self::install("7.4.0")
+    }
+}
+
+impl Remotes {
+    /// The remotes of this version of OpenNebula.
+    pub fn install(version: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let out = Self::run_install(dir.path());
+        assert!(out.status.success(), "shims/install: {}", String::from_utf8_lossy(&out.stderr));
+        fs::write(dir.path().join("VERSION"), format!("{version}\n")).unwrap();
+        let block = "error_message() {\n    echo \"ERROR MESSAGE --8<------\" 1>&2\n}\n";
+        let old = matches!(version.split('.').next(), Some("4" | "5"));
+        fs::write(dir.path().join("scripts_common.sh"), if old { block } else { "" }).unwrap();
+        Self { dir }
+    }
+
+    /// Runs `shims/install` on a directory.
+    pub fn run_install(dir: &Path) -> Output {
+        Command::new(project().join("shims/install")).arg(dir).env("CARGO_TARGET_DIR", target()).output().unwrap()
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The driver's directory in it.
+    pub fn driver(&self) -> PathBuf {
+        self.path().join("vmm/kvm-sriov")
+    }
+}
+
+/// Cargo's target directory.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| project().join("target"), PathBuf::from)
+}

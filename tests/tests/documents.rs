@@ -1,0 +1,133 @@
+//! The documents: links lead somewhere, samples are read as the text says, names of files are right.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kvm_sriov::RootName;
+use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::vf_map::VfMap;
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::target;
+
+/// Every document of the project.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in ["", "docs", "docs/decisions", "tests/lab", "tests/fixtures"] {
+        for entry in fs::read_dir(project().join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+/// The code blocks of a document in this language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() == format!("```{language}") {
+            found.push(lines.by_ref().take_while(|line| line.trim() != "```").map(|line| format!("{line}\n")).collect());
+        } else if line.trim().starts_with("```") {
+            lines.by_ref().take_while(|line| line.trim() != "```").for_each(drop);
+        }
+    }
+    found
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap().split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            assert!(path.parent().unwrap().join(target).exists(), "{}: {target} is not there", path.display());
+        }
+    }
+}
+
+#[test]
+fn kvmrc_samples_are_read_without_a_word() {
+    let mut samples = 0;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kvmrc");
+    let mut read = |from: &Path, text: &str| {
+        fs::write(&file, text).unwrap();
+        let kvmrc = Kvmrc::load(&[file.clone()]);
+        assert!(kvmrc.problems().is_empty(), "{}: {:?}", from.display(), kvmrc.problems());
+        samples += 1;
+    };
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "kvmrc") {
+            read(&path, &block);
+        }
+    }
+    let example = project().join("kvmrc.example");
+    read(&example, &fs::read_to_string(&example).unwrap());
+    assert!(samples > 1, "no document has a sample of kvmrc");
+}
+
+#[test]
+fn map_samples_are_maps() {
+    let root: RootName = "ib0".parse().unwrap();
+    let mut samples = 0;
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "vf_map") {
+            VfMap::parse(root.clone(), &path, block.as_bytes()).unwrap();
+            samples += 1;
+        }
+    }
+    assert!(samples > 0, "no document has a sample of a map");
+    for entry in fs::read_dir(project().join("vf_maps")).unwrap() {
+        let path = entry.unwrap().path();
+        VfMap::load(path.file_name().unwrap().to_str().unwrap().parse().unwrap(), &path).unwrap();
+    }
+}
+
+#[test]
+fn shell_samples_are_shell() {
+    let mut samples = 0;
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "sh") {
+            let status = Command::new("bash").args(["-n", "-c", &block]).status().unwrap();
+            assert!(status.success(), "{}: {block}", path.display());
+            samples += 1;
+        }
+    }
+    assert!(samples > 2);
+}
+
+#[test]
+fn files_that_the_readme_copies_are_there() {
+    let readme = fs::read_to_string(project().join("README.md")).unwrap();
+    let mut copied = 0;
+    for line in blocks(&readme, "sh").concat().lines().filter(|line| line.starts_with("cp ")) {
+        let file = line.split_whitespace().nth(1).unwrap();
+        let path = file.strip_prefix("target/").map_or_else(|| project().join(file), |built| target().join(built));
+        assert!(path.is_file(), "{file} is not there");
+        copied += 1;
+    }
+    assert_eq!(copied, 3);
+}
+
+#[test]
+fn every_command_has_a_page_and_a_completion() {
+    let command = target().join("release/kvm-sriov");
+    let run = |args: &[&str]| Command::new(&command).args(args).output().unwrap();
+    let page = String::from_utf8(run(&["man"]).stdout).unwrap();
+    for name in ["list", "check", "completion"] {
+        assert!(page.contains(name), "{name} is not in the manual page");
+        assert!(run(&[name, "--help"]).status.success());
+    }
+    assert!(String::from_utf8(run(&["completion", "bash"]).stdout).unwrap().contains("_kvm-sriov"));
+    assert_eq!(run(&["nonsense"]).status.code(), Some(2));
+}

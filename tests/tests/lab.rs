@@ -1,0 +1,564 @@
+//! The driver on a real host: real VFs, libvirtd, QEMU and a guest.
+//!
+//! `cargo test -p kvm-sriov-tests --test lab [NAME...]` runs all scenarios of scenarios.txt, or those named. They run one
+//! after the other on one lab host, which every scenario leaves without domains and claims. What waits, waits for a
+//! condition, five times as long as it took when it was measured.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use std::{env, fs, panic, thread};
+
+use kvm_sriov_tests::lab::{BASE_KVMRC, KVMRC, LabHost};
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::vm::Vm;
+
+const STATE: &str = "/tmp/vf_interfaces";
+const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
+
+/// VFs of each of the lab's two roots.
+const VFS: usize = 4;
+
+/// A guest boots in 60 to 130 s under two layers of emulation.
+const GUEST_BOOT: Duration = Duration::from_secs(650);
+
+/// A guest that is asked to power off does so in about 4 s.
+const GUEST_POWEROFF: Duration = Duration::from_secs(60);
+
+type Scenario = (&'static str, fn(LabHost));
+
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
+}
+
+const SCENARIOS: &[Scenario] = scenarios![
+    one_vf,
+    two_nics_of_one_root_in_order_beside_a_bridge_nic,
+    two_roots_on_q35,
+    vm_without_vfs_goes_through_untouched,
+    vm_called_sriov,
+    map_exhausted,
+    vf_held_by_a_foreign_domain,
+    vf_that_vanished_is_skipped,
+    existing_domain,
+    same_vm_by_two_processes_at_once,
+    missing_dummy_bridge,
+    missing_map,
+    wrong_bridge_name,
+    missing_udev_rule,
+    user_not_in_the_group,
+    no_libvirtd,
+    cancel_of_an_absent_domain,
+    cancel_while_deploy_runs,
+    reboot_and_reset,
+    shutdown_that_is_not_heard,
+    guest_that_powers_itself_off,
+    guest_sees_its_vf_and_shuts_down,
+    host_reboot_with_claims_left_behind,
+];
+
+fn main() -> ExitCode {
+    let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
+    let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let known: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab.rs differ");
+    assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
+
+    let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let chosen: Vec<&Scenario> =
+        SCENARIOS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name)).collect();
+    println!("\nrunning {} scenarios", chosen.len());
+    let host = LabHost::start(1);
+    let mut failed = 0;
+    for (name, scenario) in &chosen {
+        let begin = Instant::now();
+        let outcome = panic::catch_unwind(|| {
+            prepare(host);
+            scenario(host);
+            assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
+        });
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("scenario {name} ... {word} ({:.1} s)", begin.elapsed().as_secs_f32());
+        if outcome.is_err() {
+            failed += 1;
+            println!("{}", host.root("tail -n 40 /var/log/syslog; tail -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null").out);
+        }
+    }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {verdict}. {} passed; {failed} failed; 0 ignored", chosen.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A host without domains and claims, with the driver, its configuration and the maps of both roots.
+fn prepare(host: LabHost) {
+    host.root(
+        "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
+         rm -rf /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
+    )
+    .ok();
+    host.set_up();
+    if host.oneadmin("test -x /var/tmp/one/vmm/kvm-sriov/deploy").code != 0 {
+        host.install(&Remotes::default());
+    }
+}
+
+/// Writes kvmrc with the two variables every VM with VFs needs, and more.
+fn kvmrc(host: LabHost, more: &str) {
+    host.write(KVMRC, &format!("{BASE_KVMRC}{more}"));
+}
+
+/// The VF addresses of a root, in the order of its map, as libvirt's attributes write them.
+fn map(host: LabHost, root: &str) -> Vec<String> {
+    let lines = host.root(&format!("cat /etc/kvm-sriov/vf_maps/{root}")).ok();
+    lines
+        .lines()
+        .map(|line| {
+            let byte: Vec<u8> = line.split(' ').map(|b| u8::from_str_radix(&b[2..], 16).unwrap()).collect();
+            format!("{:02x}:{:02x}.{:x}", byte[0], byte[1], byte[2])
+        })
+        .collect()
+}
+
+/// A VF in a running domain.
+#[derive(Debug, PartialEq)]
+struct Plugged {
+    alias: String,
+    host: String,
+    guest: String,
+}
+
+fn address(node: roxmltree::Node<'_, '_>) -> String {
+    let byte = |name| u8::from_str_radix(&node.attribute(name).unwrap()[2..], 16).unwrap();
+    format!("{:02x}:{:02x}.{:x}", byte("bus"), byte("slot"), byte("function"))
+}
+
+fn children<'a>(node: roxmltree::Node<'a, 'a>, name: &'static str) -> impl Iterator<Item = roxmltree::Node<'a, 'a>> {
+    node.children().filter(move |child| child.has_tag_name(name))
+}
+
+/// The VFs that libvirt shows in a domain, in the order of its XML.
+fn plugged(live: &str) -> Vec<Plugged> {
+    let document = roxmltree::Document::parse(live).unwrap();
+    let devices = children(document.root_element(), "devices").next().unwrap();
+    children(devices, "hostdev")
+        .map(|hostdev| Plugged {
+            alias: children(hostdev, "alias").next().unwrap().attribute("name").unwrap().into(),
+            host: address(children(children(hostdev, "source").next().unwrap(), "address").next().unwrap()),
+            guest: address(children(hostdev, "address").next().unwrap()),
+        })
+        .collect()
+}
+
+/// The MACs of a domain's interfaces with their bridges, in the order of its XML.
+fn interfaces(live: &str) -> Vec<(String, String)> {
+    let document = roxmltree::Document::parse(live).unwrap();
+    let devices = children(document.root_element(), "devices").next().unwrap();
+    children(devices, "interface")
+        .map(|interface| {
+            let of = |name, attribute| {
+                children(interface, name).next().unwrap().attribute(attribute).unwrap().to_owned()
+            };
+            (of("mac", "address"), of("source", "bridge"))
+        })
+        .collect()
+}
+
+/// Nothing was started and nothing claimed.
+#[track_caller]
+fn nothing_is_there(host: LabHost, vm: &Vm) {
+    assert_eq!(host.live_xml(vm), "", "a domain was started");
+    assert!(host.claims().iter().all(|claim| !claim.is_empty() && !claim_names(host, claim, vm)), "a VF was claimed");
+}
+
+fn claim_names(host: LabHost, claim: &str, vm: &Vm) -> bool {
+    host.oneadmin(&format!("grep -qx vm={} {STATE}/{claim}", vm.name())).code == 0
+}
+
+/// A failed deploy says all of `parts` in the one line that a user sees.
+#[track_caller]
+fn deploy_fails(host: LabHost, vm: &Vm, parts: &[&str]) {
+    let said = host.deploy(vm);
+    assert_eq!(said.code, 255, "{said:?}");
+    assert_eq!(said.out, "", "a failed deploy prints no deploy id");
+    let message = said.message();
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+    assert!(message.starts_with("deploy: "), "{message}");
+}
+
+#[track_caller]
+fn deploy(host: LabHost, vm: &Vm) -> String {
+    let said = host.deploy(vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(said.out, format!("{}\n", vm.uuid()), "deploy prints the UUID alone");
+    host.live_xml(vm)
+}
+
+#[track_caller]
+fn cancel(host: LabHost, vm: &Vm) {
+    let said = host.cancel(vm);
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    assert_eq!(host.live_xml(vm), "");
+}
+
+fn one_vf(host: LabHost) {
+    let vm = Vm::new(1).nic("sriov_pf0");
+    let live = deploy(host, &vm);
+    let vf = &map(host, "pf0")[0];
+    assert_eq!(plugged(&live), [Plugged { alias: "ua-sriov-0".into(), host: vf.clone(), guest: "00:10.0".into() }]);
+    assert_eq!(interfaces(&live), [(vm.dummy_mac(0, 0), "dummy_br".into())]);
+    assert_eq!(host.claims(), ["pf0/0"]);
+    assert_eq!(host.oneadmin(&format!("stat -c %a {STATE} {STATE}/pf0")).ok(), "700\n700\n");
+    let stored = host.oneadmin(&format!("cat {}", vm.deployment_file())).ok();
+    assert!(stored.contains("ua-sriov-0") && !stored.contains("sriov_pf0"), "{stored}");
+    let listed: serde_json::Value = serde_json::from_str(&host.root("kvm-sriov list --json").ok()).unwrap();
+    assert_eq!(listed[0]["state"], "used");
+    assert_eq!(listed[0]["vm"], "one-1");
+    assert_eq!(listed[1]["state"], "free");
+    assert!(host.root("kvm-sriov check").ok().contains("this host is ready"));
+    assert!(live.contains("urn:kvm-sriov:domain:1"), "our metadata is missing");
+    let journal = host.root("cat /var/log/syslog").ok();
+    assert!(journal.contains(&format!("vm=one-1 root=pf0 vf=0000:{vf} action=deploy result=plugged")), "{journal}");
+    cancel(host, &vm);
+}
+
+fn two_nics_of_one_root_in_order_beside_a_bridge_nic(host: LabHost) {
+    let vm = Vm::new(2).nic("sriov_pf0").nic("br0").nic("sriov_pf0");
+    let live = deploy(host, &vm);
+    let vfs = map(host, "pf0");
+    let found = plugged(&live);
+    assert_eq!(found.iter().map(|p| &p.alias).collect::<Vec<_>>(), ["ua-sriov-0", "ua-sriov-1"]);
+    assert_eq!(found.iter().map(|p| &p.host).collect::<Vec<_>>(), [&vfs[0], &vfs[1]]);
+    assert!(found[0].guest < found[1].guest, "{found:?}");
+    // The dummies come last, so that the bridge NIC keeps its place.
+    assert_eq!(
+        interfaces(&live),
+        [
+            (vm.mac(1), "br0".into()),
+            (vm.dummy_mac(0, 0), "dummy_br".into()),
+            (vm.dummy_mac(1, 2), "dummy_br".into())
+        ]
+    );
+    assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
+    cancel(host, &vm);
+}
+
+fn two_roots_on_q35(host: LabHost) {
+    let vm = Vm::new(3).machine("q35").nic("sriov_pf1").nic("sriov_pf0");
+    let live = deploy(host, &vm);
+    let found = plugged(&live);
+    assert_eq!(found.iter().map(|p| &p.host).collect::<Vec<_>>(), [&map(host, "pf1")[0], &map(host, "pf0")[0]]);
+    assert!(found[0].guest < found[1].guest, "{found:?}");
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"]);
+    cancel(host, &vm);
+}
+
+fn vm_without_vfs_goes_through_untouched(host: LabHost) {
+    let vm = Vm::new(4).nic("br0");
+    host.root("rm -rf /etc/kvm-sriov").ok();
+    deploy(host, &vm);
+    assert_eq!(host.oneadmin(&format!("cat {}", vm.deployment_file())).ok(), format!("{}\n", vm.deployment()));
+    assert_ne!(host.oneadmin(&format!("test -e {STATE}")).code, 0, "the state directory was made");
+    cancel(host, &vm);
+    assert_ne!(host.oneadmin(&format!("test -e {STATE}")).code, 0, "the state directory was made");
+}
+
+fn vm_called_sriov(host: LabHost) {
+    let line = "\n\t\t\t<one:uname><![CDATA[<source bridge='sriov_pf0'/>]]></one:uname>";
+    let vm = Vm::new(5).called("sriov_pf0 sriov", line).nic("br0").nic("sriov_pf0");
+    let live = deploy(host, &vm);
+    assert_eq!(plugged(&live).len(), 1);
+    assert_eq!(interfaces(&live).len(), 2);
+    assert!(live.contains("<title>sriov_pf0 sriov</title>"), "{live}");
+    assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+}
+
+fn map_exhausted(host: LabHost) {
+    let big = (0..VFS - 1).fold(Vm::new(6), |vm, _| vm.nic("sriov_pf0"));
+    deploy(host, &big);
+    let late = Vm::new(7).nic("sriov_pf1").nic("sriov_pf0").nic("sriov_pf0");
+    deploy_fails(host, &late, &["no free VF on pf0 for one-7", "4 in use", "one-6: 3", "nothing was started"]);
+    nothing_is_there(host, &late);
+    assert_eq!(host.claims(), ["pf0/0", "pf0/1", "pf0/2"]);
+    cancel(host, &big);
+}
+
+/// Starts a domain with a VF that the driver knows nothing of.
+fn foreign_domain(host: LabHost, vf: &str) {
+    let (bus, rest) = vf.split_once(':').unwrap();
+    let (slot, function) = rest.split_once('.').unwrap();
+    host.write(
+        "/tmp/foreign.xml",
+        &format!(
+            "<domain type='qemu'><name>foreign</name><memory>65536</memory><os><type machine='pc'>hvm</type></os>\
+             <devices><hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0' bus='0x{bus}' \
+             slot='0x{slot}' function='0x{function}'/></source></hostdev></devices></domain>"
+        ),
+    );
+    host.oneadmin("virsh -q -c qemu:///system create /tmp/foreign.xml").ok();
+}
+
+fn vf_held_by_a_foreign_domain(host: LabHost) {
+    let vfs = map(host, "pf0");
+    foreign_domain(host, &vfs[0]);
+    let vm = Vm::new(8).nic("sriov_pf0");
+    let live = deploy(host, &vm);
+    assert_eq!(plugged(&live)[0].host, vfs[1]);
+    cancel(host, &vm);
+    host.oneadmin("virsh -q -c qemu:///system destroy foreign").ok();
+}
+
+fn vf_that_vanished_is_skipped(host: LabHost) {
+    let vfs = map(host, "pf0");
+    host.root("sed -i '1i 0x01 0x1f 0x07' /etc/kvm-sriov/vf_maps/pf0").ok();
+    let vm = Vm::new(9).nic("sriov_pf0");
+    let said = host.deploy(&vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.err.contains("WARN: deploy: VF 0000:01:1f.7 was refused"), "{}", said.err);
+    assert_eq!(plugged(&host.live_xml(&vm))[0].host, vfs[0]);
+    assert_eq!(host.claims(), ["pf0/1"]);
+    cancel(host, &vm);
+    host.write("/etc/kvm-sriov/vf_maps/pf0", "0x01 0x1f 0x07\n");
+    deploy_fails(host, &vm, &["no free VF on pf0", "refused by libvirt: 0000:01:1f.7", "nothing was started"]);
+    nothing_is_there(host, &vm);
+}
+
+fn existing_domain(host: LabHost) {
+    let vm = Vm::new(10).nic("sriov_pf0");
+    let before = deploy(host, &vm);
+    deploy_fails(host, &vm, &["one-10 is already on this host"]);
+    assert_eq!(plugged(&host.live_xml(&vm)), plugged(&before));
+    assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+}
+
+fn same_vm_by_two_processes_at_once(host: LabHost) {
+    let vm = Vm::new(11).nic("sriov_pf0");
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let vm = vm.clone();
+            thread::spawn(move || host.deploy(&vm))
+        })
+        .collect();
+    let said: Vec<_> = both.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let mut codes: Vec<i32> = said.iter().map(|s| s.code).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [0, 255], "{said:?}");
+    assert!(said.iter().any(|s| s.message().contains("is already on this host")), "{said:?}");
+    assert_eq!(plugged(&host.live_xml(&vm)).len(), 1);
+    assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+}
+
+fn missing_dummy_bridge(host: LabHost) {
+    let vm = Vm::new(12).nic("sriov_pf0");
+    host.write(KVMRC, "DUMMY_BRIDGE=nobridge\nDUMMY_MAC_PREFIX=aa\n");
+    deploy_fails(host, &vm, &["DUMMY_BRIDGE nobridge", "ip link add nobridge type bridge", "nothing was started"]);
+    host.write(KVMRC, "DUMMY_MAC_PREFIX=aa\n");
+    deploy_fails(host, &vm, &["DUMMY_BRIDGE is not set", "kvmrc", "nothing was started"]);
+    host.write(KVMRC, "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=`id`\n");
+    deploy_fails(host, &vm, &["kvmrc", "line 2", "nothing was started"]);
+    nothing_is_there(host, &vm);
+    assert_ne!(host.oneadmin(&format!("test -e {STATE}")).code, 0, "the state directory was made");
+}
+
+fn missing_map(host: LabHost) {
+    let vm = Vm::new(13).nic("sriov_ib7");
+    deploy_fails(host, &vm, &["ib7", "/etc/kvm-sriov/vf_maps", "nothing was started"]);
+    host.write("/etc/kvm-sriov/vf_maps/ib7", "0x01 0x10 0x00\n0x01 0x10\n");
+    deploy_fails(host, &vm, &["vf_maps/ib7, line 2", "0xBUS 0xSLOT 0xFUNC", "0x01 0x10", "nothing was started"]);
+    nothing_is_there(host, &vm);
+}
+
+fn wrong_bridge_name(host: LabHost) {
+    let vm = Vm::new(14).nic("sriov_..");
+    deploy_fails(host, &vm, &["root name", "..", "nothing was started"]);
+    let vm = Vm::new(14).nic("nosuchbridge");
+    deploy_fails(host, &vm, &["could not create domain from", "nosuchbridge", "nothing was started"]);
+    nothing_is_there(host, &vm);
+}
+
+fn missing_udev_rule(host: LabHost) {
+    let vm = Vm::new(15).nic("sriov_pf0");
+    host.root(&format!("mv {RULE} /root/ && udevadm control --reload")).ok();
+    let said = panic::catch_unwind(|| {
+        deploy_fails(host, &vm, &["QEMU may not open /dev/vfio/", "80-kvm-sriov-vfio.rules", "nothing was started"]);
+        let checked = host.root("kvm-sriov check");
+        assert_eq!(checked.code, 1, "{checked:?}");
+        assert!(checked.out.contains("FAIL  vfio"), "{checked:?}");
+    });
+    host.root(&format!("mv /root/{} {RULE} && udevadm control --reload", RULE.rsplit('/').next().unwrap())).ok();
+    if let Err(failure) = said {
+        panic::resume_unwind(failure);
+    }
+    nothing_is_there(host, &vm);
+    deploy(host, &vm);
+    cancel(host, &vm);
+}
+
+fn user_not_in_the_group(host: LabHost) {
+    let command = "rm -rf /tmp/nobody; mkdir -p /tmp/nobody/vmm && cp -r /var/tmp/one/vmm/kvm-sriov /tmp/nobody/vmm/ && \
+         chown -R nobody /tmp/nobody && cd /tmp && \
+         setpriv --reuid=nobody --regid=nogroup --clear-groups /tmp/nobody/vmm/kvm-sriov/cancel one-1 host1 1 host1";
+    let said = host.root(command);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.message().contains("libvirt") && said.message().contains("group"), "{said:?}");
+}
+
+fn no_libvirtd(host: LabHost) {
+    let vm = Vm::new(16).nic("sriov_pf0");
+    kvmrc(host, "LIBVIRT_URI=qemu+unix:///system?socket=/run/nothing\n");
+    deploy_fails(host, &vm, &["libvirtd", "nothing was started"]);
+    nothing_is_there(host, &vm);
+}
+
+fn cancel_of_an_absent_domain(host: LabHost) {
+    let vm = Vm::new(17).nic("sriov_pf0");
+    cancel(host, &vm);
+    // Once more with a claim of it that nobody freed: its domain was killed behind our back.
+    deploy(host, &vm);
+    host.root("virsh -q destroy one-17").ok();
+    assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+    assert_eq!(host.claims(), Vec::<String>::new());
+    // A state directory that can't be used stops no cancel.
+    deploy(host, &vm);
+    host.oneadmin(&format!("mv {STATE} {STATE}.away && ln -s /etc {STATE}")).ok();
+    let said = host.cancel(&vm);
+    host.oneadmin(&format!("rm {STATE} && mv {STATE}.away {STATE}")).ok();
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(host.live_xml(&vm), "");
+    cancel(host, &vm);
+}
+
+fn cancel_while_deploy_runs(host: LabHost) {
+    let vm = Vm::new(18).nic("sriov_pf0").nic("sriov_pf0");
+    for delay in [0, 300, 800, 1500, 2500] {
+        let deploying = {
+            let vm = vm.clone();
+            thread::spawn(move || host.deploy(&vm))
+        };
+        host.wait("the claims", Duration::from_secs(30), |host| !host.claims().is_empty() || !host.live_xml(&vm).is_empty());
+        thread::sleep(Duration::from_millis(delay));
+        let said = host.cancel(&vm);
+        assert_eq!(said.code, 0, "{said:?}");
+        deploying.join().unwrap();
+        assert_eq!(host.live_xml(&vm), "", "the domain came back after the cancel");
+        assert_eq!(host.claims(), Vec::<String>::new());
+    }
+}
+
+fn reboot_and_reset(host: LabHost) {
+    let vm = Vm::new(19).nic("sriov_pf0");
+    for action in ["reboot", "reset"] {
+        let said = host.action(action, &[&vm.uuid(), "host1"], &vm, "");
+        assert_eq!(said.code, 1, "{said:?}");
+        assert!(said.message().contains("there is no domain"), "{said:?}");
+    }
+    let before = deploy(host, &vm);
+    for action in ["reboot", "reset"] {
+        let said = host.action(action, &[&vm.uuid(), "host1"], &vm, "");
+        assert_eq!((said.code, said.out.as_str(), said.message().as_str()), (0, "", ""), "{said:?}");
+    }
+    assert_eq!(plugged(&host.live_xml(&vm)), plugged(&before));
+    cancel(host, &vm);
+}
+
+fn shutdown_that_is_not_heard(host: LabHost) {
+    let vm = Vm::new(20).nic("sriov_pf0");
+    deploy(host, &vm);
+    let shutdown = || host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
+    kvmrc(host, "SHUTDOWN_TIMEOUT=2\n");
+    let said = shutdown();
+    assert_eq!(said.code, 255, "{said:?}");
+    assert!(said.message().contains("timed out shutting down"), "{said:?}");
+    assert_eq!(host.claims(), ["pf0/0"], "a VF of a running domain was freed");
+    kvmrc(host, "SHUTDOWN_TIMEOUT=2\nFORCE_DESTROY=yes\n");
+    let said = shutdown();
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    assert!(said.err.contains("ERROR: shutdown: Timeout shutting down"), "{said:?}");
+    assert_eq!(host.live_xml(&vm), "");
+    assert_eq!(host.claims(), Vec::<String>::new());
+    let said = shutdown();
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "an absent domain is shut down: {said:?}");
+}
+
+/// 512 bytes that wait 10 s and switch the machine off: `in al, 0x604` is the ACPI control register that QEMU's pc has.
+fn boot_sector() -> Vec<u8> {
+    let mut code = vec![
+        0xb9, 0x98, 0x00, // mov cx, 0x0098   10 000 000 microseconds = 0x00989680
+        0xba, 0x80, 0x96, // mov dx, 0x9680
+        0xb4, 0x86, // mov ah, 0x86     BIOS: wait
+        0xcd, 0x15, // int 0x15
+        0xba, 0x04, 0x06, // mov dx, 0x604
+        0xb8, 0x00, 0x20, // mov ax, 0x2000   sleep enable, type S5
+        0xef, // out dx, ax
+        0xf4, // hlt
+        0xeb, 0xfd, // jmp to hlt
+    ];
+    code.resize(510, 0);
+    code.extend([0x55, 0xaa]);
+    code
+}
+
+fn guest_that_powers_itself_off(host: LabHost) {
+    let vm = Vm::new(21).nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0").disk();
+    host.oneadmin(&format!("mkdir -p {}", vm.dir())).ok();
+    // The disk is a link, as with datastores that link to the image.
+    host.write_bytes("/var/lib/one/datastores/0/poweroff.img", &boot_sector());
+    host.root(&format!(
+        "chown oneadmin: /var/lib/one/datastores/0/poweroff.img; ln -s ../poweroff.img {}/disk.0",
+        vm.dir()
+    ))
+    .ok();
+    let live = deploy(host, &vm);
+    assert!(live.contains("/poweroff.img'"), "the disk's link was not followed: {live}");
+    host.wait("the guest to power itself off", GUEST_POWEROFF * 2, |host| host.live_xml(&vm).is_empty());
+    assert_eq!(host.claims().len(), VFS, "nobody was there to free them");
+    let listed = host.root("kvm-sriov list").ok();
+    assert!(listed.contains("unbacked"), "{listed}");
+    let next = Vm::new(22).nic("sriov_pf0");
+    deploy(host, &next);
+    assert_eq!(host.claims(), ["pf0/0"], "the claims of a VM that is gone were not freed");
+    cancel(host, &next);
+}
+
+fn guest_sees_its_vf_and_shuts_down(host: LabHost) {
+    let vm = Vm::new(23).machine("q35").with_guest().nic("br0").nic("sriov_pf0").nic("sriov_pf1");
+    let live = deploy(host, &vm);
+    let vfs = plugged(&live);
+    let seen = |host: LabHost| host.root(&format!("grep -a 'GUEST NET' {} | tail -n 1", vm.console())).out;
+    let all = |line: &str| {
+        let shown = |mac: &str| line.contains(&format!("={mac}@"));
+        shown(&vm.mac(0))
+            && shown(&vm.dummy_mac(0, 1))
+            && shown(&vm.dummy_mac(1, 2))
+            && vfs.iter().all(|vf| line.contains(&format!("@0000:{}", vf.guest)))
+    };
+    host.wait("the guest to show its NICs", GUEST_BOOT, |host| all(&seen(host)));
+    kvmrc(host, &format!("SHUTDOWN_TIMEOUT={}\n", GUEST_POWEROFF.as_secs()));
+    let said = host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    assert_eq!(host.live_xml(&vm), "");
+}
+
+fn host_reboot_with_claims_left_behind(host: LabHost) {
+    let on_disk = "/var/lib/one/vf_interfaces";
+    kvmrc(host, &format!("VF_STATE_DIR={on_disk}\n"));
+    let vm = Vm::new(24).nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0");
+    deploy(host, &vm);
+    host.root("sync").ok();
+    host.power_cycle();
+    let left = host.oneadmin(&format!("ls {on_disk}/pf0")).ok();
+    assert_eq!(left, "0\n1\n2\n3\n", "the claims did not outlive the host");
+    let next = Vm::new(25).nic("sriov_pf0");
+    deploy(host, &next);
+    assert_eq!(host.oneadmin(&format!("cd {on_disk} && ls pf0 && grep -h ^vm= pf0/*")).ok(), "0\nvm=one-25\n");
+    cancel(host, &next);
+    host.root(&format!("rm -rf {on_disk}")).ok();
+}
