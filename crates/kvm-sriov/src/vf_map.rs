@@ -1,1 +1,311 @@
-//! placeholder
+//! VF maps: which VFs a root has.
+//!
+//! A map is a file named after its root with one VF a line, `0xBUS 0xSLOT 0xFUNC` in hexadecimal, or four fields when
+//! the PCI domain is not 0. The number of a line, from 0, is the VF's index: it names the claim, nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::{PciAddress, RootName};
+
+/// The longest map that is read, in bytes: more than 4000 VFs.
+const LIMIT: u64 = 64 * 1024;
+
+const EXPECTED: &str = "0xBUS 0xSLOT 0xFUNC";
+
+/// The VFs of one root.
+///
+/// ```
+/// use kvm_sriov::vf_map::VfMap;
+/// let map = VfMap::parse("ib0".parse()?, "vf_maps/ib0".as_ref(), b"0x07 0x00 0x01\n0x07 0x00 0x02\n")?;
+/// assert_eq!(map.index_of("0000:07:00.2".parse()?), Some(1));
+/// let error = VfMap::parse("ib0".parse()?, "vf_maps/ib0".as_ref(), b"0x07 0x00\n").unwrap_err();
+/// assert_eq!(error.to_string(), "vf_maps/ib0, line 1: expected \"0xBUS 0xSLOT 0xFUNC\", found \"0x07 0x00\"");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VfMap {
+    root: RootName,
+    path: PathBuf,
+    vfs: Vec<PciAddress>,
+}
+
+/// A map that is missing or wrong. Nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VfMapError {
+    /// A line is no VF.
+    #[error("{}, line {line}: expected \"{expected}\", found \"{found}\"", path.display())]
+    Line {
+        /// The map.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What belongs there.
+        expected: String,
+        /// What is there, control characters escaped.
+        found: String,
+    },
+    /// A VF is listed twice.
+    #[error("{}, line {line}: {vf} is already on line {first}", path.display())]
+    Duplicate {
+        /// The map.
+        path: PathBuf,
+        /// The second line with it, from 1.
+        line: usize,
+        /// The first line with it, from 1.
+        first: usize,
+        /// The VF.
+        vf: PciAddress,
+    },
+    /// The file has no line.
+    #[error("{}: it is empty: expected a line \"{EXPECTED}\" for each VF", path.display())]
+    Empty {
+        /// The map.
+        path: PathBuf,
+    },
+    /// The file is longer than any map.
+    #[error("{}: it is longer than {LIMIT} bytes, so it is no VF map", path.display())]
+    TooLong {
+        /// The map.
+        path: PathBuf,
+    },
+    /// The file or its directory can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The map or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No directory has a map of this name.
+    #[error("there is no VF map {root}: looked in {looked_in}; write one (one line \"{EXPECTED}\" for each VF), or correct the network's bridge sriov_{root}")]
+    Missing {
+        /// The root.
+        root: RootName,
+        /// The directories, with commas.
+        looked_in: String,
+    },
+}
+
+impl VfMap {
+    /// Reads the map of `root` from its text; `path` only appears in errors.
+    ///
+    /// # Errors
+    /// [`VfMapError`] names the line.
+    pub fn parse(root: RootName, path: &Path, bytes: &[u8]) -> Result<Self, VfMapError> {
+        if bytes.is_empty() {
+            return Err(VfMapError::Empty { path: path.into() });
+        }
+        let mut vfs = Vec::new();
+        let mut first_lines = BTreeMap::new();
+        for (index, bytes) in bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').enumerate() {
+            let line = index + 1;
+            let text = String::from_utf8_lossy(bytes);
+            let vf = parse_line(&text).map_err(|expected| VfMapError::Line {
+                path: path.into(),
+                line,
+                expected,
+                found: text.escape_debug().to_string(),
+            })?;
+            if let Some(first) = first_lines.insert(vf, line) {
+                return Err(VfMapError::Duplicate { path: path.into(), line, first, vf });
+            }
+            vfs.push(vf);
+        }
+        Ok(Self { root, path: path.into(), vfs })
+    }
+
+    /// Reads the map of `root` from a file.
+    ///
+    /// # Errors
+    /// [`VfMapError`] names the file, and the line if it could be read.
+    pub fn load(root: RootName, path: &Path) -> Result<Self, VfMapError> {
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes))
+            .map_err(|source| VfMapError::Unreadable { path: path.into(), source })?;
+        if bytes.len() as u64 > LIMIT {
+            return Err(VfMapError::TooLong { path: path.into() });
+        }
+        Self::parse(root, path, &bytes)
+    }
+
+    /// Whose map it is.
+    pub fn root(&self) -> &RootName {
+        &self.root
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its VFs; the place of one is its index.
+    pub fn vfs(&self) -> &[PciAddress] {
+        &self.vfs
+    }
+
+    /// The index of a VF, `None` if the map does not list it.
+    pub fn index_of(&self, vf: PciAddress) -> Option<usize> {
+        self.vfs.iter().position(|listed| *listed == vf)
+    }
+}
+
+/// The VF of a line, or what was expected.
+fn parse_line(line: &str) -> Result<PciAddress, String> {
+    let fields: Vec<&str> = line.split(' ').collect();
+    let (domain, rest) = match fields.as_slice() {
+        [_, _, _] => ("0x0000", fields.as_slice()),
+        [domain, rest @ ..] if rest.len() == 3 => (*domain, rest),
+        _ => return Err(EXPECTED.into()),
+    };
+    let hexadecimal = |field: &&str, most: usize| {
+        field
+            .strip_prefix("0x")
+            .is_some_and(|digits| (1..=most).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    match rest {
+        [bus, slot, function] if hexadecimal(&domain, 8) && rest.iter().all(|field| hexadecimal(field, 2)) => {
+            PciAddress::from_attributes(domain, bus, slot, function).map_err(|error| error.expected.into())
+        }
+        _ => Err(EXPECTED.into()),
+    }
+}
+
+/// The directories that maps are looked for in; the first that has a root wins.
+#[derive(Debug, Clone)]
+pub struct MapDirs {
+    dirs: Vec<PathBuf>,
+}
+
+impl MapDirs {
+    /// These directories, in this order. One that is not there has no maps.
+    pub fn new(dirs: Vec<PathBuf>) -> Self {
+        Self { dirs }
+    }
+
+    /// The directories.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// The map of a root.
+    ///
+    /// # Errors
+    /// [`VfMapError::Missing`] says where it was looked for; the others what is wrong with it.
+    pub fn load(&self, root: &RootName) -> Result<VfMap, VfMapError> {
+        for dir in &self.dirs {
+            let path = dir.join(root.as_str());
+            match VfMap::load(root.clone(), &path) {
+                Err(VfMapError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+        let looked_in: Vec<String> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
+        Err(VfMapError::Missing { root: root.clone(), looked_in: looked_in.join(", ") })
+    }
+
+    /// Every root that has a map, by name. Files whose names are no root names (`*.conf`, `*~`, dot files) are none.
+    ///
+    /// # Errors
+    /// [`VfMapError::Unreadable`] for a directory that is there and can't be read.
+    pub fn roots(&self) -> Result<Vec<RootName>, VfMapError> {
+        let mut roots = BTreeSet::new();
+        for dir in &self.dirs {
+            let unreadable = |source| VfMapError::Unreadable { path: dir.clone(), source };
+            let entries = match fs::read_dir(dir) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(unreadable(error)),
+            };
+            for entry in entries {
+                let name = entry.map_err(unreadable)?.file_name();
+                roots.extend(name.to_str().and_then(|name| name.parse().ok()));
+            }
+        }
+        Ok(roots.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &[u8]) -> Result<VfMap, VfMapError> {
+        VfMap::parse("ib0".parse().unwrap(), Path::new("vf_maps/ib0"), text)
+    }
+
+    #[test]
+    fn every_deviation_names_its_line() {
+        for (text, message) in [
+            (&b""[..], "vf_maps/ib0: it is empty: expected a line \"0xBUS 0xSLOT 0xFUNC\" for each VF"),
+            (b"\n", "line 1: expected \"0xBUS 0xSLOT 0xFUNC\", found \"\""),
+            (b"0x07 0x00 0x01\n\n", "line 2: expected \"0xBUS 0xSLOT 0xFUNC\", found \"\""),
+            (b"0x07 0x00 0x01\n\n0x07 0x00 0x02\n", "line 2: "),
+            (b"0x07 0x00 0x01 \n", "line 1: "),
+            (b" 0x07 0x00 0x01\n", "line 1: "),
+            (b"0x07 0x00 0x01 # comment\n", "line 1: "),
+            (b"0x07  0x00 0x01\n", "line 1: "),
+            (b"0x07\t0x00 0x01\n", "found \"0x07\\t0x00 0x01\""),
+            (b"0x07 0x00 0x01\r\n", "found \"0x07 0x00 0x01\\r\""),
+            (b"07 00 01\n", "found \"07 00 01\""),
+            (b"0x07 0x20 0x01\n", "expected \"a PCI slot of at most 0x1f\""),
+            (b"0x07 0x00 0x08\n", "expected \"a PCI function of at most 7\""),
+            (b"0x107 0x00 0x01\n", "line 1: "),
+            (b"0x 0x00 0x01\n", "line 1: "),
+            (b"0x07 0x00 -1\n", "line 1: "),
+            (b"0x07 0x00 0x01\n0x7 0x0 0x1\n", "line 2: 0000:07:00.1 is already on line 1"),
+            (b"\xff\xfe\n", "line 1: "),
+            (b"0x07 0x00 0x01\0\n", "found \"0x07 0x00 0x01\\0\""),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("vf_maps/ib0") && error.contains(message), "{message:?} is not in {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_domain_may_lead_and_the_last_newline_may_lack() {
+        let map = parse(b"0x0001 0x07 0x1f 0x07\n0x07 0x00 0x01").unwrap();
+        assert_eq!(map.vfs(), ["0001:07:1f.7".parse().unwrap(), "0000:07:00.1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_first_directory_that_has_a_root_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        fs::create_dir_all(&b).unwrap();
+        fs::create_dir_all(&c).unwrap();
+        fs::write(b.join("ib0"), "0x07 0x00 0x01\n").unwrap();
+        fs::write(c.join("ib0"), "0x08 0x00 0x01\n").unwrap();
+        for no_root in ["ib0.conf", "ib0_ofed", "ib0~", ".ib1"] {
+            fs::write(c.join(no_root), "x").unwrap();
+        }
+        let dirs = MapDirs::new(vec![a, b.clone(), c]);
+        assert_eq!(dirs.load(&"ib0".parse().unwrap()).unwrap().path(), b.join("ib0"));
+        assert_eq!(dirs.roots().unwrap(), ["ib0".parse().unwrap()]);
+        let missing = dirs.load(&"ib9".parse().unwrap()).unwrap_err().to_string();
+        assert!(missing.contains("no VF map ib9") && missing.contains("/b, "), "{missing}");
+        fs::create_dir(b.join("dir")).unwrap();
+        assert!(matches!(dirs.load(&"dir".parse().unwrap()), Err(VfMapError::Unreadable { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn maps_survive_printing(addresses in proptest::collection::btree_set((any::<u32>(), any::<u8>(), 0u8..0x20, 0u8..8), 1..50)) {
+            let vfs: Vec<PciAddress> = addresses.into_iter().map(|(d, b, s, f)| PciAddress::new(d, b, s, f).unwrap()).collect();
+            let text: String = vfs.iter().map(|vf| vf.to_map_line() + "\n").collect();
+            prop_assert_eq!(parse(text.as_bytes()).unwrap().vfs(), &vfs);
+        }
+
+        #[test]
+        fn parsing_never_panics(bytes: Vec<u8>) {
+            if let Ok(map) = parse(&bytes) {
+                prop_assert!(!map.vfs().is_empty());
+            }
+        }
+    }
+}
