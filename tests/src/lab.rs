@@ -71,7 +71,8 @@ impl LabHost {
     }
 
     fn lab(self, verb: &[&str]) {
-        let status = Command::new(project().join("tests/lab/lab")).args(verb).arg(self.number.to_string()).status().unwrap();
+        let status =
+            Command::new(project().join("tests/lab/lab")).args(verb).arg(self.number.to_string()).status().unwrap();
         assert!(status.success(), "tests/lab/lab {verb:?} {} failed", self.number);
     }
 
@@ -120,7 +121,9 @@ impl LabHost {
             Command::new("tar").args(["-c", "-C"]).arg(dir).arg(name).output().unwrap().stdout
         };
         let tree = pack(remotes.path(), ".");
-        self.ssh("oneadmin", "rm -rf /var/tmp/one/* && tar -x --no-same-owner -C /var/tmp/one", &tree).ok();
+        let unpack =
+            "rm -rf /var/tmp/one/* && tar -x --no-same-owner -C /var/tmp/one && chown -R oneadmin: /var/tmp/one";
+        self.ssh("root", unpack, &tree).ok();
         let command = pack(&target().join("release"), "kvm-sriov");
         self.ssh("root", "tar -x --no-same-owner -C /usr/local/bin", &command).ok();
     }
@@ -160,13 +163,18 @@ impl LabHost {
 
     /// The live XML of a VM; empty when it is not there.
     pub fn live_xml(self, vm: &Vm) -> String {
-        self.oneadmin(&format!("virsh -c qemu:///system dumpxml {} 2>/dev/null || true", vm.name())).ok()
+        self.oneadmin(&format!("virsh -c qemu:///system dumpxml {} 2>/dev/null || true", vm.name()))
+            .ok()
+            .trim()
+            .to_owned()
     }
 
     /// The claim files, as `<root>/<index>` in order.
     pub fn claims(self) -> Vec<String> {
-        let listed = self.oneadmin("cd /tmp/vf_interfaces 2>/dev/null && find . -path ./.locks -prune -o -type f -print || true");
-        let mut claims: Vec<String> = listed.ok().lines().map(|line| line.trim_start_matches("./").to_owned()).collect();
+        let listed = self
+            .oneadmin("cd /tmp/vf_interfaces 2>/dev/null && find . -path ./.locks -prune -o -type f -print || true");
+        let mut claims: Vec<String> =
+            listed.ok().lines().map(|line| line.trim_start_matches("./").to_owned()).collect();
         claims.sort();
         claims
     }

@@ -24,7 +24,15 @@ struct Nic {
 impl Vm {
     /// A VM of machine type pc without an operating system: QEMU runs, nothing answers.
     pub fn new(id: u32) -> Self {
-        Self { id, machine: "pc", nics: Vec::new(), guest: false, disk: false, title: format!("web-{id}"), metadata: String::new() }
+        Self {
+            id,
+            machine: "pc",
+            nics: Vec::new(),
+            guest: false,
+            disk: false,
+            title: format!("web-{id}"),
+            metadata: String::new(),
+        }
     }
 
     /// With another machine type. q35 gets root ports as OpenNebula writes them.

@@ -33,7 +33,8 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if line.trim() == format!("```{language}") {
-            found.push(lines.by_ref().take_while(|line| line.trim() != "```").map(|line| format!("{line}\n")).collect());
+            found
+                .push(lines.by_ref().take_while(|line| line.trim() != "```").map(|line| format!("{line}\n")).collect());
         } else if line.trim().starts_with("```") {
             lines.by_ref().take_while(|line| line.trim() != "```").for_each(drop);
         }

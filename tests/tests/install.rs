@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::fs;
 
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::Remotes;
@@ -15,8 +15,10 @@ const ACTIONS: [&str; 5] = ["cancel", "deploy", "reboot", "reset", "shutdown"];
 #[test]
 fn lays_out_what_opennebula_calls() {
     let remotes = Remotes::default();
-    let mut found: Vec<_> =
-        fs::read_dir(remotes.driver()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut found: Vec<_> = fs::read_dir(remotes.driver())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     found.sort();
     assert_eq!(found, ["cancel", "deploy", "reboot", "reset", "shutdown", "vf_maps"]);
     for action in ACTIONS {

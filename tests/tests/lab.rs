@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         SCENARIOS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name)).collect();
     println!("\nrunning {} scenarios", chosen.len());
     let host = LabHost::start(1);
+    host.install(&Remotes::default());
     let mut failed = 0;
     for (name, scenario) in &chosen {
         let begin = Instant::now();
@@ -84,7 +85,10 @@ fn main() -> ExitCode {
         println!("scenario {name} ... {word} ({:.1} s)", begin.elapsed().as_secs_f32());
         if outcome.is_err() {
             failed += 1;
-            println!("{}", host.root("tail -n 40 /var/log/syslog; tail -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null").out);
+            println!(
+                "{}",
+                host.root("tail -n 40 /var/log/syslog; tail -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null").out
+            );
         }
     }
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
@@ -92,7 +96,7 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A host without domains and claims, with the driver, its configuration and the maps of both roots.
+/// A host without domains and claims, with the driver's configuration and the maps of both roots.
 fn prepare(host: LabHost) {
     host.root(
         "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
@@ -100,9 +104,6 @@ fn prepare(host: LabHost) {
     )
     .ok();
     host.set_up();
-    if host.oneadmin("test -x /var/tmp/one/vmm/kvm-sriov/deploy").code != 0 {
-        host.install(&Remotes::default());
-    }
 }
 
 /// Writes kvmrc with the two variables every VM with VFs needs, and more.
@@ -158,9 +159,8 @@ fn interfaces(live: &str) -> Vec<(String, String)> {
     let devices = children(document.root_element(), "devices").next().unwrap();
     children(devices, "interface")
         .map(|interface| {
-            let of = |name, attribute| {
-                children(interface, name).next().unwrap().attribute(attribute).unwrap().to_owned()
-            };
+            let of =
+                |name, attribute| children(interface, name).next().unwrap().attribute(attribute).unwrap().to_owned();
             (of("mac", "address"), of("source", "bridge"))
         })
         .collect()
@@ -237,11 +237,7 @@ fn two_nics_of_one_root_in_order_beside_a_bridge_nic(host: LabHost) {
     // The dummies come last, so that the bridge NIC keeps its place.
     assert_eq!(
         interfaces(&live),
-        [
-            (vm.mac(1), "br0".into()),
-            (vm.dummy_mac(0, 0), "dummy_br".into()),
-            (vm.dummy_mac(1, 2), "dummy_br".into())
-        ]
+        [(vm.mac(1), "br0".into()), (vm.dummy_mac(0, 0), "dummy_br".into()), (vm.dummy_mac(1, 2), "dummy_br".into())]
     );
     assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
     cancel(host, &vm);
@@ -443,7 +439,9 @@ fn cancel_while_deploy_runs(host: LabHost) {
             let vm = vm.clone();
             thread::spawn(move || host.deploy(&vm))
         };
-        host.wait("the claims", Duration::from_secs(30), |host| !host.claims().is_empty() || !host.live_xml(&vm).is_empty());
+        host.wait("the claims", Duration::from_secs(30), |host| {
+            !host.claims().is_empty() || !host.live_xml(&vm).is_empty()
+        });
         thread::sleep(Duration::from_millis(delay));
         let said = host.cancel(&vm);
         assert_eq!(said.code, 0, "{said:?}");

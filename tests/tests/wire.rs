@@ -17,7 +17,10 @@ fn remotes(version: &str) -> Remotes {
     let state = remotes.path().join("state");
     fs::write(
         remotes.path().join("etc/vmm/kvm-sriov/kvmrc"),
-        format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\nDUMMY_BRIDGE=lo\nDUMMY_MAC_PREFIX=aa\n", state.display()),
+        format!(
+            "LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\nDUMMY_BRIDGE=lo\nDUMMY_MAC_PREFIX=aa\n",
+            state.display()
+        ),
     )
     .unwrap();
     remotes
@@ -92,7 +95,11 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
         assert_eq!((said.code, said.out.as_str()), (code, ""), "{said:?}");
         assert!(said.err.starts_with(text), "{text:?} does not begin {:?}", said.err);
         assert_eq!(said.err.lines().count(), 1, "{}", said.err);
-        assert!(said.err.ends_with("nothing was started.\n") || said.err.ends_with("nothing was changed.\n"), "{}", said.err);
+        assert!(
+            said.err.ends_with("nothing was started.\n") || said.err.ends_with("nothing was changed.\n"),
+            "{}",
+            said.err
+        );
     }
     assert!(!dir.exists(), "a deployment file that can't be read left a directory");
 }

@@ -54,7 +54,7 @@ fn look(driver: &Path) -> Vec<Finding> {
     let places = Kvmrc::places(driver);
     let kvmrc = Kvmrc::load(&places);
     let mut findings = vec![
-        Finding::of("kvmrc", kvmrc.strict().map(|()| read_files(&places))),
+        Finding::of("kvmrc", kvmrc.problems().first().map_or_else(|| Ok(read_files(&places)), Err)),
         Finding::of("dummy", dummy(&kvmrc, &sysfs)),
     ];
     let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
@@ -93,7 +93,11 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
         let map = maps.load(root).map_err(|error| error.to_string())?;
         let wrong: Vec<String> = map.vfs().iter().filter_map(|vf| wrong_vf(sysfs, *vf)).collect();
         let at = format!("{} ({})", root, map.path().display());
-        if wrong.is_empty() { Ok(format!("{at}: {} VFs", map.vfs().len())) } else { Err(format!("{at}: {}", wrong.join("; "))) }
+        if wrong.is_empty() {
+            Ok(format!("{at}: {} VFs", map.vfs().len()))
+        } else {
+            Err(format!("{at}: {}", wrong.join("; ")))
+        }
     };
     roots.iter().map(|root| Finding::of("map", check(root))).collect()
 }

@@ -88,7 +88,9 @@ pub enum Cause {
     #[error(transparent)]
     Kvmrc(#[from] KvmrcError),
     /// A variable of kvmrc that this action needs is not set.
-    #[error("{variable} is not set: {why}; set it in /etc/kvm-sriov/kvmrc on this host or in etc/vmm/kvm-sriov/kvmrc of the front-end")]
+    #[error(
+        "{variable} is not set: {why}; set it in /etc/kvm-sriov/kvmrc on this host or in etc/vmm/kvm-sriov/kvmrc of the front-end"
+    )]
     NotSet {
         /// The variable.
         variable: &'static str,
@@ -96,7 +98,9 @@ pub enum Cause {
         why: &'static str,
     },
     /// The dummies' bridge is not there.
-    #[error("DUMMY_BRIDGE {bridge} is not a bridge of this host: make it (ip link add {bridge} type bridge; ip link set {bridge} up), it needs no uplink")]
+    #[error(
+        "DUMMY_BRIDGE {bridge} is not a bridge of this host: make it (ip link add {bridge} type bridge; ip link set {bridge} up), it needs no uplink"
+    )]
     NoBridge {
         /// Its name.
         bridge: String,
@@ -167,7 +171,9 @@ pub enum Cause {
         advice: &'static str,
     },
     /// The guest's memory could not be pinned.
-    #[error("the host can't lock the guest's memory for a VF ({text}): guest memory {guest_kib} KiB, free on the host {free_kib} KiB; free memory on the host or raise the domain's hard_limit")]
+    #[error(
+        "the host can't lock the guest's memory for a VF ({text}): guest memory {guest_kib} KiB, free on the host {free_kib} KiB; free memory on the host or raise the domain's hard_limit"
+    )]
     NoMemory {
         /// libvirt's text.
         text: String,

@@ -59,8 +59,7 @@ impl Host {
     /// # Errors
     /// Nothing was touched: kvmrc has a line that can't be read, or libvirtd does not answer.
     pub fn open(driver_dir: &Path) -> Result<Self, Cause> {
-        let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir));
-        kvmrc.strict()?;
+        let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir)).strict()?;
         Self::connect(kvmrc, driver_dir)
     }
 
@@ -179,11 +178,14 @@ impl Host {
         for map in &maps {
             for (index, address) in map.vfs().iter().enumerate() {
                 let user = backing.get(address).map(|owner| owner.vm.to_string());
-                let claim = entries.iter().find(|entry| entry.vf() == Some(*address) || (entry.root() == map.root() && entry.index() == index && entry.vf().is_none()));
+                let claim = entries.iter().find(|entry| {
+                    entry.vf() == Some(*address)
+                        || (entry.root() == map.root() && entry.index() == index && entry.vf().is_none())
+                });
                 let state = match (user, claim) {
                     (Some(vm), Some(_)) => VfState::Used { vm },
                     (Some(vm), None) => VfState::Unclaimed { vm },
-                    (None, Some(entry)) => VfState::Unbacked { vm: entry.owner_text() },
+                    (None, Some(entry)) => VfState::Unbacked { vm: entry.user() },
                     (None, None) => VfState::Free,
                 };
                 vfs.push(Vf { root: map.root().clone(), index, address: *address, state });

@@ -10,7 +10,7 @@ const PRIORITY: u8 = 3 * 8 + 6;
 
 /// Writes to the host's syslog socket, which is the journal's where systemd runs.
 #[derive(Debug, Clone)]
-pub struct Journal {
+pub(crate) struct Journal {
     socket: PathBuf,
 }
 
@@ -22,12 +22,12 @@ impl Default for Journal {
 
 impl Journal {
     /// A journal behind another socket.
-    pub fn at(socket: PathBuf) -> Self {
+    pub(crate) fn at(socket: PathBuf) -> Self {
         Self { socket }
     }
 
     /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
-    pub fn vf(&self, action: &str, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
+    pub(crate) fn vf(&self, action: &str, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
         let pid = std::process::id();
         let line = format!("<{PRIORITY}>kvm-sriov[{pid}]: vm={vm} root={root} vf={vf} action={action} result={result}");
         let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), &self.socket));
@@ -57,6 +57,9 @@ mod tests {
         let length = receiver.recv(&mut buffer).unwrap();
         let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
         let pid = std::process::id();
-        assert_eq!(line, format!("<30>kvm-sriov[{pid}]: vm=one-42 root=ib0 vf=0000:07:00.3 action=deploy result=claimed"));
+        assert_eq!(
+            line,
+            format!("<30>kvm-sriov[{pid}]: vm=one-42 root=ib0 vf=0000:07:00.3 action=deploy result=claimed")
+        );
     }
 }

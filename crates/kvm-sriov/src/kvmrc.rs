@@ -1,1 +1,443 @@
-//! placeholder
+//! kvmrc: the driver's variables, read from files in the form of a shell script, never run.
+//!
+//! The part of the shell that is read: blank lines, comments, `NAME=value` with or without `export`, values of bare
+//! words, single and double quotes, and backslashes. What else bash would do (expansions, commands, `if`) can't be read:
+//! a [`KvmrcError`], unless the line only sets variables that this driver does not use.
+
+mod lexer;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::DummyMacPrefix;
+use lexer::{Line, Unreadable};
+
+/// The longest kvmrc that is read, in bytes.
+const LIMIT: u64 = 256 * 1024;
+
+/// The driver's variables. Reading never fails: what can't be read is a problem, and the default holds.
+///
+/// ```
+/// use std::time::Duration;
+/// let kvmrc = kvm_sriov::kvmrc::Kvmrc::load(&[]);
+/// assert_eq!(kvmrc.libvirt_uri(), "qemu:///system");
+/// assert_eq!(kvmrc.shutdown_timeout(), Duration::from_secs(180));
+/// assert_eq!(kvmrc.dummy_bridge(), None);
+/// ```
+#[derive(Debug)]
+pub struct Kvmrc {
+    libvirt_uri: String,
+    shutdown_timeout: Duration,
+    force_destroy: bool,
+    cancel_no_acpi: bool,
+    cleanup_memory_on_start: bool,
+    cleanup_memory_on_stop: bool,
+    ovmf_nvram: PathBuf,
+    dummy_bridge: Option<String>,
+    dummy_mac_prefix: Option<DummyMacPrefix>,
+    vf_maps_path: Option<PathBuf>,
+    state_dir: PathBuf,
+    lock_timeout: Duration,
+    call_timeout: Duration,
+    problems: Vec<KvmrcError>,
+    warnings: Vec<String>,
+}
+
+/// The variables that are used here; others may hold anything.
+const USED: [&str; 13] = [
+    "LIBVIRT_URI",
+    "SHUTDOWN_TIMEOUT",
+    "FORCE_DESTROY",
+    "CANCEL_NO_ACPI",
+    "CLEANUP_MEMORY_ON_START",
+    "CLEANUP_MEMORY_ON_STOP",
+    "OVMF_NVRAM",
+    "DUMMY_BRIDGE",
+    "DUMMY_MAC_PREFIX",
+    "VF_MAPS_PATH",
+    "VF_STATE_DIR",
+    "SRIOV_LOCK_TIMEOUT",
+    "SRIOV_CALL_TIMEOUT",
+];
+
+/// A kvmrc that can't be read as it is meant. Nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvmrcError {
+    /// A line is more than assignments.
+    #[error("{}, line {line}: expected {expected}, found \"{found}\"", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What can be read there.
+        expected: &'static str,
+        /// What is there, control characters escaped.
+        found: String,
+    },
+    /// A value does not fit its variable.
+    #[error("{}, line {line}: {variable}: expected {expected}, found \"{found}\"", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The variable.
+        variable: &'static str,
+        /// What fits.
+        expected: &'static str,
+        /// What is there, control characters escaped.
+        found: String,
+    },
+    /// The file is there and can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A value and where it was set.
+struct Setting {
+    value: String,
+    path: PathBuf,
+    line: usize,
+}
+
+/// What the files set, later ones over earlier ones.
+#[derive(Default)]
+struct Settings {
+    values: BTreeMap<String, Setting>,
+    problems: Vec<KvmrcError>,
+    warnings: Vec<String>,
+}
+
+impl Kvmrc {
+    /// The files that a driver in `driver_dir` reads, in this order: OpenNebula's own (where it was up to 5.4, and where
+    /// it is since), the driver's, one beside the driver, the host's.
+    pub fn places(driver_dir: &Path) -> Vec<PathBuf> {
+        let remotes = driver_dir.parent().and_then(Path::parent).unwrap_or(Path::new("/var/tmp/one"));
+        vec![
+            remotes.join("vmm/kvm/kvmrc"),
+            remotes.join("etc/vmm/kvm/kvmrc"),
+            remotes.join("etc/vmm/kvm-sriov/kvmrc"),
+            driver_dir.join("kvmrc"),
+            "/etc/kvm-sriov/kvmrc".into(),
+        ]
+    }
+
+    /// Reads files in this order; a variable set in a later one wins, a file that is not there sets nothing.
+    pub fn load(files: &[PathBuf]) -> Self {
+        let mut settings = Settings::default();
+        for path in files {
+            settings.read(path);
+        }
+        let defaults = Defaults { settings: &mut settings };
+        defaults.kvmrc()
+    }
+
+    /// The variables, if all could be read: what an action that starts or plugs something goes on with.
+    ///
+    /// # Errors
+    /// The first thing that could not be read.
+    pub fn strict(mut self) -> Result<Self, KvmrcError> {
+        if self.problems.is_empty() { Ok(self) } else { Err(self.problems.swap_remove(0)) }
+    }
+
+    /// Everything that could not be read; the defaults hold instead.
+    pub fn problems(&self) -> &[KvmrcError] {
+        &self.problems
+    }
+
+    /// Lines that could not be read and only set variables that are not used here.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// LIBVIRT_URI: this host's libvirtd.
+    pub fn libvirt_uri(&self) -> &str {
+        &self.libvirt_uri
+    }
+
+    /// SHUTDOWN_TIMEOUT: how long a guest may take to power off.
+    pub fn shutdown_timeout(&self) -> Duration {
+        self.shutdown_timeout
+    }
+
+    /// FORCE_DESTROY: whether a guest that does not power off in time is destroyed.
+    pub fn force_destroy(&self) -> bool {
+        self.force_destroy
+    }
+
+    /// CANCEL_NO_ACPI: whether a domain without ACPI is destroyed instead of shut down.
+    pub fn cancel_no_acpi(&self) -> bool {
+        self.cancel_no_acpi
+    }
+
+    /// CLEANUP_MEMORY_ON_START: whether memory is compacted before a VM starts.
+    pub fn cleanup_memory_on_start(&self) -> bool {
+        self.cleanup_memory_on_start
+    }
+
+    /// CLEANUP_MEMORY_ON_STOP: whether memory is compacted after a VM ended.
+    pub fn cleanup_memory_on_stop(&self) -> bool {
+        self.cleanup_memory_on_stop
+    }
+
+    /// OVMF_NVRAM: the template of the UEFI variables.
+    pub fn ovmf_nvram(&self) -> &Path {
+        &self.ovmf_nvram
+    }
+
+    /// DUMMY_BRIDGE: the Linux bridge of the dummy interfaces.
+    pub fn dummy_bridge(&self) -> Option<&str> {
+        self.dummy_bridge.as_deref()
+    }
+
+    /// DUMMY_MAC_PREFIX: the first byte of the dummies' MACs.
+    pub fn dummy_mac_prefix(&self) -> Option<DummyMacPrefix> {
+        self.dummy_mac_prefix
+    }
+
+    /// VF_MAPS_PATH: where VF maps are looked for first.
+    pub fn vf_maps_path(&self) -> Option<&Path> {
+        self.vf_maps_path.as_deref()
+    }
+
+    /// VF_STATE_DIR: the claims' directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// SRIOV_LOCK_TIMEOUT: how long an action waits for another one of the same VM.
+    pub fn lock_timeout(&self) -> Duration {
+        self.lock_timeout
+    }
+
+    /// SRIOV_CALL_TIMEOUT: how long one call to libvirt may take.
+    pub fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+}
+
+impl Settings {
+    fn read(&mut self, path: &Path) {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
+            if length as u64 > LIMIT {
+                Err(io::Error::other(format!("it is longer than {LIMIT} bytes")))
+            } else {
+                Ok(())
+            }
+        });
+        match read {
+            Ok(()) => self.parse(path, &String::from_utf8_lossy(&bytes)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(source) => self.problems.push(KvmrcError::Unreadable { path: path.into(), source }),
+        }
+    }
+
+    fn parse(&mut self, path: &Path, text: &str) {
+        for Line { number: line, content } in lexer::lines(text) {
+            match content {
+                Ok(assignments) => {
+                    for (name, value) in assignments {
+                        self.values.insert(name, Setting { value, path: path.into(), line });
+                    }
+                }
+                Err(Unreadable { expected, found, only_sets }) => {
+                    let error = KvmrcError::Line { path: path.into(), line, expected, found };
+                    if only_sets.is_some_and(|name| !USED.contains(&name.as_str())) {
+                        self.warnings.push(error.to_string());
+                    } else {
+                        self.problems.push(error);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes the settings apart: a value that does not fit is a problem, and its default holds.
+struct Defaults<'a> {
+    settings: &'a mut Settings,
+}
+
+impl Defaults<'_> {
+    fn kvmrc(mut self) -> Kvmrc {
+        // Stock: an empty SHUTDOWN_TIMEOUT means 120, one that is not set 180.
+        let shutdown_timeout = if self.text("SHUTDOWN_TIMEOUT").is_some_and(|text| text.is_empty()) {
+            Duration::from_secs(120)
+        } else {
+            self.seconds("SHUTDOWN_TIMEOUT", 180)
+        };
+        Kvmrc {
+            libvirt_uri: self.filled("LIBVIRT_URI").unwrap_or_else(|| "qemu:///system".into()),
+            shutdown_timeout,
+            force_destroy: self.yes("FORCE_DESTROY"),
+            cancel_no_acpi: self.yes("CANCEL_NO_ACPI"),
+            cleanup_memory_on_start: self.yes("CLEANUP_MEMORY_ON_START"),
+            cleanup_memory_on_stop: self.yes("CLEANUP_MEMORY_ON_STOP"),
+            ovmf_nvram: self.filled("OVMF_NVRAM").unwrap_or_else(|| "/usr/share/OVMF/OVMF_VARS.fd".into()).into(),
+            dummy_bridge: self.checked(
+                "DUMMY_BRIDGE",
+                "the name of a bridge, at most 15 bytes without blanks and /",
+                bridge,
+            ),
+            dummy_mac_prefix: self.checked(
+                "DUMMY_MAC_PREFIX",
+                "two hexadecimal digits that are no multicast address (an even number, such as aa)",
+                |text| text.parse().ok(),
+            ),
+            vf_maps_path: self.checked("VF_MAPS_PATH", "an absolute path", absolute),
+            state_dir: self
+                .checked("VF_STATE_DIR", "an absolute path", absolute)
+                .unwrap_or_else(|| "/tmp/vf_interfaces".into()),
+            lock_timeout: self.seconds("SRIOV_LOCK_TIMEOUT", 30),
+            call_timeout: self.seconds("SRIOV_CALL_TIMEOUT", 300),
+            problems: std::mem::take(&mut self.settings.problems),
+            warnings: std::mem::take(&mut self.settings.warnings),
+        }
+    }
+
+    fn text(&self, variable: &str) -> Option<String> {
+        self.settings.values.get(variable).map(|setting| setting.value.clone())
+    }
+
+    fn filled(&self, variable: &str) -> Option<String> {
+        self.text(variable).filter(|text| !text.is_empty())
+    }
+
+    /// Anything but "yes" is no, as in the stock driver.
+    fn yes(&self, variable: &str) -> bool {
+        self.text(variable).is_some_and(|text| text == "yes")
+    }
+
+    fn seconds(&mut self, variable: &'static str, default: u64) -> Duration {
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=86_400).contains(n));
+        Duration::from_secs(self.checked(variable, "seconds, from 1 to 86400", number).unwrap_or(default))
+    }
+
+    /// The value as its type; `None` when it is not set, empty, or does not fit.
+    fn checked<T>(
+        &mut self,
+        variable: &'static str,
+        expected: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let setting = self.settings.values.get(variable).filter(|setting| !setting.value.is_empty())?;
+        let parsed = parse(&setting.value);
+        if parsed.is_none() {
+            let found = setting.value.escape_debug().to_string();
+            let (path, line) = (setting.path.clone(), setting.line);
+            self.settings.problems.push(KvmrcError::Value { path, line, variable, expected, found });
+        }
+        parsed
+    }
+}
+
+/// # Source
+/// Linux `dev_valid_name`: at most 15 bytes, no blank, no `/`, no `:`, neither `.` nor `..`.
+fn bridge(text: &str) -> Option<String> {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == ':';
+    (text.len() <= 15 && !text.contains(odd) && text != "." && text != "..").then(|| text.to_owned())
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    Path::new(text).is_absolute().then(|| text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(texts: &[&str]) -> Kvmrc {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<PathBuf> = texts
+            .iter()
+            .enumerate()
+            .map(|(number, text)| {
+                let path = dir.path().join(format!("kvmrc.{number}"));
+                std::fs::write(&path, text).unwrap();
+                path
+            })
+            .collect();
+        Kvmrc::load(&files)
+    }
+
+    #[test]
+    fn later_files_win() {
+        let kvmrc = read(&["export FORCE_DESTROY=yes\nDUMMY_BRIDGE=a\n", "DUMMY_BRIDGE=\"b\" # mine\n"]);
+        assert!(kvmrc.force_destroy());
+        assert_eq!(kvmrc.dummy_bridge(), Some("b"));
+        assert!(kvmrc.problems().is_empty(), "{:?}", kvmrc.problems());
+    }
+
+    #[test]
+    fn values_that_do_not_fit_are_problems_and_defaults_hold() {
+        for (text, message) in [
+            ("SHUTDOWN_TIMEOUT=abc", "SHUTDOWN_TIMEOUT: expected seconds, from 1 to 86400, found \"abc\""),
+            ("SRIOV_LOCK_TIMEOUT=0", "line 1: SRIOV_LOCK_TIMEOUT: "),
+            ("DUMMY_MAC_PREFIX=ab\\\n", "line 1: "),
+            ("\nDUMMY_MAC_PREFIX=ab", "line 2: DUMMY_MAC_PREFIX: expected two hexadecimal digits"),
+            ("VF_STATE_DIR=relative", "VF_STATE_DIR: expected an absolute path"),
+            ("DUMMY_BRIDGE='a b'", "DUMMY_BRIDGE: expected the name of a bridge"),
+        ] {
+            let kvmrc = read(&[text]);
+            let error = kvmrc.strict().unwrap_err().to_string();
+            assert!(error.contains(message), "{message:?} is not in {error:?}");
+        }
+        let kvmrc = read(&["SHUTDOWN_TIMEOUT=abc\nVF_STATE_DIR=x\n"]);
+        assert_eq!(kvmrc.problems().len(), 2);
+        assert_eq!(kvmrc.shutdown_timeout(), Duration::from_secs(180));
+        assert_eq!(kvmrc.state_dir(), Path::new("/tmp/vf_interfaces"));
+        assert_eq!(read(&["SHUTDOWN_TIMEOUT="]).shutdown_timeout(), Duration::from_secs(120));
+    }
+
+    #[test]
+    fn a_line_that_only_sets_what_is_not_used_is_a_warning() {
+        let kvmrc = read(&["MIGRATE_OPTIONS=$(cat /x)\nDUMMY_BRIDGE=a\n"]);
+        assert!(kvmrc.problems().is_empty(), "{:?}", kvmrc.problems());
+        assert_eq!(kvmrc.warnings().len(), 1);
+        assert_eq!(kvmrc.dummy_bridge(), Some("a"));
+        assert_eq!(read(&["DUMMY_BRIDGE=$X\n"]).problems().len(), 1);
+        assert_eq!(read(&["source /etc/other\n"]).problems().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_sets_nothing_and_one_that_cannot_be_read_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Kvmrc::load(&[dir.path().join("none"), "/dev/null/none".into()]).problems().is_empty());
+        let kvmrc = Kvmrc::load(&[dir.path().into()]);
+        assert!(matches!(kvmrc.problems(), [KvmrcError::Unreadable { .. }]), "{:?}", kvmrc.problems());
+    }
+
+    #[test]
+    fn the_example_is_read_without_a_word() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kvmrc.example");
+        let kvmrc = Kvmrc::load(&[example]);
+        assert!(kvmrc.problems().is_empty() && kvmrc.warnings().is_empty(), "{kvmrc:?}");
+    }
+
+    #[test]
+    fn the_hosts_own_file_comes_last() {
+        let places = Kvmrc::places(Path::new("/var/tmp/one/vmm/kvm-sriov"));
+        let places: Vec<_> = places.iter().map(|p| p.to_str().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "/var/tmp/one/vmm/kvm/kvmrc",
+                "/var/tmp/one/etc/vmm/kvm/kvmrc",
+                "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc",
+                "/var/tmp/one/vmm/kvm-sriov/kvmrc",
+                "/etc/kvm-sriov/kvmrc"
+            ]
+        );
+    }
+}

@@ -39,7 +39,12 @@ impl Sudo {
     /// Copies a VM's TPM state between its directory and libvirt's. `verb` is recover or backup.
     pub(crate) fn vtpm(&self, remotes: &Path, verb: &str, uuid: &DomainUuid, vm_dir: &Path) {
         if self.allows("vtpm_setup") {
-            run([remotes.join("vtpm_setup").as_os_str(), OsStr::new(verb), OsStr::new(uuid.as_str()), vm_dir.as_os_str()]);
+            run([
+                remotes.join("vtpm_setup").as_os_str(),
+                OsStr::new(verb),
+                OsStr::new(uuid.as_str()),
+                vm_dir.as_os_str(),
+            ]);
         }
     }
 }

@@ -100,7 +100,9 @@ fn is_vfio_rule(line: &str) -> bool {
     let squeezed: String = line.chars().filter(|c| !c.is_whitespace()).collect();
     !squeezed.starts_with('#')
         && squeezed.contains("SUBSYSTEM==\"vfio\"")
-        && ["OWNER", "GROUP", "MODE"].iter().any(|key| squeezed.contains(&format!("{key}=\"")) || squeezed.contains(&format!("{key}:=\"")))
+        && ["OWNER", "GROUP", "MODE"]
+            .iter()
+            .any(|key| squeezed.contains(&format!("{key}=\"")) || squeezed.contains(&format!("{key}:=\"")))
 }
 
 #[cfg(test)]

@@ -81,7 +81,9 @@ pub enum VfMapError {
         source: io::Error,
     },
     /// No directory has a map of this name.
-    #[error("there is no VF map {root}: looked in {looked_in}; write one (one line \"{EXPECTED}\" for each VF), or correct the network's bridge sriov_{root}")]
+    #[error(
+        "there is no VF map {root}: looked in {looked_in}; write one (one line \"{EXPECTED}\" for each VF), or correct the network's bridge sriov_{root}"
+    )]
     Missing {
         /// The root.
         root: RootName,
@@ -298,7 +300,8 @@ mod tests {
         fn maps_survive_printing(addresses in proptest::collection::btree_set((any::<u32>(), any::<u8>(), 0u8..0x20, 0u8..8), 1..50)) {
             let vfs: Vec<PciAddress> = addresses.into_iter().map(|(d, b, s, f)| PciAddress::new(d, b, s, f).unwrap()).collect();
             let text: String = vfs.iter().map(|vf| vf.to_map_line() + "\n").collect();
-            prop_assert_eq!(parse(text.as_bytes()).unwrap().vfs(), &vfs);
+            let map = parse(text.as_bytes()).unwrap();
+            prop_assert_eq!(map.vfs(), &vfs);
         }
 
         #[test]

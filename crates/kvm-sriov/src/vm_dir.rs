@@ -59,7 +59,7 @@ impl VmDir {
         for file in self.snapshot_files() {
             let defined = fs::read_to_string(&file)
                 .map_err(|source| Cause::File { verb: "read", path: file.clone(), source })
-                .and_then(|text| {
+                .and_then(|text: String| {
                     xml::snapshot_of(&text, &domain.uuid)
                         .map_err(|source| Cause::Xml { what: file.display().to_string(), source })
                 })
@@ -121,7 +121,8 @@ pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause>
     if found == nvram.format {
         fs::copy(template, &unfinished).map_err(failed("write", &unfinished))?;
     } else {
-        convert(template, found, &unfinished, &nvram.format).map_err(failed("convert the UEFI variables to", &unfinished))?;
+        convert(template, found, &unfinished, &nvram.format)
+            .map_err(failed("convert the UEFI variables to", &unfinished))?;
     }
     fs::rename(&unfinished, &nvram.path).map_err(failed("write", &nvram.path))
 }
@@ -138,7 +139,11 @@ fn convert(from: &Path, format: &str, to: &Path, wanted: &str) -> io::Result<()>
         .args([from, to])
         .stdin(Stdio::null())
         .output()?;
-    if out.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned())) }
+    if out.status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
+    }
 }
 
 #[cfg(test)]

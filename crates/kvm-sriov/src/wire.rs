@@ -91,11 +91,12 @@ pub struct Call {
 
 impl Call {
     fn new(action: &'static str, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
-        let args = args
-            .into_iter()
-            .map(OsString::into_string)
-            .collect::<Result<_, _>>()
-            .map_err(|arg| ActionError::untouched(action, Cause::Argument { name: "argument", expected: "UTF-8".into(), found: arg.display().to_string() }))?;
+        let args = args.into_iter().map(OsString::into_string).collect::<Result<_, _>>().map_err(|arg| {
+            ActionError::untouched(
+                action,
+                Cause::Argument { name: "argument", expected: "UTF-8".into(), found: arg.display().to_string() },
+            )
+        })?;
         let caller = Caller::detect(&driver_dir);
         Ok(Self { action, args, driver_dir, caller })
     }
@@ -126,7 +127,10 @@ impl Call {
     {
         let text = self.args.get(number).map_or("", String::as_str);
         let wrong = |expected: String| {
-            ActionError::untouched(self.action, Cause::Argument { name, expected, found: text.escape_debug().to_string() })
+            ActionError::untouched(
+                self.action,
+                Cause::Argument { name, expected, found: text.escape_debug().to_string() },
+            )
         };
         if text.is_empty() {
             return Err(wrong("a value".into()));
@@ -203,7 +207,10 @@ fn print_answer(action: &str, line: &str) -> ExitCode {
     match writeln!(io::stdout(), "{line}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("cannot write the answer of {action}: {error}; {action} itself succeeded (state: {:?})", HostState::Done);
+            log::error!(
+                "cannot write the answer of {action}: {error}; {action} itself succeeded (state: {:?})",
+                HostState::Done
+            );
             ExitCode::FAILURE
         }
     }

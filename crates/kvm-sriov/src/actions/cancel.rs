@@ -47,7 +47,12 @@ pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), Acti
 }
 
 /// Who may hold claims: the domain, or what is known of one that is gone.
-fn owner_of(domain: Option<&DomainRef>, id: &DeployId, vm_id: Option<u32>, store: Option<&ClaimStore>) -> Option<Owner> {
+fn owner_of(
+    domain: Option<&DomainRef>,
+    id: &DeployId,
+    vm_id: Option<u32>,
+    store: Option<&ClaimStore>,
+) -> Option<Owner> {
     if let Some(domain) = domain {
         return Some(Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) });
     }
@@ -67,7 +72,7 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
         None => Ok(()),
         Some(holder) => {
             log::info!("{vm} is busy: {holder}; it is told to end");
-            store.request_cancel(vm)?;
+            store.request_cancel(vm, &holder)?;
             holder.process.terminate();
             Ok(())
         }
@@ -80,7 +85,9 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
 /// Frees what the VM claims. An action that was told to end may have started the domain after it was destroyed, so with
 /// the lock in hand it is looked for once more. A VM without claims needs neither.
 fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
-    let released = store.has_any(owner).and_then(|any| if any { store.lock_vm(&owner.vm, "cancel", LOCK_TIMEOUT).map(Some) } else { Ok(None) });
+    let released = store
+        .has_any(owner)
+        .and_then(|any| if any { store.lock_vm(&owner.vm, "cancel", LOCK_TIMEOUT).map(Some) } else { Ok(None) });
     let lock = match released {
         Ok(Some(lock)) => lock,
         Ok(None) => return Ok(()),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::gone;
-use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
+use crate::claims::{Backing, Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -28,21 +28,14 @@ use crate::{DeployId, MacAddress, RootName};
 /// OpenNebula's stock `deploy`.
 pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
-    let deployment =
-        Deployment::parse(xml).map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
+    let deployment = Deployment::parse(xml)
+        .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
     let vm_dir = VmDir::of(file).map_err(untouched)?;
     let disks = vm_dir::linked_disks(deployment.disk_files());
-    let plain = deployment
-        .rewrite(&disks, &[], "")
-        .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
-    vm_dir::store(file, &plain).map_err(untouched)?;
+    vm_dir::store(file, xml).map_err(untouched)?;
     let start = Start { host, deployment: &deployment, file, disks, vm_dir };
-    let domain = if deployment.sriov_nics().is_empty() {
-        start.prepare().map_err(untouched)?;
-        start.create(&plain).map_err(untouched)?
-    } else {
-        start.with_vfs()?
-    };
+    let domain =
+        if deployment.sriov_nics().is_empty() { start.without_vfs().map_err(untouched)? } else { start.with_vfs()? };
     start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
     Ok(domain)
 }
@@ -76,10 +69,26 @@ impl Start<'_> {
             vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
         }
         sudo.vgpu(self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
-        if let (true, Some(uuid)) = (self.deployment.has_emulated_tpm(), self.deployment.uuid()) {
+        if let Some(uuid) = self.deployment.uuid() {
             sudo.vtpm(self.host.remotes(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())
+    }
+
+    fn without_vfs(&self) -> Result<DomainRef, Cause> {
+        let xml = self.rewrite(&[], "")?;
+        self.prepare()?;
+        self.create(&xml)
+    }
+
+    /// The XML for libvirt, kept where OpenNebula wants it.
+    fn rewrite(&self, nics: &[PlannedNic], dummy_bridge: &str) -> Result<String, Cause> {
+        let xml = self
+            .deployment
+            .rewrite(&self.disks, nics, dummy_bridge)
+            .map_err(|source| Cause::Xml { what: "the deployment file".into(), source })?;
+        vm_dir::store(self.file, &xml)?;
+        Ok(xml)
     }
 
     fn create(&self, xml: &str) -> Result<DomainRef, Cause> {
@@ -127,18 +136,20 @@ impl Start<'_> {
     }
 
     /// Claims VFs and creates the domain; a VF that libvirt refuses is left out, and the next free one is tried.
-    fn try_vfs(&self, store: &ClaimStore, lock: &VmLock, owner: &Owner, needs: &Needs) -> Result<DomainRef, ActionError> {
+    fn try_vfs(
+        &self,
+        store: &ClaimStore,
+        lock: &VmLock,
+        owner: &Owner,
+        needs: &Needs,
+    ) -> Result<DomainRef, ActionError> {
         let mut refusals: Vec<Refusal> = Vec::new();
         loop {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
             let request = Request { owner, nics: &needs.nics, maps: &needs.maps, refused: &refused };
-            // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain
-            // now, can be stale.
-            let claims = store
-                .entries()
-                .map_err(Cause::from)
-                .and_then(|seen| Ok((seen, self.host.backing()?)))
-                .and_then(|(seen, backing)| Ok(store.claim_all(&request, &seen, &backing)?))
+            let claims = self
+                .recover(store, &needs.maps)
+                .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
                 .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
             let claimed = Claimed { start: self, store, owner, claims };
@@ -152,6 +163,20 @@ impl Start<'_> {
                 Err(Failure::Other(cause)) => return Err(claimed.undo(cause)),
             }
         }
+    }
+
+    /// Puts the claims of these roots right, and returns which domain has which PCI device.
+    fn recover(&self, store: &ClaimStore, maps: &[VfMap]) -> Result<Backing, Cause> {
+        // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
+        // be stale.
+        let seen = store.entries()?;
+        let backing = self.host.backing()?;
+        for repair in store.recover(&seen, &backing, maps)? {
+            let claim = repair.claim();
+            log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
+            self.host.journal().vf("deploy", &claim.owner.vm, &claim.root, claim.vf, repair.word());
+        }
+        Ok(backing)
     }
 
     fn journal(&self, claims: &[Claim], result: &str) {
@@ -188,11 +213,7 @@ impl Claimed<'_> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
         let plan = self.plan(needs, start.vm_dir.vm_data());
-        let xml = start
-            .deployment
-            .rewrite(&start.disks, &plan, &needs.dummy_bridge)
-            .map_err(|source| Cause::Xml { what: "the deployment file".into(), source })?;
-        vm_dir::store(start.file, &xml)?;
+        let xml = start.rewrite(&plan, &needs.dummy_bridge)?;
         if lock.cancelled() {
             return Err(cancelled().into());
         }
@@ -201,9 +222,9 @@ impl Claimed<'_> {
         if lock.cancelled() {
             return Err(cancelled().into());
         }
-        self.store.commit(&self.claims)?;
-        for claim in &self.claims {
-            log::info!("{} has VF {} of {} for NIC {}", self.owner.vm, claim.vf, claim.root, claim.mac);
+        self.store.commit(&self.claims, &needs.maps)?;
+        for (claim, nic) in self.claims.iter().zip(start.deployment.sriov_nics()) {
+            log::info!("{} has VF {} of {} for NIC {}", self.owner.vm, claim.vf, claim.root, nic.mac);
         }
         start.journal(&self.claims, "plugged");
         Ok(domain)
@@ -214,10 +235,11 @@ impl Claimed<'_> {
         let guests = self.start.deployment.guest_addresses();
         self.claims
             .iter()
+            .zip(self.start.deployment.sriov_nics())
             .zip(&needs.dummy_macs)
             .zip(guests)
-            .map(|((claim, dummy_mac), guest)| {
-                let nic = described(&claim.mac);
+            .map(|(((claim, nic), dummy_mac), guest)| {
+                let nic = described(&nic.mac);
                 PlannedNic {
                     vf: claim.vf,
                     guest,
@@ -270,10 +292,14 @@ impl Claimed<'_> {
                 .find(|dev| dev.alias.as_deref() == Some(alias.as_str()))
                 .ok_or_else(|| differs(format!("VF {} (alias {alias}) is missing", planned.vf)))?;
             if found.vf != planned.vf || (planned.guest.is_some() && found.guest != planned.guest) {
-                return Err(differs(format!("{alias} is VF {} instead of {}, or at another guest address", found.vf, planned.vf)));
+                return Err(differs(format!(
+                    "{alias} is VF {} instead of {}, or at another guest address",
+                    found.vf, planned.vf
+                )));
             }
             guests.push(found.guest);
-            let on_dummy_bridge = |i: &crate::xml::LiveInterface| i.mac == planned.dummy_mac && i.bridge.as_deref() == Some(dummy_bridge);
+            let on_dummy_bridge =
+                |i: &crate::xml::LiveInterface| i.mac == planned.dummy_mac && i.bridge.as_deref() == Some(dummy_bridge);
             if !live.interfaces.iter().any(on_dummy_bridge) {
                 return Err(differs(format!("the dummy interface {} on {dummy_bridge} is missing", planned.dummy_mac)));
             }
@@ -291,9 +317,9 @@ impl Claimed<'_> {
         live: &LiveDomain,
         guests: &[Option<crate::PciAddress>],
     ) -> Result<(), Cause> {
-        let Some(mut wanted) = live.wanted.clone() else {
-            return Err(Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() });
-        };
+        let wanted = live.wanted.clone().map_err(|source| Cause::Xml { what: "our metadata".into(), source })?;
+        let missing = || Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() };
+        let mut wanted = wanted.ok_or_else(missing)?;
         let noted: Vec<_> = wanted.nics.iter().map(|nic| nic.guest).collect();
         if noted == guests {
             return Ok(());
@@ -302,7 +328,7 @@ impl Claimed<'_> {
             nic.guest = *guest;
         }
         let hypervisor = self.start.host.hypervisor();
-        Ok(hypervisor.set_metadata(domain, Some(&wanted.to_xml()), Wanted::PREFIX, Wanted::NAMESPACE)?)
+        Ok(hypervisor.set_metadata(domain, Some(&wanted.to_unqualified_xml()), Wanted::PREFIX, Wanted::NAMESPACE)?)
     }
 
     fn give_back(&self) -> Result<(), ClaimError> {

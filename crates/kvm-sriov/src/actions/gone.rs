@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::DeployId;
 use crate::claims::{ClaimError, ClaimStore, Owner};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
 use crate::xml::LiveDomain;
-use crate::DeployId;
 
 /// Between two looks at a domain that is going.
 pub(super) const POLL: Duration = Duration::from_millis(100);

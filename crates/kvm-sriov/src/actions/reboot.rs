@@ -1,8 +1,8 @@
 //! `reboot`: asks the guest to reboot.
 
+use crate::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::DeployId;
 
 /// Asks the guest of a running domain to reboot; returns when it was asked.
 ///

@@ -1,8 +1,8 @@
 //! `reset`: presses the reset button.
 
+use crate::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::DeployId;
 
 /// Resets a running domain without asking its guest. Its VFs stay.
 ///

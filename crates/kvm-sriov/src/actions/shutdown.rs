@@ -4,12 +4,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::gone::{self, LastLook};
+use crate::DeployId;
 use crate::claims::{ClaimStore, Owner, VmLock};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
-use crate::DeployId;
 
 /// Shuts the domain down and frees its VFs once it is gone.
 ///
@@ -75,7 +75,11 @@ fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Resul
 fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Result<bool, Cause> {
     if let Err(source) = host.hypervisor().shutdown(domain) {
         // It may have powered off just now.
-        return if gone::is_gone(host, domain)? { Ok(true) } else { Err(Cause::Call { what: format!("shutdown {id}"), source }) };
+        return if gone::is_gone(host, domain)? {
+            Ok(true)
+        } else {
+            Err(Cause::Call { what: format!("shutdown {id}"), source })
+        };
     }
     let begin = Instant::now();
     let mut asked_again = false;

@@ -1,1 +1,183 @@
-//! placeholder
+//! Claims: which VM has which VF, in files that outlive a process and that every process of the host shares.
+//!
+//! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/state.md describes the files. A claim that
+//! neither a running domain nor a living process backs is stale, and whoever looks next removes it.
+//!
+//! * `store` - [`ClaimStore`]: claims are made, released and repaired under one lock, held for milliseconds
+//! * `lock` - [`VmLock`]: one action at a time for a VM; wishes to end it
+//! * `record` - what a file says; `process` - who wrote it; `safe` - files that nobody else can have put there
+
+mod lock;
+mod process;
+mod record;
+mod safe;
+mod store;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+pub use lock::{Holder, VmLock};
+pub use process::Process;
+pub use store::{ClaimStore, Entry};
+
+use crate::vf_map::VfMap;
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress, RootName};
+
+/// A VM that has VFs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its domain's name.
+    pub vm: DomainName,
+    /// Its domain's UUID, when it is known (OpenNebula writes it from 6.0 on).
+    pub uuid: Option<DomainUuid>,
+}
+
+impl Owner {
+    /// Whether both are the same VM: by UUID, or by name when one has none.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.uuid, &other.uuid) {
+            (Some(mine), Some(theirs)) => mine == theirs,
+            _ => self.vm == other.vm,
+        }
+    }
+}
+
+/// Every PCI device of this host that a running domain shows, with its domain.
+pub type Backing = BTreeMap<PciAddress, Owner>;
+
+/// VFs for a VM: one for each NIC, or none at all.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Who asks.
+    pub owner: &'a Owner,
+    /// The root and the MAC of each NIC, in the VM's order.
+    pub nics: &'a [(RootName, MacAddress)],
+    /// The map of each of these roots.
+    pub maps: &'a [VfMap],
+    /// VFs that must not be taken, because libvirt refused them.
+    pub refused: &'a [PciAddress],
+}
+
+/// A VF that a VM has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The root whose map lists it.
+    pub root: RootName,
+    /// Where it is on the host's PCI bus.
+    pub vf: PciAddress,
+    /// Who has it.
+    pub owner: Owner,
+    /// The MAC of the NIC it is for; unknown for a domain that was found with the VF.
+    pub mac: Option<MacAddress>,
+}
+
+/// What [`ClaimStore::recover`] put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// A claim without a domain or a living process is gone.
+    Freed(Claim),
+    /// A VF that a domain has without a claim got one.
+    Adopted(Claim),
+    /// A file has the place of its VF in a map that was changed.
+    Moved(Claim),
+}
+
+impl Repair {
+    /// The claim it was about.
+    pub fn claim(&self) -> &Claim {
+        match self {
+            Self::Freed(claim) | Self::Adopted(claim) | Self::Moved(claim) => claim,
+        }
+    }
+
+    /// In a word, for a log.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Freed(_) => "freed",
+            Self::Adopted(_) => "adopted",
+            Self::Moved(_) => "moved",
+        }
+    }
+}
+
+/// A failure around claims. Whatever the call had written is gone again, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// The state directory, or one in it, could be somebody else's trap.
+    #[error("{} {what}; {advice}", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A file can't be read or written.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    File {
+        /// "read", "write" ...
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another action of the VM runs, and did not end in time.
+    #[error("{vm} is busy: {holder}")]
+    Busy {
+        /// The VM.
+        vm: DomainName,
+        /// Who holds its lock.
+        holder: Holder,
+    },
+    /// The claims' lock was not free in time, although nobody should hold it for long.
+    #[error("the lock {} is held by another process for {seconds} s", path.display())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
+    /// There is no free VF.
+    #[error("no free VF on {root} for {vm}: all {total} in use ({})", Users(users))]
+    Exhausted {
+        /// The root.
+        root: RootName,
+        /// Who asked.
+        vm: DomainName,
+        /// How many VFs its map has.
+        total: usize,
+        /// How many of them each has.
+        users: BTreeMap<String, usize>,
+    },
+    /// The request names a root without its map.
+    #[error("the request for a VF of {root} came without its map")]
+    NoMap {
+        /// The root.
+        root: RootName,
+    },
+}
+
+struct Users<'a>(&'a BTreeMap<String, usize>);
+
+impl fmt::Display for Users<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (user, count)) in self.0.iter().enumerate() {
+            write!(f, "{}{user}: {count}", if number == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl ClaimError {
+    /// For `map_err`: a failure to `verb` the file at `path`.
+    fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { verb, path, source }
+    }
+}

@@ -1,0 +1,213 @@
+//! One action at a time for a VM.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fs2::FileExt;
+
+use super::{ClaimError, Process, safe};
+use crate::DomainName;
+
+/// Between two tries of a lock that is held.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Who holds a VM's lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its action, such as `save`.
+    pub action: String,
+    /// Its process.
+    pub process: Process,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, for {} s", self.action, self.process, now().saturating_sub(self.since))
+    }
+}
+
+impl Holder {
+    fn to_text(&self) -> String {
+        format!("{} {} {} {}\n", self.action, self.process.pid(), self.process.started(), self.since)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let action = words.next()?.to_owned();
+        let process = Process::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { action, process, since: words.next()?.parse().ok()? })
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The lock of a VM, held until it is dropped, or until the process ends however it ends.
+#[derive(Debug)]
+pub struct VmLock {
+    _file: File,
+    wish: PathBuf,
+}
+
+impl VmLock {
+    /// Whether somebody wishes that this action ends: OpenNebula cancels its VM.
+    pub fn cancelled(&self) -> bool {
+        matches!(safe::read(&self.wish), Ok(Some((bytes, _))) if bytes == wish_for(Process::this()).as_bytes())
+    }
+
+    /// Takes the lock in `file` for an action, waiting at most `timeout`.
+    pub(super) fn take(locks: &Path, vm: &DomainName, action: &str, timeout: Duration) -> Result<Self, ClaimError> {
+        let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
+        let Some(mut file) = acquire(&path, timeout)? else {
+            let unknown = || Holder { action: "an action".into(), process: Process::new(0, 0), since: now() };
+            let holder = holder(locks, vm)?.unwrap_or_else(unknown);
+            return Err(ClaimError::Busy { vm: vm.clone(), holder });
+        };
+        // A wish for an earlier holder is of no account, and nobody can have one for us yet.
+        match std::fs::remove_file(&wish) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ClaimError::file("remove", wish)(error));
+            }
+            _ => {}
+        }
+        let text = Holder { action: action.into(), process: Process::this(), since: now() }.to_text();
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .map_err(ClaimError::file("write", path))?;
+        Ok(Self { _file: file, wish })
+    }
+}
+
+/// Who holds the lock of a VM; `None` when nobody does.
+pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, ClaimError> {
+    let path = lock_path(locks, vm);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = safe::open_lock(&path).map_err(ClaimError::file("open", &path))?;
+    // A shared lock, so that those who only look do not see each other.
+    if FileExt::try_lock_shared(&file).is_ok() {
+        return Ok(None);
+    }
+    let read = safe::read(&path).map_err(ClaimError::file("read", &path))?;
+    Ok(read.and_then(|(bytes, _)| Holder::parse(&String::from_utf8_lossy(&bytes))))
+}
+
+/// Records the wish that this process ends its action.
+pub(super) fn wish(locks: &Path, vm: &DomainName, process: Process) -> Result<(), ClaimError> {
+    safe::write(&wish_path(locks, vm), wish_for(process).as_bytes(), true)
+}
+
+fn wish_for(process: Process) -> String {
+    format!("{} {}\n", process.pid(), process.started())
+}
+
+/// Locks the file at `path`, which is made when it is not there; `None` when it was held all the time.
+pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, ClaimError> {
+    let failed = || ClaimError::file("lock", path);
+    let begin = Instant::now();
+    loop {
+        let file = safe::open_lock(path).map_err(failed())?;
+        match FileExt::try_lock_exclusive(&file) {
+            // Somebody may have removed the file meanwhile; then others lock another one of that name.
+            Ok(()) if safe::is_at(&file, path).map_err(failed())? => return Ok(Some(file)),
+            Ok(()) => continue,
+            Err(error) if error.kind() == fs2::lock_contended_error().kind() => {}
+            Err(error) => return Err(failed()(error)),
+        }
+        if begin.elapsed() >= timeout {
+            return Ok(None);
+        }
+        thread::sleep(AGAIN.min(timeout));
+    }
+}
+
+fn lock_path(locks: &Path, vm: &DomainName) -> PathBuf {
+    locks.join(format!("vm-{}", file_name(vm)))
+}
+
+fn wish_path(locks: &Path, vm: &DomainName) -> PathBuf {
+    locks.join(format!("cancel-{}", file_name(vm)))
+}
+
+/// A domain's name as part of a file's name: one name, one file, however odd or long the name is.
+fn file_name(vm: &DomainName) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let escaped: String = vm
+        .as_str()
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") })
+        .collect();
+    if escaped.len() <= 200 {
+        return escaped;
+    }
+    // FNV-1a: the same in every build, unlike std's hasher.
+    let hash = vm
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let begin: String = escaped.chars().take(180).collect();
+    format!("{begin}%{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_has_a_file_of_its_own() {
+        let long = |last: &str| "ü".repeat(90) + last;
+        let names = ["one-1", "a b", "a%20b", ".x", "ä", &long("1"), &long("2")].map(str::to_owned);
+        let files: BTreeSet<String> = names.iter().map(|name| file_name(&name.parse().unwrap())).collect();
+        assert_eq!(files.len(), names.len());
+        assert!(files.iter().all(|file| file.len() <= 200 && !file.contains('/')), "{files:?}");
+    }
+
+    #[test]
+    fn a_busy_vm_says_who_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        assert_eq!(holder(dir.path(), &vm).unwrap(), None);
+        let lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
+        let error = VmLock::take(dir.path(), &vm, "attach_nic", Duration::from_millis(60)).unwrap_err();
+        let text = error.to_string();
+        let pid = std::process::id();
+        assert!(text.starts_with(&format!("one-42 is busy: save, pid {pid}, for ")) && text.ends_with(" s"), "{text}");
+        let other: DomainName = "one-43".parse().unwrap();
+        VmLock::take(dir.path(), &other, "deploy", Duration::ZERO).unwrap();
+        drop(lock);
+        assert_eq!(holder(dir.path(), &vm).unwrap(), None);
+        VmLock::take(dir.path(), &vm, "attach_nic", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_wish_reaches_its_holder_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        wish(dir.path(), &vm, Process::this()).unwrap();
+        let lock = VmLock::take(dir.path(), &vm, "deploy", Duration::ZERO).unwrap();
+        assert!(!lock.cancelled(), "a wish from before the lock was taken");
+        wish(dir.path(), &vm, Process::new(std::process::id(), 1)).unwrap();
+        assert!(!lock.cancelled(), "a wish for another process");
+        wish(dir.path(), &vm, Process::this()).unwrap();
+        assert!(lock.cancelled());
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        let _lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
+        std::fs::remove_file(lock_path(dir.path(), &vm)).unwrap();
+        VmLock::take(dir.path(), &vm, "cancel", Duration::ZERO).unwrap();
+    }
+}

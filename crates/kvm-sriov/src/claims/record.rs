@@ -1,0 +1,165 @@
+//! What a claim's file says.
+
+use std::fmt::Write;
+
+use super::process::Process;
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
+
+/// The first line of a claim; the number counts forms that an older version can't read.
+const HEADER: &str = "kvm-sriov-claim 1";
+const HEADER_NAME: &str = "kvm-sriov-claim ";
+
+/// The content of a claim file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    /// A claim of ours.
+    Ours(Record),
+    /// An empty file: a claim of the driver of 2013, which wrote nothing into it.
+    Original,
+    /// Something else. The VF counts as used, and the file is never removed.
+    Unreadable {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A claim: who has which VF.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) vm: DomainName,
+    pub(super) uuid: Option<DomainUuid>,
+    /// Unknown for a claim that was made for a domain found with the VF.
+    pub(super) mac: Option<MacAddress>,
+    pub(super) vf: PciAddress,
+    /// The boot it was written in: no process of another boot is alive.
+    pub(super) boot: String,
+    /// The process that works on it, while one does.
+    pub(super) holder: Option<Process>,
+    /// Lines that a later version wrote.
+    pub(super) unknown: Vec<String>,
+}
+
+impl Content {
+    pub(super) fn parse(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Original;
+        }
+        match std::str::from_utf8(bytes).map_err(|error| error.to_string()).and_then(Record::parse) {
+            Ok(record) => Self::Ours(record),
+            Err(why) => Self::Unreadable { why },
+        }
+    }
+}
+
+impl Record {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut lines = text.lines();
+        match lines.next() {
+            Some(HEADER) => {}
+            Some(other) if other.starts_with(HEADER_NAME) => {
+                return Err(format!("it was written by a newer version ({})", other.escape_debug()));
+            }
+            other => {
+                return Err(format!("expected \"{HEADER}\", found \"{}\"", other.unwrap_or_default().escape_debug()));
+            }
+        }
+        let (mut vm, mut uuid, mut mac, mut vf, mut boot, mut holder, mut unknown) =
+            (None, None, None, None, None, None, vec![]);
+        for (index, line) in lines.enumerate() {
+            let (key, value) =
+                line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
+            let wrong = |error: crate::ParseError| format!("{key}: {error}");
+            match key {
+                "vm" => vm = Some(value.parse().map_err(wrong)?),
+                "uuid" => uuid = Some(value.parse().map_err(wrong)?),
+                "mac" => mac = Some(value.parse().map_err(wrong)?),
+                "vf" => vf = Some(value.parse().map_err(wrong)?),
+                "boot" => boot = Some(value.to_owned()),
+                "holder" => {
+                    let numbers =
+                        value.split_once(' ').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)));
+                    let (pid, started) = numbers.ok_or("holder: expected a pid and its start")?;
+                    holder = Some(Process::new(pid, started));
+                }
+                _ => unknown.push(line.to_owned()),
+            }
+        }
+        Ok(Self {
+            vm: vm.ok_or("vm is missing")?,
+            uuid,
+            mac,
+            vf: vf.ok_or("vf is missing")?,
+            boot: boot.ok_or("boot is missing")?,
+            holder,
+            unknown,
+        })
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!("{HEADER}\nvm={}\n", self.vm);
+        let mut line = |key: &str, value: Option<String>| {
+            // Writing into a String can't fail.
+            value.map_or(Ok(()), |value| writeln!(text, "{key}={value}")).unwrap_or_default();
+        };
+        line("uuid", self.uuid.as_ref().map(ToString::to_string));
+        line("mac", self.mac.map(|mac| mac.to_string()));
+        line("vf", Some(self.vf.to_string()));
+        line("boot", Some(self.boot.clone()));
+        line("holder", self.holder.map(|p| format!("{} {}", p.pid(), p.started())));
+        for unknown in &self.unknown {
+            text.push_str(unknown);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn records_survive_printing(
+            vm in "[a-zA-Z0-9 ._=-]{1,40}",
+            uuid in proptest::option::of("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
+            (bus, slot, function) in (any::<u8>(), 0u8..0x20, 0u8..8),
+            holder in proptest::option::of((any::<u32>(), any::<u64>())),
+            unknown in proptest::collection::vec("x[a-z]{0,5}=[ -~]{0,9}", 0..3),
+        ) {
+            prop_assume!(vm != "." && vm != "..");
+            let record = Record {
+                vm: vm.parse().unwrap(),
+                uuid: uuid.map(|uuid| uuid.parse().unwrap()),
+                mac: None,
+                vf: PciAddress::new(0, bus, slot, function).unwrap(),
+                boot: "b".into(),
+                holder: holder.map(|(pid, start)| Process::new(pid, start)),
+                unknown,
+            };
+            prop_assert_eq!(Content::parse(record.to_text().as_bytes()), Content::Ours(record));
+        }
+
+        #[test]
+        fn parsing_never_panics(bytes: Vec<u8>) {
+            prop_assert!(!matches!(Content::parse(&bytes), Content::Ours(_)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_claim_of_ours_is_said() {
+        assert_eq!(Content::parse(b""), Content::Original);
+        for (text, message) in [
+            ("hello", "expected \"kvm-sriov-claim 1\", found \"hello\""),
+            ("kvm-sriov-claim 2\nx", "newer version"),
+            ("kvm-sriov-claim 1\nvm=one-1\n", "vf is missing"),
+            ("kvm-sriov-claim 1\nvm\n", "line 2: expected key=value"),
+            ("kvm-sriov-claim 1\nvm=one-1\nvf=7\nboot=x\n", "vf: expected a PCI address"),
+            ("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nboot=x\nholder=1\n", "holder: "),
+        ] {
+            let Content::Unreadable { why } = Content::parse(text.as_bytes()) else { panic!("{text:?} was taken") };
+            assert!(why.contains(message), "{message:?} is not in {why:?}");
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The claims of a host: made, released and repaired under one lock.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::lock::{self, Holder, VmLock};
+use super::record::{Content, Record};
+use super::{Backing, Claim, ClaimError, Owner, Process, Repair, Request, process, safe};
+use crate::vf_map::VfMap;
+use crate::{DomainName, DomainUuid, PciAddress, RootName};
+
+/// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The driver of 2013 makes its empty files before it starts a domain, and says nowhere that it is still alive.
+const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
+
+/// The state directory.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use kvm_sriov::claims::{ClaimStore, Owner, Request};
+/// use kvm_sriov::vf_map::VfMap;
+/// let dir = tempfile::tempdir()?;
+/// let store = ClaimStore::create(&dir.path().join("vf_interfaces"))?;
+/// let map = VfMap::parse("ib0".parse()?, "ib0".as_ref(), b"0x07 0x00 0x01\n")?;
+/// let owner = Owner { vm: "one-42".parse()?, uuid: None };
+/// let nics = [("ib0".parse()?, "02:00:0a:00:00:01".parse()?)];
+/// let request = Request { owner: &owner, nics: &nics, maps: &[map], refused: &[] };
+/// let claims = store.claim_all(&request, &BTreeMap::new())?;
+/// assert!(store.dir().join("ib0/0").exists());
+/// let error = store.claim_all(&request, &BTreeMap::new()).unwrap_err();
+/// assert_eq!(error.to_string(), "no free VF on ib0 for one-42: all 1 in use (one-42: 1)");
+/// store.release(&claims)?;
+/// assert!(!store.dir().join("ib0/0").exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct ClaimStore {
+    dir: PathBuf,
+}
+
+/// A claim's file, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    root: RootName,
+    index: usize,
+    content: Content,
+    bytes: Vec<u8>,
+    inode: u64,
+}
+
+impl Entry {
+    /// The root in whose directory it lies.
+    pub fn root(&self) -> &RootName {
+        &self.root
+    }
+
+    /// The number it is named by.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The VF that it claims; `None` for one that does not say.
+    pub fn vf(&self) -> Option<PciAddress> {
+        match &self.content {
+            Content::Ours(record) => Some(record.vf),
+            Content::Original | Content::Unreadable { .. } => None,
+        }
+    }
+
+    /// Who claims, for people.
+    pub fn user(&self) -> String {
+        match &self.content {
+            Content::Ours(record) => record.vm.to_string(),
+            Content::Original => "a VM of the driver of 2013".into(),
+            Content::Unreadable { why } => format!("{}/{}, which can't be read: {why}", self.root, self.index),
+        }
+    }
+
+    /// The VF that it claims, by the map of its root when it does not say.
+    fn vf_by(&self, maps: &[VfMap]) -> Option<PciAddress> {
+        let by_map = || maps.iter().find(|map| *map.root() == self.root)?.vfs().get(self.index).copied();
+        self.vf().or_else(by_map)
+    }
+
+    fn is_of(&self, owner: &Owner) -> bool {
+        matches!(&self.content, Content::Ours(record) if record.owner().is(owner))
+    }
+}
+
+impl Record {
+    fn owner(&self) -> Owner {
+        Owner { vm: self.vm.clone(), uuid: self.uuid.clone() }
+    }
+
+    /// Whether the process that works on it still does.
+    fn is_held(&self) -> bool {
+        self.boot == process::boot_id() && self.holder.is_some_and(|holder| holder.is_alive())
+    }
+
+    fn of(claim: &Claim, holder: Option<Process>) -> Self {
+        Self {
+            vm: claim.owner.vm.clone(),
+            uuid: claim.owner.uuid.clone(),
+            mac: claim.mac,
+            vf: claim.vf,
+            boot: process::boot_id(),
+            holder,
+            unknown: Vec::new(),
+        }
+    }
+
+    fn claim(&self, root: &RootName) -> Claim {
+        Claim { root: root.clone(), vf: self.vf, owner: self.owner(), mac: self.mac }
+    }
+}
+
+impl ClaimStore {
+    /// The state directory at `dir`, made (mode 0700) when it is not there.
+    ///
+    /// # Errors
+    /// It can't be made, or is a link, a file, or somebody else's. Nothing was changed.
+    pub fn create(dir: &Path) -> Result<Self, ClaimError> {
+        safe::make_dir(dir)?;
+        safe::make_dir(&dir.join(".locks"))?;
+        Ok(Self { dir: dir.into() })
+    }
+
+    /// The state directory at `dir`; `None` when it is not there.
+    ///
+    /// # Errors
+    /// It is a link, a file, or somebody else's. Nothing was changed.
+    pub fn open(dir: &Path) -> Result<Option<Self>, ClaimError> {
+        match fs::symlink_metadata(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            _ => Self::create(dir).map(Some),
+        }
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn locks(&self) -> PathBuf {
+        self.dir.join(".locks")
+    }
+
+    /// Takes the lock of a VM for an action, waiting at most `timeout` for another action.
+    ///
+    /// # Errors
+    /// [`ClaimError::Busy`] names the action that has it. Nothing was changed.
+    pub fn lock_vm(&self, vm: &DomainName, action: &str, timeout: Duration) -> Result<VmLock, ClaimError> {
+        VmLock::take(&self.locks(), vm, action, timeout)
+    }
+
+    /// Who holds the lock of a VM.
+    ///
+    /// # Errors
+    /// The lock can't be read. Nothing was changed.
+    pub fn vm_holder(&self, vm: &DomainName) -> Result<Option<Holder>, ClaimError> {
+        lock::holder(&self.locks(), vm)
+    }
+
+    /// Records the wish that the action of this holder ends: see [`VmLock::cancelled`].
+    ///
+    /// # Errors
+    /// The wish can't be written. Nothing was changed.
+    pub fn request_cancel(&self, vm: &DomainName, holder: &Holder) -> Result<(), ClaimError> {
+        lock::wish(&self.locks(), vm, holder.process)
+    }
+
+    /// Every claim, by root and index.
+    ///
+    /// # Errors
+    /// A directory or file can't be read, or is not safe. Nothing was changed.
+    pub fn entries(&self) -> Result<Vec<Entry>, ClaimError> {
+        let mut entries = Vec::new();
+        for name in names(&self.dir)? {
+            let dir = self.dir.join(&name);
+            // The driver of 2013 has a file `lock` here; a directory that is no root has no claims.
+            if let (Ok(root), false) = (name.parse::<RootName>(), dir.is_file() && !dir.is_symlink()) {
+                safe::check_dir(&dir)?;
+                read_root(&root, &dir, &mut entries)?;
+            }
+        }
+        entries.sort_by(|a, b| (&a.root, a.index).cmp(&(&b.root, b.index)));
+        Ok(entries)
+    }
+
+    /// Whether a VM claims anything.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn has_any(&self, owner: &Owner) -> Result<bool, ClaimError> {
+        Ok(self.entries()?.iter().any(|entry| entry.is_of(owner)))
+    }
+
+    /// The VM with this UUID, if it claims anything.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn owner_with(&self, uuid: &DomainUuid) -> Result<Option<Owner>, ClaimError> {
+        let of = |entry: &Entry| match &entry.content {
+            Content::Ours(record) if record.uuid.as_ref() == Some(uuid) => Some(record.owner()),
+            _ => None,
+        };
+        Ok(self.entries()?.iter().find_map(of))
+    }
+
+    /// Claims a free VF for every NIC, the one with the lowest index; or none at all. The claims are held by this process
+    /// until [`ClaimStore::commit`].
+    ///
+    /// * `backing` - what libvirt says of every running domain: a VF there is not free
+    ///
+    /// # Errors
+    /// Nothing is claimed: [`ClaimError::Exhausted`] says who has the VFs; others, what can't be written.
+    pub fn claim_all(&self, request: &Request<'_>, backing: &Backing) -> Result<Vec<Claim>, ClaimError> {
+        let _lock = self.lock()?;
+        let entries = self.entries()?;
+        let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
+        users.extend(request.refused.iter().map(|vf| (*vf, "refused by libvirt".to_owned())));
+        users.extend(backing.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
+        users.extend(entries.iter().filter_map(|entry| Some((entry.vf_by(request.maps)?, entry.user()))));
+        let mut chosen = Vec::new();
+        for (root, mac) in request.nics {
+            let map = map_of(request.maps, root)?;
+            let vf =
+                map.vfs().iter().find(|vf| !users.contains_key(vf)).ok_or_else(|| exhausted(map, request, &users))?;
+            users.insert(*vf, request.owner.vm.to_string());
+            chosen.push(Claim { root: root.clone(), vf: *vf, owner: request.owner.clone(), mac: Some(*mac) });
+        }
+        self.put_in_place(&entries, request.maps)?;
+        for (written, claim) in chosen.iter().enumerate() {
+            if let Err(error) = self.write_claim(claim, Some(Process::this()), request.maps, false) {
+                for claim in chosen.iter().take(written) {
+                    self.remove(claim)?;
+                }
+                return Err(error);
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Marks claims as backed by their running domain: no process holds them any more.
+    ///
+    /// # Errors
+    /// A claim can't be written; it is still there, held by this process.
+    pub fn commit(&self, claims: &[Claim], maps: &[VfMap]) -> Result<(), ClaimError> {
+        let _lock = self.lock()?;
+        for claim in claims {
+            self.write_claim(claim, None, maps, true)?;
+        }
+        Ok(())
+    }
+
+    /// Releases claims. One that is gone already, or is another VM's now, is left alone.
+    ///
+    /// # Errors
+    /// A file can't be removed; it and those after it are still there.
+    pub fn release(&self, claims: &[Claim]) -> Result<(), ClaimError> {
+        let _lock = self.lock()?;
+        claims.iter().try_for_each(|claim| self.remove(claim))
+    }
+
+    /// Releases everything that a VM claims, and returns it.
+    ///
+    /// # Errors
+    /// A file can't be removed; it and those after it are still there.
+    pub fn release_domain(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+        let _lock = self.lock()?;
+        let mut released = Vec::new();
+        for entry in self.entries()? {
+            if let (true, Content::Ours(record)) = (entry.is_of(owner), &entry.content) {
+                remove_file(&self.path(&entry.root, entry.index))?;
+                released.push(record.claim(&entry.root));
+            }
+        }
+        Ok(released)
+    }
+
+    /// Puts the claims right: frees stale ones, gives a claim to a VF that a domain has without one, and moves files whose
+    /// map was reordered.
+    ///
+    /// * `seen` - the claims, read BEFORE `backing` was asked for: a claim that was made since can't be judged by it
+    /// * `backing` - what libvirt says of every running domain
+    /// * `maps` - the maps whose VFs matter
+    ///
+    /// # Errors
+    /// A file can't be read, written or removed. What was put right until then is right.
+    pub fn recover(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
+        let _lock = self.lock()?;
+        let mut repairs = Vec::new();
+        let (stale, entries): (Vec<_>, Vec<_>) =
+            self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        for entry in &stale {
+            remove_file(&self.path(&entry.root, entry.index))?;
+            if let Content::Ours(record) = &entry.content {
+                repairs.push(Repair::Freed(record.claim(&entry.root)));
+            }
+        }
+        repairs.extend(self.put_in_place(&entries, maps)?);
+        for map in maps {
+            for vf in map.vfs() {
+                let claimed = entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf));
+                if let (Some(owner), false) = (backing.get(vf), claimed) {
+                    let claim = Claim { root: map.root().clone(), vf: *vf, owner: owner.clone(), mac: None };
+                    self.write_claim(&claim, None, maps, false)?;
+                    repairs.push(Repair::Adopted(claim));
+                }
+            }
+        }
+        Ok(repairs)
+    }
+
+    /// Neither a domain nor a living process backs it, and it did not change since before libvirt was asked.
+    fn is_stale(&self, entry: &Entry, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> bool {
+        let backed = entry.vf_by(maps).is_none_or(|vf| backing.contains_key(&vf));
+        let dead = match &entry.content {
+            Content::Ours(record) => !record.is_held(),
+            Content::Original => self.is_old(entry),
+            Content::Unreadable { .. } => false,
+        };
+        dead && !backed && seen.contains(entry)
+    }
+
+    fn is_old(&self, entry: &Entry) -> bool {
+        let written =
+            fs::symlink_metadata(self.path(&entry.root, entry.index)).and_then(|metadata| metadata.modified());
+        written.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE))
+    }
+
+    /// Gives every claim whose VF is elsewhere in its map now the name of its place. A name that is taken is left first by
+    /// who has it, for a number after the map's last; so being killed in between loses no claim.
+    fn put_in_place(&self, entries: &[Entry], maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
+        let mut moved = Vec::new();
+        for map in maps {
+            let mut taken: BTreeMap<usize, &Entry> =
+                entries.iter().filter(|entry| entry.root == *map.root()).map(|entry| (entry.index, entry)).collect();
+            let place = |entry: &Entry| entry.vf().map(|vf| map.index_of(vf));
+            let astray: Vec<(usize, &Entry)> = taken
+                .iter()
+                .filter(|(index, entry)| {
+                    place(entry).is_some_and(|place| place.map_or(**index < map.vfs().len(), |p| p != **index))
+                })
+                .map(|(index, entry)| (*index, *entry))
+                .collect();
+            // First out of the way, then to their places.
+            let mut waiting = Vec::new();
+            for (index, entry) in astray {
+                let free = (map.vfs().len()..).find(|free| !taken.contains_key(free)).unwrap_or(usize::MAX);
+                self.rename(map.root(), index, free)?;
+                taken.remove(&index);
+                taken.insert(free, entry);
+                waiting.push((free, entry));
+            }
+            for (index, entry) in waiting {
+                if let (Some(Some(place)), Content::Ours(record)) = (place(entry), &entry.content) {
+                    if !taken.contains_key(&place) {
+                        self.rename(map.root(), index, place)?;
+                        taken.remove(&index);
+                        taken.insert(place, entry);
+                        moved.push(Repair::Moved(record.claim(map.root())));
+                    }
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    fn rename(&self, root: &RootName, from: usize, to: usize) -> Result<(), ClaimError> {
+        let (from, to) = (self.path(root, from), self.path(root, to));
+        fs::rename(&from, &to).map_err(ClaimError::file("rename", from))
+    }
+
+    fn write_claim(
+        &self,
+        claim: &Claim,
+        holder: Option<Process>,
+        maps: &[VfMap],
+        replace: bool,
+    ) -> Result<(), ClaimError> {
+        let index = map_of(maps, &claim.root)?.index_of(claim.vf);
+        let index = index.ok_or_else(|| ClaimError::NoMap { root: claim.root.clone() })?;
+        let path = self.path(&claim.root, index);
+        safe::make_dir(&self.dir.join(claim.root.as_str()))?;
+        safe::write(&path, Record::of(claim, holder).to_text().as_bytes(), replace)
+    }
+
+    /// Removes the file of a claim, whatever number it has by now.
+    fn remove(&self, claim: &Claim) -> Result<(), ClaimError> {
+        for entry in self.entries()? {
+            if entry.root == claim.root && entry.vf() == Some(claim.vf) && entry.is_of(&claim.owner) {
+                remove_file(&self.path(&entry.root, entry.index))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, root: &RootName, index: usize) -> PathBuf {
+        self.dir.join(root.as_str()).join(index.to_string())
+    }
+
+    fn lock(&self) -> Result<fs::File, ClaimError> {
+        let path = self.locks().join("claims");
+        lock::acquire(&path, LOCK_TIMEOUT)?.ok_or(ClaimError::Locked { path, seconds: LOCK_TIMEOUT.as_secs() })
+    }
+}
+
+fn exhausted(map: &VfMap, request: &Request<'_>, users: &BTreeMap<PciAddress, String>) -> ClaimError {
+    let mut counted = BTreeMap::new();
+    for user in map.vfs().iter().filter_map(|vf| users.get(vf)) {
+        let count = counted.entry(user.clone()).or_insert(0_usize);
+        *count = count.saturating_add(1);
+    }
+    ClaimError::Exhausted {
+        root: map.root().clone(),
+        vm: request.owner.vm.clone(),
+        total: map.vfs().len(),
+        users: counted,
+    }
+}
+
+fn map_of<'a>(maps: &'a [VfMap], root: &RootName) -> Result<&'a VfMap, ClaimError> {
+    maps.iter().find(|map| map.root() == root).ok_or_else(|| ClaimError::NoMap { root: root.clone() })
+}
+
+/// The names in a directory that are text; nothing of ours has another.
+fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(ClaimError::file("read", dir))? {
+        let entry = entry.map_err(ClaimError::file("read", dir))?;
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+fn read_root(root: &RootName, dir: &Path, entries: &mut Vec<Entry>) -> Result<(), ClaimError> {
+    for name in names(dir)? {
+        let path = dir.join(&name);
+        if name.starts_with(".new-") {
+            discard_unfinished(&path);
+        }
+        // Only names that we print: `07` is none.
+        let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
+        let (content, bytes, inode) = match safe::read(&path) {
+            Ok(Some((bytes, inode))) => (Content::parse(&bytes), bytes, inode),
+            Ok(None) => continue,
+            Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), 0),
+        };
+        entries.push(Entry { root: root.clone(), index, content, bytes, inode });
+    }
+    Ok(())
+}
+
+/// What a process that was killed left of a file it never finished. A file of a living one is younger than this.
+fn discard_unfinished(path: &Path) {
+    let age = fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+    if age.is_some_and(|age| age > Duration::from_secs(60)) {
+        if let Err(error) = fs::remove_file(path) {
+            log::warn!("cannot remove {}: {error}", path.display());
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), ClaimError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ClaimError::file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

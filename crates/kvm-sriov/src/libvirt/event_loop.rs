@@ -1,0 +1,83 @@
+//! The thread that runs libvirt's event loop, as long as a connection needs it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use virt::event::{event_add_timeout, event_register_default_impl, event_run_default_impl};
+
+use super::error::LibvirtError;
+
+/// The loop of this process; libvirt has one for all connections.
+static LOOP: Mutex<Option<Running>> = Mutex::new(None);
+
+struct Running {
+    users: usize,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// Keeps the loop running; the last one that is dropped ends it.
+pub(super) struct LoopUser(());
+
+impl LoopUser {
+    /// Starts the loop, or joins the one that runs. To be called before the connection is opened.
+    ///
+    /// # Source
+    /// libvirt `virEventRegisterDefaultImpl`: once, before the first connection.
+    pub(super) fn start() -> Result<Self, LibvirtError> {
+        static REGISTERED: OnceLock<Result<(), LibvirtError>> = OnceLock::new();
+        let mut running = lock();
+        if let Some(running) = running.as_mut() {
+            running.users += 1;
+            return Ok(Self(()));
+        }
+        REGISTERED.get_or_init(|| event_register_default_impl().map_err(Into::into)).clone()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("libvirt-events".into())
+            .spawn(move || {
+                while !seen.load(Ordering::Acquire) {
+                    if let Err(error) = event_run_default_impl() {
+                        log::warn!("libvirt's event loop: {}", error.message());
+                    }
+                }
+            })
+            .map_err(|error| LibvirtError::other(format!("cannot start the event loop's thread: {error}")))?;
+        *running = Some(Running { users: 1, stop, thread });
+        Ok(Self(()))
+    }
+}
+
+impl Drop for LoopUser {
+    fn drop(&mut self) {
+        let mut running = lock();
+        let last = match running.as_mut() {
+            Some(running) => {
+                running.users -= 1;
+                running.users == 0
+            }
+            None => false,
+        };
+        let Some(ending) = running.take_if(|_| last) else { return };
+        ending.stop.store(true, Ordering::Release);
+        // The loop waits for events; a timer that is due at once wakes it. Its round also frees what closed connections left.
+        match event_add_timeout(0, |_, _| {}, std::ptr::null_mut()) {
+            Ok(timer) => {
+                if ending.thread.join().is_err() {
+                    log::warn!("libvirt's event loop ended by a panic");
+                }
+                if let Err(error) = timer.event_remove_timeout() {
+                    log::debug!("libvirt kept a timer: {}", error.message());
+                }
+            }
+            Err(error) => log::warn!("libvirt's event loop can't be woken, so it runs on: {}", error.message()),
+        }
+    }
+}
+
+/// A panic elsewhere does not make the count wrong.
+fn lock() -> MutexGuard<'static, Option<Running>> {
+    LOOP.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,798 @@
+//! The deployment file that OpenNebula writes, and what it becomes for libvirt.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use roxmltree::{Document, Node};
+
+use super::splice::{Splice, apply};
+use super::{
+    Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, c_number, child, child_attribute, children,
+    content, decimal, dummy_alias_of, guest_address, mac_of, parse, root, uuid_of,
+};
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
+
+/// The domain XML of a VM that is to be started, as OpenNebula wrote it.
+///
+/// ```
+/// use kvm_sriov::xml::Deployment;
+/// let deployment = Deployment::parse("<domain><name>one-42</name><devices><interface type='bridge'>\
+///     <source bridge='sriov_ib0'/><mac address='02:00:c0:a8:01:05'/></interface></devices></domain>")?;
+/// assert_eq!(deployment.sriov_nics()[0].root.as_str(), "ib0");
+/// # Ok::<(), kvm_sriov::xml::XmlError>(())
+/// ```
+///
+/// # Source
+/// OpenNebula's `LibVirtDriverKVM.cc`: several blocks of devices, text of the user's RAW attribute in between, values
+/// of attributes not escaped.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    text: String,
+    name: DomainName,
+    uuid: Option<DomainUuid>,
+    memory_kib: u64,
+    nvram: Option<Nvram>,
+    disks: Vec<Disk>,
+    nics: Vec<SriovNic>,
+    /// Where each of the NICs stands: same order.
+    sources: Vec<Source>,
+    guests: Vec<Option<PciAddress>>,
+    domain: Range<usize>,
+    last_devices: Option<Range<usize>>,
+    metadata: Option<Range<usize>>,
+    /// Elements of our namespace that are in the metadata already.
+    ours: Vec<Range<usize>>,
+}
+
+/// A network interface on a bridge `sriov_<root>`: one that becomes a VF.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SriovNic {
+    /// OpenNebula's MAC.
+    pub mac: MacAddress,
+    /// The root that the bridge names.
+    pub root: RootName,
+    /// Its place among the SR-IOV NICs of the VM.
+    pub position: Position,
+    /// The device on the host, such as `one-42-1`: the dummy gets it.
+    pub target: Option<String>,
+    /// The place in the boot order, from 1: the host device gets it.
+    pub boot_order: Option<u32>,
+}
+
+/// What one SR-IOV NIC becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedNic {
+    /// The VF, by its address on the host.
+    pub vf: PciAddress,
+    /// Its address in the guest; libvirt chooses one without it.
+    pub guest: Option<PciAddress>,
+    /// The MAC of the dummy that carries the IP address into the guest.
+    pub dummy_mac: MacAddress,
+    /// The network's VLAN, for the metadata.
+    pub vlan: Option<u16>,
+    /// OpenNebula's NIC_ID, for the metadata.
+    pub nic_id: Option<u32>,
+}
+
+/// The file that holds the UEFI variables of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nvram {
+    /// Where it should be.
+    pub path: PathBuf,
+    /// QEMU's name of its format; `raw` when none is written.
+    pub format: String,
+}
+
+/// A disk in a file, and where the value of its `file` attribute stands.
+#[derive(Debug, Clone)]
+struct Disk {
+    path: PathBuf,
+    value: Range<usize>,
+}
+
+/// Where an SR-IOV NIC stands, and what of it the dummy gets byte for byte.
+#[derive(Debug, Clone)]
+struct Source {
+    interface: Range<usize>,
+    model: Option<Range<usize>>,
+    copied: Vec<Range<usize>>,
+}
+
+impl Deployment {
+    /// Reads a deployment file.
+    ///
+    /// # Errors
+    /// It is not XML (a raw `<` or `&` in a value, for example), no domain with a name, or an SR-IOV NIC has no root
+    /// name or MAC that is one, or there are more than 16 of them.
+    pub fn parse(text: &str) -> Result<Self, XmlError> {
+        let document = parse(text)?;
+        let domain = root(&document, "domain")?;
+        let name =
+            child(domain, "name").ok_or_else(|| XmlError::at(domain, "expected <name> in <domain>, found none"))?;
+        let (mut nics, mut sources, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        for interface in devices(domain).filter(|device| device.has_tag_name("interface")) {
+            if let Some((nic, source)) = read_nic(interface, nics.len(), &document)? {
+                nics.push(nic);
+                sources.push(source);
+                asked.push(guest_address(interface)?);
+            }
+        }
+        let metadata = child(domain, "metadata");
+        let ours = metadata.iter().flat_map(|node| node.children());
+        let ours = ours.filter(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
+        Ok(Self {
+            name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
+            uuid: uuid_of(domain)?,
+            memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
+            nvram: child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram),
+            disks: devices(domain).filter_map(|device| disk(device, text)).collect(),
+            guests: choose_guest_addresses(domain, &asked),
+            nics,
+            sources,
+            domain: domain.range(),
+            last_devices: children(domain, "devices").last().map(|node| node.range()),
+            metadata: metadata.map(|node| node.range()),
+            ours: ours.map(|node| node.range()).collect(),
+            text: text.to_owned(),
+        })
+    }
+
+    /// The domain's name.
+    pub fn name(&self) -> &DomainName {
+        &self.name
+    }
+
+    /// The domain's UUID; before 6.0 OpenNebula wrote none.
+    pub fn uuid(&self) -> Option<&DomainUuid> {
+        self.uuid.as_ref()
+    }
+
+    /// The guest's memory in KiB, for messages: 0 when it can't be read, as libvirt has the last word on it.
+    pub fn memory_kib(&self) -> u64 {
+        self.memory_kib
+    }
+
+    /// The NICs that become VFs, in the order of their positions.
+    pub fn sriov_nics(&self) -> &[SriovNic] {
+        &self.nics
+    }
+
+    /// The file of the UEFI variables, when the VM has one.
+    pub fn nvram(&self) -> Option<Nvram> {
+        self.nvram.clone()
+    }
+
+    /// The files of disks that OpenNebula made: `<vm directory>/disk.<number>`, no CD-ROMs.
+    pub fn disk_files(&self) -> Vec<PathBuf> {
+        let made_by_one = |disk: &&Disk| {
+            let number = disk.path.file_name().and_then(|name| name.to_str()?.strip_prefix("disk."));
+            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+        };
+        self.disks.iter().filter(made_by_one).map(|disk| disk.path.clone()).collect()
+    }
+
+    /// The guest address for each SR-IOV NIC, so that ascending position is ascending address; `None` where libvirt
+    /// is to choose.
+    ///
+    /// An address that the NIC itself names is kept. If the others can't be put in order around it, they get `None`,
+    /// and the order is to be checked when the domain runs.
+    pub fn guest_addresses(&self) -> Vec<Option<PciAddress>> {
+        self.guests.clone()
+    }
+
+    /// The domain XML for libvirt: every SR-IOV NIC is a host device in its place, the dummies are at the end of the
+    /// last block of devices, our metadata are in, and the given disks have other files. All else is byte for byte.
+    ///
+    /// The dummy gets model, driver, target, filter and bandwidth of the NIC; its virtual port is dropped, because the
+    /// dummies' bridge is the kernel's, and so is its script, which was written for another bridge.
+    ///
+    /// * `disks` - pairs of the path as it is written and the path it is to be
+    /// * `nics` - one for each of [`Deployment::sriov_nics`], same order
+    /// * `dummy_bridge` - the bridge of the dummies
+    ///
+    /// # Errors
+    /// The number of `nics` is wrong (none of the bridges `sriov_` must reach libvirt), or a path is not UTF-8.
+    pub fn rewrite(
+        &self,
+        disks: &[(PathBuf, PathBuf)],
+        nics: &[PlannedNic],
+        dummy_bridge: &str,
+    ) -> Result<String, XmlError> {
+        if nics.len() != self.nics.len() {
+            let problem =
+                format_args!("expected a VF for each of {} SR-IOV NICs, found {}", self.nics.len(), nics.len());
+            return Err(XmlError::in_text(&self.text, self.domain.start, problem));
+        }
+        let mut splices = self.disk_splices(disks)?;
+        if !nics.is_empty() {
+            let planned = || self.nics.iter().zip(nics);
+            for ((nic, planned), source) in planned().zip(&self.sources) {
+                let margin = margin(&self.text, source.interface.start);
+                let text = lay_out(&hostdev(nic, planned), margin, step(&self.text));
+                splices.push(Splice { range: source.interface.clone(), text });
+            }
+            let dummies = planned()
+                .zip(&self.sources)
+                .map(|((nic, planned), source)| self.dummy(nic, planned, source, dummy_bridge));
+            splices.extend(
+                self.last_devices.as_ref().map(|block| append(&self.text, block, &dummies.collect::<Vec<_>>())),
+            );
+            splices.extend(self.metadata_splices(&wanted(planned()).to_xml()));
+        }
+        apply(&self.text, splices)
+    }
+
+    fn disk_splices(&self, disks: &[(PathBuf, PathBuf)]) -> Result<Vec<Splice>, XmlError> {
+        let mut splices = Vec::new();
+        for disk in &self.disks {
+            if let Some((_, new)) = disks.iter().find(|(old, _)| *old == disk.path) {
+                let new = new.to_str().ok_or_else(|| {
+                    let problem = format_args!("expected a file with a name in UTF-8, found {}", new.display());
+                    XmlError::in_text(&self.text, disk.value.start, problem)
+                })?;
+                splices.push(Splice { range: disk.value.clone(), text: Escaped(new).to_string() });
+            }
+        }
+        Ok(splices)
+    }
+
+    fn metadata_splices(&self, element: &str) -> Vec<Splice> {
+        let line = |depth, text: &str| Line { depth, text: text.to_owned() };
+        match (self.ours.split_first(), &self.metadata) {
+            (Some((first, rest)), _) => {
+                let removed = rest.iter().map(|range| Splice { range: range.clone(), text: String::new() });
+                let replaced = Splice { range: first.clone(), text: element.to_owned() };
+                std::iter::once(replaced).chain(removed).collect()
+            }
+            (None, Some(metadata)) => vec![append(&self.text, metadata, &[vec![line(0, element)]])],
+            (None, None) => {
+                let made = vec![line(0, "<metadata>"), line(1, element), line(0, "</metadata>")];
+                vec![append(&self.text, &self.domain, &[made])]
+            }
+        }
+    }
+
+    fn dummy(&self, nic: &SriovNic, planned: &PlannedNic, source: &Source, bridge: &str) -> Vec<Line> {
+        let copy = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default().to_owned();
+        let mut inner =
+            vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{}'/>", planned.dummy_mac)];
+        inner.extend(nic.target.iter().map(|target| format!("<target dev='{}'/>", Escaped(target))));
+        inner.push(source.model.as_ref().map_or_else(|| "<model type='virtio'/>".to_owned(), copy));
+        inner.extend(source.copied.iter().map(copy));
+        inner.push(format!("<alias name='{}'/>", dummy_alias_of(nic.position)));
+        element("<interface type='bridge'>", inner, "</interface>")
+    }
+}
+
+fn devices<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+    let devices = children(domain, "devices").flat_map(|block| block.children());
+    devices.filter(|device| device.is_element() && device.tag_name().namespace().is_none())
+}
+
+fn read_nic(
+    interface: Node<'_, '_>,
+    before: usize,
+    document: &Document<'_>,
+) -> Result<Option<(SriovNic, Source)>, XmlError> {
+    let bridge = child(interface, "source").and_then(|source| source.attribute_node("bridge"));
+    let Some((bridge, root)) = bridge.and_then(|bridge| Some((bridge, RootName::from_bridge(bridge.value())?))) else {
+        return Ok(None);
+    };
+    let position_of_bridge = document.text_pos_at(bridge.range().start);
+    let nic = SriovNic {
+        mac: mac_of(interface)?,
+        root: root.map_err(|error| XmlError::new(position_of_bridge, format_args!("after sriov_: {error}")))?,
+        position: Position::new(before).map_err(|error| XmlError::at(interface, error))?,
+        target: child_attribute(interface, "target", "dev"),
+        boot_order: match child(interface, "boot") {
+            Some(boot) => attribute(boot, "order", decimal)?,
+            None => None,
+        },
+    };
+    let range = |name| child(interface, name).map(|node| node.range());
+    let source = Source {
+        interface: interface.range(),
+        model: range("model"),
+        copied: ["driver", "filterref", "bandwidth"].into_iter().filter_map(range).collect(),
+    };
+    Ok(Some((nic, source)))
+}
+
+fn disk(device: Node<'_, '_>, text: &str) -> Option<Disk> {
+    let is_file = device.has_tag_name("disk")
+        && device.attribute("type") == Some("file")
+        && device.attribute("device").unwrap_or("disk") == "disk";
+    let file = child(device, "source").filter(|_| is_file)?.attribute_node("file")?;
+    // From quote to quote: no name holds one.
+    let range = file.range();
+    let open = text.get(range.clone())?.find(['\'', '"'])?;
+    let start = range.start.checked_add(open)?.checked_add(1)?;
+    Some(Disk { path: PathBuf::from(file.value()), value: start..range.end.checked_sub(1)? })
+}
+
+fn nvram(node: Node<'_, '_>) -> Option<Nvram> {
+    let path = content(node).trim().to_owned();
+    let format = node.attribute("format").unwrap_or("raw").to_owned();
+    (!path.is_empty()).then(|| Nvram { path: Path::new(&path).to_owned(), format })
+}
+
+/// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
+fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
+    let number: u64 = content(memory).trim().parse().ok()?;
+    let unit = memory.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
+    let (power, base) = match unit.as_str() {
+        "b" | "bytes" => (0, 1024),
+        "k" | "kib" => (1, 1024),
+        "m" | "mib" => (2, 1024),
+        "g" | "gib" => (3, 1024),
+        "t" | "tib" => (4, 1024),
+        "kb" => (1, 1000),
+        "mb" => (2, 1000),
+        "gb" => (3, 1000),
+        "tb" => (4, 1000),
+        _ => return None,
+    };
+    u64::pow(base, power).checked_mul(number).map(|bytes| bytes / 1024)
+}
+
+/// Chooses guest addresses for NICs of which some may ask for one themselves.
+fn choose_guest_addresses(domain: Node<'_, '_>, asked: &[Option<PciAddress>]) -> Vec<Option<PciAddress>> {
+    let missing = asked.iter().filter(|address| address.is_none()).count();
+    let free = match Machine::of(domain) {
+        Machine::I440fx => free_slots(domain),
+        Machine::Q35 => spare_ports(domain, missing),
+        Machine::Other => Vec::new(),
+    };
+    let mut free = free.into_iter().peekable();
+    let mut last = None;
+    let mut chosen = Vec::new();
+    for address in asked {
+        let next = address.or_else(|| free.find(|candidate| last.is_none_or(|last| last < *candidate)));
+        if next.is_none() || next <= last {
+            // One that breaks the order leaves them all to libvirt, which fills from below: no order is worse than
+            // one that only part of the NICs has.
+            return asked.to_vec();
+        }
+        last = next;
+        chosen.push(next);
+    }
+    chosen
+}
+
+enum Machine {
+    I440fx,
+    Q35,
+    Other,
+}
+
+impl Machine {
+    fn of(domain: Node<'_, '_>) -> Self {
+        let kind = child(domain, "os").and_then(|os| child(os, "type"));
+        let arch = kind.and_then(|kind| kind.attribute("arch")).unwrap_or("x86_64");
+        match kind.and_then(|kind| kind.attribute("machine")) {
+            Some(machine) if machine.contains("q35") => Self::Q35,
+            Some(machine) if machine == "pc" || machine.starts_with("pc-") || machine.contains("i440fx") => {
+                Self::I440fx
+            }
+            // libvirt's own default for PCs.
+            None if matches!(arch, "x86_64" | "i686") => Self::I440fx,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
+/// The upper half of the slots on the only bus, without those that somebody names. libvirt fills from below, and so
+/// does whatever is plugged in later: the upper half stays free for a VF that comes back, at the place it had.
+fn free_slots(domain: Node<'_, '_>) -> Vec<PciAddress> {
+    let used: Vec<_> = used_addresses(domain).filter(|used| (used.domain(), used.bus()) == (0, 0)).collect();
+    let slots = (0x10..=0x1f).filter(|slot| used.iter().all(|used| used.slot() != *slot));
+    slots.filter_map(|slot| PciAddress::new(0, 0, slot, 0).ok()).collect()
+}
+
+/// The last `wanted` root ports that nobody names, provided that enough are left below them: libvirt hands out free
+/// ports from the lowest to the other devices. What is plugged in later does not take them either, as long as there
+/// are others, so a VF that comes back finds its place free.
+fn spare_ports(domain: Node<'_, '_>, wanted: usize) -> Vec<PciAddress> {
+    let used: Vec<_> = used_addresses(domain).map(|used| used.bus()).collect();
+    let mut ports = root_ports(domain);
+    ports.retain(|port| !used.contains(port));
+    ports.sort_unstable();
+    match ports.len().checked_sub(wanted) {
+        Some(rest) if rest >= other_devices(domain) => {
+            ports.into_iter().skip(rest).filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
+        }
+        Some(_) | None => Vec::new(),
+    }
+}
+
+/// The buses behind the root ports that are listed: a port's index is its bus. One without index gets the lowest that
+/// is free, as libvirt does it.
+fn root_ports(domain: Node<'_, '_>) -> Vec<u8> {
+    let controllers = || {
+        devices(domain)
+            .filter(|device| device.has_tag_name("controller") && device.attribute("type") == Some("pci"))
+            .map(|controller| (controller, attribute(controller, "index", c_number).ok().flatten()))
+    };
+    // Bus 0 is the root, listed or not.
+    let mut taken: Vec<u32> = controllers().filter_map(|(_, index)| index).chain([0]).collect();
+    let mut ports = Vec::new();
+    for (controller, index) in controllers() {
+        let model = controller.attribute("model");
+        if index.is_none() && model == Some("pcie-root") {
+            continue;
+        }
+        let index = index.or_else(|| (1..=0xff).find(|free| !taken.contains(free)));
+        taken.extend(index);
+        if model == Some("pcie-root-port") {
+            ports.extend(index.and_then(|index| u8::try_from(index).ok()));
+        }
+    }
+    ports
+}
+
+/// The guest addresses that somebody names. What can't be read is libvirt's to refuse.
+fn used_addresses<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = PciAddress> {
+    devices(domain).filter_map(|device| guest_address(device).ok().flatten())
+}
+
+/// How many devices may need a root port and name no address: rather too many than too few, because a device that
+/// finds none stops the start. A dummy is counted through the NIC that it stands for.
+fn other_devices(domain: Node<'_, '_>) -> usize {
+    let all = |name: &'static str| devices(domain).filter(move |device| device.has_tag_name(name));
+    let is_free = |device: &Node<'_, '_>| matches!(guest_address(device.to_owned()), Ok(None));
+    let needs_port = |device: &Node<'_, '_>| match device.tag_name().name() {
+        // Without a bus libvirt guesses it from the target's name.
+        "disk" => child_attribute(*device, "target", "bus").is_none_or(|bus| bus == "virtio"),
+        "controller" => !matches!(
+            (device.attribute("type"), device.attribute("model")),
+            (Some("pci"), Some("pcie-root" | "pcie-root-port" | "pcie-expander-bus"))
+                | (Some("ccid" | "fdc" | "ide"), _)
+        ),
+        "input" => device.attribute("bus") == Some("virtio"),
+        "memballoon" => device.attribute("model") != Some("none"),
+        "memory" => device.attribute("model").is_some_and(|model| model.starts_with("virtio")),
+        "interface" => true,
+        "hostdev" => device.attribute("type") != Some("usb"),
+        "filesystem" | "rng" | "vsock" | "sound" | "video" | "shmem" | "watchdog" | "crypto" | "panic" => true,
+        _ => false,
+    };
+    // These three libvirt adds itself.
+    let is_controller = |kind: &'static str| all("controller").any(|node| node.attribute("type") == Some(kind));
+    let added = [
+        all("memballoon").next().is_none(),
+        !is_controller("usb"),
+        !is_controller("virtio-serial") && (all("channel").next().is_some() || all("console").next().is_some()),
+    ];
+    let asking = |device: &Node<'_, '_>| {
+        // An SR-IOV NIC with an address still brings a dummy without one.
+        device.has_tag_name("interface") || is_free(device)
+    };
+    let listed = devices(domain).filter(|device| needs_port(device) && asking(device)).count();
+    listed.saturating_add(added.into_iter().filter(|added| *added).count())
+}
+
+fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wanted {
+    let nics = nics.map(|(nic, planned)| WantedNic {
+        mac: nic.mac,
+        root: nic.root.clone(),
+        mode: Mode::Hostdev,
+        position: nic.position,
+        guest: planned.guest,
+        boot_order: nic.boot_order,
+        vlan: planned.vlan,
+        nic_id: planned.nic_id,
+        kept: Kept::default(),
+    });
+    Wanted { nics: nics.collect(), ..Wanted::default() }
+}
+
+fn hostdev(nic: &SriovNic, planned: &PlannedNic) -> Vec<Line> {
+    let mut inner = vec![format!("<source><address {}/></source>", planned.vf.to_attributes())];
+    inner.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
+    inner.push(format!("<alias name='{}'/>", alias_of(nic.position)));
+    inner.extend(planned.guest.map(|guest| format!("<address type='pci' {}/>", guest.to_attributes())));
+    element("<hostdev mode='subsystem' type='pci' managed='yes'>", inner, "</hostdev>")
+}
+
+/// A line of an element and how deep it is in there.
+#[derive(Debug)]
+struct Line {
+    depth: usize,
+    text: String,
+}
+
+fn element(open: &str, inner: Vec<String>, close: &str) -> Vec<Line> {
+    let outer = |text: &str| Line { depth: 0, text: text.to_owned() };
+    let inner = inner.into_iter().map(|text| Line { depth: 1, text });
+    std::iter::once(outer(open)).chain(inner).chain([outer(close)]).collect()
+}
+
+/// The blanks before a place, when nothing else is before it on its line.
+fn margin(text: &str, at: usize) -> Option<&str> {
+    let before = text.get(..at)?.rsplit('\n').next()?;
+    before.chars().all(|c| c == ' ' || c == '\t').then_some(before)
+}
+
+/// One step of indentation: OpenNebula's tab, or libvirt's two blanks.
+fn step(text: &str) -> &'static str {
+    if text.contains("\n  ") && !text.contains("\n\t") { "  " } else { "\t" }
+}
+
+/// The lines as they stand behind a margin; all on one line where there is none.
+fn lay_out(lines: &[Line], margin: Option<&str>, step: &str) -> String {
+    let Some(margin) = margin else { return lines.iter().map(|line| line.text.as_str()).collect() };
+    let rows: Vec<_> = lines.iter().map(|line| format!("{}{}", step.repeat(line.depth), line.text)).collect();
+    rows.join(&format!("\n{margin}"))
+}
+
+/// Puts children at the end of the element in this range, before its end tag; `<a/>` gets one.
+fn append(text: &str, element: &Range<usize>, children: &[Vec<Line>]) -> Splice {
+    let source = text.get(element.clone()).unwrap_or_default();
+    let step = step(text);
+    let inner = |margin: Option<&str>| -> String {
+        let deeper = margin.map(|margin| format!("{margin}{step}"));
+        let child = |lines: &Vec<Line>| match margin {
+            Some(margin) => format!("{step}{}\n{margin}", lay_out(lines, deeper.as_deref(), step)),
+            None => lay_out(lines, None, step),
+        };
+        children.iter().map(child).collect()
+    };
+    if let Some(open) = source.strip_suffix("/>") {
+        let margin = margin(text, element.start);
+        let name: String = open.chars().skip(1).take_while(|c| !c.is_whitespace()).collect();
+        let line_end = margin.map(|margin| format!("\n{margin}")).unwrap_or_default();
+        let start = element.end.saturating_sub(2);
+        return Splice { range: start..element.end, text: format!(">{line_end}{}</{name}>", inner(margin)) };
+    }
+    let end_tag = element.start.saturating_add(source.rfind("</").unwrap_or(source.len()));
+    Splice { range: end_tag..end_tag, text: inner(margin(text, end_tag)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{OLD, RICH, SIMPLE, WIRE};
+    use super::*;
+    use crate::xml::LiveDomain;
+
+    fn plan(deployment: &Deployment) -> Vec<PlannedNic> {
+        let guests = deployment.guest_addresses();
+        let nics = deployment.sriov_nics().iter().zip(guests).enumerate();
+        nics.map(|(i, (nic, guest))| PlannedNic {
+            vf: PciAddress::new(0, 7, 0, u8::try_from(i).unwrap() + 1).unwrap(),
+            guest,
+            dummy_mac: nic.mac.dummy("aa".parse().unwrap(), nic.position).unwrap(),
+            vlan: (i == 0).then_some(100),
+            nic_id: Some(u32::try_from(i).unwrap()),
+        })
+        .collect()
+    }
+
+    fn rewritten(text: &str) -> String {
+        let deployment = Deployment::parse(text).unwrap();
+        deployment.rewrite(&[], &plan(&deployment), "dummybr").unwrap()
+    }
+
+    fn domain(inside: &str) -> String {
+        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
+    }
+
+    fn nic(bridge: &str, rest: &str) -> String {
+        format!(
+            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
+        )
+    }
+
+    fn guests(text: &str) -> Vec<String> {
+        let addresses = Deployment::parse(text).unwrap().guest_addresses();
+        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
+    }
+
+    #[test]
+    fn the_simple_domain_becomes_exactly_this() {
+        assert_eq!(rewritten(SIMPLE), include_str!("../../tests/fixtures/deployment-simple.expected.xml"));
+    }
+
+    #[test]
+    fn the_rich_domain_becomes_exactly_this() {
+        assert_eq!(rewritten(RICH), include_str!("../../tests/fixtures/deployment-rich.expected.xml"));
+    }
+
+    #[test]
+    fn the_old_domain_becomes_exactly_this() {
+        assert_eq!(rewritten(OLD), include_str!("../../tests/fixtures/deployment-4.0.expected.xml"));
+    }
+
+    #[test]
+    fn a_domain_without_sriov_goes_through_byte_for_byte() {
+        let deployment = Deployment::parse(WIRE).unwrap();
+        assert_eq!(deployment.sriov_nics(), []);
+        assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), WIRE);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_in_the_result() {
+        for text in [SIMPLE, RICH] {
+            let deployment = Deployment::parse(text).unwrap();
+            let planned = plan(&deployment);
+            let result = deployment.rewrite(&[], &planned, "dummy'br&1").unwrap();
+            let live = LiveDomain::parse(&result).unwrap();
+            for (nic, planned) in deployment.sriov_nics().iter().zip(&planned) {
+                let alias = alias_of(nic.position);
+                let hostdev = live.hostdevs.iter().find(|hostdev| hostdev.alias.as_deref() == Some(&alias)).unwrap();
+                assert_eq!((hostdev.vf, hostdev.guest), (planned.vf, planned.guest));
+                let alias = dummy_alias_of(nic.position);
+                let dummy = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&alias)).unwrap();
+                assert_eq!((dummy.mac, dummy.bridge.as_deref()), (planned.dummy_mac, Some("dummy'br&1")));
+                assert_eq!(dummy.target, nic.target);
+            }
+            let wanted = live.wanted.unwrap().unwrap();
+            assert_eq!(wanted.nics.len(), planned.len());
+            assert_eq!(wanted.nics[0].vlan, Some(100));
+            assert!(Deployment::parse(&result).unwrap().sriov_nics().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_facts_of_a_domain_are_read() {
+        let rich = Deployment::parse(RICH).unwrap();
+        assert_eq!((rich.name().as_str(), rich.memory_kib()), ("one-77", 8_388_608));
+        assert_eq!(rich.uuid().unwrap().as_str(), "0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77");
+        let path = PathBuf::from("/var/lib/one//datastores/0/77/hpc-77_VARS.fd");
+        assert_eq!(rich.nvram(), Some(Nvram { path, format: "raw".into() }));
+        assert_eq!(rich.disk_files(), [PathBuf::from("/var/lib/one//datastores/0/77/disk.10")]);
+        let roots: Vec<_> = rich.sriov_nics().iter().map(|nic| nic.root.as_str()).collect();
+        assert_eq!(roots, ["ib0", "eth.1"]);
+        assert_eq!(rich.sriov_nics()[1].target.as_deref(), Some("a&b"));
+        let old = Deployment::parse(OLD).unwrap();
+        assert_eq!((old.uuid(), old.nvram()), (None, None));
+        let simple = Deployment::parse(SIMPLE).unwrap();
+        assert_eq!(simple.sriov_nics()[0].boot_order, Some(1));
+        let with_unit = Deployment::parse(&domain("<memory unit='GiB'>2</memory>")).unwrap();
+        assert_eq!(with_unit.memory_kib(), 2 * 1024 * 1024);
+        let bare = Deployment::parse(&domain("<uuid>7F1C2A5264d64c0c9b0e2f7a4c1d9e10</uuid>")).unwrap();
+        assert_eq!(bare.uuid().unwrap().as_str(), "7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10");
+    }
+
+    #[test]
+    fn disks_get_other_files_and_nothing_else_changes() {
+        let disk = PathBuf::from("/var/lib/one//datastores/0/2/disk.0");
+        let new = PathBuf::from("/mnt/it's <a> & \"b\"");
+        let deployment = Deployment::parse(WIRE).unwrap();
+        assert_eq!(deployment.disk_files(), std::slice::from_ref(&disk));
+        let result = deployment.rewrite(&[(disk, new.clone())], &[], "").unwrap();
+        let escaped = "/mnt/it&apos;s &lt;a&gt; &amp; &quot;b&quot;";
+        assert_eq!(result, WIRE.replacen("/var/lib/one//datastores/0/2/disk.0", escaped, 1));
+        assert_eq!(Deployment::parse(&result).unwrap().disks[0].path, new);
+        let wide = domain(&format!(
+            "<devices><disk type='file'><source file{}=\n\"/a/disk.7\"/></disk></devices>",
+            " ".repeat(999)
+        ));
+        let wide = Deployment::parse(&wide).unwrap();
+        let result = wide.rewrite(&[("/a/disk.7".into(), "/b".into())], &[], "").unwrap();
+        assert!(result.contains("=\n\"/b\"/>"), "{result}");
+    }
+
+    #[test]
+    fn only_the_bridge_of_an_interface_of_the_domain_counts() {
+        for inside in [
+            "<title>sriov_ib0</title>".to_owned(),
+            format!("<devices>{}</devices>", nic("br0", "<target dev='sriov_ib0'/>")),
+            format!("<devices><x>{}</x></devices>", nic("sriov_ib0", "")),
+            nic("sriov_ib0", ""),
+            format!("<metadata><devices>{}</devices></metadata>", nic("sriov_ib0", "")),
+            format!("<devices xmlns='urn:x'>{}</devices>", nic("sriov_ib0", "")),
+            "<devices><interface type='network'><source network='sriov_ib0'/></interface></devices>".to_owned(),
+        ] {
+            let text = domain(&inside);
+            let deployment = Deployment::parse(&text).unwrap();
+            assert_eq!(deployment.sriov_nics(), [], "{text}");
+            assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        let in_devices = |inside: &str| domain(&format!("<devices>\n{inside}</devices>"));
+        for (text, expected) in [
+            (in_devices(&nic("sriov_", "")), "4:34: after sriov_: expected a root name"),
+            (in_devices(&nic("sriov_ib0", "").replace("02:00", "2:0")), "4:59: address: expected a MAC address"),
+            (in_devices("<interface><source bridge='sriov_a'/></interface>"), "4:1: expected <mac address=...>"),
+            (in_devices(&nic("sriov_a", "<boot order='x'/>")), "order: expected a number that fits"),
+            (in_devices(&nic("sriov_a", "").repeat(17)), "expected at most 16 SR-IOV NICs in a VM, found \"17\""),
+            (in_devices(&nic("a&b", "")), "4:43: expected an entity"),
+            ("<domain/>".to_owned(), "1:1: expected <name> in <domain>"),
+            ("<d:domain xmlns:d='x'/>".to_owned(), "1:1: expected <domain>, found <domain>"),
+            ("<VM/>".to_owned(), "1:1: expected <domain>, found <VM>"),
+            (domain("<uuid>x</uuid>"), "3:1: expected a UUID, found \"x\""),
+        ] {
+            let error = Deployment::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        let deployment = Deployment::parse(SIMPLE).unwrap();
+        let error = deployment.rewrite(&[], &[], "br").unwrap_err();
+        assert_eq!(error.to_string(), "1:1: expected a VF for each of 1 SR-IOV NICs, found 0");
+    }
+
+    #[test]
+    fn sixteen_nics_fit_a_pc() {
+        let devices = domain(&format!("<devices>{}</devices>", nic("sriov_a", "").repeat(16)));
+        let addresses = guests(&devices);
+        assert_eq!((addresses[0].as_str(), addresses[15].as_str()), ("0000:00:10.0", "0000:00:1f.0"));
+        assert!(addresses.is_sorted());
+        let taken = devices.replace("<devices>", "<devices><rng><address type='pci' slot='0x12'/></rng>");
+        assert!(guests(&taken).iter().all(|address| address == "-"));
+        let fewer = taken.replacen(&nic("sriov_a", ""), "", 13);
+        assert_eq!(guests(&fewer), ["0000:00:10.0", "0000:00:11.0", "0000:00:13.0"]);
+    }
+
+    #[test]
+    fn other_machines_are_left_to_libvirt() {
+        for (os, expected) in [
+            ("<os><type arch='aarch64' machine='virt'/></os>", "-"),
+            ("<os><type arch='aarch64'/></os>", "-"),
+            ("<os><type arch='s390x' machine='s390-ccw-virtio'/></os>", "-"),
+            ("<os><type machine='isapc'/></os>", "-"),
+            ("<os><type machine='pc-q35-9.0'/></os>", "-"),
+            ("<os><type machine='pc-i440fx-9.0'/></os>", "0000:00:10.0"),
+            ("", "0000:00:10.0"),
+        ] {
+            let text = domain(&format!("{os}<devices>{}</devices>", nic("sriov_a", "")));
+            assert_eq!(guests(&text), [expected], "{os}");
+        }
+    }
+
+    fn q35(ports: usize, devices: &str) -> String {
+        let ports = "<controller type='pci' model='pcie-root-port'/>".repeat(ports);
+        domain(&format!("<os><type machine='q35'/></os><devices>{devices}</devices><devices>{ports}</devices>"))
+    }
+
+    #[test]
+    fn q35_gives_the_last_ports_when_enough_are_left() {
+        assert_eq!(guests(RICH), ["0000:0f:00.0", "0000:10:00.0"]);
+        let two = nic("sriov_a", "").repeat(2);
+        // Two dummies, balloon and USB controller come from libvirt's share.
+        assert_eq!(guests(&q35(6, &two)), ["0000:05:00.0", "0000:06:00.0"]);
+        assert_eq!(guests(&q35(5, &two)), ["-", "-"]);
+        let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
+        assert_eq!(guests(&q35(6, &format!("{two}{disk}"))), ["-", "-"]);
+        let taken = format!("{two}<rng><address type='pci' bus='7'/></rng>");
+        assert_eq!(guests(&q35(7, &taken)), ["0000:05:00.0", "0000:06:00.0"]);
+        // A port without index takes the lowest that is free.
+        let with_index = format!("{two}<controller type='pci' index='2' model='pcie-to-pci-bridge'/>");
+        assert_eq!(guests(&q35(7, &with_index)), ["0000:07:00.0", "0000:08:00.0"]);
+    }
+
+    #[test]
+    fn an_address_of_the_nic_itself_is_kept() {
+        let asks = |slot: &str| nic("sriov_a", &format!("<address type='pci' domain='0' bus='0' slot='{slot}'/>"));
+        let devices = |nics: String| domain(&format!("<devices>{nics}</devices>"));
+        let plain = nic("sriov_a", "");
+        assert_eq!(guests(&devices(asks("0x12") + &plain)), ["0000:00:12.0", "0000:00:13.0"]);
+        assert_eq!(guests(&devices(plain.clone() + &asks("0x12"))), ["0000:00:10.0", "0000:00:12.0"]);
+        assert_eq!(guests(&devices(plain + &asks("0x05"))), ["-", "0000:00:05.0"]);
+        let result = rewritten(&devices(asks("0x12")));
+        assert!(
+            result.contains("<address type='pci' domain='0x0000' bus='0x00' slot='0x12' function='0x0'/></hostdev>")
+        );
+    }
+
+    #[test]
+    fn empty_elements_and_our_own_metadata_are_handled() {
+        let in_line =
+            domain(&format!("<devices>{}</devices><devices/><metadata/>", nic("sriov_a", "<alias name='x'/>")));
+        let result = rewritten(&in_line);
+        assert!(result.contains("</devices><devices><interface type='bridge'><source bridge='dummybr'/>"), "{result}");
+        assert!(result.contains("</interface></devices><metadata><sriov:domain "), "{result}");
+        assert!(!result.contains("'x'"), "{result}");
+        let own_line = domain(&format!("\t<devices>{}</devices>\n\t<devices />\n", nic("sriov_a", "")));
+        let result = rewritten(&own_line);
+        assert!(result.contains("\n\t<devices >\n\t\t<interface type='bridge'>\n\t\t\t<source"), "{result}");
+        assert!(result.contains("\n\t\t</interface>\n\t</devices>\n\t<metadata>\n\t\t<sriov:domain"), "{result}");
+        assert!(result.ends_with("</sriov:domain>\n\t</metadata>\n</domain>"), "{result}");
+        let again =
+            result.replace("</devices>\n\t<devices >", &format!("{}</devices>\n\t<devices>", nic("sriov_b", "")));
+        let result = rewritten(&again);
+        assert_eq!(result.matches("<sriov:domain").count(), 1);
+        assert!(result.contains("root='b'") && !result.contains("root='a'"), "{result}");
+    }
+}

@@ -1,0 +1,201 @@
+//! A running domain, as libvirt shows it.
+
+use std::path::PathBuf;
+
+use roxmltree::Node;
+
+use super::{
+    Wanted, XmlError, child, child_attribute, children, content, guest_address, mac_of, parse, pci_address, root,
+    uuid_of,
+};
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
+
+/// OpenNebula's element in a domain's metadata (since 5.8).
+const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
+
+/// What libvirt's live XML says about a domain.
+#[derive(Debug, Clone)]
+pub struct LiveDomain {
+    /// Its name.
+    pub name: DomainName,
+    /// Its UUID.
+    pub uuid: DomainUuid,
+    /// Its PCI host devices, ours or not.
+    pub hostdevs: Vec<LiveHostdev>,
+    /// Its interfaces, ours or not.
+    pub interfaces: Vec<LiveInterface>,
+    /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
+    /// uses, so it stands beside them.
+    pub wanted: Result<Option<Wanted>, XmlError>,
+    /// Whether ACPI is among its features: without it no guest answers a request for shutdown or unplug.
+    pub has_acpi: bool,
+    /// Whether "acpi" stands anywhere in the XML, which is what the stock driver's cancel looks at.
+    pub mentions_acpi: bool,
+    /// Whether it has an emulated TPM, whose state libvirt deletes with the domain.
+    pub has_emulated_tpm: bool,
+    /// The machine type, such as `pc-q35-9.0`.
+    pub machine: Option<String>,
+    /// OpenNebula's directory of the VM on this host; the domain of a version before 5.8 has none.
+    pub vm_dir: Option<PathBuf>,
+}
+
+/// A PCI host device of a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveHostdev {
+    /// The name that libvirt knows the device by.
+    pub alias: Option<String>,
+    /// Its address on the host.
+    pub vf: PciAddress,
+    /// Its address in the guest.
+    pub guest: Option<PciAddress>,
+}
+
+/// A network interface of a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveInterface {
+    /// The name that libvirt knows the device by.
+    pub alias: Option<String>,
+    /// Its MAC.
+    pub mac: MacAddress,
+    /// The bridge it is on.
+    pub bridge: Option<String>,
+    /// The device on the host.
+    pub target: Option<String>,
+    /// Its address in the guest.
+    pub guest: Option<PciAddress>,
+    /// The host device behind an interface of type hostdev.
+    pub vf: Option<PciAddress>,
+}
+
+impl LiveDomain {
+    /// Reads libvirt's live XML.
+    ///
+    /// # Errors
+    /// It is no domain with name and UUID, or an address or MAC in it can't be read. Unreadable metadata of ours is
+    /// no error here: see [`LiveDomain::wanted`].
+    pub fn parse(text: &str) -> Result<Self, XmlError> {
+        let document = parse(text)?;
+        let domain = root(&document, "domain")?;
+        let missing = |what: &str| XmlError::at(domain, format_args!("expected <{what}> in <domain>, found none"));
+        let name = child(domain, "name").ok_or_else(|| missing("name"))?;
+        let devices = || children(domain, "devices");
+        Ok(Self {
+            name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
+            uuid: uuid_of(domain)?.ok_or_else(|| missing("uuid"))?,
+            hostdevs: devices()
+                .flat_map(|block| children(block, "hostdev"))
+                .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
+                .map(LiveHostdev::read)
+                .collect::<Result<_, _>>()?,
+            interfaces: devices()
+                .flat_map(|block| children(block, "interface"))
+                .map(LiveInterface::read)
+                .collect::<Result<_, _>>()?,
+            wanted: wanted_of(domain),
+            has_acpi: child(domain, "features").is_some_and(|features| child(features, "acpi").is_some()),
+            mentions_acpi: text.contains("acpi"),
+            has_emulated_tpm: devices()
+                .flat_map(|block| children(block, "tpm"))
+                .any(|tpm| child_attribute(tpm, "backend", "type").as_deref() == Some("emulator")),
+            machine: child(domain, "os").and_then(|os| child_attribute(os, "type", "machine")),
+            vm_dir: child(domain, "metadata").and_then(|metadata| {
+                let node = metadata.descendants().find(|node| node.has_tag_name((ONE, "system_datastore")))?;
+                Some(content(node).trim().to_owned()).filter(|dir| !dir.is_empty()).map(PathBuf::from)
+            }),
+        })
+    }
+
+    /// The host addresses of all PCI host devices and of all interfaces of type hostdev.
+    pub fn vfs(&self) -> impl Iterator<Item = PciAddress> {
+        let hostdevs = self.hostdevs.iter().map(|hostdev| hostdev.vf);
+        hostdevs.chain(self.interfaces.iter().filter_map(|interface| interface.vf))
+    }
+}
+
+impl LiveHostdev {
+    fn read(hostdev: Node<'_, '_>) -> Result<Self, XmlError> {
+        Ok(Self {
+            alias: child_attribute(hostdev, "alias", "name"),
+            vf: host_address(hostdev)?,
+            guest: guest_address(hostdev)?,
+        })
+    }
+}
+
+impl LiveInterface {
+    fn read(interface: Node<'_, '_>) -> Result<Self, XmlError> {
+        let is_hostdev = interface.attribute("type") == Some("hostdev");
+        Ok(Self {
+            alias: child_attribute(interface, "alias", "name"),
+            mac: mac_of(interface)?,
+            bridge: child_attribute(interface, "source", "bridge"),
+            target: child_attribute(interface, "target", "dev"),
+            guest: guest_address(interface)?,
+            vf: is_hostdev.then(|| host_address(interface)).transpose()?,
+        })
+    }
+}
+
+fn host_address(device: Node<'_, '_>) -> Result<PciAddress, XmlError> {
+    let address = child(device, "source").and_then(|source| child(source, "address"));
+    let problem = || format!("expected <source><address .../></source> in <{}>, found none", device.tag_name().name());
+    pci_address(address.ok_or_else(|| XmlError::at(device, problem()))?)
+}
+
+fn wanted_of(domain: Node<'_, '_>) -> Result<Option<Wanted>, XmlError> {
+    let Some(metadata) = child(domain, "metadata") else { return Ok(None) };
+    let ours = metadata.children().find(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
+    ours.map(Wanted::read).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::LIVE;
+    use super::*;
+
+    #[test]
+    fn a_running_domain_is_read() {
+        let domain = LiveDomain::parse(LIVE).unwrap();
+        assert_eq!(domain.name.as_str(), "one-77");
+        assert_eq!(domain.uuid.as_str(), "0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77");
+        let vfs: Vec<_> = domain.vfs().map(|vf| vf.to_string()).collect();
+        assert_eq!(vfs, ["0000:81:02.3", "0000:07:00.1", "0000:07:00.2"]);
+        assert_eq!(domain.hostdevs[1].alias.as_deref(), Some("ua-sriov-0"));
+        assert_eq!(domain.hostdevs[1].guest.unwrap().to_string(), "0000:0f:00.0");
+        let dummy = domain.interfaces.last().unwrap();
+        assert_eq!(dummy.alias.as_deref(), Some("ua-sriov-dummy-0"));
+        assert_eq!((dummy.bridge.as_deref(), dummy.target.as_deref()), (Some("dummybr"), Some("one-77-2")));
+        assert_eq!(dummy.mac.to_string(), "aa:00:0a:02:00:4d");
+        assert_eq!(dummy.guest.unwrap().to_string(), "0000:03:00.0");
+        assert_eq!(domain.wanted.as_ref().unwrap().as_ref().unwrap().nics[0].vlan, Some(100));
+        assert!(domain.has_acpi && domain.mentions_acpi);
+        assert_eq!(domain.machine.as_deref(), Some("pc-q35-9.0"));
+        assert_eq!(domain.vm_dir, Some(PathBuf::from("/var/lib/one//datastores/0/77")));
+    }
+
+    #[test]
+    fn metadata_of_a_newer_version_do_not_hide_the_vfs() {
+        let newer = LIVE.replacen("version='1.0'", "version='2.0'", 1);
+        let domain = LiveDomain::parse(&newer).unwrap();
+        assert!(domain.wanted.as_ref().unwrap_err().to_string().contains("newer kvm-sriov"));
+        assert_eq!(domain.vfs().count(), 3);
+    }
+
+    #[test]
+    fn a_foreign_domain_has_nothing_of_ours() {
+        let text = "<domain><name>x</name><uuid>0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77</uuid></domain>";
+        let domain = LiveDomain::parse(text).unwrap();
+        assert_eq!(domain.wanted, Ok(None));
+        assert!(!domain.has_acpi && !domain.mentions_acpi && domain.vm_dir.is_none());
+        for wrong in ["<domain/>", "<domain><name>x</name></domain>", "<network/>"] {
+            assert!(LiveDomain::parse(wrong).is_err());
+        }
+    }
+
+    #[test]
+    fn the_directory_is_found_without_a_prefix_too() {
+        let bare = LIVE.replace("one:", "").replacen("<vm xmlns:one=", "<vm xmlns=", 1);
+        assert!(bare.contains("<vm xmlns="));
+        assert!(LiveDomain::parse(&bare).unwrap().vm_dir.is_some());
+    }
+}

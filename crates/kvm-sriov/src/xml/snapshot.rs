@@ -1,0 +1,46 @@
+//! A snapshot's XML, as OpenNebula keeps it beside the deployment file.
+
+use super::splice::{Splice, apply};
+use super::{XmlError, content, is_plain, parse, root};
+use crate::DomainUuid;
+
+/// The snapshot's XML for a domain with this UUID: every `<uuid>` of a domain in it is replaced. OpenNebula gives a VM
+/// that was powered off a new domain, and libvirt takes only snapshots of the domain at hand.
+///
+/// # Errors
+/// It is not the XML of a snapshot.
+pub fn snapshot_of(text: &str, uuid: &DomainUuid) -> Result<String, XmlError> {
+    let document = parse(text)?;
+    let snapshot = root(&document, "domainsnapshot")?;
+    let inside = |node: roxmltree::Node<'_, '_>| {
+        let (first, last) = (node.first_child()?, node.last_child()?);
+        Some(first.range().start..last.range().end)
+    };
+    let splices = snapshot
+        .descendants()
+        .filter(|node| is_plain(*node, "uuid"))
+        .filter(|node| {
+            node.parent().is_some_and(|parent| is_plain(parent, "domain") || is_plain(parent, "inactiveDomain"))
+        })
+        .filter(|node| content(*node).parse::<DomainUuid>().is_ok())
+        .filter_map(inside)
+        .map(|range| Splice { range, text: uuid.to_string() })
+        .collect();
+    apply(text, splices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_uuid_of_the_domain_changes() {
+        let uuid: DomainUuid = "7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10".parse().unwrap();
+        let old = "<domainsnapshot><name>snap-0</name><x><uuid>0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77</uuid></x>\
+                   <domain><uuid>0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77</uuid><a b='1'/></domain></domainsnapshot>";
+        let new = snapshot_of(old, &uuid).unwrap();
+        assert_eq!(new.matches("0d0f6f0e").count(), 1);
+        assert!(new.contains("<domain><uuid>7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10</uuid><a b='1'/></domain>"), "{new}");
+        assert!(snapshot_of("<domain/>", &uuid).is_err());
+    }
+}
