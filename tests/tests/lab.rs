@@ -305,8 +305,12 @@ fn vf_held_by_a_foreign_domain(host: LabHost) {
     let vm = Vm::new(8).nic("sriov_pf0");
     let live = deploy(host, &vm);
     assert_eq!(plugged(&live)[0].host, vfs[1]);
+    assert_eq!(host.claims(), ["pf0/0", "pf0/1"], "a VF that a domain has gets a claim");
     cancel(host, &vm);
+    assert_eq!(host.claims(), ["pf0/0"], "the claim of a domain that runs was freed");
     host.oneadmin("virsh -q -c qemu:///system destroy foreign").ok();
+    assert_eq!(plugged(&deploy(host, &vm))[0].host, vfs[0]);
+    cancel(host, &vm);
 }
 
 fn vf_that_vanished_is_skipped(host: LabHost) {
@@ -486,7 +490,7 @@ fn shutdown_that_is_not_heard(host: LabHost) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "an absent domain is shut down: {said:?}");
 }
 
-/// 512 bytes that wait 10 s and switch the machine off: `in al, 0x604` is the ACPI control register that QEMU's pc has.
+/// A boot sector that waits 10 s and switches the machine off, through the ACPI control register of QEMU's pc.
 fn boot_sector() -> Vec<u8> {
     let mut code = vec![
         0xb9, 0x98, 0x00, // mov cx, 0x0098   10 000 000 microseconds = 0x00989680
@@ -501,6 +505,8 @@ fn boot_sector() -> Vec<u8> {
     ];
     code.resize(510, 0);
     code.extend([0x55, 0xaa]);
+    // The BIOS boots from no disk that is smaller.
+    code.resize(1 << 20, 0);
     code
 }
 

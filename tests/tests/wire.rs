@@ -85,7 +85,7 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
     let dir = remotes.path().join("0/42");
     let file = dir.join("deployment.0").display().to_string();
     for (action, args, stdin, code, text) in [
-        ("cancel", vec!["", "node1"], "", 1, "cancel: deploy id: expected a value"),
+        ("cancel", vec!["", "node1"], "", 1, "cancel: deploy id: expected a value, found none; "),
         ("reboot", vec!["a/b", "node1"], "", 1, "reboot: deploy id: expected a deploy id"),
         ("deploy", vec![file.as_str(), "node1"], "", 255, "deploy: the deployment file: "),
         ("deploy", vec![file.as_str(), "node1"], "<domain", 255, "deploy: the deployment file: "),

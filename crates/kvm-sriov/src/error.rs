@@ -53,14 +53,12 @@ impl fmt::Display for HostState {
 #[non_exhaustive]
 pub enum Cause {
     /// An argument is missing or has the wrong form.
-    #[error("{name}: expected {expected}, found \"{found}\"")]
+    #[error("{name}: {problem}")]
     Argument {
         /// Which one.
         name: &'static str,
-        /// Its form.
-        expected: String,
-        /// What was there.
-        found: String,
+        /// What was expected and what was found.
+        problem: String,
     },
     /// Standard input is no text.
     #[error("cannot read the XML from standard input: {why}")]

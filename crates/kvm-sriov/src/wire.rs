@@ -92,10 +92,8 @@ pub struct Call {
 impl Call {
     fn new(action: &'static str, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
         let args = args.into_iter().map(OsString::into_string).collect::<Result<_, _>>().map_err(|arg| {
-            ActionError::untouched(
-                action,
-                Cause::Argument { name: "argument", expected: "UTF-8".into(), found: arg.display().to_string() },
-            )
+            let problem = format!("expected UTF-8, found \"{}\"", arg.display().to_string().escape_debug());
+            ActionError::untouched(action, Cause::Argument { name: "argument", problem })
         })?;
         let caller = Caller::detect(&driver_dir);
         Ok(Self { action, args, driver_dir, caller })
@@ -126,14 +124,9 @@ impl Call {
         T::Err: std::fmt::Display,
     {
         let text = self.args.get(number).map_or("", String::as_str);
-        let wrong = |expected: String| {
-            ActionError::untouched(
-                self.action,
-                Cause::Argument { name, expected, found: text.escape_debug().to_string() },
-            )
-        };
+        let wrong = |problem: String| ActionError::untouched(self.action, Cause::Argument { name, problem });
         if text.is_empty() {
-            return Err(wrong("a value".into()));
+            return Err(wrong("expected a value, found none".into()));
         }
         text.parse().map_err(|error: T::Err| wrong(error.to_string()))
     }

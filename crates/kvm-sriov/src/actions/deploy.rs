@@ -106,7 +106,7 @@ impl Start<'_> {
         let timeout = self.host.kvmrc().lock_timeout();
         let lock = store.lock_vm(name, "deploy", timeout).map_err(|e| untouched(e.into()))?;
         let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
-        if existing.is_some() {
+        if existing.is_some_and(|domain| domain.id.is_some()) {
             return Err(untouched(Cause::Exists { name: name.clone() }));
         }
         self.prepare().map_err(untouched)?;

@@ -45,9 +45,11 @@ pub(super) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     ))
 }
 
-/// Whether this very domain, not one of the same name, is no longer there.
+/// Whether this very domain, not one of the same name, no longer runs. OpenNebula's domains are transient; one that
+/// somebody defined is still known when it has ended.
 pub(super) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
-    Ok(host.hypervisor().find(&DeployId::Uuid(domain.uuid.clone()))?.is_none())
+    let found = host.hypervisor().find(&DeployId::Uuid(domain.uuid.clone()))?;
+    Ok(found.is_none_or(|domain| domain.id.is_none()))
 }
 
 /// Frees what the owner claims. To be called with the lock of the VM, when its domain is gone.

@@ -141,7 +141,7 @@ fn value(rest: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
             '"' => double_quoted(rest, &mut value)?,
             '\\' => value.push(rest.next().ok_or("a character after the \\")?),
             '\r' => return Err("lines that end in \\n alone, not in \\r\\n"),
-            '$' | '`' | '(' | ')' | '&' | '|' | '<' | '>' | '*' | '?' | '[' | '{' | '}' | '!' => return Err(PLAIN),
+            '$' | '`' | '(' | ')' | '&' | '|' | '<' | '>' | '{' | '}' => return Err(PLAIN),
             // Bash would put the home directory here.
             '~' if value.is_empty() || value.ends_with(':') => return Err(PLAIN),
             c => value.push(c),
@@ -210,16 +210,12 @@ mod tests {
             "A=1; B=2;\n",
             "A=a\\\nb\nB=2\n",
             "A='it'\\''s'\n",
-            "A=http://x/y?z\nB=2\n",
+            "A=http://x/y?z\nexport B=/bin/* C=[a]!\n",
             "A=a=b\n",
             "\tA=1\n",
             "A=ü\n",
         ] {
-            if let Some(read) = ours(text) {
-                assert_eq!(read, bash(text), "{text:?}");
-            } else {
-                assert!(text.contains('?'), "{text:?} was not read");
-            }
+            assert_eq!(ours(text).as_ref(), Some(&bash(text)), "{text:?}");
         }
     }
 
@@ -240,7 +236,6 @@ mod tests {
             "A=\"open",
             "A=1 touch x",
             "A=1\r",
-            "A=a*",
             "export -f x",
             "A=1 && B=2",
             "A=$((1+1))",
@@ -265,7 +260,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn generated_quoting_is_what_bash_makes_of_it(parts in proptest::collection::vec(
-            prop_oneof!["[a-z0-9/:.,=@%+-]{1,4}", "'[ -&(-~]{0,5}'", "\"[ !#%-\\[\\]-_a-~]{0,5}\"", "\\\\[ -~]"], 1..6))
+            prop_oneof!["[a-z0-9/:.,=@%+*?!-]{1,4}", "'[ -&(-~]{0,5}'", "\"[ !#%-\\[\\]-_a-~]{0,5}\"", "\\\\[ -~]"], 1..6))
         {
             let text = format!("A={}\n", parts.concat());
             if let Some(read) = ours(&text) {
