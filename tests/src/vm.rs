@@ -53,7 +53,7 @@ impl Vm {
         Self { disk: true, ..self }
     }
 
-    /// With a further NIC. Its MAC holds the IP address 10.0.<id>.<number>.
+    /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
     #[must_use]
     pub fn nic(mut self, bridge: &str) -> Self {
         let number = self.nics.len();

@@ -63,7 +63,7 @@ fn kvmrc_samples_are_read_without_a_word() {
     let file = dir.path().join("kvmrc");
     let mut read = |from: &Path, text: &str| {
         fs::write(&file, text).unwrap();
-        let kvmrc = Kvmrc::load(&[file.clone()]);
+        let kvmrc = Kvmrc::load(std::slice::from_ref(&file));
         assert!(kvmrc.problems().is_empty(), "{}: {:?}", from.display(), kvmrc.problems());
         samples += 1;
     };

@@ -15,7 +15,7 @@ use crate::{DomainName, ParseError, PciAddress};
 #[derive(Debug)]
 pub struct ActionError {
     action: &'static str,
-    cause: Cause,
+    cause: Box<Cause>,
     state: HostState,
     exit: u8,
 }
@@ -229,7 +229,7 @@ impl ActionError {
         // which makes OpenNebula copy all drivers again.
         let cause = cause.into();
         let exit = if action == "deploy" || matches!(cause, Cause::ShutdownTimeout { .. }) { 255 } else { 1 };
-        Self { action, cause, state, exit }
+        Self { action, cause: Box::new(cause), state, exit }
     }
 
     /// A failure before anything was touched.
@@ -262,7 +262,7 @@ impl fmt::Display for ActionError {
 
 impl std::error::Error for ActionError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
+        Some(&*self.cause)
     }
 }
 

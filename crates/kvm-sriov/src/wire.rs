@@ -92,7 +92,7 @@ pub struct Call {
 impl Call {
     fn new(action: &'static str, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
         let args = args.into_iter().map(OsString::into_string).collect::<Result<_, _>>().map_err(|arg| {
-            let problem = format!("expected UTF-8, found \"{}\"", arg.display().to_string().escape_debug());
+            let problem = format!("expected UTF-8, found \"{}\"", arg.to_string_lossy().escape_debug());
             ActionError::untouched(action, Cause::Argument { name: "argument", problem })
         })?;
         let caller = Caller::detect(&driver_dir);
