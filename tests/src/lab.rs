@@ -21,6 +21,19 @@ pub struct LabHost {
     number: u8,
 }
 
+/// A NIC as a guest sees it.
+#[derive(Debug, Clone)]
+pub struct GuestNic {
+    /// Its name in the guest.
+    pub name: String,
+    /// Its MAC.
+    pub mac: String,
+    /// Its PCI address in the guest, such as `0000:10:00.0`.
+    pub pci: String,
+    /// The guest's driver for it.
+    pub driver: String,
+}
+
 /// What a program said.
 #[derive(Debug)]
 pub struct Said {
@@ -167,6 +180,23 @@ impl LabHost {
             .ok()
             .trim()
             .to_owned()
+    }
+
+    /// The NICs that the guest of a VM showed on its console the last time they changed, by PCI address.
+    pub fn guest_nics(self, vm: &Vm) -> Vec<GuestNic> {
+        // The last line may be half written.
+        let console = self.root(&format!("grep -a 'GUEST NET' {} || true", vm.console())).ok();
+        let line = console.split_inclusive('\n').rfind(|line| line.ends_with('\n')).unwrap_or_default();
+        let read = |word: &str| {
+            let (name, rest) = word.split_once('=')?;
+            let (mac, rest) = rest.split_once('@')?;
+            let (pci, driver) = rest.split_once(',')?;
+            let [name, mac, pci, driver] = [name, mac, pci, driver].map(str::to_owned);
+            Some(GuestNic { name, mac, pci, driver })
+        };
+        let mut nics: Vec<GuestNic> = line.split_whitespace().filter_map(read).collect();
+        nics.sort_by(|a, b| a.pci.cmp(&b.pci));
+        nics
     }
 
     /// The claim files, as `<root>/<index>` in order.

@@ -388,9 +388,8 @@ fn missing_udev_rule(host: LabHost) {
     host.root(&format!("mv {RULE} /root/ && udevadm control --reload")).ok();
     let said = panic::catch_unwind(|| {
         deploy_fails(host, &vm, &["QEMU may not open /dev/vfio/", "80-kvm-sriov-vfio.rules", "nothing was started"]);
-        let checked = host.root("kvm-sriov check");
-        assert_eq!(checked.code, 1, "{checked:?}");
-        assert!(checked.out.contains("FAIL  vfio"), "{checked:?}");
+        let checked = host.root("kvm-sriov check").ok();
+        assert!(checked.contains("warn  vfio") && checked.contains("80-kvm-sriov-vfio.rules"), "{checked}");
     });
     host.root(&format!("mv /root/{} {RULE} && udevadm control --reload", RULE.rsplit('/').next().unwrap())).ok();
     if let Err(failure) = said {
@@ -535,16 +534,20 @@ fn guest_that_powers_itself_off(host: LabHost) {
 fn guest_sees_its_vf_and_shuts_down(host: LabHost) {
     let vm = Vm::new(23).machine("q35").with_guest().nic("br0").nic("sriov_pf0").nic("sriov_pf1");
     let live = deploy(host, &vm);
-    let vfs = plugged(&live);
-    let seen = |host: LabHost| host.root(&format!("grep -a 'GUEST NET' {} | tail -n 1", vm.console())).out;
-    let all = |line: &str| {
-        let shown = |mac: &str| line.contains(&format!("={mac}@"));
-        shown(&vm.mac(0))
-            && shown(&vm.dummy_mac(0, 1))
-            && shown(&vm.dummy_mac(1, 2))
-            && vfs.iter().all(|vf| line.contains(&format!("@0000:{}", vf.guest)))
-    };
-    host.wait("the guest to show its NICs", GUEST_BOOT, |host| all(&seen(host)));
+    assert_eq!(plugged(&live).len(), 2);
+    let mut nics = Vec::new();
+    host.wait("the guest to show its NICs", GUEST_BOOT, |host| {
+        nics = host.guest_nics(&vm);
+        nics.len() == 5
+    });
+    let macs: Vec<&str> = nics.iter().map(|nic| nic.mac.as_str()).collect();
+    for mac in [vm.mac(0), vm.dummy_mac(0, 1), vm.dummy_mac(1, 2)] {
+        assert!(macs.contains(&mac.as_str()), "{mac} is not in {macs:?}");
+    }
+    // The other two are the VFs; the guest numbers its buses itself, but keeps the order.
+    let vfs: Vec<_> = nics.iter().filter(|nic| nic.driver == "igbvf").collect();
+    assert_eq!(vfs.len(), 2, "{nics:?}");
+    assert!(vfs.iter().all(|vf| nics.iter().all(|nic| nic.driver == "igbvf" || nic.pci < vf.pci)), "{nics:?}");
     kvmrc(host, &format!("SHUTDOWN_TIMEOUT={}\n", GUEST_POWEROFF.as_secs()));
     let said = host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");

@@ -18,28 +18,41 @@ use crate::Failure;
 #[derive(Serialize)]
 struct Finding {
     check: &'static str,
-    ok: bool,
+    result: Verdict,
     text: String,
+}
+
+#[derive(Serialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// It may be as it should be; a person knows.
+    Warn,
+    Fail,
 }
 
 impl Finding {
     fn of<E: std::fmt::Display>(check: &'static str, looked: Result<String, E>) -> Self {
         match looked {
-            Ok(text) => Self { check, ok: true, text },
-            Err(error) => Self { check, ok: false, text: error.to_string() },
+            Ok(text) => Self { check, result: Verdict::Ok, text },
+            Err(error) => Self { check, result: Verdict::Fail, text: error.to_string() },
         }
     }
 }
 
 pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let findings = look(driver);
-    let ready = findings.iter().all(|finding| finding.ok);
+    let ready = findings.iter().all(|finding| finding.result != Verdict::Fail);
     if json {
         serde_json::to_writer_pretty(&mut *out, &findings)?;
         writeln!(out)?;
     } else {
         for finding in &findings {
-            let (mark, colour) = if finding.ok { ("ok  ", "32") } else { ("FAIL", "31") };
+            let (mark, colour) = match finding.result {
+                Verdict::Ok => ("ok  ", "32"),
+                Verdict::Warn => ("warn", "33"),
+                Verdict::Fail => ("FAIL", "31"),
+            };
             let mark = if colours { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() };
             writeln!(out, "{mark}  {:<8}  {}", finding.check, finding.text)?;
         }
@@ -59,7 +72,7 @@ fn look(driver: &Path) -> Vec<Finding> {
     ];
     let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
     findings.extend(check_maps(&maps, &sysfs));
-    findings.push(Finding::of("vfio", vfio(&sysfs)));
+    findings.push(vfio(&sysfs));
     findings.push(Finding::of("libvirt", libvirt(&kvmrc)));
     findings.push(Finding::of("state", state(&kvmrc)));
     findings
@@ -113,12 +126,14 @@ fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
     }
 }
 
-fn vfio(sysfs: &Sysfs) -> Result<String, String> {
-    if sysfs.has_vfio_rule() {
-        Ok("a udev rule says who may open vfio devices".into())
+/// With `dynamic_ownership = 1` libvirt needs no rule; qemu.conf, which says it, is root's alone.
+fn vfio(sysfs: &Sysfs) -> Finding {
+    let (result, text) = if sysfs.has_vfio_rule() {
+        (Verdict::Ok, "a udev rule says who may open vfio devices".into())
     } else {
-        Err(sysfs.vfio_advice().into())
-    }
+        (Verdict::Warn, format!("{}; not needed with dynamic_ownership = 1 in qemu.conf", sysfs.vfio_advice()))
+    };
+    Finding { check: "vfio", result, text }
 }
 
 fn libvirt(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::libvirt::LibvirtError> {

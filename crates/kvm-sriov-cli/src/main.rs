@@ -33,7 +33,7 @@ enum Command {
     },
     /// Checks that this host is ready: kvmrc, bridge, maps, VFs, libvirtd, state directory, rights on vfio devices.
     Check {
-        /// Prints JSON: an array of objects with check, ok and text.
+        /// Prints JSON: an array of objects with check, result (ok, warn, fail) and text.
         #[arg(long)]
         json: bool,
     },

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use kvm_sriov_tests::lab::LabHost;
+use kvm_sriov_tests::lab::{GuestNic, LabHost};
 use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::Vm;
 
@@ -36,13 +36,13 @@ fn main() {
         assert_eq!(said.code, 0, "{}", said.err);
     });
     println!("\n{}", host.root("kvm-sriov list").ok());
-    let seen = step("the guest boots and finds its NICs (about 90 s, all emulated)", || {
-        let mut seen = String::new();
+    let inside = step("the guest boots and finds its NICs (about 90 s, all emulated)", || {
+        let mut nics = Vec::new();
         host.wait("the guest's NICs", GUEST_BOOT, |host| {
-            seen = host.root(&format!("grep -a 'GUEST NET' {} | tail -n 1", vm.console())).out;
-            seen.contains(&vm.dummy_mac(1, 2)) && seen.contains(&vm.dummy_mac(0, 1)) && seen.matches('@').count() == 5
+            nics = host.guest_nics(&vm);
+            nics.len() == 5
         });
-        seen
+        nics
     });
     let live = host.live_xml(&vm);
     step("shutdown: the guest hears its power button", || {
@@ -50,26 +50,18 @@ fn main() {
         assert_eq!(said.code, 0, "{}", said.err);
     });
     println!("\n{}", host.root("kvm-sriov list").ok());
-    picture(&vm, &live, &seen);
+    picture(&vm, &live, &inside);
 }
 
 /// What happened, from libvirt's XML of the running domain and the guest's own words.
-fn picture(vm: &Vm, live: &str, seen: &str) {
-    let inside: Vec<(&str, &str, &str)> = seen
-        .split_whitespace()
-        .filter_map(|word| {
-            let (name, rest) = word.split_once('=')?;
-            let (mac, pci) = rest.split_once('@')?;
-            Some((name, mac, pci))
-        })
-        .collect();
+fn picture(vm: &Vm, live: &str, inside: &[GuestNic]) {
     let document = roxmltree::Document::parse(live).unwrap();
-    println!("What the host plugged (libvirt)                      What the guest saw (its console)\n");
-    for hostdev in document.descendants().filter(|node| node.has_tag_name("hostdev")) {
-        let addresses: Vec<String> =
-            hostdev.descendants().filter(|node| node.has_tag_name("address")).map(address).collect();
-        let (name, mac, _) = inside.iter().find(|(_, _, pci)| *pci == addresses[1]).unwrap();
-        println!("  VF {}  at guest {} ------>  {name:<6} {mac}", addresses[0], addresses[1]);
+    println!("  What the host plugged (libvirt)                       What the guest saw (its console)\n");
+    let hostdevs = document.descendants().filter(|node| node.has_tag_name("hostdev"));
+    // The guest numbers its buses itself; the order is the same.
+    for (hostdev, nic) in hostdevs.zip(inside.iter().filter(|nic| nic.driver == "igbvf")) {
+        let vf = hostdev.descendants().find(|node| node.has_tag_name("address")).map(address).unwrap();
+        println!("  VF    {vf:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
     }
     for interface in document.descendants().filter(|node| node.has_tag_name("interface")) {
         let attribute = |tag, name| {
@@ -77,9 +69,10 @@ fn picture(vm: &Vm, live: &str, seen: &str) {
             found.and_then(|node| node.attribute(name)).unwrap_or_default()
         };
         let (bridge, mac) = (attribute("source", "bridge"), attribute("mac", "address"));
-        let (name, _, _) = inside.iter().find(|(_, seen, _)| *seen == mac).unwrap();
+        let nic = inside.iter().find(|nic| nic.mac == mac).unwrap();
         let what = if bridge == "dummy_br" { "dummy" } else { "NIC" };
-        println!("  {what:<5} {mac} on {bridge:<10} ------>  {name}");
+        let outside = format!("{mac} on {bridge}");
+        println!("  {what:<5} {outside:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
     }
     println!("\nThe dummies carry the IP addresses of OpenNebula's NICs: {} is 10.0.{}.1.", vm.dummy_mac(0, 1), vm.id);
     println!("Every VF is free again. `tests/lab/lab ssh 1` was the host; `./check` runs all tests.");

@@ -96,7 +96,8 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
             return Ok(());
         }
     };
-    if let Some(domain) = host.hypervisor().find(&DeployId::Name(owner.vm.clone()))? {
+    let again = owner.uuid.clone().map_or_else(|| DeployId::Name(owner.vm.clone()), DeployId::Uuid);
+    if let Some(domain) = host.hypervisor().find(&again)? {
         gone::destroy(host, &domain)?;
     }
     if let Err(error) = gone::release(host, store, owner, "cancel") {

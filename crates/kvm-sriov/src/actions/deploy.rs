@@ -222,7 +222,10 @@ impl Claimed<'_> {
         if lock.cancelled() {
             return Err(cancelled().into());
         }
-        self.store.commit(&self.claims, &needs.maps)?;
+        // Before 6.0 the deployment file has no UUID; the domain has one.
+        let owner = Owner { uuid: Some(domain.uuid.clone()), ..self.owner.clone() };
+        let claims: Vec<_> = self.claims.iter().map(|claim| Claim { owner: owner.clone(), ..claim.clone() }).collect();
+        self.store.commit(&claims, &needs.maps)?;
         for (claim, nic) in self.claims.iter().zip(start.deployment.sriov_nics()) {
             log::info!("{} has VF {} of {} for NIC {}", self.owner.vm, claim.vf, claim.root, nic.mac);
         }
@@ -343,20 +346,25 @@ impl Claimed<'_> {
         if matches!(&cause, Cause::Call { source, .. } if matches!(source.kind(), LibvirtErrorKind::NoAnswer)) {
             return self.left_claimed(cause);
         }
-        let hypervisor = self.start.host.hypervisor();
-        let gone = hypervisor.find(&DeployId::Name(self.owner.vm.clone())).map_err(Cause::from).and_then(|found| {
-            match found {
-                // Another process may have started a VM of this name with a UUID of its own.
-                Some(domain) if self.owner.uuid.as_ref().is_none_or(|uuid| *uuid == domain.uuid) => {
-                    gone::destroy(self.start.host, &domain)
-                }
-                _ => Ok(()),
-            }
+        let gone = self.own_domain().and_then(|found| match found {
+            Some(domain) => gone::destroy(self.start.host, &domain),
+            None => Ok(()),
         });
         match gone.and_then(|()| Ok(self.give_back()?)) {
             Ok(()) => ActionError::untouched("deploy", cause),
             Err(undo) => self.left_claimed(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }),
         }
+    }
+
+    /// The domain that was started here, if it runs. One of the same name without our VFs is somebody else's work.
+    fn own_domain(&self) -> Result<Option<DomainRef>, Cause> {
+        let hypervisor = self.start.host.hypervisor();
+        let Some(domain) = hypervisor.find(&DeployId::Name(self.owner.vm.clone()))? else { return Ok(None) };
+        let Some(text) = hypervisor.live_xml(&domain)? else { return Ok(None) };
+        let live = LiveDomain::parse(&text)
+            .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;
+        let ours = live.vfs().any(|vf| self.claims.iter().any(|claim| claim.vf == vf));
+        Ok(ours.then_some(domain))
     }
 
     fn left_claimed(&self, cause: Cause) -> ActionError {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::gone::{self, LastLook};
 use crate::DeployId;
-use crate::claims::{ClaimStore, Owner, VmLock};
+use crate::claims::{ClaimError, ClaimStore, Owner, VmLock};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -31,7 +31,7 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
         return if absent_is_done { Ok(()) } else { Err(untouched(Cause::Absent { id: id.to_string() })) };
     };
     let owner = Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) };
-    let lock = lock(host, store.as_ref(), &owner).map_err(untouched)?;
+    let lock = lock(host, store.as_ref(), &owner).map_err(|e| untouched(e.into()))?;
     let sudo = Sudo::ask();
     let last = LastLook::at(host, &domain);
     if let (true, Some(dir)) = (last.has_tpm, &last.vm_dir) {
@@ -47,13 +47,19 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     Ok(())
 }
 
-/// The lock of the VM if it has claims; a VM without VFs needs none.
-fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option<VmLock>, Cause> {
+/// The lock of the VM if it has claims. A VM without VFs needs none, and claims that can't be read keep no VM alive.
+fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option<VmLock>, ClaimError> {
     let Some(store) = store else { return Ok(None) };
-    if !store.has_any(owner)? {
-        return Ok(None);
+    let locked = store
+        .has_any(owner)
+        .and_then(|any| any.then(|| store.lock_vm(&owner.vm, "shutdown", host.kvmrc().lock_timeout())).transpose());
+    match locked {
+        Err(error) if !matches!(error, ClaimError::Busy { .. }) => {
+            log::warn!("{error}; the VFs of {} are freed by the next action that looks", owner.vm);
+            Ok(None)
+        }
+        other => other,
     }
-    Ok(Some(store.lock_vm(&owner.vm, "shutdown", host.kvmrc().lock_timeout())?))
 }
 
 fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Result<(), Cause> {
