@@ -11,9 +11,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs, panic, thread};
 
-use kvm_sriov_tests::lab::{BASE_KVMRC, KVMRC, LabHost};
+use kvm_sriov_tests::lab::{BASE_KVMRC, KVMRC, LabHost, Said};
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -54,6 +54,8 @@ const SCENARIOS: &[Scenario] = scenarios![
     cancel_of_an_absent_domain,
     cancel_while_deploy_runs,
     reboot_and_reset,
+    calls_recorded_from_opennebula,
+    commands_of_the_documents,
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
@@ -468,6 +470,69 @@ fn reboot_and_reset(host: LabHost) {
     }
     assert_eq!(plugged(&host.live_xml(&vm)), plugged(&before));
     cancel(host, &vm);
+}
+
+/// One call as OpenNebula made it, with the arguments and the input it recorded. There is no KVM here.
+fn recorded(host: LabHost, name: &str) -> Said {
+    let dir = project().join("tests/fixtures/wire").join(name);
+    let action = name.split('-').nth(1).unwrap();
+    let argv = fs::read_to_string(dir.join("argv")).unwrap();
+    let args: Vec<&str> = argv.lines().collect();
+    let (args, [id, _]) = args.split_last_chunk().map(|(args, tail)| (args, *tail)).unwrap();
+    let stdin = fs::read_to_string(dir.join("stdin")).unwrap().replacen("<domain type='kvm'", "<domain type='qemu'", 1);
+    host.action(action, args, &Vm::new(id.parse().unwrap()), stdin.trim_end_matches('\n'))
+}
+
+fn calls_recorded_from_opennebula(host: LabHost) {
+    kvmrc(host, "SHUTDOWN_TIMEOUT=2\nFORCE_DESTROY=yes\n");
+    let uuid = "56e14855-0118-420f-b565-26fe35d8493d";
+    host.oneadmin("cd /var/lib/one/datastores/0 && mkdir -p 0 && truncate -s 1M 0/disk.0 0/disk.1").ok();
+    for (name, running) in [
+        ("01-deploy-on-hostA", true),
+        ("27-reboot-on-hostA", true),
+        ("28-reset-on-hostA", true),
+        ("36-shutdown-on-hostA", false),
+        ("37-deploy-on-hostA", true),
+        ("38-cancel-on-hostA", false),
+    ] {
+        let said = recorded(host, name);
+        let answer = if name.contains("deploy") { format!("{uuid}\n") } else { String::new() };
+        assert_eq!((said.code, said.out), (0, answer), "{name}: {}", said.err);
+        let runs = host.oneadmin(&format!("virsh -c qemu:///system domstate {uuid}")).code == 0;
+        assert_eq!(runs, running, "{name}");
+    }
+}
+
+/// The first block of shell in a document that holds this text.
+fn block_with(document: &str, text: &str) -> String {
+    let document = fs::read_to_string(project().join(document)).unwrap();
+    let blocks = document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.into_iter().find(|block| block.contains(text)).unwrap().to_owned()
+}
+
+fn commands_of_the_documents(host: LabHost) {
+    host.root("rm -rf /etc/kvm-sriov /usr/local/bin/kvm-sriov; mkdir -p /root/project/target/release").ok();
+    for file in ["dist/udev/80-kvm-sriov-vfio.rules", "dist/tmpfiles/kvm-sriov.conf", "target/release/kvm-sriov"] {
+        let from = file.strip_prefix("target/").map_or_else(|| project().join(file), |built| target().join(built));
+        host.root(&format!("mkdir -p $(dirname /root/project/{file})")).ok();
+        host.write_bytes(&format!("/root/project/{file}"), &fs::read(from).unwrap());
+    }
+    host.root("chmod +x /root/project/target/release/kvm-sriov; ip link del dummy_br").ok();
+    // The adapter of the lab is pf0; an editor here is somebody who types a map.
+    let run = |block: String, before: &str| {
+        let block = block.replace("net/ib0", "net/pf0");
+        host.root(&format!("cd /root/project && set -e; {before}\n{block}")).ok()
+    };
+    let typed = "editor() { echo '0x01 0x10 0x00' >$1; }; EDITOR=editor";
+    let out = run(block_with("README.md", "sriov_numvfs"), typed);
+    assert!(out.contains("this host is ready"), "{out}");
+    let out = run(block_with("docs/configuration.md", "virtfn"), "");
+    assert!(out.contains("ib0 (/etc/kvm-sriov/vf_maps/ib0): 4 VFs"), "{out}");
+    // There is no systemd in the lab, so no journalctl.
+    let state = block_with("docs/state.md", "kvm-sriov list").replace("journalctl", "true");
+    host.root("mkdir -p /tmp/vf_interfaces/ib0; chown -R oneadmin: /tmp/vf_interfaces").ok();
+    let out = run(state, "");
+    assert!(out.contains("0000:01:10.0"), "{out}");
 }
 
 fn shutdown_that_is_not_heard(host: LabHost) {

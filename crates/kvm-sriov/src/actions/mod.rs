@@ -2,6 +2,28 @@
 //!
 //! Each takes the lock of its VM, reads what is true, plans, applies, verifies, and undoes in reverse what it did when
 //! it can't finish; what it can't undo it says. Each may be called twice.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use kvm_sriov::{Host, actions, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+//! let dir = tempfile::tempdir()?;
+//! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
+//! let host = Host::new(Kvmrc::load(&[]), Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//!
+//! let xml = "<domain type='test'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
+//! let domain = actions::deploy(&host, &dir.path().join("42/deployment.0"), xml)?;
+//! actions::reboot(&host, &domain.uuid.to_string().parse()?)?;
+//! actions::cancel(&host, &"one-42".parse()?, Some(42))?;
+//!
+//! let error = actions::reset(&host, &"one-42".parse()?).unwrap_err();
+//! assert_eq!(error.to_string(), "reset: there is no domain one-42 on this host; nothing was changed");
+//!
+//! let vf = xml.replace("</domain>", "<devices><interface type='bridge'><source bridge='sriov_ib0'/>\
+//!     <mac address='02:00:c0:a8:01:05'/></interface></devices></domain>");
+//! let error = actions::deploy(&host, &dir.path().join("42/deployment.1"), &vf).unwrap_err();
+//! assert!(error.to_string().starts_with("deploy: DUMMY_BRIDGE is not set"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod cancel;
 mod deploy;
