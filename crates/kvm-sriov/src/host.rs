@@ -1,10 +1,9 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::claims::{Backing, ClaimError, ClaimStore, Owner};
+use crate::claims::{Backing, ClaimError, ClaimStore};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
@@ -146,19 +145,20 @@ impl Host {
         ClaimStore::open(self.kvmrc.state_dir())
     }
 
-    /// Every PCI device that a running domain of this host shows, ours or not, with its domain.
+    /// What every running domain of this host shows and wants.
     ///
     /// # Errors
     /// libvirtd does not answer, or a domain's XML can't be read. Nothing was changed.
     pub fn backing(&self) -> Result<Backing, Cause> {
-        let mut backing = BTreeMap::new();
+        let mut backing = Backing::default();
         for domain in self.hypervisor.domains()? {
             // None: it ended since it was listed.
             let Some(text) = self.hypervisor.live_xml(&domain)? else { continue };
             let live = LiveDomain::parse(&text)
                 .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;
-            let owner = Owner { vm: domain.name, uuid: Some(domain.uuid) };
-            backing.extend(live.vfs().map(|vf| (vf, owner.clone())));
+            let owner = domain.owner();
+            backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
+            backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.mac)));
         }
         Ok(backing)
     }
@@ -177,7 +177,7 @@ impl Host {
         let mut vfs = Vec::new();
         for map in &maps {
             for (index, address) in map.vfs().iter().enumerate() {
-                let user = backing.get(address).map(|owner| owner.vm.to_string());
+                let user = backing.user(*address).map(|owner| owner.vm.to_string());
                 let claim = entries.iter().find(|entry| {
                     entry.vf() == Some(*address)
                         || (entry.root() == map.root() && entry.index() == index && entry.vf().is_none())

@@ -63,7 +63,7 @@ impl VmDir {
                     xml::snapshot_of(&text, &domain.uuid)
                         .map_err(|source| Cause::Xml { what: file.display().to_string(), source })
                 })
-                .and_then(|text| Ok(hypervisor.redefine_snapshot(domain, &text)?));
+                .and_then(|text| Ok(hypervisor.redefine_snapshot(domain, &text, false)?));
             if let Err(cause) = defined {
                 log::warn!("snapshot {} of {} is not known to libvirt: {cause}", file.display(), domain.name);
             }

@@ -44,8 +44,27 @@ impl Owner {
     }
 }
 
-/// Every PCI device of this host that a running domain shows, with its domain.
-pub type Backing = BTreeMap<PciAddress, Owner>;
+/// What backs claims, by what libvirt says of every running domain of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Backing {
+    /// Every PCI device that a domain shows, ours or not, with its domain.
+    pub devices: BTreeMap<PciAddress, Owner>,
+    /// The NICs that a domain should have a VF for and has none: a VF that is on its way out or in stays the VM's.
+    pub wanting: Vec<(Owner, MacAddress)>,
+}
+
+impl Backing {
+    /// The domain that shows this VF.
+    pub fn user(&self, vf: PciAddress) -> Option<&Owner> {
+        self.devices.get(&vf)
+    }
+
+    /// Whether a claim of `owner` for this VF and NIC is backed.
+    pub fn backs(&self, owner: &Owner, vf: PciAddress, mac: Option<MacAddress>) -> bool {
+        let wants = || self.wanting.iter().any(|(who, nic)| who.is(owner) && Some(*nic) == mac);
+        self.devices.contains_key(&vf) || wants()
+    }
+}
 
 /// VFs for a VM: one for each NIC, or none at all.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +90,19 @@ pub struct Claim {
     pub owner: Owner,
     /// The MAC of the NIC it is for; unknown for a domain that was found with the VF.
     pub mac: Option<MacAddress>,
+}
+
+/// A VM that claims VFs, and what its claims say of an action on it that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    /// The VM.
+    pub owner: Owner,
+    /// Its claims.
+    pub claims: Vec<Claim>,
+    /// The file that an action was saving it into.
+    pub image: Option<PathBuf>,
+    /// Whether the process of that action still runs.
+    pub held: bool,
 }
 
 /// What [`ClaimStore::recover`] put right.

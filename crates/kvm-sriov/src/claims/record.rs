@@ -1,6 +1,7 @@
 //! What a claim's file says.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use super::process::Process;
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
@@ -35,6 +36,8 @@ pub(super) struct Record {
     pub(super) boot: String,
     /// The process that works on it, while one does.
     pub(super) holder: Option<Process>,
+    /// The file that the holder saves the VM into, while it does.
+    pub(super) image: Option<PathBuf>,
     /// Lines that a later version wrote.
     pub(super) unknown: Vec<String>,
 }
@@ -63,8 +66,8 @@ impl Record {
                 return Err(format!("expected \"{HEADER}\", found \"{}\"", other.unwrap_or_default().escape_debug()));
             }
         }
-        let (mut vm, mut uuid, mut mac, mut vf, mut boot, mut holder, mut unknown) =
-            (None, None, None, None, None, None, vec![]);
+        let (mut vm, mut uuid, mut mac, mut vf, mut boot, mut holder, mut image, mut unknown) =
+            (None, None, None, None, None, None, None, vec![]);
         for (index, line) in lines.enumerate() {
             let (key, value) =
                 line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
@@ -81,6 +84,7 @@ impl Record {
                     let (pid, started) = numbers.ok_or("holder: expected a pid and its start")?;
                     holder = Some(Process::new(pid, started));
                 }
+                "image" => image = Some(value.into()),
                 _ => unknown.push(line.to_owned()),
             }
         }
@@ -91,6 +95,7 @@ impl Record {
             vf: vf.ok_or("vf is missing")?,
             boot: boot.ok_or("boot is missing")?,
             holder,
+            image,
             unknown,
         })
     }
@@ -106,6 +111,9 @@ impl Record {
         line("vf", Some(self.vf.to_string()));
         line("boot", Some(self.boot.clone()));
         line("holder", self.holder.map(|p| format!("{} {}", p.pid(), p.started())));
+        // A path with a line break in it can't be written; the image is then found by its name alone.
+        let image = self.image.as_ref().and_then(|path| path.to_str()).filter(|path| !path.contains('\n'));
+        line("image", image.map(str::to_owned));
         for unknown in &self.unknown {
             text.push_str(unknown);
             text.push('\n');
@@ -126,6 +134,7 @@ mod tests {
             uuid in proptest::option::of("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
             (bus, slot, function) in (any::<u8>(), 0u8..0x20, 0u8..8),
             holder in proptest::option::of((any::<u32>(), any::<u64>())),
+            image in proptest::option::of("/[a-z/. ]{0,20}[a-z]"),
             unknown in proptest::collection::vec("x[a-z]{0,5}=[ -~]{0,9}", 0..3),
         ) {
             prop_assume!(vm != "." && vm != "..");
@@ -136,6 +145,7 @@ mod tests {
                 vf: PciAddress::new(0, bus, slot, function).unwrap(),
                 boot: "b".into(),
                 holder: holder.map(|(pid, start)| Process::new(pid, start)),
+                image: image.map(PathBuf::from),
                 unknown,
             };
             prop_assert_eq!(Content::parse(record.to_text().as_bytes()), Content::Ours(record));

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Holder, VmLock};
 use super::record::{Content, Record};
-use super::{Backing, Claim, ClaimError, Owner, Process, Repair, Request, process, safe};
+use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
 use crate::vf_map::VfMap;
 use crate::{DomainName, DomainUuid, PciAddress, RootName};
 
@@ -21,8 +21,7 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// The state directory.
 ///
 /// ```
-/// use std::collections::BTreeMap;
-/// use kvm_sriov::claims::{ClaimStore, Owner, Request};
+/// use kvm_sriov::claims::{Backing, ClaimStore, Owner, Request};
 /// use kvm_sriov::vf_map::VfMap;
 /// let dir = tempfile::tempdir()?;
 /// let store = ClaimStore::create(&dir.path().join("vf_interfaces"))?;
@@ -30,9 +29,9 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// let owner = Owner { vm: "one-42".parse()?, uuid: None };
 /// let nics = [("ib0".parse()?, "02:00:0a:00:00:01".parse()?)];
 /// let request = Request { owner: &owner, nics: &nics, maps: &[map], refused: &[] };
-/// let claims = store.claim_all(&request, &BTreeMap::new())?;
+/// let claims = store.claim_all(&request, &Backing::default())?;
 /// assert!(store.dir().join("ib0/0").exists());
-/// let error = store.claim_all(&request, &BTreeMap::new()).unwrap_err();
+/// let error = store.claim_all(&request, &Backing::default()).unwrap_err();
 /// assert_eq!(error.to_string(), "no free VF on ib0 for one-42: all 1 in use (one-42: 1)");
 /// store.release(&claims)?;
 /// assert!(!store.dir().join("ib0/0").exists());
@@ -110,6 +109,7 @@ impl Record {
             vf: claim.vf,
             boot: process::boot_id(),
             holder,
+            image: None,
             unknown: Vec::new(),
         }
     }
@@ -224,7 +224,7 @@ impl ClaimStore {
         let entries = self.entries()?;
         let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
         users.extend(request.refused.iter().map(|vf| (*vf, "refused by libvirt".to_owned())));
-        users.extend(backing.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
+        users.extend(backing.devices.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
         users.extend(entries.iter().filter_map(|entry| Some((entry.vf_by(request.maps)?, entry.user()))));
         let mut chosen = Vec::new();
         for (root, mac) in request.nics {
@@ -244,6 +244,85 @@ impl ClaimStore {
             }
         }
         Ok(chosen)
+    }
+
+    /// Marks everything that a VM claims as held by this process, and notes the file that it is being saved into. Returns
+    /// the claims.
+    ///
+    /// # Errors
+    /// A claim can't be written; those before it are held by this process, which changes nothing for others.
+    pub fn hold(&self, owner: &Owner, image: Option<&Path>) -> Result<Vec<Claim>, ClaimError> {
+        self.rewrite(owner, |record| {
+            record.holder = Some(Process::this());
+            record.boot = process::boot_id();
+            record.image = image.map(Path::to_owned);
+        })
+    }
+
+    /// Marks everything that a VM claims as held by nobody: its running domain backs it.
+    ///
+    /// # Errors
+    /// A claim can't be written; it is still there, held by this process.
+    pub fn settle(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+        self.rewrite(owner, |record| {
+            record.holder = None;
+            record.image = None;
+        })
+    }
+
+    fn rewrite(&self, owner: &Owner, change: impl Fn(&mut Record)) -> Result<Vec<Claim>, ClaimError> {
+        let _lock = self.lock()?;
+        let mut claims = Vec::new();
+        for entry in self.entries()?.into_iter().filter(|entry| entry.is_of(owner)) {
+            if let Content::Ours(old) = &entry.content {
+                let mut record = old.clone();
+                change(&mut record);
+                if record != *old {
+                    safe::write(&self.path(&entry.root, entry.index), record.to_text().as_bytes(), true)?;
+                }
+                claims.push(record.claim(&entry.root));
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Every VM that claims VFs.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn claimants(&self) -> Result<Vec<Claimant>, ClaimError> {
+        let mut claimants: Vec<Claimant> = Vec::new();
+        for entry in self.entries()? {
+            let Content::Ours(record) = &entry.content else { continue };
+            let claim = record.claim(&entry.root);
+            match claimants.iter_mut().find(|claimant| claimant.owner.is(&claim.owner)) {
+                Some(claimant) => {
+                    claimant.held |= record.is_held();
+                    claimant.image = claimant.image.take().or_else(|| record.image.clone());
+                    claimant.claims.push(claim);
+                }
+                None => claimants.push(Claimant {
+                    owner: claim.owner.clone(),
+                    claims: vec![claim],
+                    image: record.image.clone(),
+                    held: record.is_held(),
+                }),
+            }
+        }
+        Ok(claimants)
+    }
+
+    /// What a VM claims.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn claims_of(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+        let entries = self.entries()?;
+        let of = |entry: &Entry| match &entry.content {
+            Content::Ours(record) if entry.is_of(owner) => Some(record.claim(&entry.root)),
+            _ => None,
+        };
+        Ok(entries.iter().filter_map(of).collect())
     }
 
     /// Marks claims as backed by their running domain: no process holds them any more.
@@ -307,7 +386,7 @@ impl ClaimStore {
         for map in maps {
             for vf in map.vfs() {
                 let claimed = entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf));
-                if let (Some(owner), false) = (backing.get(vf), claimed) {
+                if let (Some(owner), false) = (backing.user(*vf), claimed) {
                     let claim = Claim { root: map.root().clone(), vf: *vf, owner: owner.clone(), mac: None };
                     self.write_claim(&claim, None, maps, false)?;
                     repairs.push(Repair::Adopted(claim));
@@ -319,13 +398,19 @@ impl ClaimStore {
 
     /// Neither a domain nor a living process backs it, and it did not change since before libvirt was asked.
     fn is_stale(&self, entry: &Entry, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> bool {
-        let backed = entry.vf_by(maps).is_none_or(|vf| backing.contains_key(&vf));
-        let dead = match &entry.content {
-            Content::Ours(record) => !record.is_held(),
-            Content::Original => self.is_old(entry),
+        let stale = match &entry.content {
+            // An image that was not finished may hold the VM: reconciliation looks at it first.
+            Content::Ours(record) => {
+                !record.is_held()
+                    && record.image.is_none()
+                    && !backing.backs(&record.owner(), record.vf, record.mac)
+            }
+            Content::Original => {
+                self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none())
+            }
             Content::Unreadable { .. } => false,
         };
-        dead && !backed && seen.contains(entry)
+        stale && seen.contains(entry)
     }
 
     fn is_old(&self, entry: &Entry) -> bool {

@@ -11,10 +11,18 @@
 mod connection;
 mod error;
 mod event_loop;
+mod ffi;
+mod migration;
 
 pub use connection::Libvirt;
 pub use error::{LibvirtError, LibvirtErrorKind};
+pub use migration::{Migration, MigrationOptions};
 
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use crate::claims::Owner;
 use crate::{DeployId, DomainName, DomainUuid};
 
 /// A domain, as it was when it was looked up.
@@ -26,6 +34,119 @@ pub struct DomainRef {
     pub uuid: DomainUuid,
     /// libvirt's number; `None` when it does not run.
     pub id: Option<u32>,
+}
+
+impl DomainRef {
+    /// It, as the owner of claims.
+    pub fn owner(&self) -> Owner {
+        Owner { vm: self.name.clone(), uuid: Some(self.uuid.clone()) }
+    }
+}
+
+/// How a domain runs, as far as an action treats it differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RunState {
+    /// Its CPUs run.
+    Running,
+    /// Its user, or its administrator, paused it.
+    PausedByUser,
+    /// It waits for its memory: the incoming side of a migration, or a restore that is not resumed.
+    PausedForMigration,
+    /// It is paused for another reason, such as an I/O error.
+    PausedOtherwise,
+    /// The guest suspended itself to memory.
+    PmSuspended,
+    /// It is ending, or QEMU is gone.
+    Ending,
+}
+
+impl RunState {
+    /// Whether its CPUs may execute.
+    pub fn runs(self) -> bool {
+        self == Self::Running
+    }
+}
+
+/// A job that libvirt works on for a domain; while one runs, devices can't be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Job {
+    /// What it does.
+    pub kind: JobKind,
+    /// Bytes done and all bytes, as far as QEMU tells.
+    pub progress: Option<(u64, u64)>,
+    /// How long the guest stood still at the end, in milliseconds, when the job is completed and QEMU told.
+    pub downtime_ms: Option<u64>,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum JobKind {
+    /// The domain goes into a file.
+    Save,
+    /// The domain comes from another host.
+    MigrationIn,
+    /// The domain goes to another host.
+    MigrationOut,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+/// What libvirt says of a domain while it is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The device with this alias has left the guest.
+    DeviceRemoved(String),
+    /// The guest refused to release the device with this alias (pSeries only; on x86 refusal is silence).
+    DeviceRemovalFailed(String),
+    /// The device with this alias came in.
+    DeviceAdded(String),
+    /// Its CPUs run again: it was resumed, or came from a file or another host.
+    Resumed,
+    /// Its CPUs stand.
+    Suspended,
+    /// The guest was reset or rebooted.
+    Rebooted,
+    /// The domain ended, crashed or went elsewhere.
+    Ended,
+    /// A job of the domain ended.
+    JobCompleted,
+    /// The connection to libvirtd broke; nothing more will come.
+    Disconnected,
+}
+
+/// What happens to one domain, from the moment it is watched until this is dropped.
+pub struct Events {
+    receiver: Receiver<Event>,
+    _subscription: Box<dyn Send>,
+}
+
+impl Events {
+    /// Events that come through `receiver` as long as `subscription` is alive.
+    pub fn new(receiver: Receiver<Event>, subscription: Box<dyn Send>) -> Self {
+        Self { receiver, _subscription: subscription }
+    }
+
+    /// The next event; `None` when none came within `timeout`. An end of the source is [`Event::Disconnected`].
+    pub fn next(&self, timeout: Duration) -> Option<Event> {
+        match self.receiver.recv_timeout(timeout) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Event::Disconnected),
+        }
+    }
+}
+
+/// The snapshots of a domain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshots {
+    /// Their names, parents before children.
+    pub names: Vec<String>,
+    /// The one the domain is based on.
+    pub current: Option<String>,
 }
 
 /// What the actions ask of libvirtd. Every call looks its domain up anew, by UUID.
@@ -56,6 +177,48 @@ pub trait Hypervisor: Send + Sync {
     fn metadata(&self, domain: &DomainRef, uri: &str) -> Result<Option<String>, LibvirtError>;
     /// Sets or, with `None`, removes the element of this namespace in the metadata of a running domain.
     fn set_metadata(&self, domain: &DomainRef, xml: Option<&str>, prefix: &str, uri: &str) -> Result<(), LibvirtError>;
-    /// Makes a snapshot known that the domain's disks hold already.
-    fn redefine_snapshot(&self, domain: &DomainRef, xml: &str) -> Result<(), LibvirtError>;
+    /// How a running domain runs; `None` when it is gone.
+    fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError>;
+    /// The job that runs on a domain; `None` when none does, or the domain is gone.
+    fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
+    /// What is known of the last job of a domain that was completed.
+    fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
+    /// Aborts the job that runs on a domain. `Ok` means "asked".
+    fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
+    /// Watches a domain. To be called before what is to be seen is asked for.
+    fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError>;
+    /// Plugs a device into a running domain. `Ok` means "done", and is to be verified.
+    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
+    /// Asks the guest to release the device with this alias. `Ok` means "asked".
+    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError>;
+    /// Takes out the device that this XML describes, for devices that have no alias of their own to name.
+    fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
+    /// Saves a domain into a file that exists already, and ends it. Takes as long as the memory takes to write: the call
+    /// has no deadline of its own.
+    fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError>;
+    /// The domain XML in a save image, with its passwords.
+    fn image_xml(&self, file: &Path) -> Result<String, LibvirtError>;
+    /// Starts a domain from a save image, with this XML in place of the image's own. `paused`: its CPUs stand until
+    /// [`Hypervisor::resume`], whatever the image says.
+    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError>;
+    /// Lets the CPUs of a paused domain run.
+    fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
+    /// Wakes a guest that suspended itself to memory.
+    fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
+    /// Asks the guest's agent to set the clock from the hardware's.
+    fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
+    /// Moves a running domain to another host. Takes as long as the copy takes: the call has no deadline of its own.
+    fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError>;
+    /// The names of a domain's snapshots, parents before children, and which one is current.
+    fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError>;
+    /// Takes a snapshot of disks and memory.
+    fn create_snapshot(&self, domain: &DomainRef, xml: &str) -> Result<(), LibvirtError>;
+    /// The XML of a snapshot, with passwords.
+    fn snapshot_xml(&self, domain: &DomainRef, name: &str) -> Result<String, LibvirtError>;
+    /// Brings a domain back to a snapshot, also where libvirt must end QEMU for it.
+    fn revert_snapshot(&self, domain: &DomainRef, name: &str) -> Result<(), LibvirtError>;
+    /// Deletes a snapshot, or only what libvirt knows of it.
+    fn delete_snapshot(&self, domain: &DomainRef, name: &str, metadata_only: bool) -> Result<(), LibvirtError>;
+    /// Makes a snapshot known that the domain's disks hold already, and if `current` the current one.
+    fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError>;
 }

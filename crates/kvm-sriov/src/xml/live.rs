@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    Wanted, XmlError, child, child_attribute, children, content, guest_address, mac_of, parse, pci_address, root,
+    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, mac_of, parse, pci_address, root,
     uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
@@ -105,6 +105,24 @@ impl LiveDomain {
         })
     }
 
+    /// The device that a NIC has: the one with our alias for its position or, in a domain that was adopted, at its guest
+    /// address.
+    pub fn device_of(&self, nic: &WantedNic) -> Option<&LiveHostdev> {
+        let alias = alias_of(nic.position);
+        let ours = || self.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
+        let adopted = || {
+            let at = nic.guest?;
+            self.hostdevs.iter().find(|device| device.guest == Some(at) && !device.is_ours())
+        };
+        ours().or_else(adopted)
+    }
+
+    /// The NICs that the domain should have a VF for and has none.
+    pub fn missing(&self) -> impl Iterator<Item = &WantedNic> {
+        let wanted = self.wanted.as_ref().ok().and_then(Option::as_ref);
+        wanted.into_iter().flat_map(|wanted| &wanted.nics).filter(|nic| self.device_of(nic).is_none())
+    }
+
     /// The host addresses of all PCI host devices and of all interfaces of type hostdev.
     pub fn vfs(&self) -> impl Iterator<Item = PciAddress> {
         let hostdevs = self.hostdevs.iter().map(|hostdev| hostdev.vf);
@@ -113,6 +131,11 @@ impl LiveDomain {
 }
 
 impl LiveHostdev {
+    /// Whether it has an alias of ours.
+    pub fn is_ours(&self) -> bool {
+        self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
+    }
+
     fn read(hostdev: Node<'_, '_>) -> Result<Self, XmlError> {
         Ok(Self {
             alias: child_attribute(hostdev, "alias", "name"),

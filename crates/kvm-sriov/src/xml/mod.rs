@@ -128,12 +128,15 @@ impl<T: Display> Display for OneLine<T> {
     }
 }
 
+/// What the alias of each of our host devices begins with.
+const ALIAS: &str = "ua-sriov-";
+
 /// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
 ///
 /// # Source
 /// libvirt keeps a user's alias only with the prefix `ua-` (formatdomain, `<alias>`).
 pub fn alias_of(position: Position) -> String {
-    format!("ua-sriov-{position}")
+    format!("{ALIAS}{position}")
 }
 
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.

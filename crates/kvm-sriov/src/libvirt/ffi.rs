@@ -1,0 +1,1 @@
+//! The calls of libvirt's C API that the crate `virt` lacks.
