@@ -16,8 +16,8 @@ use crate::{DeployId, PciAddress, RootName};
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
-/// Where OpenNebula copies its remotes to on a host.
-const REMOTES: &str = "/var/tmp/one";
+/// Where OpenNebula copies the driver to on a host.
+const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
 
 /// Everything an action needs to know of the host it runs on.
 ///
@@ -37,14 +37,14 @@ pub struct Host {
     maps: MapDirs,
     sysfs: Sysfs,
     journal: Journal,
-    remotes: PathBuf,
+    driver_dir: PathBuf,
 }
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
-        let remotes = REMOTES.into();
-        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), remotes }
+        let driver_dir = DRIVER_DIR.into();
+        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), driver_dir }
     }
 
     /// The same host with another view of the kernel.
@@ -81,8 +81,7 @@ impl Host {
         }
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
         let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
-        let remotes = driver_dir.join("../..");
-        Ok(Self { remotes, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+        Ok(Self { driver_dir: driver_dir.into(), ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
     }
 
     /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
@@ -93,8 +92,13 @@ impl Host {
     }
 
     /// The directory of OpenNebula's remotes, where its own root programs lie.
-    pub(crate) fn remotes(&self) -> &Path {
-        &self.remotes
+    pub(crate) fn remotes(&self) -> PathBuf {
+        self.driver_dir.join("../..")
+    }
+
+    /// The directory of the driver's programs.
+    pub(crate) fn driver_dir(&self) -> &Path {
+        &self.driver_dir
     }
 
     /// The running domain that OpenNebula means.

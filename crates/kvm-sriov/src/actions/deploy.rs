@@ -68,9 +68,9 @@ impl Start<'_> {
         if let Some(nvram) = self.deployment.nvram() {
             vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
         }
-        sudo.vgpu(self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
+        sudo.vgpu(self.&host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
-            sudo.vtpm(self.host.remotes(), "recover", uuid, self.vm_dir.path());
+            sudo.vtpm(self.&host.remotes(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())
     }

@@ -27,6 +27,20 @@ pub enum LibvirtErrorKind {
     NotAllowed,
     /// The call did not return in time. Whether it takes effect is not known.
     NoAnswer,
+    /// The connection broke during the call. Whether it took effect is not known; the next call connects anew.
+    Disconnected,
+    /// The guest was asked to release this device before, and has not answered yet.
+    UnplugInProgress,
+    /// The guest works on another request for this slot: to be asked again later.
+    GuestBusy,
+    /// The domain has no such device.
+    NoDevice,
+    /// A block job runs on one of the domain's disks.
+    ActiveBlockJob,
+    /// The job was aborted.
+    Aborted,
+    /// The host can't lock the guest's memory.
+    NoMemory,
     /// Anything else; code and text say what.
     Other,
 }
