@@ -8,8 +8,9 @@ use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
 use crate::vf_map::VfMapError;
+use crate::vm::Outcome;
 use crate::xml::XmlError;
-use crate::{DomainName, ParseError, PciAddress};
+use crate::{DomainName, ParseError, PciAddress, Position};
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 #[derive(Debug)]
@@ -196,6 +197,34 @@ pub enum Cause {
         /// The difference.
         what: String,
     },
+    /// The guest did not release VFs.
+    #[error("{vm} did not release {}", Kept(kept, *seconds))]
+    NotReleased {
+        /// The domain.
+        vm: DomainName,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+        /// What stayed: the NIC's position, its VF, and why.
+        kept: Vec<(Position, PciAddress, Outcome)>,
+    },
+    /// The domain has a host device that is not ours and stays with its host.
+    #[error("{vm} also has host device {device}, which can't be {what}")]
+    ForeignDevice {
+        /// The domain.
+        vm: DomainName,
+        /// The device's address on the host.
+        device: PciAddress,
+        /// "saved", "migrated" ...
+        what: &'static str,
+    },
+    /// The domain's CPUs do not run, so its guest can't answer.
+    #[error("{vm} is {how}, so its guest can't release its VFs; resume it first")]
+    NotRunning {
+        /// The domain.
+        vm: DomainName,
+        /// "paused" ...
+        how: &'static str,
+    },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]
     Cancelled {
@@ -220,6 +249,23 @@ pub enum Cause {
         /// Why the undo failed.
         undo: Box<Cause>,
     },
+}
+
+/// What stayed, for a person.
+struct Kept<'a>(&'a [(Position, PciAddress, Outcome)], u64);
+
+impl fmt::Display for Kept<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(kept, seconds) = self;
+        for (number, (_, vf, outcome)) in kept.iter().enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            match outcome {
+                Outcome::Pending => write!(f, "{comma}VF {vf} in {seconds} s")?,
+                other => write!(f, "{comma}VF {vf} ({other})")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ActionError {

@@ -1,5 +1,6 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -196,6 +197,32 @@ impl Host {
             }
         }
         Ok(vfs)
+    }
+
+    /// The maps of these roots, each once.
+    ///
+    /// # Errors
+    /// A map is missing or can't be read. Nothing was changed.
+    pub(crate) fn maps_of<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
+        let roots: BTreeSet<&RootName> = roots.collect();
+        Ok(roots.into_iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+    }
+
+    /// Puts the claims of these roots right, and returns what backs claims on this host.
+    ///
+    /// # Errors
+    /// libvirtd does not answer, or the claims can't be read or written. What was put right until then is right.
+    pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: &str) -> Result<Backing, Cause> {
+        // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
+        // be stale.
+        let seen = store.entries()?;
+        let backing = self.backing()?;
+        for repair in store.recover(&seen, &backing, maps)? {
+            let claim = repair.claim();
+            log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
+            self.journal.vf(action, &claim.owner.vm, &claim.root, claim.vf, repair.word());
+        }
+        Ok(backing)
     }
 
     pub(crate) fn all_maps(&self) -> Result<Vec<VfMap>, Cause> {

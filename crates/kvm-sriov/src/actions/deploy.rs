@@ -1,16 +1,16 @@
 //! `deploy`: starts a VM, with a VF for each of its NICs that asks for one.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::gone;
-use crate::claims::{Backing, Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
+use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::sudo::Sudo;
 use crate::sysfs;
 use crate::vf_map::VfMap;
+use crate::vm::with_refusals;
 use crate::vm_dir::{self, VmDir};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted};
 use crate::{DeployId, MacAddress, RootName};
@@ -68,9 +68,9 @@ impl Start<'_> {
         if let Some(nvram) = self.deployment.nvram() {
             vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
         }
-        sudo.vgpu(self.&host.remotes(), "CREATE", &self.vm_dir.vm_xml());
+        sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
-            sudo.vtpm(self.&host.remotes(), "recover", uuid, self.vm_dir.path());
+            sudo.vtpm(&self.host.remotes(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())
     }
@@ -129,8 +129,7 @@ impl Start<'_> {
             .map(|nic| nic.mac.dummy(prefix, nic.position))
             .collect::<Result<_, _>>()
             .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
-        let roots: BTreeSet<&RootName> = nics.iter().map(|nic| &nic.root).collect();
-        let maps = roots.into_iter().map(|root| self.host.maps().load(root)).collect::<Result<_, _>>()?;
+        let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let nics = nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
         Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
     }
@@ -148,7 +147,8 @@ impl Start<'_> {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
             let request = Request { owner, nics: &needs.nics, maps: &needs.maps, refused: &refused };
             let claims = self
-                .recover(store, &needs.maps)
+                .host
+                .recover(store, &needs.maps, "deploy")
                 .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
                 .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
@@ -163,20 +163,6 @@ impl Start<'_> {
                 Err(Failure::Other(cause)) => return Err(claimed.undo(cause)),
             }
         }
-    }
-
-    /// Puts the claims of these roots right, and returns which domain has which PCI device.
-    fn recover(&self, store: &ClaimStore, maps: &[VfMap]) -> Result<Backing, Cause> {
-        // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
-        // be stale.
-        let seen = store.entries()?;
-        let backing = self.host.backing()?;
-        for repair in store.recover(&seen, &backing, maps)? {
-            let claim = repair.claim();
-            log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
-            self.host.journal().vf("deploy", &claim.owner.vm, &claim.root, claim.vf, repair.word());
-        }
-        Ok(backing)
     }
 
     fn journal(&self, claims: &[Claim], result: &str) {
@@ -375,16 +361,5 @@ impl Claimed<'_> {
             self.owner.vm
         ));
         ActionError::new("deploy", cause, state)
-    }
-}
-
-/// An exhausted map says why libvirt refused the VFs that were free.
-fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
-    match cause {
-        Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
-            let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
-            Cause::AllRefused { exhausted, reasons: reasons.join(", ") }
-        }
-        other => other,
     }
 }

@@ -232,9 +232,7 @@ impl Operation {
         let text = |value: &str| Ok(value.to_owned());
         let kind = match required(node, "kind", text)?.as_str() {
             "save" => OperationKind::Save,
-            "restore" => {
-                OperationKind::Restore { checkpoint: required(node, "checkpoint", text)?.into() }
-            }
+            "restore" => OperationKind::Restore { checkpoint: required(node, "checkpoint", text)?.into() },
             "migrate" => OperationKind::Migrate { to: required(node, "to", text)?, id: required(node, "id", text)? },
             "pending-unplug" => {
                 let positions = required(node, "positions", |list| list.split(' ').map(position).collect())?;

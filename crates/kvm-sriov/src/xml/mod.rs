@@ -24,7 +24,7 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic};
+pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
@@ -254,6 +254,25 @@ impl StartTag {
         }
         tag
     }
+}
+
+/// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
+fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
+    let number: u64 = content(memory).trim().parse().ok()?;
+    let unit = memory.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
+    let (power, base) = match unit.as_str() {
+        "b" | "bytes" => (0, 1024),
+        "k" | "kib" => (1, 1024),
+        "m" | "mib" => (2, 1024),
+        "g" | "gib" => (3, 1024),
+        "t" | "tib" => (4, 1024),
+        "kb" => (1, 1000),
+        "mb" => (2, 1000),
+        "gb" => (3, 1000),
+        "tb" => (4, 1000),
+        _ => return None,
+    };
+    u64::pow(base, power).checked_mul(number).map(|bytes| bytes / 1024)
 }
 
 /// The root element, which must have this name and no namespace.
