@@ -12,9 +12,12 @@
 
 pub mod actions;
 pub mod claims;
+mod detached;
 mod error;
+mod hook;
 mod host;
 mod identity;
+mod image;
 mod journal;
 pub mod kvmrc;
 pub mod libvirt;
@@ -30,7 +33,9 @@ mod vm_dir;
 pub mod wire;
 pub mod xml;
 
+pub use detached::detach;
 pub use error::{ActionError, Cause, HostState};
+pub use hook::Hook;
 pub use host::{Host, Vf, VfState};
 pub use identity::become_owner_of;
 pub use mac::{DummyMacPrefix, MacAddress, Position};

@@ -116,11 +116,7 @@ impl Start<'_> {
 
     fn needs(&self) -> Result<Needs, Cause> {
         let kvmrc = self.host.kvmrc();
-        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
-        let bridge = kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
-        if !self.host.sysfs().is_bridge(bridge) {
-            return Err(Cause::NoBridge { bridge: bridge.to_owned() });
-        }
+        let bridge = self.host.dummy_bridge()?;
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
         let prefix = kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         let nics = self.deployment.sriov_nics();

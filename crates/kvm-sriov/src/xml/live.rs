@@ -22,6 +22,8 @@ pub struct LiveDomain {
     pub uuid: DomainUuid,
     /// Its PCI host devices, ours or not.
     pub hostdevs: Vec<LiveHostdev>,
+    /// Its host devices that are no PCI functions, such as `usb` or `mdev`: none of them is ours.
+    pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
     /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
@@ -89,6 +91,11 @@ impl LiveDomain {
                 .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
+            other_hostdevs: devices()
+                .flat_map(|block| children(block, "hostdev"))
+                .filter_map(|hostdev| hostdev.attribute("type").filter(|kind| *kind != "pci"))
+                .map(str::to_owned)
+                .collect(),
             interfaces: devices()
                 .flat_map(|block| children(block, "interface"))
                 .map(LiveInterface::read)

@@ -9,6 +9,7 @@
 //! for our element.
 
 mod deployment;
+mod image;
 mod live;
 mod metadata;
 mod snapshot;
@@ -25,6 +26,7 @@ use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
+pub use image::image_for;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
@@ -131,6 +133,9 @@ impl<T: Display> Display for OneLine<T> {
 /// What the alias of each of our host devices begins with.
 const ALIAS: &str = "ua-sriov-";
 
+/// What the alias of each of our dummies begins with.
+const DUMMY_ALIAS: &str = "ua-sriov-dummy-";
+
 /// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
 ///
 /// # Source
@@ -141,7 +146,7 @@ pub fn alias_of(position: Position) -> String {
 
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
 pub fn dummy_alias_of(position: Position) -> String {
-    format!("ua-sriov-dummy-{position}")
+    format!("{DUMMY_ALIAS}{position}")
 }
 
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.
