@@ -8,8 +8,9 @@ use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
 use crate::vf_map::VfMapError;
+use crate::vm::{self, Outcome};
 use crate::xml::XmlError;
-use crate::{DomainName, ParseError, PciAddress};
+use crate::{DomainName, ParseError, PciAddress, Position};
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub enum HostState {
     NothingChanged,
     /// The domain runs on as before.
     RunsOn,
+    /// Nothing was saved, and the domain runs on as before.
+    NothingSaved,
+    /// Nothing was restored, and the checkpoint is as it was.
+    NothingRestored,
     /// Not everything could be undone: says exactly what is left.
     Left(String),
     /// It is as it was asked for.
@@ -42,6 +47,8 @@ impl fmt::Display for HostState {
             Self::NothingStarted => "nothing was started",
             Self::NothingChanged => "nothing was changed",
             Self::RunsOn => "the domain runs on",
+            Self::NothingSaved => "nothing was saved, the domain runs on",
+            Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
             Self::Left(text) => text,
             Self::Done => "done",
         })
@@ -196,11 +203,45 @@ pub enum Cause {
         /// The difference.
         what: String,
     },
+    /// The guest did not release VFs.
+    #[error("{vm} did not release {}", Kept(kept, *seconds))]
+    NotReleased {
+        /// The domain.
+        vm: DomainName,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+        /// What stayed: the NIC's position, its VF, and why.
+        kept: Vec<(Position, PciAddress, Outcome)>,
+    },
+    /// The domain has a host device that is not ours and stays with its host.
+    #[error("{vm} also has host device {device}, which can't be {what}")]
+    ForeignDevice {
+        /// The domain.
+        vm: DomainName,
+        /// The device: its PCI address on the host, or what it is.
+        device: String,
+        /// "saved", "migrated" ...
+        what: &'static str,
+    },
+    /// The domain's CPUs do not run, so its guest can't answer.
+    #[error("{vm} is {how}, so its guest can't release its VFs; resume it first")]
+    NotRunning {
+        /// The domain.
+        vm: DomainName,
+        /// "paused" ...
+        how: &'static str,
+    },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]
     Cancelled {
         /// The domain.
         name: DomainName,
+    },
+    /// What libvirt wrote is no save image that is complete.
+    #[error("{path} is not a complete save image of libvirt")]
+    BadImage {
+        /// The file.
+        path: PathBuf,
     },
     /// The process can't become OpenNebula's user.
     #[error("cannot become the owner of {path} (uid {uid}): {source}")]
@@ -220,6 +261,39 @@ pub enum Cause {
         /// Why the undo failed.
         undo: Box<Cause>,
     },
+}
+
+impl Cause {
+    /// Whether it is only that libvirtd went away for a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Libvirt(source) | Self::Call { source, .. } => vm::is_passing(source),
+            _ => false,
+        }
+    }
+
+    /// For `map_err`: a failure to `verb` the file at `path`.
+    pub(crate) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { verb, path, source }
+    }
+}
+
+/// What stayed, for a person.
+struct Kept<'a>(&'a [(Position, PciAddress, Outcome)], u64);
+
+impl fmt::Display for Kept<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(kept, seconds) = self;
+        for (number, (_, vf, outcome)) in kept.iter().enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            match outcome {
+                Outcome::Pending => write!(f, "{comma}VF {vf} in {seconds} s")?,
+                other => write!(f, "{comma}VF {vf} ({other})")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ActionError {

@@ -1,7 +1,10 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::claims::{Backing, ClaimError, ClaimStore};
 use crate::error::Cause;
@@ -16,8 +19,11 @@ use crate::{DeployId, PciAddress, RootName};
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
-/// Where OpenNebula copies its remotes to on a host.
-const REMOTES: &str = "/var/tmp/one";
+/// Between two looks where libvirt tells nothing by itself.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
+
+/// Where OpenNebula copies the driver to on a host.
+const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
 
 /// Everything an action needs to know of the host it runs on.
 ///
@@ -37,14 +43,14 @@ pub struct Host {
     maps: MapDirs,
     sysfs: Sysfs,
     journal: Journal,
-    remotes: PathBuf,
+    driver_dir: PathBuf,
 }
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
-        let remotes = REMOTES.into();
-        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), remotes }
+        let driver_dir = DRIVER_DIR.into();
+        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), driver_dir }
     }
 
     /// The same host with another view of the kernel.
@@ -81,8 +87,7 @@ impl Host {
         }
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
         let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
-        let remotes = driver_dir.join("../..");
-        Ok(Self { remotes, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+        Ok(Self { driver_dir: driver_dir.into(), ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
     }
 
     /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
@@ -93,8 +98,13 @@ impl Host {
     }
 
     /// The directory of OpenNebula's remotes, where its own root programs lie.
-    pub(crate) fn remotes(&self) -> &Path {
-        &self.remotes
+    pub(crate) fn remotes(&self) -> PathBuf {
+        self.driver_dir.join("../..")
+    }
+
+    /// The directory of the driver's programs.
+    pub(crate) fn driver_dir(&self) -> &Path {
+        &self.driver_dir
     }
 
     /// The running domain that OpenNebula means.
@@ -192,6 +202,54 @@ impl Host {
             }
         }
         Ok(vfs)
+    }
+
+    /// Does what may fail while libvirtd is away for a moment, until it succeeds, fails otherwise, or SRIOV_CALL_TIMEOUT has
+    /// passed. For what may be done twice.
+    pub(crate) fn patiently<T>(&self, mut work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
+        let end = Instant::now() + self.kvmrc.call_timeout();
+        loop {
+            match work() {
+                Err(cause) if cause.is_passing() && Instant::now() < end => thread::sleep(POLL),
+                other => return other,
+            }
+        }
+    }
+
+    /// The bridge of the dummies, which is there.
+    ///
+    /// # Errors
+    /// It is not set in kvmrc, or is no bridge of this host.
+    pub(crate) fn dummy_bridge(&self) -> Result<&str, Cause> {
+        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
+        let bridge = self.kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
+        if self.sysfs.is_bridge(bridge) { Ok(bridge) } else { Err(Cause::NoBridge { bridge: bridge.to_owned() }) }
+    }
+
+    /// The maps of these roots, each once.
+    ///
+    /// # Errors
+    /// A map is missing or can't be read. Nothing was changed.
+    pub(crate) fn maps_of<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
+        let roots: BTreeSet<&RootName> = roots.collect();
+        Ok(roots.into_iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+    }
+
+    /// Puts the claims of these roots right, and returns what backs claims on this host.
+    ///
+    /// # Errors
+    /// libvirtd does not answer, or the claims can't be read or written. What was put right until then is right.
+    pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: &str) -> Result<Backing, Cause> {
+        // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
+        // be stale.
+        let seen = store.entries()?;
+        let backing = self.backing()?;
+        for repair in store.recover(&seen, &backing, maps)? {
+            let claim = repair.claim();
+            log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
+            self.journal.vf(action, &claim.owner.vm, &claim.root, claim.vf, repair.word());
+        }
+        Ok(backing)
     }
 
     pub(crate) fn all_maps(&self) -> Result<Vec<VfMap>, Cause> {

@@ -42,12 +42,20 @@ pub struct Kvmrc {
     state_dir: PathBuf,
     lock_timeout: Duration,
     call_timeout: Duration,
+    unplug_timeout: Duration,
+    unplug_grace: Duration,
+    migrate_options: String,
+    qemu_protocol: String,
+    sync_time: bool,
+    retries: u32,
+    nic_model: String,
+    nic_filter: Option<String>,
     problems: Vec<KvmrcError>,
     warnings: Vec<String>,
 }
 
 /// The variables that are used here; others may hold anything.
-const USED: [&str; 13] = [
+const USED: [&str; 21] = [
     "LIBVIRT_URI",
     "SHUTDOWN_TIMEOUT",
     "FORCE_DESTROY",
@@ -61,6 +69,14 @@ const USED: [&str; 13] = [
     "VF_STATE_DIR",
     "SRIOV_LOCK_TIMEOUT",
     "SRIOV_CALL_TIMEOUT",
+    "SRIOV_UNPLUG_TIMEOUT",
+    "SRIOV_UNPLUG_GRACE",
+    "MIGRATE_OPTIONS",
+    "QEMU_PROTOCOL",
+    "SYNC_TIME",
+    "VIRSH_RETRIES",
+    "DEFAULT_ATTACH_NIC_MODEL",
+    "DEFAULT_ATTACH_NIC_FILTER",
 ];
 
 /// A kvmrc that can't be read as it is meant. Nothing was touched.
@@ -224,6 +240,46 @@ impl Kvmrc {
     pub fn call_timeout(&self) -> Duration {
         self.call_timeout
     }
+
+    /// SRIOV_UNPLUG_TIMEOUT: how long a guest may take to release its VFs.
+    pub fn unplug_timeout(&self) -> Duration {
+        self.unplug_timeout
+    }
+
+    /// SRIOV_UNPLUG_GRACE: how long it is watched for VFs that leave later than that.
+    pub fn unplug_grace(&self) -> Duration {
+        self.unplug_grace
+    }
+
+    /// MIGRATE_OPTIONS: words of `virsh migrate`.
+    pub fn migrate_options(&self) -> &str {
+        &self.migrate_options
+    }
+
+    /// QEMU_PROTOCOL: how another host's libvirtd is reached.
+    pub fn qemu_protocol(&self) -> &str {
+        &self.qemu_protocol
+    }
+
+    /// SYNC_TIME: whether a guest's clock is set after it stood still.
+    pub fn sync_time(&self) -> bool {
+        self.sync_time
+    }
+
+    /// VIRSH_RETRIES: how often a call is tried that may fail for a moment.
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// DEFAULT_ATTACH_NIC_MODEL: the model of a NIC that names none.
+    pub fn nic_model(&self) -> &str {
+        &self.nic_model
+    }
+
+    /// DEFAULT_ATTACH_NIC_FILTER: the network filter of a NIC that names none.
+    pub fn nic_filter(&self) -> Option<&str> {
+        self.nic_filter.as_deref()
+    }
 }
 
 impl Settings {
@@ -301,6 +357,18 @@ impl Defaults<'_> {
                 .unwrap_or_else(|| "/tmp/vf_interfaces".into()),
             lock_timeout: self.seconds("SRIOV_LOCK_TIMEOUT", 30),
             call_timeout: self.seconds("SRIOV_CALL_TIMEOUT", 300),
+            unplug_timeout: self.seconds("SRIOV_UNPLUG_TIMEOUT", 60),
+            unplug_grace: self.seconds("SRIOV_UNPLUG_GRACE", 600),
+            migrate_options: self.filled("MIGRATE_OPTIONS").unwrap_or_default(),
+            qemu_protocol: self.filled("QEMU_PROTOCOL").unwrap_or_else(|| "qemu+ssh".into()),
+            sync_time: self.yes("SYNC_TIME"),
+            retries: self
+                .checked("VIRSH_RETRIES", "a number from 1 to 100", |text| {
+                    text.parse().ok().filter(|n| (1..=100).contains(n))
+                })
+                .unwrap_or(3),
+            nic_model: self.filled("DEFAULT_ATTACH_NIC_MODEL").unwrap_or_else(|| "virtio".into()),
+            nic_filter: self.filled("DEFAULT_ATTACH_NIC_FILTER"),
             problems: std::mem::take(&mut self.settings.problems),
             warnings: std::mem::take(&mut self.settings.warnings),
         }
@@ -402,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_line_that_only_sets_what_is_not_used_is_a_warning() {
-        let kvmrc = read(&["MIGRATE_OPTIONS=$(cat /x)\nDUMMY_BRIDGE=a\n"]);
+        let kvmrc = read(&["VIRTIOFSD_BINARY_PATH=$(cat /x)\nDUMMY_BRIDGE=a\n"]);
         assert!(kvmrc.problems().is_empty(), "{:?}", kvmrc.problems());
         assert_eq!(kvmrc.warnings().len(), 1);
         assert_eq!(kvmrc.dummy_bridge(), Some("a"));

@@ -23,6 +23,22 @@ impl MacAddress {
         self.0
     }
 
+    /// The last four bytes: in OpenNebula's MACs, the IP address.
+    pub fn tail(&self) -> [u8; 4] {
+        let [_, _, c, d, e, f] = self.0;
+        [c, d, e, f]
+    }
+
+    /// The MAC with these first and last bytes.
+    pub fn with_tail([a, b]: [u8; 2], [c, d, e, f]: [u8; 4]) -> Self {
+        Self([a, b, c, d, e, f])
+    }
+
+    /// Whether it begins with this prefix: whether it is a dummy's.
+    pub fn has_prefix(&self, prefix: DummyMacPrefix) -> bool {
+        self.0.first() == Some(&prefix.0)
+    }
+
     /// The MAC of the dummy that stands for the NIC with this MAC: `<prefix>:0<pos>:<last four bytes>`.
     ///
     /// # Errors

@@ -1,16 +1,16 @@
 //! `deploy`: starts a VM, with a VF for each of its NICs that asks for one.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::gone;
-use crate::claims::{Backing, Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
+use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::sudo::Sudo;
 use crate::sysfs;
 use crate::vf_map::VfMap;
+use crate::vm::with_refusals;
 use crate::vm_dir::{self, VmDir};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted};
 use crate::{DeployId, MacAddress, RootName};
@@ -68,9 +68,9 @@ impl Start<'_> {
         if let Some(nvram) = self.deployment.nvram() {
             vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
         }
-        sudo.vgpu(self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
+        sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
-            sudo.vtpm(self.host.remotes(), "recover", uuid, self.vm_dir.path());
+            sudo.vtpm(&self.host.remotes(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())
     }
@@ -116,11 +116,7 @@ impl Start<'_> {
 
     fn needs(&self) -> Result<Needs, Cause> {
         let kvmrc = self.host.kvmrc();
-        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
-        let bridge = kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
-        if !self.host.sysfs().is_bridge(bridge) {
-            return Err(Cause::NoBridge { bridge: bridge.to_owned() });
-        }
+        let bridge = self.host.dummy_bridge()?;
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
         let prefix = kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         let nics = self.deployment.sriov_nics();
@@ -129,8 +125,7 @@ impl Start<'_> {
             .map(|nic| nic.mac.dummy(prefix, nic.position))
             .collect::<Result<_, _>>()
             .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
-        let roots: BTreeSet<&RootName> = nics.iter().map(|nic| &nic.root).collect();
-        let maps = roots.into_iter().map(|root| self.host.maps().load(root)).collect::<Result<_, _>>()?;
+        let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let nics = nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
         Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
     }
@@ -148,7 +143,8 @@ impl Start<'_> {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
             let request = Request { owner, nics: &needs.nics, maps: &needs.maps, refused: &refused };
             let claims = self
-                .recover(store, &needs.maps)
+                .host
+                .recover(store, &needs.maps, "deploy")
                 .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
                 .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
@@ -163,20 +159,6 @@ impl Start<'_> {
                 Err(Failure::Other(cause)) => return Err(claimed.undo(cause)),
             }
         }
-    }
-
-    /// Puts the claims of these roots right, and returns which domain has which PCI device.
-    fn recover(&self, store: &ClaimStore, maps: &[VfMap]) -> Result<Backing, Cause> {
-        // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
-        // be stale.
-        let seen = store.entries()?;
-        let backing = self.host.backing()?;
-        for repair in store.recover(&seen, &backing, maps)? {
-            let claim = repair.claim();
-            log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
-            self.host.journal().vf("deploy", &claim.owner.vm, &claim.root, claim.vf, repair.word());
-        }
-        Ok(backing)
     }
 
     fn journal(&self, claims: &[Claim], result: &str) {
@@ -258,11 +240,12 @@ impl Claimed<'_> {
     fn sort(&self, cause: Cause) -> Failure {
         let Cause::Call { source, .. } = &cause else { return Failure::Other(cause) };
         let text = source.text().to_owned();
-        if matches!(source.kind(), LibvirtErrorKind::NoAnswer) {
+        let kind = source.kind();
+        if matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected) {
             return Failure::Other(cause);
         }
         let host = self.start.host;
-        if text.contains("Cannot allocate memory") {
+        if kind == LibvirtErrorKind::NoMemory {
             return Failure::Other(Cause::NoMemory {
                 text,
                 guest_kib: self.start.deployment.memory_kib(),
@@ -343,7 +326,8 @@ impl Claimed<'_> {
     /// Undoes a start that failed: the domain goes if it is there, then the claims. Says what is left if that fails too.
     fn undo(&self, cause: Cause) -> ActionError {
         // Whether the domain will run is not known: its VFs must stay claimed until somebody has seen it.
-        if matches!(&cause, Cause::Call { source, .. } if matches!(source.kind(), LibvirtErrorKind::NoAnswer)) {
+        let unknown = |kind| matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected);
+        if matches!(&cause, Cause::Call { source, .. } if unknown(source.kind())) {
             return self.left_claimed(cause);
         }
         let gone = self.own_domain().and_then(|found| match found {
@@ -375,16 +359,5 @@ impl Claimed<'_> {
             self.owner.vm
         ));
         ActionError::new("deploy", cause, state)
-    }
-}
-
-/// An exhausted map says why libvirt refused the VFs that were free.
-fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
-    match cause {
-        Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
-            let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
-            Cause::AllRefused { exhausted, reasons: reasons.join(", ") }
-        }
-        other => other,
     }
 }

@@ -8,7 +8,7 @@ use roxmltree::{Document, Node};
 use super::splice::{Splice, apply};
 use super::{
     Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, c_number, child, child_attribute, children,
-    content, decimal, dummy_alias_of, guest_address, mac_of, parse, root, uuid_of,
+    content, decimal, dummy_alias_of, guest_address, kibibytes, mac_of, parse, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
@@ -206,9 +206,10 @@ impl Deployment {
         let mut splices = self.disk_splices(disks)?;
         if !nics.is_empty() {
             let planned = || self.nics.iter().zip(nics);
-            for ((nic, planned), source) in planned().zip(&self.sources) {
+            let wanted = wanted(planned());
+            for ((nic, planned), source) in wanted.nics.iter().zip(nics).zip(&self.sources) {
                 let margin = margin(&self.text, source.interface.start);
-                let text = lay_out(&hostdev(nic, planned), margin, step(&self.text));
+                let text = lay_out(&hostdev(nic, planned.vf), margin, step(&self.text));
                 splices.push(Splice { range: source.interface.clone(), text });
             }
             let dummies = planned()
@@ -217,7 +218,7 @@ impl Deployment {
             splices.extend(
                 self.last_devices.as_ref().map(|block| append(&self.text, block, &dummies.collect::<Vec<_>>())),
             );
-            splices.extend(self.metadata_splices(&wanted(planned()).to_xml()));
+            splices.extend(self.metadata_splices(&wanted.to_xml()));
         }
         apply(&self.text, splices)
     }
@@ -314,25 +315,6 @@ fn nvram(node: Node<'_, '_>) -> Option<Nvram> {
     let path = content(node).trim().to_owned();
     let format = node.attribute("format").unwrap_or("raw").to_owned();
     (!path.is_empty()).then(|| Nvram { path: Path::new(&path).to_owned(), format })
-}
-
-/// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
-fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
-    let number: u64 = content(memory).trim().parse().ok()?;
-    let unit = memory.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
-    let (power, base) = match unit.as_str() {
-        "b" | "bytes" => (0, 1024),
-        "k" | "kib" => (1, 1024),
-        "m" | "mib" => (2, 1024),
-        "g" | "gib" => (3, 1024),
-        "t" | "tib" => (4, 1024),
-        "kb" => (1, 1000),
-        "mb" => (2, 1000),
-        "gb" => (3, 1000),
-        "tb" => (4, 1000),
-        _ => return None,
-    };
-    u64::pow(base, power).checked_mul(number).map(|bytes| bytes / 1024)
 }
 
 /// Chooses guest addresses for NICs of which some may ask for one themselves.
@@ -486,12 +468,18 @@ fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wan
     Wanted { nics: nics.collect(), ..Wanted::default() }
 }
 
-fn hostdev(nic: &SriovNic, planned: &PlannedNic) -> Vec<Line> {
-    let mut inner = vec![format!("<source><address {}/></source>", planned.vf.to_attributes())];
+/// The host device that gives this NIC its VF.
+fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<Line> {
+    let mut inner = vec![format!("<source><address {}/></source>", vf.to_attributes())];
     inner.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
     inner.push(format!("<alias name='{}'/>", alias_of(nic.position)));
-    inner.extend(planned.guest.map(|guest| format!("<address type='pci' {}/>", guest.to_attributes())));
+    inner.extend(nic.guest.map(|guest| format!("<address type='pci' {}/>", guest.to_attributes())));
     element("<hostdev mode='subsystem' type='pci' managed='yes'>", inner, "</hostdev>")
+}
+
+/// The XML of the host device that gives this NIC the VF at `vf`, for a running domain.
+pub fn hostdev_of(nic: &WantedNic, vf: PciAddress) -> String {
+    lay_out(&hostdev(nic, vf), None, "")
 }
 
 /// A line of an element and how deep it is in there.

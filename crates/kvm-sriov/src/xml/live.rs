@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, mac_of, parse, pci_address, root,
-    uuid_of,
+    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, kibibytes,
+    mac_of, parse, pci_address, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
 
@@ -22,11 +22,15 @@ pub struct LiveDomain {
     pub uuid: DomainUuid,
     /// Its PCI host devices, ours or not.
     pub hostdevs: Vec<LiveHostdev>,
+    /// Its host devices that are no PCI functions, such as `usb` or `mdev`: none of them is ours.
+    pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
     /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
     /// uses, so it stands beside them.
     pub wanted: Result<Option<Wanted>, XmlError>,
+    /// The guest's memory in KiB: 0 when it can't be read.
+    pub memory_kib: u64,
     /// Whether ACPI is among its features: without it no guest answers a request for shutdown or unplug.
     pub has_acpi: bool,
     /// Whether "acpi" stands anywhere in the XML, which is what the stock driver's cancel looks at.
@@ -87,11 +91,17 @@ impl LiveDomain {
                 .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
+            other_hostdevs: devices()
+                .flat_map(|block| children(block, "hostdev"))
+                .filter_map(|hostdev| hostdev.attribute("type").filter(|kind| *kind != "pci"))
+                .map(str::to_owned)
+                .collect(),
             interfaces: devices()
                 .flat_map(|block| children(block, "interface"))
                 .map(LiveInterface::read)
                 .collect::<Result<_, _>>()?,
             wanted: wanted_of(domain),
+            memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
             has_acpi: child(domain, "features").is_some_and(|features| child(features, "acpi").is_some()),
             mentions_acpi: text.contains("acpi"),
             has_emulated_tpm: devices()
@@ -115,6 +125,13 @@ impl LiveDomain {
             self.hostdevs.iter().find(|device| device.guest == Some(at) && !device.is_ours())
         };
         ours().or_else(adopted)
+    }
+
+    /// Whether a device has this alias.
+    pub fn shows(&self, alias: &str) -> bool {
+        let of_hostdevs = self.hostdevs.iter().filter_map(|device| device.alias.as_deref());
+        let of_interfaces = self.interfaces.iter().filter_map(|interface| interface.alias.as_deref());
+        of_hostdevs.chain(of_interfaces).any(|name| name == alias)
     }
 
     /// The NICs that the domain should have a VF for and has none.

@@ -1,6 +1,7 @@
 //! What a VM should have, kept in the domain itself: the element `domain` of our namespace under `<metadata>`.
 
 use std::fmt::{self, Display};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use roxmltree::Node;
@@ -88,7 +89,10 @@ pub enum OperationKind {
     /// The VFs are out or on their way, and the domain goes into a file.
     Save,
     /// The domain came from a file, paused, and its VFs are not all in.
-    Restore,
+    Restore {
+        /// The file. While it has this name no CPU of the domain has run.
+        checkpoint: PathBuf,
+    },
     /// The domain is moving.
     Migrate {
         /// The destination, as OpenNebula names it.
@@ -96,8 +100,11 @@ pub enum OperationKind {
         /// Names this one move, on both hosts.
         id: String,
     },
-    /// The guest was asked to release a VF and has not done so in time.
-    PendingUnplug,
+    /// The guest was asked to release VFs and has not done so in time. It may do so later; then they are plugged back.
+    PendingUnplug {
+        /// The NICs whose VFs these are.
+        positions: Vec<Position>,
+    },
     /// One of a later version: not ours to finish.
     Other(String),
 }
@@ -225,20 +232,38 @@ impl Operation {
         let text = |value: &str| Ok(value.to_owned());
         let kind = match required(node, "kind", text)?.as_str() {
             "save" => OperationKind::Save,
-            "restore" => OperationKind::Restore,
+            "restore" => OperationKind::Restore { checkpoint: required(node, "checkpoint", text)?.into() },
             "migrate" => OperationKind::Migrate { to: required(node, "to", text)?, id: required(node, "id", text)? },
-            "pending-unplug" => OperationKind::PendingUnplug,
+            "pending-unplug" => {
+                let positions = required(node, "positions", |list| list.split(' ').map(position).collect())?;
+                OperationKind::PendingUnplug { positions }
+            }
             other => OperationKind::Other(other.to_owned()),
         };
-        let known: &[&str] =
-            if matches!(kind, OperationKind::Migrate { .. }) { &["kind", "to", "id"] } else { &["kind"] };
+        let known: &[&str] = match kind {
+            OperationKind::Migrate { .. } => &["kind", "to", "id"],
+            OperationKind::Restore { .. } => &["kind", "checkpoint"],
+            OperationKind::PendingUnplug { .. } => &["kind", "positions"],
+            OperationKind::Save | OperationKind::Other(_) => &["kind"],
+        };
         Ok(Self { kind, kept: Kept::read(node, known, &[]) })
     }
 
     fn element(&self) -> Element {
         let mut attributes = vec![("kind", Some(self.kind.to_string()))];
-        if let OperationKind::Migrate { to, id } = &self.kind {
-            attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone()))]);
+        match &self.kind {
+            OperationKind::Migrate { to, id } => {
+                attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone()))]);
+            }
+            // The path came from a text: an argument, or this attribute.
+            OperationKind::Restore { checkpoint } => {
+                attributes.push(("checkpoint", Some(checkpoint.to_string_lossy().into_owned())));
+            }
+            OperationKind::PendingUnplug { positions } => {
+                let positions: Vec<String> = positions.iter().map(ToString::to_string).collect();
+                attributes.push(("positions", Some(positions.join(" "))));
+            }
+            OperationKind::Save | OperationKind::Other(_) => {}
         }
         Element::new("operation", attributes).with_kept(&self.kept)
     }
@@ -255,9 +280,9 @@ impl Display for OperationKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Save => "save",
-            Self::Restore => "restore",
+            Self::Restore { .. } => "restore",
             Self::Migrate { .. } => "migrate",
-            Self::PendingUnplug => "pending-unplug",
+            Self::PendingUnplug { .. } => "pending-unplug",
             Self::Other(name) => name,
         })
     }
@@ -441,8 +466,9 @@ mod tests {
     fn operation() -> impl Strategy<Value = Operation> {
         let kind = prop_oneof![
             Just(OperationKind::Save),
-            Just(OperationKind::Restore),
-            Just(OperationKind::PendingUnplug),
+            "[ -~é]{1,9}".prop_map(|path| OperationKind::Restore { checkpoint: path.into() }),
+            prop::collection::vec((0_usize..16).prop_map(|n| Position::new(n).unwrap()), 1..4)
+                .prop_map(|positions| OperationKind::PendingUnplug { positions }),
             ("[ -~é]{0,9}", "[ -~]{0,9}").prop_map(|(to, id)| OperationKind::Migrate { to, id }),
             "z[ -~]{0,9}".prop_map(OperationKind::Other),
         ];

@@ -9,6 +9,7 @@
 //! for our element.
 
 mod deployment;
+mod image;
 mod live;
 mod metadata;
 mod snapshot;
@@ -24,7 +25,8 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic};
+pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
+pub use image::image_for;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
@@ -131,6 +133,9 @@ impl<T: Display> Display for OneLine<T> {
 /// What the alias of each of our host devices begins with.
 const ALIAS: &str = "ua-sriov-";
 
+/// What the alias of each of our dummies begins with.
+const DUMMY_ALIAS: &str = "ua-sriov-dummy-";
+
 /// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
 ///
 /// # Source
@@ -141,7 +146,7 @@ pub fn alias_of(position: Position) -> String {
 
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
 pub fn dummy_alias_of(position: Position) -> String {
-    format!("ua-sriov-dummy-{position}")
+    format!("{DUMMY_ALIAS}{position}")
 }
 
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.
@@ -254,6 +259,25 @@ impl StartTag {
         }
         tag
     }
+}
+
+/// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
+fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
+    let number: u64 = content(memory).trim().parse().ok()?;
+    let unit = memory.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
+    let (power, base) = match unit.as_str() {
+        "b" | "bytes" => (0, 1024),
+        "k" | "kib" => (1, 1024),
+        "m" | "mib" => (2, 1024),
+        "g" | "gib" => (3, 1024),
+        "t" | "tib" => (4, 1024),
+        "kb" => (1, 1000),
+        "mb" => (2, 1000),
+        "gb" => (3, 1000),
+        "tb" => (4, 1000),
+        _ => return None,
+    };
+    u64::pow(base, power).checked_mul(number).map(|bytes| bytes / 1024)
 }
 
 /// The root element, which must have this name and no namespace.

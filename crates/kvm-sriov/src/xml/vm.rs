@@ -12,6 +12,7 @@ use crate::{MacAddress, RootName};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmData {
     nics: Vec<VmNic>,
+    tm_mad: Option<String>,
 }
 
 /// A network interface of a VM, as OpenNebula describes it.
@@ -43,8 +44,14 @@ impl VmData {
             }
             _ => root(&document, "VM")?,
         };
+        let tm_mad = child(top, "DATASTORE").and_then(|datastore| value(datastore, "TM_MAD")).map(|(name, _)| name);
         let nics = children(vm, "TEMPLATE").flat_map(|template| children(template, "NIC"));
-        Ok(Self { nics: nics.filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()? })
+        Ok(Self { nics: nics.filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()?, tm_mad })
+    }
+
+    /// The transfer driver of the system datastore that the VM lies in.
+    pub fn tm_mad(&self) -> Option<&str> {
+        self.tm_mad.as_deref()
     }
 
     /// The NICs, in OpenNebula's order.

@@ -1,0 +1,281 @@
+//! A VM with VFs in the hands of one action: locked, read, and changed in steps that can be undone.
+//!
+//! * `unplug` - the engine that asks a guest to release devices
+//! * `plug` - free VFs are claimed and plugged in, in order
+//! * `adopt` - a domain of the stock driver, or of the driver of 2013, becomes one of ours
+//! * `clock` - sets the clock of a guest that stood still
+//! * `watcher` - plugs back what leaves after everybody stopped waiting
+
+mod adopt;
+pub(crate) mod clock;
+mod plug;
+mod unplug;
+mod watcher;
+
+use std::path::Path;
+
+pub use clock::sync_clock;
+pub use unplug::{Outcome, unplug};
+pub use watcher::watch;
+
+pub(crate) use plug::with_refusals;
+pub(crate) use unplug::is_passing;
+
+use crate::DeployId;
+use crate::claims::{ClaimStore, Owner, VmLock};
+use crate::detached;
+use crate::error::Cause;
+use crate::host::Host;
+use crate::libvirt::{DomainRef, RunState};
+use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
+
+/// What an action finds when it looks for its VM.
+pub(crate) enum Found<'a> {
+    /// A VM with VFs, locked.
+    WithVfs(Box<Vm<'a>>),
+    /// A VM without: neither claims nor maps were touched.
+    Plain(DomainRef),
+}
+
+/// A running VM with VFs, whose lock is held.
+pub(crate) struct Vm<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) action: &'static str,
+    pub(crate) domain: DomainRef,
+    /// Its live XML, as it was read last.
+    pub(crate) live: LiveDomain,
+    /// What it should have; as it is written in the domain.
+    pub(crate) wanted: Wanted,
+    pub(crate) store: ClaimStore,
+    pub(crate) lock: VmLock,
+}
+
+/// A NIC and the device that it has.
+#[derive(Debug, Clone)]
+pub(crate) struct Plugged {
+    pub(crate) nic: WantedNic,
+    pub(crate) device: LiveHostdev,
+    pub(crate) alias: String,
+}
+
+/// Reads the live XML of a domain.
+///
+/// # Errors
+/// It is gone, libvirtd does not answer, or its XML can't be read.
+pub(crate) fn read(host: &Host, domain: &DomainRef) -> Result<LiveDomain, Cause> {
+    let text = host.hypervisor().live_xml(domain)?;
+    let text = text.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })?;
+    LiveDomain::parse(&text).map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })
+}
+
+/// What a domain of ours should have; `None` when it is not one of ours.
+///
+/// # Errors
+/// Our metadata in it can't be read, or were written by a newer version.
+pub(crate) fn wanted(live: &LiveDomain) -> Result<Option<Wanted>, Cause> {
+    live.wanted
+        .clone()
+        .map_err(|source| Cause::Xml { what: format!("the metadata of kvm-sriov in {}", live.name), source })
+}
+
+impl<'a> Vm<'a> {
+    /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left.
+    ///
+    /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
+    ///
+    /// # Errors
+    /// Nothing was changed, or only what an earlier action had left undone: there is no such domain, another action of
+    /// the VM runs, its metadata were written by a newer version, or an earlier action's work can't be put right.
+    pub(crate) fn open(
+        host: &'a Host,
+        action: &'static str,
+        id: &DeployId,
+        data: Option<&VmData>,
+    ) -> Result<Found<'a>, Cause> {
+        let domain = host.find(id)?;
+        let live = read(host, &domain)?;
+        if wanted(&live)?.is_none() && adopt::adoptable(host, &live).is_empty() {
+            return Ok(Found::Plain(domain));
+        }
+        Ok(Found::WithVfs(Box::new(Self::lock(host, action, domain, data)?)))
+    }
+
+    /// Takes the lock of a VM that has VFs, or is about to get its first one, and puts right what an earlier action left.
+    ///
+    /// # Errors
+    /// As [`Vm::open`].
+    pub(crate) fn lock(
+        host: &'a Host,
+        action: &'static str,
+        domain: DomainRef,
+        data: Option<&VmData>,
+    ) -> Result<Self, Cause> {
+        let store = host.claims()?;
+        let lock = store.lock_vm(&domain.name, action, host.kvmrc().lock_timeout())?;
+        let mut vm = Self::locked(host, action, domain, store, lock, data)?;
+        crate::reconcile::mend(&mut vm)?;
+        Ok(vm)
+    }
+
+    /// A VM whose lock is held already. Read anew: before the lock was taken it may have been another action's.
+    pub(crate) fn locked(
+        host: &'a Host,
+        action: &'static str,
+        domain: DomainRef,
+        store: ClaimStore,
+        lock: VmLock,
+        data: Option<&VmData>,
+    ) -> Result<Self, Cause> {
+        let live = read(host, &domain)?;
+        let known = wanted(&live)?;
+        let is_ours = known.is_some();
+        let mut vm = Self { host, action, domain, live, wanted: known.unwrap_or_default(), store, lock };
+        if !is_ours {
+            adopt::adopt(&mut vm, data)?;
+        }
+        Ok(vm)
+    }
+
+    /// It, as the owner of claims.
+    pub(crate) fn owner(&self) -> Owner {
+        self.domain.owner()
+    }
+
+    /// Refuses what an unplug could not help: the guest can't answer, or a device that is not ours stays with its host.
+    ///
+    /// * `what` - "saved", "migrated" ...
+    pub(crate) fn check_can_leave(&self, what: &'static str) -> Result<(), Cause> {
+        let vm = self.domain.name.clone();
+        let ours = self.plugged();
+        let foreign = self.live.hostdevs.iter().find(|device| ours.iter().all(|plugged| plugged.device != **device));
+        if let Some(device) =
+            foreign.map(|device| device.vf.to_string()).or_else(|| self.live.other_hostdevs.first().cloned())
+        {
+            return Err(Cause::ForeignDevice { vm, device, what });
+        }
+        let how = match self.host.hypervisor().state(&self.domain)? {
+            Some(RunState::Running) | None => return Ok(()),
+            Some(RunState::PmSuspended) => "suspended by itself",
+            Some(_) => "paused",
+        };
+        if ours.is_empty() { Ok(()) } else { Err(Cause::NotRunning { vm, how }) }
+    }
+
+    /// Reads the live XML anew. What is wanted stays as this action knows it.
+    pub(crate) fn reread(&mut self) -> Result<(), Cause> {
+        self.live = read(self.host, &self.domain)?;
+        Ok(())
+    }
+
+    /// The NICs that have their VF.
+    pub(crate) fn plugged(&self) -> Vec<Plugged> {
+        let device = |nic: &WantedNic| {
+            let device = self.live.device_of(nic)?.clone();
+            let alias = device.alias.clone()?;
+            Some(Plugged { nic: nic.clone(), device, alias })
+        };
+        self.wanted.nics.iter().filter_map(device).collect()
+    }
+
+    /// The NICs that have none.
+    pub(crate) fn missing(&self) -> Vec<WantedNic> {
+        self.wanted.nics.iter().filter(|nic| self.live.device_of(nic).is_none()).cloned().collect()
+    }
+
+    /// Writes what the VM should have into the domain.
+    ///
+    /// # Errors
+    /// libvirt refused; what was there is still there.
+    pub(crate) fn write_wanted(&self) -> Result<(), Cause> {
+        let text = self.wanted.to_unqualified_xml();
+        Ok(self.host.hypervisor().set_metadata(&self.domain, Some(&text), Wanted::PREFIX, Wanted::NAMESPACE)?)
+    }
+
+    /// Notes in the domain which operation is under way, or that none is.
+    pub(crate) fn set_operation(&mut self, operation: Option<OperationKind>) -> Result<(), Cause> {
+        if self.wanted.operation.as_ref().map(|operation| &operation.kind) == operation.as_ref() {
+            return Ok(());
+        }
+        let before = self.wanted.operation.take();
+        self.wanted.operation = operation.map(Into::into);
+        self.write_wanted().inspect_err(|_| self.wanted.operation = before)
+    }
+
+    /// Begins an operation during which VFs are out of the domain: the claims are held by this process, and the domain says
+    /// what is under way.
+    ///
+    /// * `image` - the file that the domain goes into, if it does
+    pub(crate) fn begin(&mut self, operation: OperationKind, image: Option<&Path>) -> Result<(), Cause> {
+        self.store.hold(&self.owner(), image)?;
+        self.set_operation(Some(operation))
+    }
+
+    /// Ends an operation: the domain backs its claims again, and no operation is under way.
+    pub(crate) fn finish(&mut self) -> Result<(), Cause> {
+        self.set_operation(None)?;
+        self.store.settle(&self.owner())?;
+        Ok(())
+    }
+
+    /// One line in the journal for each of these NICs.
+    pub(crate) fn journal(&self, devices: &[Plugged], result: &str) {
+        for Plugged { nic, device, .. } in devices {
+            self.host.journal().vf(self.action, &self.domain.name, &nic.root, device.vf, result);
+        }
+    }
+
+    /// Asks the guest to release these VFs and waits for all of them.
+    ///
+    /// # Errors
+    /// [`Cause::NotReleased`] says which stayed; those that left are to be plugged back by [`Vm::plug_back`].
+    pub(crate) fn unplug(&mut self, devices: &[Plugged]) -> Result<(), Cause> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let aliases: Vec<String> = devices.iter().map(|device| device.alias.clone()).collect();
+        let timeout = self.host.kvmrc().unplug_timeout();
+        let outcomes = unplug(self.host.hypervisor(), &self.domain, &aliases, timeout)
+            .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })?;
+        if outcomes.contains(&Outcome::DomainGone) {
+            return Err(Cause::Absent { id: self.domain.name.to_string() });
+        }
+        let (released, kept): (Vec<_>, Vec<_>) =
+            devices.iter().cloned().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::Released);
+        let released: Vec<Plugged> = released.into_iter().map(|(device, _)| device).collect();
+        self.journal(&released, "unplugged");
+        self.live.hostdevs.retain(|device| !released.iter().any(|gone| gone.device == *device));
+        if kept.is_empty() {
+            return Ok(());
+        }
+        Err(Cause::NotReleased {
+            vm: self.domain.name.clone(),
+            seconds: timeout.as_secs(),
+            kept: kept.into_iter().map(|(device, outcome)| (device.nic.position, device.device.vf, outcome)).collect(),
+        })
+    }
+
+    /// After an unplug that failed, or an action that failed after it: plugs back what has left, at its place, notes what may
+    /// leave later, and has it watched for.
+    ///
+    /// * `cause` - why the action failed; what is pending is read from it
+    /// * returns what is to be said of the host
+    pub(crate) fn plug_back(&mut self, cause: &Cause) -> Result<(), Cause> {
+        let pending = match cause {
+            Cause::NotReleased { kept, .. } => {
+                let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+                kept.iter().filter(|(.., outcome)| is_pending(outcome)).map(|(position, ..)| *position).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.host.patiently(|| read(self.host, &self.domain)).map(|live| self.live = live)?;
+        let missing = self.missing();
+        self.plug(&missing)?;
+        if pending.is_empty() {
+            return self.finish();
+        }
+        self.set_operation(Some(OperationKind::PendingUnplug { positions: pending }))?;
+        self.store.settle(&self.owner())?;
+        detached::start(self.host, detached::WATCHER, &self.domain);
+        Ok(())
+    }
+}

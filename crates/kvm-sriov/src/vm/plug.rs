@@ -1,0 +1,151 @@
+//! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
+
+use super::Vm;
+use crate::PciAddress;
+use crate::claims::{Claim, ClaimError, Request};
+use crate::error::{Cause, Refusal};
+use crate::libvirt::LibvirtErrorKind;
+use crate::sysfs;
+use crate::vf_map::VfMap;
+use crate::xml::{WantedNic, hostdev_of};
+
+impl Vm<'_> {
+    /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
+    ///
+    /// A VF that libvirt refuses is left out with a line in the log, and the next free one is tried.
+    ///
+    /// # Errors
+    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none. [`Cause::AllRefused`]
+    /// lists why each VF was refused.
+    pub(crate) fn plug(&mut self, nics: &[WantedNic]) -> Result<Vec<Claim>, Cause> {
+        if nics.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut nics = nics.to_vec();
+        nics.sort_by_key(|nic| nic.position);
+        let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
+        let mut claims = self.claim(&nics, &maps, &[])?;
+        let mut refusals = Vec::new();
+        let mut done = 0;
+        while let (Some(nic), Some(claim)) = (nics.get(done), claims.get(done).cloned()) {
+            match self.attach(nic, claim.vf) {
+                Ok(()) => done += 1,
+                Err(Failure::Refused(why)) => {
+                    log::warn!("VF {} was refused ({why}); the next free one is tried", claim.vf);
+                    refusals.push(Refusal { vf: claim.vf, why });
+                    let next = self
+                        .store
+                        .release(std::slice::from_ref(&claim))
+                        .map_err(Cause::from)
+                        .and_then(|()| self.claim(std::slice::from_ref(nic), &maps, &refusals));
+                    match next {
+                        Ok(next) => {
+                            claims.splice(done..=done, next);
+                        }
+                        Err(cause) => {
+                            claims.remove(done);
+                            return Err(self.give_up(&claims, done, with_refusals(cause, &refusals)));
+                        }
+                    }
+                }
+                Err(Failure::Other(cause)) => return Err(self.give_up(&claims, done, cause)),
+            }
+        }
+        self.reread()?;
+        for (nic, claim) in nics.iter().zip(&claims) {
+            self.verify(nic, claim.vf)?;
+            log::info!("{} has VF {} of {} for NIC {}", self.domain.name, claim.vf, claim.root, nic.mac);
+            self.host.journal().vf(self.action, &self.domain.name, &claim.root, claim.vf, "plugged");
+        }
+        Ok(claims)
+    }
+
+    /// Releases the claims of the NICs that got no VF.
+    fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
+        let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
+        match self.store.release(&unused) {
+            Ok(()) => cause,
+            Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo.into()) },
+        }
+    }
+
+    /// The claims of these NICs: those that the VM has, and for the others free VFs, all or none.
+    pub(crate) fn claim(&self, nics: &[WantedNic], maps: &[VfMap], refused: &[Refusal]) -> Result<Vec<Claim>, Cause> {
+        let owner = self.owner();
+        let refused: Vec<PciAddress> = refused.iter().map(|refusal| refusal.vf).collect();
+        let in_use: Vec<PciAddress> = self.live.vfs().collect();
+        let mut own = self.store.claims_of(&owner)?;
+        own.retain(|claim| !refused.contains(&claim.vf) && !in_use.contains(&claim.vf));
+        let of = |nic: &WantedNic| own.iter().find(|claim| claim.root == nic.root && claim.mac == Some(nic.mac));
+        let lacking: Vec<_> = nics.iter().filter(|nic| of(nic).is_none()).collect();
+        let mut fresh = if lacking.is_empty() {
+            Vec::new()
+        } else {
+            let asked: Vec<_> = lacking.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+            let backing = self.host.recover(&self.store, maps, self.action)?;
+            let request = Request { owner: &owner, nics: &asked, maps, refused: &refused };
+            let claims = self.store.claim_all(&request, &backing)?;
+            for claim in &claims {
+                self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");
+            }
+            claims
+        }
+        .into_iter();
+        Ok(nics.iter().filter_map(|nic| of(nic).cloned().or_else(|| fresh.next())).collect())
+    }
+
+    fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
+        let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        let text = error.text().to_owned();
+        match error.kind() {
+            LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {
+                text,
+                guest_kib: self.live.memory_kib,
+                free_kib: self.host.sysfs().available_memory_kib(),
+            })),
+            LibvirtErrorKind::NoDomain | LibvirtErrorKind::Disconnected | LibvirtErrorKind::NoAnswer => {
+                Err(Failure::Other(Cause::Call {
+                    what: format!("plug VF {vf} into {}", self.domain.name),
+                    source: error,
+                }))
+            }
+            _ => match sysfs::denied_vfio_device(&text) {
+                Some(device) => {
+                    Err(Failure::Refused(format!("QEMU may not open {device}: {}", self.host.sysfs().vfio_advice())))
+                }
+                None => Err(Failure::Refused(text)),
+            },
+        }
+    }
+
+    /// Believes only the live XML.
+    fn verify(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Cause> {
+        let differs = |what: String| Err(Cause::NotAsAsked { name: self.domain.name.clone(), what });
+        match self.live.device_of(nic) {
+            None => differs(format!("VF {vf} is missing although it was plugged")),
+            Some(device) if device.vf != vf => differs(format!("NIC {} has VF {} instead of {vf}", nic.mac, device.vf)),
+            Some(device) if nic.guest.is_some() && device.guest != nic.guest => {
+                differs(format!("VF {vf} is at another guest address than it was asked for"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+enum Failure {
+    /// Another VF may do.
+    Refused(String),
+    /// Another VF would not help.
+    Other(Cause),
+}
+
+/// An exhausted map says why libvirt refused the VFs that were free.
+pub(crate) fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
+    match cause {
+        Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
+            let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
+            Cause::AllRefused { exhausted, reasons: reasons.join(", ") }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,257 @@
+//! The unplug engine: asks a guest to release devices, and believes only the live XML.
+
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind};
+use crate::span::{Kind, Span};
+use crate::xml::{LiveDomain, XmlError};
+
+/// A guest that says nothing is asked again: one that still boots forgets what it was asked.
+///
+/// # Source
+/// QEMU `hw/acpi/pcihp.c`: a guest that takes over hot-plug clears what is pending.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The least time between two requests: a second press of the attention button within 5 s takes the first one back.
+///
+/// # Source
+/// Linux `drivers/pci/hotplug/pciehp_ctrl.c`; PCI Express Base Specification, "attention button".
+const NEVER_SOONER: Duration = Duration::from_millis(5_100);
+
+/// Between two tries to reach a libvirtd that went away.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// What became of the request to release one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The live XML no longer shows it.
+    Released,
+    /// The guest did not answer in time; the request can't be taken back, so it may still leave.
+    Pending,
+    /// It was refused, by the guest or by libvirt.
+    Refused(String),
+    /// The domain ended meanwhile.
+    DomainGone,
+    /// libvirtd did not come back in time, so it is not known.
+    DaemonGone,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Released => f.write_str("released"),
+            Self::Pending => f.write_str("not released in time"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::DomainGone => f.write_str("the domain ended meanwhile"),
+            Self::DaemonGone => f.write_str("libvirtd went away and did not come back in time"),
+        }
+    }
+}
+
+/// Asks a running domain to release devices, all at once, and waits for all of them with one deadline.
+///
+/// * `aliases` - the devices, by the names that libvirt knows them by
+/// * `timeout` - the longest wait for the slowest of them
+/// * returns one outcome for each alias, in their order, and when the last removal was heard of
+///
+/// # Errors
+/// libvirt's XML of the domain can't be read; devices may have left.
+pub fn unplug(
+    hypervisor: &dyn Hypervisor,
+    domain: &DomainRef,
+    aliases: &[String],
+    timeout: Duration,
+) -> Result<Vec<Outcome>, XmlError> {
+    let requests = aliases.iter().map(|alias| Request { alias, asked: None, again: Duration::ZERO, outcome: None });
+    let deadline = Instant::now() + timeout;
+    Engine { hypervisor, domain, requests: requests.collect(), deadline }.run()
+}
+
+/// One device that is to leave.
+struct Request<'a> {
+    alias: &'a str,
+    /// When it was asked for last.
+    asked: Option<Instant>,
+    /// How long after that it is asked for again.
+    again: Duration,
+    outcome: Option<Outcome>,
+}
+
+impl Request<'_> {
+    fn is_open(&self) -> bool {
+        self.outcome.is_none()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.is_open().then(|| self.asked.map_or_else(Instant::now, |asked| asked + self.again))
+    }
+}
+
+struct Engine<'a> {
+    hypervisor: &'a dyn Hypervisor,
+    domain: &'a DomainRef,
+    requests: Vec<Request<'a>>,
+    deadline: Instant,
+}
+
+/// What the engine does next.
+enum Next {
+    /// Look at the live XML: an event or an answer says that something changed.
+    Look,
+    /// Ask for what is due.
+    Ask,
+    /// libvirtd is to be reached again.
+    Reconnect,
+}
+
+impl Engine<'_> {
+    fn run(mut self) -> Result<Vec<Outcome>, XmlError> {
+        // The event may come before the call returns: registered first.
+        let mut events = self.watch();
+        while let Some(source) = events.as_ref().filter(|_| self.requests.iter().any(Request::is_open)) {
+            let next = match self.ask() {
+                Some(next) => next,
+                None => self.listen(source),
+            };
+            match next {
+                Next::Ask => {}
+                Next::Look => self.look()?,
+                Next::Reconnect => {
+                    // What was said meanwhile is lost: the live XML knows.
+                    events = self.watch();
+                    self.look()?;
+                }
+            }
+            if Instant::now() >= self.deadline {
+                self.look()?;
+                break;
+            }
+        }
+        let rest = if events.is_some() { Outcome::Pending } else { Outcome::DaemonGone };
+        Ok(self.requests.into_iter().map(|request| request.outcome.unwrap_or_else(|| rest.clone())).collect())
+    }
+
+    /// Watches the domain; tries again until the deadline when libvirtd is away.
+    fn watch(&mut self) -> Option<Events> {
+        loop {
+            match self.hypervisor.watch(self.domain) {
+                Ok(events) => return Some(events),
+                Err(error) if error.kind() == LibvirtErrorKind::NoDomain => {
+                    self.close_all(&Outcome::DomainGone);
+                    return None;
+                }
+                Err(error) if Instant::now() >= self.deadline => {
+                    log::warn!("libvirtd can't be reached: {error}");
+                    return None;
+                }
+                Err(_) => thread::sleep(RECONNECT),
+            }
+        }
+    }
+
+    /// Asks for every device that is due.
+    fn ask(&mut self) -> Option<Next> {
+        let now = Instant::now();
+        for request in self.requests.iter_mut().filter(|request| request.due().is_some_and(|due| due <= now)) {
+            request.asked = Some(Instant::now());
+            request.again = ASK_AGAIN;
+            let Err(error) = self.hypervisor.detach_alias(self.domain, request.alias) else { continue };
+            match error.kind() {
+                // It was asked before, by us or by somebody else: that request stands.
+                LibvirtErrorKind::UnplugInProgress => {}
+                LibvirtErrorKind::GuestBusy | LibvirtErrorKind::DomainBusy => request.again = NEVER_SOONER,
+                LibvirtErrorKind::NoDevice | LibvirtErrorKind::NoAnswer => return Some(Next::Look),
+                LibvirtErrorKind::NoDomain => {
+                    self.close_all(&Outcome::DomainGone);
+                    return None;
+                }
+                LibvirtErrorKind::Disconnected => {
+                    request.asked = None;
+                    return Some(Next::Reconnect);
+                }
+                // An error may come although the device is gone, or on its way: only the live XML decides.
+                _ => {
+                    request.outcome = Some(Outcome::Refused(error.to_string()));
+                    return Some(Next::Look);
+                }
+            }
+        }
+        None
+    }
+
+    /// Waits for an event, until something is due.
+    fn listen(&mut self, events: &Events) -> Next {
+        let due = self.requests.iter().filter_map(Request::due).min().unwrap_or(self.deadline).min(self.deadline);
+        let heard = {
+            let _span = Span::begin(Kind::Guest, "unplug");
+            events.next(due.saturating_duration_since(Instant::now()))
+        };
+        match heard {
+            None => Next::Ask,
+            Some(Event::DeviceRemoved(alias)) => {
+                let is_it = |request: &&mut Request<'_>| request.alias == alias && request.is_open();
+                if let Some(request) = self.requests.iter_mut().find(is_it) {
+                    request.outcome = Some(Outcome::Released);
+                }
+                // Read once, when all have been heard of.
+                if self.requests.iter().any(Request::is_open) { Next::Ask } else { Next::Look }
+            }
+            Some(Event::DeviceRemovalFailed(alias)) => {
+                if let Some(request) = self.requests.iter_mut().find(|request| request.alias == alias) {
+                    request.outcome = Some(Outcome::Refused("the guest refused".into()));
+                }
+                Next::Look
+            }
+            Some(Event::Ended) => Next::Look,
+            Some(Event::Disconnected) => Next::Reconnect,
+            Some(_) => Next::Ask,
+        }
+    }
+
+    /// Believes the live XML: what it does not show is released, whatever else was said.
+    fn look(&mut self) -> Result<(), XmlError> {
+        let text = match self.hypervisor.live_xml(self.domain) {
+            Ok(Some(text)) => text,
+            Ok(None) => {
+                self.close_all(&Outcome::DomainGone);
+                return Ok(());
+            }
+            // Heard of, but not seen: open again until libvirtd answers or the deadline passes.
+            Err(error) => {
+                log::debug!("cannot look at {}: {error}", self.domain.name);
+                self.reopen(|_| true);
+                return Ok(());
+            }
+        };
+        let live = LiveDomain::parse(&text)?;
+        for request in &mut self.requests {
+            if !live.shows(request.alias) {
+                request.outcome = Some(Outcome::Released);
+            }
+        }
+        self.reopen(|alias| live.shows(alias));
+        Ok(())
+    }
+
+    fn reopen(&mut self, shown: impl Fn(&str) -> bool) {
+        for request in &mut self.requests {
+            if request.outcome == Some(Outcome::Released) && shown(request.alias) {
+                request.outcome = None;
+            }
+        }
+    }
+
+    fn close_all(&mut self, outcome: &Outcome) {
+        for request in &mut self.requests {
+            request.outcome = Some(outcome.clone());
+        }
+    }
+}
+
+/// Whether a call that failed this way may be tried again at once, because libvirtd only went away for a moment.
+pub(crate) fn is_passing(error: &LibvirtError) -> bool {
+    matches!(error.kind(), LibvirtErrorKind::Disconnected | LibvirtErrorKind::Unreachable)
+}

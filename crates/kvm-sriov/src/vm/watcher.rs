@@ -1,0 +1,76 @@
+//! The watcher: a process of its own that plugs back what leaves after its action stopped waiting.
+//!
+//! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted,
+//! when it is resumed, or when it is reset; then it has lost a VF that nobody wanted out any more.
+
+use std::time::{Duration, Instant};
+
+use super::{Vm, is_passing};
+use crate::DeployId;
+use crate::claims::ClaimError;
+use crate::error::Cause;
+use crate::host::Host;
+use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
+use crate::xml::OperationKind;
+
+/// How often it looks without having been told of anything, and tries again when libvirtd is away.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Plugs back what a domain with a pending unplug loses, until nothing is pending any more, the domain is gone, or
+/// SRIOV_UNPLUG_GRACE has passed.
+///
+/// # Errors
+/// libvirtd does not answer, or a VF that left can't be plugged back: later actions and `kvm-sriov reconcile` try again.
+pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
+    let end = Instant::now() + host.kvmrc().unplug_grace();
+    while Instant::now() < end {
+        let Some(domain) =
+            host.hypervisor().find(id).or_else(|error| if is_passing(&error) { Ok(None) } else { Err(error) })?
+        else {
+            return Ok(());
+        };
+        let events = match host.hypervisor().watch(&domain) {
+            Ok(events) => events,
+            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        loop {
+            if is_settled(host, &domain)? {
+                return Ok(());
+            }
+            match events.next(LOOK.min(end.saturating_duration_since(Instant::now()))) {
+                Some(Event::Ended) => return Ok(()),
+                Some(Event::Disconnected) => break,
+                _ if Instant::now() >= end => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Plugs back what is missing, if no action has the VM. Whether nothing is pending any more.
+fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
+    match super::read(host, domain) {
+        Ok(live) => {
+            let wanted = super::wanted(&live)?.unwrap_or_default();
+            let pending = matches!(wanted.operation.map(|o| o.kind), Some(OperationKind::PendingUnplug { .. }));
+            if !pending {
+                return Ok(true);
+            }
+            if live.missing().next().is_none() {
+                return Ok(false);
+            }
+        }
+        Err(Cause::Absent { .. }) => return Ok(true),
+        Err(cause) => return Err(cause),
+    }
+    let store = host.claims()?;
+    let lock = match store.lock_vm(&domain.name, "watcher", Duration::ZERO) {
+        Err(ClaimError::Busy { .. }) => return Ok(false),
+        other => other?,
+    };
+    let mut vm = Vm::locked(host, "watcher", domain.clone(), store, lock, None)?;
+    crate::reconcile::mend(&mut vm)?;
+    Ok(!matches!(vm.wanted.operation.map(|o| o.kind), Some(OperationKind::PendingUnplug { .. })))
+}
