@@ -25,6 +25,7 @@ mod mac;
 mod names;
 mod pci;
 pub mod reconcile;
+mod span;
 mod sudo;
 pub mod sysfs;
 pub mod vf_map;

@@ -19,6 +19,7 @@ use crate::hook::Hook;
 use crate::host::Host;
 use crate::identity;
 use crate::libvirt::DomainRef;
+use crate::span::{Kind, Span};
 use crate::xml::VmData;
 
 /// The longest standard input that is read, in bytes. OpenNebula's largest messages are below 100 KiB.
@@ -213,6 +214,7 @@ impl Call {
 /// share one state.
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
+    let _span = Span::begin(Kind::Action, action);
     let driver_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
     let outcome = identity::become_owner_of(&driver_dir)
         .map_err(|cause| ActionError::untouched(action, cause))
