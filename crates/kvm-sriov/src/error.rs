@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
+use crate::reconcile::{Doubt, Why};
 use crate::vf_map::VfMapError;
 use crate::vm::{self, Outcome};
 use crate::xml::XmlError;
-use crate::{DomainName, ParseError, PciAddress, Position};
+use crate::{DomainName, ParseError, PciAddress, Position, RootName};
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 #[derive(Debug)]
@@ -230,6 +231,34 @@ pub enum Cause {
         vm: DomainName,
         /// "paused" ...
         how: &'static str,
+    },
+    /// A VF is in use and in no map, so it can't be claimed.
+    #[error("VF {vf} of {vm} is not in the map {root} any more: write it back, the VM has it")]
+    Unmapped {
+        /// The domain.
+        vm: DomainName,
+        /// The VF.
+        vf: PciAddress,
+        /// The root that it came from.
+        root: RootName,
+    },
+    /// An earlier operation was cut off, and only a person can say where the VM lives.
+    #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
+    InDoubt {
+        /// The domain.
+        vm: DomainName,
+        /// Why.
+        doubt: Doubt,
+    },
+    /// An operation is open that this action can't go on from.
+    #[error("{vm} has an open operation ({operation}): {why}")]
+    OpenOperation {
+        /// The domain.
+        vm: DomainName,
+        /// Which one.
+        operation: String,
+        /// Why it stays open.
+        why: Why,
     },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]

@@ -22,7 +22,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
 const DESTROY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Destroys a domain and returns when it is no longer there.
-pub(super) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
+pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let begin = Instant::now();
     let mut asked = None;
     let mut refused = None;
@@ -47,13 +47,13 @@ pub(super) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
 
 /// Whether this very domain, not one of the same name, no longer runs. OpenNebula's domains are transient; one that
 /// somebody defined is still known when it has ended.
-pub(super) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
+pub(crate) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     let found = host.hypervisor().find(&DeployId::Uuid(domain.uuid.clone()))?;
     Ok(found.is_none_or(|domain| domain.id.is_none()))
 }
 
 /// Frees what the owner claims. To be called with the lock of the VM, when its domain is gone.
-pub(super) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: &str) -> Result<(), ClaimError> {
+pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: &str) -> Result<(), ClaimError> {
     for claim in store.release_domain(owner)? {
         log::info!("VF {} of {} is free", claim.vf, claim.root);
         host.journal().vf(action, &owner.vm, &claim.root, claim.vf, "released");

@@ -27,7 +27,7 @@
 
 mod cancel;
 mod deploy;
-mod gone;
+pub(crate) mod gone;
 mod reboot;
 mod reset;
 mod restore;
