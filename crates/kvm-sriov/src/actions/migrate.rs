@@ -10,7 +10,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
 use crate::sudo::Sudo;
-use crate::vm::{self, Found, Vm};
+use crate::vm::{Found, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
 use crate::{DeployId, HostName};
 

@@ -162,9 +162,9 @@ mod tests {
     const FAST: Pulse = Pulse { every: Duration::from_millis(20), silence: Duration::from_millis(400) };
 
     fn pair(here: Pulse, there: Pulse) -> (Conversation, Conversation) {
-        let (a, b) = UnixStream::pair().unwrap();
-        let end = |stream: UnixStream, pulse| Conversation::new(stream.try_clone().unwrap(), stream, pulse);
-        (end(a, here), end(b, there))
+        // One for each direction, as pipes are.
+        let ((to_there, from_here), (to_here, from_there)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        (Conversation::new(from_there, to_there, here), Conversation::new(from_here, to_here, there))
     }
 
     #[test]

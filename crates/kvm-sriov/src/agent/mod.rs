@@ -15,8 +15,6 @@ mod serve;
 pub use client::{Agent, AgentError, Link, Reach, Ssh, ask_state};
 pub use serve::serve;
 
-pub(crate) use serve::presence;
-
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
