@@ -436,7 +436,10 @@ impl<'a> Departure<'a> {
             }
         }
         match undo {
-            None => ActionError::new("migrate", cause, HostState::NothingMoved),
+            None => {
+                let state = pending(&cause).map_or(HostState::NothingMoved, HostState::Left);
+                ActionError::new("migrate", cause, state)
+            }
             Some(undo) => {
                 let left = format!(
                     "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
@@ -467,6 +470,16 @@ impl<'a> Departure<'a> {
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
         ActionError::new("migrate", Cause::InDoubt { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
+}
+
+/// What is to be said when the guest may still release a VF.
+fn pending(cause: &Cause) -> Option<String> {
+    let Cause::NotReleased { .. } = cause else { return None };
+    Some(
+        "nothing was moved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
+         back (is the guest's PCI hot-plug driver loaded?)"
+            .into(),
+    )
 }
 
 /// Whether all dummies of a VM are on this bridge already.
