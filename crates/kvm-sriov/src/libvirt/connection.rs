@@ -445,6 +445,12 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
+        self.on_domain("virDomainGetXMLDesc", domain, |domain| {
+            domain.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE | sys::VIR_DOMAIN_XML_SECURE)
+        })
+    }
+
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
         let xml = xml.to_owned();
         self.call("virDomainCreateXML", move |connect| {

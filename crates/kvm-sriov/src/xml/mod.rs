@@ -30,7 +30,7 @@ pub use image::image_for;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
-pub use vm::{VmData, VmNic};
+pub use vm::{Travel, VmData, VmNic};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
 const SIZE_LIMIT: usize = 8 * 1024 * 1024;

@@ -1,5 +1,7 @@
 //! OpenNebula's own description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
 
+use std::path::PathBuf;
+
 use roxmltree::Node;
 
 use super::{XmlError, child, children, content, decimal, parse, root};
@@ -13,6 +15,22 @@ use crate::{MacAddress, RootName};
 pub struct VmData {
     nics: Vec<VmNic>,
     tm_mad: Option<String>,
+    travel: Travel,
+}
+
+/// What the description says of a move of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Travel {
+    /// The VM's directory, as the datastore that it lies in has it; unknown before 5.0.
+    pub source_dir: Option<PathBuf>,
+    /// The VM's directory after the move.
+    pub target_dir: Option<PathBuf>,
+    /// Whether both hosts see the same files.
+    pub is_shared: bool,
+    /// The feature MIGRATE_AUTO_CONVERGE: how much the guest's CPUs are slowed down for the copy to end.
+    pub auto_converge: Option<String>,
+    /// The feature MIGRATE_COMPRESSED.
+    pub is_compressed: bool,
 }
 
 /// A network interface of a VM, as OpenNebula describes it.
@@ -46,7 +64,8 @@ impl VmData {
         };
         let tm_mad = child(top, "DATASTORE").and_then(|datastore| value(datastore, "TM_MAD")).map(|(name, _)| name);
         let nics = children(vm, "TEMPLATE").flat_map(|template| children(template, "NIC"));
-        Ok(Self { nics: nics.filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()?, tm_mad })
+        let nics = nics.filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()?;
+        Ok(Self { nics, tm_mad, travel: Travel::read(top, vm) })
     }
 
     /// The transfer driver of the system datastore that the VM lies in.
@@ -54,9 +73,33 @@ impl VmData {
         self.tm_mad.as_deref()
     }
 
+    /// What it says of a move.
+    pub fn travel(&self) -> &Travel {
+        &self.travel
+    }
+
     /// The NICs, in OpenNebula's order.
     pub fn nics(&self) -> &[VmNic] {
         &self.nics
+    }
+}
+
+impl Travel {
+    fn read(action: Node<'_, '_>, vm: Node<'_, '_>) -> Self {
+        let text = |node: Option<Node<'_, '_>>, name| Some(value(node?, name)?.0);
+        let datastore = child(action, "DATASTORE");
+        let shared = text(datastore.and_then(|datastore| child(datastore, "TEMPLATE")), "SHARED");
+        let features = child(vm, "TEMPLATE").and_then(|template| child(template, "FEATURES"));
+        let is_yes = |text: String| text.eq_ignore_ascii_case("yes");
+        let source_dir = || Some(PathBuf::from(text(datastore, "BASE_PATH")?).join(text(Some(vm), "ID")?));
+        Self {
+            source_dir: source_dir(),
+            target_dir: text(Some(action), "DISK_TARGET_PATH").map(PathBuf::from),
+            // A version that says nothing knows only shared storage.
+            is_shared: shared.is_none_or(is_yes),
+            auto_converge: text(features, "MIGRATE_AUTO_CONVERGE"),
+            is_compressed: text(features, "MIGRATE_COMPRESSED").is_some_and(is_yes),
+        }
     }
 }
 
