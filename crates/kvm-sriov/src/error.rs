@@ -8,7 +8,7 @@ use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
 use crate::vf_map::VfMapError;
-use crate::vm::Outcome;
+use crate::vm::{self, Outcome};
 use crate::xml::XmlError;
 use crate::{DomainName, ParseError, PciAddress, Position};
 
@@ -31,6 +31,10 @@ pub enum HostState {
     NothingChanged,
     /// The domain runs on as before.
     RunsOn,
+    /// Nothing was saved, and the domain runs on as before.
+    NothingSaved,
+    /// Nothing was restored, and the checkpoint is as it was.
+    NothingRestored,
     /// Not everything could be undone: says exactly what is left.
     Left(String),
     /// It is as it was asked for.
@@ -43,6 +47,8 @@ impl fmt::Display for HostState {
             Self::NothingStarted => "nothing was started",
             Self::NothingChanged => "nothing was changed",
             Self::RunsOn => "the domain runs on",
+            Self::NothingSaved => "nothing was saved, the domain runs on",
+            Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
             Self::Left(text) => text,
             Self::Done => "done",
         })
@@ -212,8 +218,8 @@ pub enum Cause {
     ForeignDevice {
         /// The domain.
         vm: DomainName,
-        /// The device's address on the host.
-        device: PciAddress,
+        /// The device: its PCI address on the host, or what it is.
+        device: String,
         /// "saved", "migrated" ...
         what: &'static str,
     },
@@ -230,6 +236,12 @@ pub enum Cause {
     Cancelled {
         /// The domain.
         name: DomainName,
+    },
+    /// What libvirt wrote is no save image that is complete.
+    #[error("{path} is not a complete save image of libvirt")]
+    BadImage {
+        /// The file.
+        path: PathBuf,
     },
     /// The process can't become OpenNebula's user.
     #[error("cannot become the owner of {path} (uid {uid}): {source}")]
@@ -249,6 +261,22 @@ pub enum Cause {
         /// Why the undo failed.
         undo: Box<Cause>,
     },
+}
+
+impl Cause {
+    /// Whether it is only that libvirtd went away for a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Libvirt(source) | Self::Call { source, .. } => vm::is_passing(source),
+            _ => false,
+        }
+    }
+
+    /// For `map_err`: a failure to `verb` the file at `path`.
+    pub(crate) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { verb, path, source }
+    }
 }
 
 /// What stayed, for a person.

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::claims::{Backing, ClaimError, ClaimStore};
 use crate::error::Cause;
@@ -16,6 +18,9 @@ use crate::{DeployId, PciAddress, RootName};
 
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
+
+/// Between two looks where libvirt tells nothing by itself.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 /// Where OpenNebula copies the driver to on a host.
 const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
@@ -197,6 +202,28 @@ impl Host {
             }
         }
         Ok(vfs)
+    }
+
+    /// Does what may fail while libvirtd is away for a moment, until it succeeds, fails otherwise, or SRIOV_CALL_TIMEOUT has
+    /// passed. For what may be done twice.
+    pub(crate) fn patiently<T>(&self, mut work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
+        let end = Instant::now() + self.kvmrc.call_timeout();
+        loop {
+            match work() {
+                Err(cause) if cause.is_passing() && Instant::now() < end => thread::sleep(POLL),
+                other => return other,
+            }
+        }
+    }
+
+    /// The bridge of the dummies, which is there.
+    ///
+    /// # Errors
+    /// It is not set in kvmrc, or is no bridge of this host.
+    pub(crate) fn dummy_bridge(&self) -> Result<&str, Cause> {
+        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
+        let bridge = self.kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
+        if self.sysfs.is_bridge(bridge) { Ok(bridge) } else { Err(Cause::NoBridge { bridge: bridge.to_owned() }) }
     }
 
     /// The maps of these roots, each once.

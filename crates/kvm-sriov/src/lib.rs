@@ -12,9 +12,12 @@
 
 pub mod actions;
 pub mod claims;
+mod detached;
 mod error;
+mod hook;
 mod host;
 mod identity;
+mod image;
 mod journal;
 pub mod kvmrc;
 pub mod libvirt;
@@ -22,6 +25,7 @@ mod mac;
 mod names;
 mod pci;
 pub mod reconcile;
+mod span;
 mod sudo;
 pub mod sysfs;
 pub mod vf_map;
@@ -30,7 +34,9 @@ mod vm_dir;
 pub mod wire;
 pub mod xml;
 
+pub use detached::detach;
 pub use error::{ActionError, Cause, HostState};
+pub use hook::Hook;
 pub use host::{Host, Vf, VfState};
 pub use identity::become_owner_of;
 pub use mac::{DummyMacPrefix, MacAddress, Position};

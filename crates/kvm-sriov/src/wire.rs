@@ -15,9 +15,12 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{ActionError, Cause, HostState};
+use crate::hook::Hook;
 use crate::host::Host;
 use crate::identity;
 use crate::libvirt::DomainRef;
+use crate::span::{Kind, Span};
+use crate::xml::VmData;
 
 /// The longest standard input that is read, in bytes. OpenNebula's largest messages are below 100 KiB.
 const STDIN_LIMIT: u64 = 8 * 1024 * 1024;
@@ -78,6 +81,15 @@ impl Caller {
             format!("{line}{stop}\n")
         }
     }
+}
+
+/// What standard input said.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// OpenNebula's description of the VM.
+    pub vm: VmData,
+    /// The hook of this action for the VM's transfer driver, if there is one.
+    pub hook: Option<Hook>,
 }
 
 /// One call of a driver program: its arguments and where it lies.
@@ -150,6 +162,25 @@ impl Call {
         String::from_utf8(bytes).map_err(|e| failed(format!("it is not UTF-8 ({e})")))
     }
 
+    /// OpenNebula's description of the VM on standard input; `None` from versions before 5.0, which send none: up to 4.14
+    /// the input would be the caller's own channel.
+    ///
+    /// # Errors
+    /// Nothing was touched; it could not be read, or is no such description (because it was cut short, for example).
+    pub fn data(&self) -> Result<Option<Input>, ActionError> {
+        if !self.caller.at_least(5, 0) {
+            return Ok(None);
+        }
+        let text = self.stdin()?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        let vm = VmData::parse(&text).map_err(|source| {
+            ActionError::untouched(self.action, Cause::Xml { what: "the XML on standard input".into(), source })
+        })?;
+        Ok(Some(Input { hook: Hook::find(&self.driver_dir, self.action, &self.args, &text, vm.tm_mad()), vm }))
+    }
+
     /// The host this program runs on, for an action that starts or plugs something.
     ///
     /// # Errors
@@ -166,6 +197,11 @@ impl Call {
         Host::open_lenient(&self.driver_dir).map_err(|cause| ActionError::untouched(self.action, cause))
     }
 
+    /// A failure that left the domain as it runs.
+    pub fn failed(&self, cause: Cause) -> ActionError {
+        ActionError::new(self.action, cause, HostState::RunsOn)
+    }
+
     /// What `deploy` answers with for a domain: its UUID or, before 6.0, its name.
     pub fn deploy_id(&self, domain: &DomainRef) -> String {
         if self.caller.deploys_by_uuid() { domain.uuid.to_string() } else { domain.name.to_string() }
@@ -178,6 +214,7 @@ impl Call {
 /// share one state.
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
+    let _span = Span::begin(Kind::Action, action);
     let driver_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
     let outcome = identity::become_owner_of(&driver_dir)
         .map_err(|cause| ActionError::untouched(action, cause))

@@ -116,11 +116,7 @@ impl Start<'_> {
 
     fn needs(&self) -> Result<Needs, Cause> {
         let kvmrc = self.host.kvmrc();
-        let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
-        let bridge = kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
-        if !self.host.sysfs().is_bridge(bridge) {
-            return Err(Cause::NoBridge { bridge: bridge.to_owned() });
-        }
+        let bridge = self.host.dummy_bridge()?;
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
         let prefix = kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         let nics = self.deployment.sriov_nics();
@@ -244,11 +240,12 @@ impl Claimed<'_> {
     fn sort(&self, cause: Cause) -> Failure {
         let Cause::Call { source, .. } = &cause else { return Failure::Other(cause) };
         let text = source.text().to_owned();
-        if matches!(source.kind(), LibvirtErrorKind::NoAnswer) {
+        let kind = source.kind();
+        if matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected) {
             return Failure::Other(cause);
         }
         let host = self.start.host;
-        if text.contains("Cannot allocate memory") {
+        if kind == LibvirtErrorKind::NoMemory {
             return Failure::Other(Cause::NoMemory {
                 text,
                 guest_kib: self.start.deployment.memory_kib(),
@@ -329,7 +326,8 @@ impl Claimed<'_> {
     /// Undoes a start that failed: the domain goes if it is there, then the claims. Says what is left if that fails too.
     fn undo(&self, cause: Cause) -> ActionError {
         // Whether the domain will run is not known: its VFs must stay claimed until somebody has seen it.
-        if matches!(&cause, Cause::Call { source, .. } if matches!(source.kind(), LibvirtErrorKind::NoAnswer)) {
+        let unknown = |kind| matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected);
+        if matches!(&cause, Cause::Call { source, .. } if unknown(source.kind())) {
             return self.left_claimed(cause);
         }
         let gone = self.own_domain().and_then(|found| match found {

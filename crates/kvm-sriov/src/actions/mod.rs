@@ -30,10 +30,14 @@ mod deploy;
 mod gone;
 mod reboot;
 mod reset;
+mod restore;
+mod save;
 mod shutdown;
 
 pub use cancel::cancel;
 pub use deploy::deploy;
 pub use reboot::reboot;
 pub use reset::reset;
+pub use restore::restore;
+pub use save::save;
 pub use shutdown::shutdown;

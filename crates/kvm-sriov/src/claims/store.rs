@@ -37,7 +37,7 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// assert!(!store.dir().join("ib0/0").exists());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ClaimStore {
     dir: PathBuf,
 }

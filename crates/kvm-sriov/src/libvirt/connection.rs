@@ -1,30 +1,45 @@
-//! One connection to libvirtd, whose every call ends at a deadline.
+//! The connection to libvirtd: every call on a thread of its own, and a new connection when the old one broke.
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::ffi::{CString, c_int};
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use virt::connect::Connect;
 use virt::domain::Domain;
+use virt::domain_snapshot::DomainSnapshot;
 use virt::error::{Error, ErrorNumber, clear_error_callback};
 use virt::sys;
 
 use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
-use super::{DomainRef, Events, Hypervisor, Job, Migration, RunState, Snapshots};
+use super::ffi::{self, Callback, Watched};
+use super::watch::{Closing, Sink, Ticket};
+use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots};
 use crate::DeployId;
-use std::path::Path;
+use crate::span::{Kind, Span};
 
 /// libvirtd is asked for a sign of life this often, in seconds ...
 const KEEPALIVE_INTERVAL: i32 = 10;
 /// ... and a connection is dead after this many without an answer.
 const KEEPALIVE_COUNT: u32 = 6;
 
+/// How long a call without a deadline may go on after its connection broke: libvirt itself ends it at once.
+const AFTER_CLOSE: Duration = Duration::from_secs(10);
+
+/// How long the end of a connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A connection to libvirtd.
 ///
 /// A C call in flight can't be cancelled. So each runs on a thread of its own, and when `call_timeout` passes the caller goes
 /// on with [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer); the thread ends when libvirt returns.
+///
+/// When libvirtd is restarted, the calls in flight fail with
+/// [`LibvirtErrorKind::Disconnected`](super::LibvirtErrorKind::Disconnected), and the next call opens a new connection. Nothing
+/// is repeated here: the caller knows whether it may ask twice, and how long it wants to try.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,14 +52,23 @@ const KEEPALIVE_COUNT: u32 = 6;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Libvirt {
-    connection: Arc<Connection>,
+    line: Arc<Line>,
     call_timeout: Duration,
 }
 
-/// What a call in flight keeps alive. The connection is closed before its loop may end: fields drop in this order.
+/// The way to one libvirtd, over connections that may break.
+struct Line {
+    uri: String,
+    events: Option<Arc<LoopUser>>,
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+/// One connection, kept alive by what uses it: calls in flight and subscriptions. It is closed before its loop may end:
+/// fields drop in this order.
 struct Connection {
     connect: Connect,
-    _events: Option<LoopUser>,
+    closing: Arc<Closing>,
+    _events: Option<Arc<LoopUser>>,
 }
 
 impl Libvirt {
@@ -55,11 +79,12 @@ impl Libvirt {
     /// # Errors
     /// libvirtd can't be reached, or refuses this user; the text says what to do.
     pub fn open(uri: &str, call_timeout: Duration) -> Result<Self, LibvirtError> {
-        Self::connect(uri, call_timeout, Some(LoopUser::start()?))
+        Self::connect(uri, call_timeout, Some(Arc::new(LoopUser::start()?)))
     }
 
     /// Connects to `uri` in a program that runs libvirt's event loop itself (`virEventRunDefaultImpl`, or an implementation
-    /// of its own). Without a running loop libvirt would close the connection for want of keepalive answers.
+    /// of its own). Without a running loop libvirt would close the connection for want of keepalive answers, and no event
+    /// would ever come.
     ///
     /// # Errors
     /// As [`Libvirt::open`].
@@ -67,29 +92,32 @@ impl Libvirt {
         Self::connect(uri, call_timeout, None)
     }
 
-    fn connect(uri: &str, call_timeout: Duration, events: Option<LoopUser>) -> Result<Self, LibvirtError> {
+    fn connect(uri: &str, call_timeout: Duration, events: Option<Arc<LoopUser>>) -> Result<Self, LibvirtError> {
         without_nul(uri)?;
         // libvirt prints every error on stderr unless told otherwise; OpenNebula would show it to a user.
         clear_error_callback();
-        let place = uri.to_owned();
-        let connection = with_deadline("virConnectOpen", call_timeout, move || {
-            let connect = Connect::open(Some(&place)).map_err(|error| LibvirtError::of_open(&error, &place))?;
-            if let Err(error) = connect.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
-                // The test driver and connections without a daemon have none and need none.
-                log::debug!("no keepalive on {place}: {}", error.message());
-            }
-            Ok(Connection { connect, _events: events })
-        })?;
-        Ok(Self { connection: Arc::new(connection), call_timeout })
+        let libvirt =
+            Self { line: Arc::new(Line { uri: uri.to_owned(), events, connection: Mutex::new(None) }), call_timeout };
+        libvirt.connection()?;
+        Ok(libvirt)
     }
 
+    fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
+        let line = Arc::clone(&self.line);
+        with_deadline("virConnectOpen", self.call_timeout, move || line.connection())
+    }
+
+    /// A call that ends at the deadline. A connection that broke since the last call is opened anew in the same time.
     fn call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
     {
-        let connection = Arc::clone(&self.connection);
-        with_deadline(name, self.call_timeout, move || work(&connection.connect))
+        let line = Arc::clone(&self.line);
+        with_deadline(name, self.call_timeout, move || {
+            let connection = line.connection()?;
+            work(&connection.connect).map_err(|error| connection.judge(error))
+        })
     }
 
     fn on_domain<T, F>(&self, name: &'static str, domain: &DomainRef, work: F) -> Result<T, LibvirtError>
@@ -100,6 +128,189 @@ impl Libvirt {
         let uuid = domain.uuid.to_string();
         self.call(name, move |connect| Ok(work(&connect.lookup_domain_by_uuid_string(&uuid)?)?))
     }
+
+    /// A call that takes as long as a guest's memory or disks take. It ends early only when its connection breaks.
+    fn long_call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+    {
+        let connection = self.connection()?;
+        let _span = Span::begin(Kind::Copy, name);
+        let (sender, receiver) = mpsc::channel();
+        let closed = sender.clone();
+        let _ticket = connection.closing.tell(Box::new(move || drop(closed.send(Outcome::Closed))));
+        on_thread(name, move || {
+            let ending = Ending(sender);
+            let result = work(&connection.connect).map_err(|error| connection.judge(error));
+            drop(ending.0.send(Outcome::Done(result)));
+        })?;
+        let wait = |next: Result<Outcome<T>, RecvTimeoutError>| match next {
+            Ok(Outcome::Done(result)) => result,
+            Ok(Outcome::Panicked) => Err(panicked(name)),
+            Ok(Outcome::Closed) | Err(_) => {
+                Err(LibvirtError::disconnected(format!("the connection to libvirtd broke during {name}")))
+            }
+        };
+        match receiver.recv() {
+            Ok(Outcome::Closed) => wait(receiver.recv_timeout(AFTER_CLOSE)),
+            other => wait(other.map_err(|_| RecvTimeoutError::Disconnected)),
+        }
+    }
+
+    fn long_on_domain<T, F>(&self, name: &'static str, domain: &DomainRef, work: F) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Domain) -> Result<T, LibvirtError> + Send + 'static,
+    {
+        let uuid = domain.uuid.to_string();
+        self.long_call(name, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
+    }
+}
+
+impl Drop for Libvirt {
+    /// Closes the connection, but does not wait for ever for a libvirtd that does not answer.
+    fn drop(&mut self) {
+        let line = Arc::clone(&self.line);
+        let closed = with_deadline("virConnectClose", CLOSE_TIMEOUT.min(self.call_timeout), move || {
+            let connection = line.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(connection);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            log::debug!("{error}");
+        }
+    }
+}
+
+impl Line {
+    /// The connection, opened anew if it broke.
+    fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
+        let mut place = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = place.as_ref() {
+            if connection.is_alive() {
+                return Ok(Arc::clone(connection));
+            }
+            log::debug!("the connection to {} broke; opening a new one", self.uri);
+        }
+        let opened = Connection::open(&self.uri, self.events.clone());
+        match opened {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                let old = place.replace(Arc::clone(&connection));
+                drop(place);
+                drop(old);
+                Ok(connection)
+            }
+            // Who was connected before may just wait for libvirtd to come back.
+            Err(error) if place.is_some() => Err(LibvirtError::reopen(&error, &self.uri)),
+            Err(error) => Err(LibvirtError::open(&error, &self.uri)),
+        }
+    }
+}
+
+impl Connection {
+    fn open(uri: &str, events: Option<Arc<LoopUser>>) -> Result<Self, Error> {
+        let connect = Connect::open(Some(uri))?;
+        // The test driver and connections without a daemon have none of these and need none.
+        if let Err(error) = connect.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
+            log::debug!("no keepalive on {uri}: {}", error.message());
+        }
+        let closing = Closing::new();
+        if let Err(error) = ffi::register_close(&connect, closing.number()) {
+            log::debug!("no close callback on {uri}: {}", error.message());
+        }
+        Ok(Self { connect, closing, _events: events })
+    }
+
+    fn is_alive(&self) -> bool {
+        !self.closing.is_closed() && self.connect.is_alive().unwrap_or(false)
+    }
+
+    /// A failure that no other kind fits is the connection's if that is broken: libvirt's texts for it are many.
+    fn judge(&self, error: LibvirtError) -> LibvirtError {
+        if self.is_alive() { error } else { error.by_disconnection() }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The callback keeps the connection open. A connection that broke has none any more.
+        if let Err(error) = ffi::unregister_close(&self.connect) {
+            log::debug!("no close callback to take back: {}", error.message());
+        }
+    }
+}
+
+/// What a long call waits for.
+enum Outcome<T> {
+    Done(Result<T, LibvirtError>),
+    Closed,
+    Panicked,
+}
+
+/// Tells the end of a thread, if its result did not.
+struct Ending<T>(Sender<Outcome<T>>);
+
+impl<T> Drop for Ending<T> {
+    fn drop(&mut self) {
+        // After a result nobody listens any more.
+        drop(self.0.send(Outcome::Panicked));
+    }
+}
+
+fn panicked(call: &str) -> LibvirtError {
+    LibvirtError::other(format!("{call} ended by a panic"))
+}
+
+/// The callbacks of one watcher.
+struct Subscription {
+    connection: Arc<Connection>,
+    sink: Arc<Sink>,
+    callbacks: Vec<Callback>,
+    timeout: Duration,
+    _ticket: Ticket,
+}
+
+impl Subscription {
+    fn new(
+        connection: Arc<Connection>,
+        uuid: &str,
+        sender: Sender<Event>,
+        timeout: Duration,
+    ) -> Result<Self, LibvirtError> {
+        let domain = connection.connect.lookup_domain_by_uuid_string(uuid)?;
+        let sink = Sink::new(sender);
+        let closing = Arc::clone(&sink);
+        let ticket = connection.closing.tell(Box::new(move || closing.send(Event::Disconnected)));
+        // From here on a failure gives back what is registered so far: by the end of the subscription.
+        let mut subscription = Self { connection, sink, callbacks: Vec::new(), timeout, _ticket: ticket };
+        for watched in Watched::ALL {
+            let callback = ffi::register(&subscription.connection.connect, &domain, watched, &subscription.sink)?;
+            subscription.callbacks.push(callback);
+        }
+        Ok(subscription)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        // From here on nothing comes out, whatever libvirt still calls.
+        self.sink.close();
+        let connection = Arc::clone(&self.connection);
+        let callbacks = std::mem::take(&mut self.callbacks);
+        let done = with_deadline("virConnectDomainEventDeregisterAny", self.timeout, move || {
+            for callback in callbacks {
+                if let Err(error) = ffi::deregister(&connection.connect, callback) {
+                    log::debug!("libvirtd was not told that a callback is gone: {}", error.message());
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = done {
+            log::debug!("{error}");
+        }
+    }
 }
 
 /// Runs a call on its own thread and waits for it until the deadline.
@@ -108,24 +319,88 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, LibvirtError> + Send + 'static,
 {
+    let _span = Span::begin(Kind::Call, name);
     let (sender, receiver) = mpsc::channel();
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(move || {
-            // Nobody listens any more after the deadline: the result is dropped, which closes what it holds.
-            drop(sender.send(work()));
-        })
-        .map_err(|error| LibvirtError::other(format!("cannot start a thread for {name}: {error}")))?;
+    // Nobody listens any more after the deadline: the result is dropped, which closes what it holds.
+    on_thread(name, move || drop(sender.send(work())))?;
     match receiver.recv_timeout(timeout) {
         Ok(result) => result,
         Err(RecvTimeoutError::Timeout) => Err(LibvirtError::no_answer(name, timeout.as_secs())),
-        Err(RecvTimeoutError::Disconnected) => Err(LibvirtError::other(format!("{name} ended by a panic"))),
+        Err(RecvTimeoutError::Disconnected) => Err(panicked(name)),
     }
+}
+
+fn on_thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), LibvirtError> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| LibvirtError::other(format!("cannot start a thread for {name}: {error}")))
 }
 
 /// `virt` panics on a NUL in some of its arguments.
 fn without_nul(text: &str) -> Result<(), LibvirtError> {
     if text.contains('\0') { Err(LibvirtError::other("a text for libvirt has a NUL byte in it")) } else { Ok(()) }
+}
+
+fn c_text(text: &str) -> Result<CString, LibvirtError> {
+    without_nul(text)?;
+    CString::new(text).map_err(|error| LibvirtError::other(error.to_string()))
+}
+
+/// libvirt writes paths into XML, which has room for text only.
+fn path_text(path: &Path) -> Result<&str, LibvirtError> {
+    let text = path.to_str().ok_or_else(|| {
+        LibvirtError::other(format!("the path {} is not UTF-8, libvirt can't take it", path.display()))
+    })?;
+    without_nul(text)?;
+    Ok(text)
+}
+
+/// # Source
+/// libvirt `virDomainState`, `virDomainPausedReason`.
+fn run_state(state: c_int, reason: c_int) -> RunState {
+    let (Ok(state), Ok(reason)) = (u32::try_from(state), u32::try_from(reason)) else {
+        return RunState::PausedOtherwise;
+    };
+    match (state, reason) {
+        (sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED, _) => RunState::Running,
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_USER) => RunState::PausedByUser,
+        (
+            sys::VIR_DOMAIN_PAUSED,
+            sys::VIR_DOMAIN_PAUSED_MIGRATION
+            | sys::VIR_DOMAIN_PAUSED_STARTING_UP
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+            | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED,
+        ) => RunState::PausedForMigration,
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_SHUTTING_DOWN) => RunState::Ending,
+        (sys::VIR_DOMAIN_PMSUSPENDED, _) => RunState::PmSuspended,
+        (sys::VIR_DOMAIN_SHUTDOWN | sys::VIR_DOMAIN_SHUTOFF | sys::VIR_DOMAIN_CRASHED, _) => RunState::Ending,
+        _ => RunState::PausedOtherwise,
+    }
+}
+
+fn job(stats: ffi::JobStats) -> Job {
+    let kind = match stats.operation.and_then(|operation| u32::try_from(operation).ok()) {
+        Some(sys::VIR_DOMAIN_JOB_OPERATION_SAVE) => JobKind::Save,
+        Some(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN) => JobKind::MigrationIn,
+        Some(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT) => JobKind::MigrationOut,
+        _ => JobKind::Other,
+    };
+    Job { kind, progress: stats.done.zip(stats.all), downtime_ms: stats.downtime_ms }
+}
+
+/// Suspends a domain when its move has not ended in time, which lets the copy catch up: `virsh migrate --timeout`.
+fn suspend_later(domain: Domain, after: Duration, end: Receiver<()>) -> Result<(), LibvirtError> {
+    on_thread("virDomainSuspend", move || {
+        if end.recv_timeout(after) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+        match domain.suspend() {
+            Ok(()) => log::info!("the guest is suspended: its move has not ended in {} s", after.as_secs()),
+            Err(error) => log::warn!("the guest can't be suspended for its move: {}", error.message()),
+        }
+    })
 }
 
 fn reference(domain: &Domain) -> Result<DomainRef, LibvirtError> {
@@ -215,88 +490,199 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn state(&self, _domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
+        let uuid = domain.uuid.to_string();
+        self.call("virDomainGetState", move |connect| {
+            let found_state = connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| ffi::state(&domain));
+            Ok(found(found_state, ErrorNumber::NoDomain)?.map(|(state, reason)| run_state(state, reason)))
+        })
     }
 
-    fn job(&self, _domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        let uuid = domain.uuid.to_string();
+        self.call("virDomainGetJobStats", move |connect| {
+            let Some(domain) = found(connect.lookup_domain_by_uuid_string(&uuid), ErrorNumber::NoDomain)? else {
+                return Ok(None);
+            };
+            match ffi::job_stats(&domain, false) {
+                Ok(stats) => Ok(stats.map(job)),
+                // qemuDomainGetJobStatsInternal refuses with this code a domain that does not run, and one that comes in:
+                // "migration statistics are available only on the source host".
+                Err(error) if number(&error) == Some(ErrorNumber::OperationInvalid) => {
+                    let active = found(domain.is_active(), ErrorNumber::NoDomain)?.unwrap_or(false);
+                    Ok(active.then(|| Job { kind: JobKind::MigrationIn, ..Job::default() }))
+                }
+                Err(error) => found(Err(error), ErrorNumber::NoDomain),
+            }
+        })
     }
 
-    fn completed_job(&self, _domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        let uuid = domain.uuid.to_string();
+        self.call("virDomainGetJobStats", move |connect| {
+            let stats = connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| ffi::job_stats(&domain, true));
+            Ok(found(stats, ErrorNumber::NoDomain)?.flatten().map(job))
+        })
     }
 
-    fn abort_job(&self, _domain: &DomainRef) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainAbortJob", domain, ffi::abort_job)
     }
 
-    fn watch(&self, _domain: &DomainRef) -> Result<Events, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
+        let uuid = domain.uuid.to_string();
+        let (sender, receiver): (_, Receiver<Event>) = mpsc::channel();
+        let (line, timeout) = (Arc::clone(&self.line), self.call_timeout);
+        let subscription = with_deadline("virConnectDomainEventRegisterAny", timeout, move || {
+            let connection = line.connection()?;
+            Subscription::new(Arc::clone(&connection), &uuid, sender, timeout).map_err(|error| connection.judge(error))
+        })?;
+        Ok(Events::new(receiver, Box::new(subscription)))
     }
 
-    fn attach(&self, _domain: &DomainRef, _device_xml: &str) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
+        let xml = device_xml.to_owned();
+        self.on_domain("virDomainAttachDeviceFlags", domain, move |domain| {
+            domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
+        })
     }
 
-    fn detach_alias(&self, _domain: &DomainRef, _alias: &str) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {
+        let alias = c_text(alias)?;
+        self.on_domain("virDomainDetachDeviceAlias", domain, move |domain| ffi::detach_alias(domain, &alias))
     }
 
-    fn detach(&self, _domain: &DomainRef, _device_xml: &str) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
+        let xml = device_xml.to_owned();
+        self.on_domain("virDomainDetachDeviceFlags", domain, move |domain| {
+            domain.detach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
+        })
     }
 
-    fn save(&self, _domain: &DomainRef, _file: &Path) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
+        let file = c_text(path_text(file)?)?;
+        self.long_on_domain("virDomainSaveFlags", domain, move |domain| Ok(ffi::save(domain, &file)?))
     }
 
-    fn image_xml(&self, _file: &Path) -> Result<String, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn image_xml(&self, file: &Path) -> Result<String, LibvirtError> {
+        let file = path_text(file)?.to_owned();
+        self.call("virDomainSaveImageGetXMLDesc", move |connect| {
+            Ok(connect.save_image_xml_desc(&file, sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)?)
+        })
     }
 
-    fn restore(&self, _file: &Path, _xml: &str, _paused: bool) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
+        without_nul(xml)?;
+        let (file, xml) = (path_text(file)?.to_owned(), xml.to_owned());
+        let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { sys::VIR_DOMAIN_SAVE_RUNNING };
+        self.long_call("virDomainRestoreFlags", move |connect| {
+            Ok(connect.restore_domain_flags(&file, Some(&xml), flags)?)
+        })
     }
 
-    fn resume(&self, _domain: &DomainRef) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainResume", domain, Domain::resume)
     }
 
-    fn wake_up(&self, _domain: &DomainRef) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainPMWakeup", domain, |domain| domain.pm_wakeup(0))
     }
 
-    fn sync_time(&self, _domain: &DomainRef) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainSetTime", domain, |domain| domain.set_time(0, 0, sys::VIR_DOMAIN_TIME_SYNC))
     }
 
-    fn migrate(&self, _domain: &DomainRef, _migration: &Migration) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
+        without_nul(&migration.destination)?;
+        let (parameters, flags) = migration.parameters()?;
+        let (uri, events) = (migration.destination.clone(), self.line.events.clone());
+        let destination = with_deadline("virConnectOpen", self.call_timeout, move || {
+            Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
+        })?;
+        let (uri, suspend_after) = (migration.destination.clone(), migration.options.suspend_after());
+        self.long_on_domain("virDomainMigrate3", domain, move |domain| {
+            let (_ended, end) = mpsc::channel::<()>();
+            if let Some(after) = suspend_after {
+                suspend_later(domain.clone(), after, end)?;
+            }
+            match ffi::migrate(domain, &destination.connect, &parameters, flags) {
+                Ok(_moved) => Ok(()),
+                Err(error) if !destination.is_alive() => Err(LibvirtError::lost_destination(&error, &uri)),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
-    fn snapshots(&self, _domain: &DomainRef) -> Result<Snapshots, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError> {
+        let uuid = domain.uuid.to_string();
+        self.call("virDomainListAllSnapshots", move |connect| {
+            let domain = connect.lookup_domain_by_uuid_string(&uuid)?;
+            let list = domain.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)?;
+            let names = list.iter().map(DomainSnapshot::name).collect::<Result<_, _>>()?;
+            let current = found(domain.current_snapshot(0), ErrorNumber::NoDomainSnapshot)?;
+            Ok(Snapshots { names, current: current.map(|snapshot| snapshot.name()).transpose()? })
+        })
     }
 
-    fn create_snapshot(&self, _domain: &DomainRef, _xml: &str) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn create_snapshot(&self, domain: &DomainRef, xml: &str) -> Result<(), LibvirtError> {
+        let xml = xml.to_owned();
+        self.long_on_domain("virDomainSnapshotCreateXML", domain, move |domain| {
+            domain.create_snapshot_xml(&xml, 0)?;
+            Ok(())
+        })
     }
 
-    fn snapshot_xml(&self, _domain: &DomainRef, _name: &str) -> Result<String, LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn snapshot_xml(&self, domain: &DomainRef, name: &str) -> Result<String, LibvirtError> {
+        let name = name.to_owned();
+        self.on_domain("virDomainSnapshotGetXMLDesc", domain, move |domain| {
+            Domain::lookup_snapshot_by_name(domain, &name, 0)?.xml_desc(sys::VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+        })
     }
 
-    fn revert_snapshot(&self, _domain: &DomainRef, _name: &str) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn revert_snapshot(&self, domain: &DomainRef, name: &str) -> Result<(), LibvirtError> {
+        let name = name.to_owned();
+        self.long_on_domain("virDomainRevertToSnapshot", domain, move |domain| {
+            let snapshot = Domain::lookup_snapshot_by_name(domain, &name, 0)?;
+            Ok(snapshot.revert(sys::VIR_DOMAIN_SNAPSHOT_REVERT_FORCE)?)
+        })
     }
 
-    fn delete_snapshot(&self, _domain: &DomainRef, _name: &str, _metadata_only: bool) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn delete_snapshot(&self, domain: &DomainRef, name: &str, metadata_only: bool) -> Result<(), LibvirtError> {
+        let name = name.to_owned();
+        let flags = if metadata_only { sys::VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY } else { 0 };
+        self.long_on_domain("virDomainSnapshotDelete", domain, move |domain| {
+            Ok(Domain::lookup_snapshot_by_name(domain, &name, 0)?.delete(flags)?)
+        })
     }
 
-    fn redefine_snapshot(&self, _domain: &DomainRef, _xml: &str, _current: bool) -> Result<(), LibvirtError> {
-        Err(LibvirtError::other("not yet"))
+    fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError> {
+        let xml = xml.to_owned();
+        let flags = if current { sys::VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT } else { 0 };
+        self.on_domain("virDomainSnapshotCreateXML", domain, move |domain| {
+            domain.create_snapshot_xml(&xml, sys::VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | flags).map(drop)
+        })
+    }
+
+    fn block_copy(&self, domain: &DomainRef, disk: &str, target_xml: &str, shallow: bool) -> Result<(), LibvirtError> {
+        let (disk, target) = (c_text(disk)?, c_text(target_xml)?);
+        let mut flags = sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+        if shallow {
+            flags |= sys::VIR_DOMAIN_BLOCK_COPY_SHALLOW;
+        }
+        self.on_domain("virDomainBlockCopy", domain, move |domain| ffi::block_copy(domain, &disk, &target, flags))
+    }
+
+    fn block_job(&self, domain: &DomainRef, disk: &str) -> Result<Option<BlockJob>, LibvirtError> {
+        let disk = c_text(disk)?;
+        self.on_domain("virDomainGetBlockJobInfo", domain, move |domain| {
+            Ok(ffi::block_job(domain, &disk)?.map(|(done, all)| BlockJob { done, all }))
+        })
+    }
+
+    fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError> {
+        let disk = c_text(disk)?;
+        let flags = if pivot { sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT } else { 0 };
+        self.on_domain("virDomainBlockJobAbort", domain, move |domain| ffi::block_job_abort(domain, &disk, flags))
     }
 }
 

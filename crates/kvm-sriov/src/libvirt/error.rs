@@ -27,17 +27,22 @@ pub enum LibvirtErrorKind {
     NotAllowed,
     /// The call did not return in time. Whether it takes effect is not known.
     NoAnswer,
-    /// The connection broke during the call. Whether it took effect is not known; the next call connects anew.
+    /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known; a later
+    /// call opens a new connection.
     Disconnected,
-    /// The guest was asked to release this device before, and has not answered yet.
+    /// The guest was asked to release this device before, and may still do so.
     UnplugInProgress,
-    /// The guest works on another request for this slot: to be asked again later.
+    /// The guest is busy with this slot: it can be asked again later.
     GuestBusy,
     /// The domain has no such device.
     NoDevice,
-    /// A block job runs on one of the domain's disks.
+    /// The domain has no such snapshot.
+    NoSnapshot,
+    /// A copy of a disk runs, which must end first.
     ActiveBlockJob,
-    /// The job was aborted.
+    /// Another call or job holds the domain, and has not let go of it in libvirt's own 30 s.
+    DomainBusy,
+    /// The job was aborted: by us, or by a person.
     Aborted,
     /// The host can't lock the guest's memory.
     NoMemory,
@@ -59,13 +64,14 @@ impl LibvirtError {
         Self::new(LibvirtErrorKind::Other, 0, text)
     }
 
+    pub(super) fn disconnected(text: impl Into<String>) -> Self {
+        Self::new(LibvirtErrorKind::Disconnected, 0, text)
+    }
+
     /// The failure to open a connection to `uri`, with what to do about it.
-    pub(super) fn of_open(error: &Error, uri: &str) -> Self {
+    pub(super) fn open(error: &Error, uri: &str) -> Self {
         let text = format!("cannot connect to libvirtd at {uri}: {}", error.message());
-        let denied = error.message().contains("Permission denied")
-            || error.message().contains("authentication")
-            || matches!(number(error), Some(ErrorNumber::AuthFailed | ErrorNumber::AuthUnavailable));
-        let (kind, advice) = if denied {
+        let (kind, advice) = if denied(error) {
             let user = User::from_uid(geteuid()).ok().flatten().map_or_else(|| geteuid().to_string(), |user| user.name);
             let advice =
                 format!("put user {user} into the group libvirt (usermod -aG libvirt {user}) and log in again");
@@ -77,6 +83,36 @@ impl LibvirtError {
             )
         };
         Self { kind, code: error.code().to_raw(), text, advice: Some(advice) }
+    }
+
+    /// The failure to open a connection once more, after one broke.
+    pub(super) fn reopen(error: &Error, uri: &str) -> Self {
+        let text = format!(
+            "the connection to libvirtd at {uri} broke, and it can't be reached again yet: {}",
+            error.message()
+        );
+        Self::new(LibvirtErrorKind::Disconnected, error.code().to_raw(), text)
+    }
+
+    /// The failure to open a connection to the libvirtd that a domain is to be moved to.
+    pub(super) fn open_destination(error: &Error, uri: &str) -> Self {
+        let text = format!("cannot connect to the destination's libvirtd at {uri}: {}", error.message());
+        let kind = if denied(error) { LibvirtErrorKind::NotAllowed } else { LibvirtErrorKind::Unreachable };
+        Self::new(kind, error.code().to_raw(), text)
+    }
+
+    /// The failure of a move whose destination was lost.
+    pub(super) fn lost_destination(error: &Error, uri: &str) -> Self {
+        let text = format!("the connection to the destination's libvirtd at {uri} broke: {}", error.message());
+        Self::new(LibvirtErrorKind::Unreachable, error.code().to_raw(), text)
+    }
+
+    /// The same failure, now that the connection is known to be broken. What libvirtd itself answered stays as it is.
+    pub(super) fn by_disconnection(mut self) -> Self {
+        if self.kind == LibvirtErrorKind::Other {
+            self.kind = LibvirtErrorKind::Disconnected;
+        }
+        self
     }
 
     /// What kind of failure it is.
@@ -102,13 +138,41 @@ pub(super) fn number(error: &Error) -> Option<ErrorNumber> {
     }
 }
 
+fn denied(error: &Error) -> bool {
+    error.message().contains("Permission denied")
+        || error.message().contains("authentication")
+        || matches!(number(error), Some(ErrorNumber::AuthFailed | ErrorNumber::AuthUnavailable))
+}
+
+/// What kind of failure code and text are. libvirt has codes for most; its own texts may be translated, those of QEMU that it
+/// passes on never are.
+fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
+    match number {
+        Some(ErrorNumber::NoDomain) => LibvirtErrorKind::NoDomain,
+        Some(ErrorNumber::DeviceMissing) => LibvirtErrorKind::NoDevice,
+        Some(ErrorNumber::NoDomainSnapshot) => LibvirtErrorKind::NoSnapshot,
+        Some(ErrorNumber::BlockCopyActive) => LibvirtErrorKind::ActiveBlockJob,
+        Some(ErrorNumber::OperationAborted) => LibvirtErrorKind::Aborted,
+        Some(ErrorNumber::OperationTimeout) => LibvirtErrorKind::DomainBusy,
+        _ => TEXTS.iter().find(|(part, _)| text.contains(part)).map_or(LibvirtErrorKind::Other, |(_, kind)| *kind),
+    }
+}
+
+/// Failures that have no code of their own.
+const TEXTS: [(&str, LibvirtErrorKind); 4] = [
+    // QEMU qmp_device_del.
+    ("is already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
+    // QEMU pcie_cap_slot_unplug_request_cb.
+    ("guest is busy (power indicator blinking)", LibvirtErrorKind::GuestBusy),
+    // libvirt qemuMigrationSrcIsAllowed.
+    ("active block job", LibvirtErrorKind::ActiveBlockJob),
+    // strerror(ENOMEM), from QEMU's vfio_dma_map and libvirt's setrlimit.
+    ("Cannot allocate memory", LibvirtErrorKind::NoMemory),
+];
+
 impl From<Error> for LibvirtError {
     fn from(error: Error) -> Self {
-        let kind = match number(&error) {
-            Some(ErrorNumber::NoDomain) => LibvirtErrorKind::NoDomain,
-            _ => LibvirtErrorKind::Other,
-        };
-        Self::new(kind, error.code().to_raw(), error.message())
+        Self::new(kind(number(&error), error.message()), error.code().to_raw(), error.message())
     }
 }
 

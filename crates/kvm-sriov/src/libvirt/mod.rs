@@ -1,18 +1,20 @@
 //! libvirtd, through libvirt's C API. The only place that names the crate `virt`.
 //!
-//! * `connection` - [`Libvirt`]: one connection, whose every call ends at a deadline
+//! * `connection` - [`Libvirt`]: calls that end at a deadline, over a connection that is opened anew when it broke
 //! * `event_loop` - the thread that libvirt's keepalive and events need
+//! * `watch` - where events and the end of a connection go
+//! * `migration` - [`Migration`]: how a domain is moved, in virsh's words
 //! * `error` - [`LibvirtError`]: libvirt's code and text, sorted by what an action does about them
+//! * `ffi` - calls that `virt` lacks or gets wrong; the only module with `unsafe`
 //!
 //! What an action needs is the trait [`Hypervisor`], so that error paths can be shown without a libvirtd that fails.
-//! Calls that `virt` lacks (events, detach by alias, save parameters, abort of a job) get a module of their own here, the
-//! only one that may hold `unsafe`.
 
 mod connection;
 mod error;
 mod event_loop;
 mod ffi;
 mod migration;
+mod watch;
 
 pub use connection::Libvirt;
 pub use error::{LibvirtError, LibvirtErrorKind};
@@ -92,6 +94,25 @@ pub enum JobKind {
     /// Anything else.
     #[default]
     Other,
+}
+
+/// A job on a disk, such as a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockJob {
+    /// Bytes done. The guest goes on writing, so this and `all` may grow.
+    pub done: u64,
+    /// All bytes; 0 while QEMU has not begun.
+    pub all: u64,
+}
+
+impl BlockJob {
+    /// Whether the copy is equal to the disk and can take its place.
+    ///
+    /// # Source
+    /// libvirt `qemuBlockJobInfoTranslate`: the two are equal only when QEMU says that the job is ready.
+    pub fn is_ready(self) -> bool {
+        self.all > 0 && self.done == self.all
+    }
 }
 
 /// What libvirt says of a domain while it is watched.
@@ -221,4 +242,15 @@ pub trait Hypervisor: Send + Sync {
     fn delete_snapshot(&self, domain: &DomainRef, name: &str, metadata_only: bool) -> Result<(), LibvirtError>;
     /// Makes a snapshot known that the domain's disks hold already, and if `current` the current one.
     fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError>;
+    /// Starts copying a disk of a running domain into an image that exists already. `Ok` means "begun".
+    ///
+    /// * `disk` - its target, such as `vda`
+    /// * `target_xml` - a `<disk>` that names the image and its format
+    /// * `shallow` - only the top image is copied; the new one has a backing file already
+    fn block_copy(&self, domain: &DomainRef, disk: &str, target_xml: &str, shallow: bool) -> Result<(), LibvirtError>;
+    /// The job that runs on a disk; `None` when none does.
+    fn block_job(&self, domain: &DomainRef, disk: &str) -> Result<Option<BlockJob>, LibvirtError>;
+    /// Ends the job on a disk. `pivot`: the domain goes on with the copy, which must be ready; otherwise with the disk it has,
+    /// and the copy is worth nothing.
+    fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError>;
 }

@@ -3,15 +3,18 @@
 //! * `unplug` - the engine that asks a guest to release devices
 //! * `plug` - free VFs are claimed and plugged in, in order
 //! * `adopt` - a domain of the stock driver, or of the driver of 2013, becomes one of ours
+//! * `clock` - sets the clock of a guest that stood still
 //! * `watcher` - plugs back what leaves after everybody stopped waiting
 
 mod adopt;
+pub(crate) mod clock;
 mod plug;
 mod unplug;
 mod watcher;
 
 use std::path::Path;
 
+pub use clock::sync_clock;
 pub use unplug::{Outcome, unplug};
 pub use watcher::watch;
 
@@ -20,9 +23,10 @@ pub(crate) use unplug::is_passing;
 
 use crate::DeployId;
 use crate::claims::{ClaimStore, Owner, VmLock};
+use crate::detached;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::libvirt::DomainRef;
+use crate::libvirt::{DomainRef, RunState};
 use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
 
 /// What an action finds when it looks for its VM.
@@ -30,7 +34,7 @@ pub(crate) enum Found<'a> {
     /// A VM with VFs, locked.
     WithVfs(Box<Vm<'a>>),
     /// A VM without: neither claims nor maps were touched.
-    Plain(DomainRef, LiveDomain),
+    Plain(DomainRef),
 }
 
 /// A running VM with VFs, whose lock is held.
@@ -91,7 +95,7 @@ impl<'a> Vm<'a> {
         let domain = host.find(id)?;
         let live = read(host, &domain)?;
         if wanted(&live)?.is_none() && adopt::adoptable(host, &live).is_empty() {
-            return Ok(Found::Plain(domain, live));
+            return Ok(Found::Plain(domain));
         }
         Ok(Found::WithVfs(Box::new(Self::lock(host, action, domain, data)?)))
     }
@@ -135,6 +139,26 @@ impl<'a> Vm<'a> {
     /// It, as the owner of claims.
     pub(crate) fn owner(&self) -> Owner {
         self.domain.owner()
+    }
+
+    /// Refuses what an unplug could not help: the guest can't answer, or a device that is not ours stays with its host.
+    ///
+    /// * `what` - "saved", "migrated" ...
+    pub(crate) fn check_can_leave(&self, what: &'static str) -> Result<(), Cause> {
+        let vm = self.domain.name.clone();
+        let ours = self.plugged();
+        let foreign = self.live.hostdevs.iter().find(|device| ours.iter().all(|plugged| plugged.device != **device));
+        if let Some(device) =
+            foreign.map(|device| device.vf.to_string()).or_else(|| self.live.other_hostdevs.first().cloned())
+        {
+            return Err(Cause::ForeignDevice { vm, device, what });
+        }
+        let how = match self.host.hypervisor().state(&self.domain)? {
+            Some(RunState::Running) | None => return Ok(()),
+            Some(RunState::PmSuspended) => "suspended by itself",
+            Some(_) => "paused",
+        };
+        if ours.is_empty() { Ok(()) } else { Err(Cause::NotRunning { vm, how }) }
     }
 
     /// Reads the live XML anew. What is wanted stays as this action knows it.
@@ -243,7 +267,7 @@ impl<'a> Vm<'a> {
             }
             _ => Vec::new(),
         };
-        self.reread()?;
+        self.host.patiently(|| read(self.host, &self.domain)).map(|live| self.live = live)?;
         let missing = self.missing();
         self.plug(&missing)?;
         if pending.is_empty() {
@@ -251,7 +275,7 @@ impl<'a> Vm<'a> {
         }
         self.set_operation(Some(OperationKind::PendingUnplug { positions: pending }))?;
         self.store.settle(&self.owner())?;
-        watcher::start(self.host, &self.domain);
+        detached::start(self.host, detached::WATCHER, &self.domain);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind};
+use crate::span::{Kind, Span};
 use crate::xml::{LiveDomain, XmlError};
 
 /// A guest that says nothing is asked again: one that still boots forgets what it was asked.
@@ -161,7 +162,7 @@ impl Engine<'_> {
             match error.kind() {
                 // It was asked before, by us or by somebody else: that request stands.
                 LibvirtErrorKind::UnplugInProgress => {}
-                LibvirtErrorKind::GuestBusy => request.again = NEVER_SOONER,
+                LibvirtErrorKind::GuestBusy | LibvirtErrorKind::DomainBusy => request.again = NEVER_SOONER,
                 LibvirtErrorKind::NoDevice | LibvirtErrorKind::NoAnswer => return Some(Next::Look),
                 LibvirtErrorKind::NoDomain => {
                     self.close_all(&Outcome::DomainGone);
@@ -184,11 +185,15 @@ impl Engine<'_> {
     /// Waits for an event, until something is due.
     fn listen(&mut self, events: &Events) -> Next {
         let due = self.requests.iter().filter_map(Request::due).min().unwrap_or(self.deadline).min(self.deadline);
-        match events.next(due.saturating_duration_since(Instant::now())) {
+        let heard = {
+            let _span = Span::begin(Kind::Guest, "unplug");
+            events.next(due.saturating_duration_since(Instant::now()))
+        };
+        match heard {
             None => Next::Ask,
             Some(Event::DeviceRemoved(alias)) => {
-                let heard = |request: &&mut Request<'_>| request.alias == alias && request.is_open();
-                if let Some(request) = self.requests.iter_mut().find(heard) {
+                let is_it = |request: &&mut Request<'_>| request.alias == alias && request.is_open();
+                if let Some(request) = self.requests.iter_mut().find(is_it) {
                     request.outcome = Some(Outcome::Released);
                 }
                 // Read once, when all have been heard of.

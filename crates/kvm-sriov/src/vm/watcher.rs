@@ -3,7 +3,6 @@
 //! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted,
 //! when it is resumed, or when it is reset; then it has lost a VF that nobody wanted out any more.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{Vm, is_passing};
@@ -14,27 +13,8 @@ use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
 use crate::xml::OperationKind;
 
-/// The program, beside the actions.
-const PROGRAM: &str = "sriov_watcher";
-
 /// How often it looks without having been told of anything, and tries again when libvirtd is away.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// Starts the watcher for a domain. Where it can't be started the next action or probe does its work.
-pub(super) fn start(host: &Host, domain: &DomainRef) {
-    let program = host.driver_dir().join(PROGRAM);
-    let started = Command::new(&program)
-        .arg(domain.uuid.as_str())
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    match started {
-        Ok(child) => log::info!("{} is watched for VFs that leave late (pid {})", domain.name, child.id()),
-        Err(error) => log::warn!("{} was not started ({error}): kvm-sriov reconcile does its work", program.display()),
-    }
-}
 
 /// Plugs back what a domain with a pending unplug loses, until nothing is pending any more, the domain is gone, or
 /// SRIOV_UNPLUG_GRACE has passed.

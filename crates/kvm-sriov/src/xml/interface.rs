@@ -52,7 +52,13 @@ pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>) -> String {
 /// The `<interface>` of the dummy that carries the IP address of an SR-IOV NIC into the guest: on the dummies' bridge, with
 /// model, target, filter and bandwidth of the NIC. Its boot order is the host device's; its script was written for another
 /// bridge.
-pub fn dummy_of(nic: &VmNic, defaults: NicDefaults<'_>, position: Position, mac: MacAddress, bridge: &str) -> String {
+pub fn dummy_interface_of(
+    nic: &VmNic,
+    defaults: NicDefaults<'_>,
+    position: Position,
+    mac: MacAddress,
+    bridge: &str,
+) -> String {
     let mut parts = vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{mac}'/>")];
     parts.extend(nic.target.as_ref().map(|target| format!("<target dev='{}'/>", Escaped(target))));
     parts.extend(device_parts(nic, defaults));

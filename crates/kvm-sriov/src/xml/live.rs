@@ -22,6 +22,8 @@ pub struct LiveDomain {
     pub uuid: DomainUuid,
     /// Its PCI host devices, ours or not.
     pub hostdevs: Vec<LiveHostdev>,
+    /// Its host devices that are no PCI functions, such as `usb` or `mdev`: none of them is ours.
+    pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
     /// Its mediated devices: UUID and alias of each.
@@ -96,6 +98,10 @@ impl LiveDomain {
                 .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
+            other_hostdevs: all("hostdev")
+                .filter_map(|hostdev| hostdev.attribute("type").filter(|kind| *kind != "pci"))
+                .map(str::to_owned)
+                .collect(),
             interfaces: all("interface").map(LiveInterface::read).collect::<Result<_, _>>()?,
             mediated: all("hostdev").filter_map(mediated).collect(),
             free: FreeAddresses::of(domain),

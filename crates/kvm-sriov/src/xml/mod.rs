@@ -10,6 +10,7 @@
 
 mod deployment;
 mod guest_bus;
+mod image;
 mod interface;
 mod live;
 mod metadata;
@@ -28,7 +29,8 @@ use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
 pub use guest_bus::{FreeAddresses, Place};
-pub use interface::{NicDefaults, dummy_of, interface_of, pci_of};
+pub use image::image_for;
+pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
@@ -135,6 +137,9 @@ impl<T: Display> Display for OneLine<T> {
 /// What the alias of each of our host devices begins with.
 const ALIAS: &str = "ua-sriov-";
 
+/// What the alias of each of our dummies begins with.
+const DUMMY_ALIAS: &str = "ua-sriov-dummy-";
+
 /// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
 ///
 /// # Source
@@ -145,7 +150,7 @@ pub fn alias_of(position: Position) -> String {
 
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
 pub fn dummy_alias_of(position: Position) -> String {
-    format!("ua-sriov-dummy-{position}")
+    format!("{DUMMY_ALIAS}{position}")
 }
 
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.

@@ -15,6 +15,7 @@ pub struct VmData {
     pcis: Vec<VmPci>,
     aliases: Vec<VmAlias>,
     vcpus: Option<u32>,
+    tm_mad: Option<String>,
 }
 
 /// A network interface of a VM, as OpenNebula describes it. Texts are as they stand there, not checked: libvirt has the
@@ -117,7 +118,13 @@ impl VmData {
             pcis: all("PCI").filter_map(|pci| VmPci::read(pci).transpose()).collect::<Result<_, _>>()?,
             aliases: all("NIC_ALIAS").filter_map(VmAlias::read).collect(),
             vcpus: children(vm, "TEMPLATE").find_map(|template| number(template, "VCPU")),
+            tm_mad: child(top, "DATASTORE").and_then(|datastore| text(datastore, "TM_MAD")),
         })
+    }
+
+    /// The transfer driver of the system datastore that the VM lies in.
+    pub fn tm_mad(&self) -> Option<&str> {
+        self.tm_mad.as_deref()
     }
 
     /// The NICs, in OpenNebula's order.

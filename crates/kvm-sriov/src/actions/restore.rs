@@ -1,0 +1,245 @@
+//! `restore`: a VM comes back from a file, with VFs of the same roots.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use super::gone;
+use crate::DeployId;
+use crate::claims::{Claim, ClaimStore, Owner, Request, VmLock};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::image::Image;
+use crate::libvirt::{DomainRef, RunState};
+use crate::sudo::Sudo;
+use crate::vf_map::VfMap;
+use crate::vm::{self, Vm};
+use crate::vm_dir::VmDir;
+use crate::wire::Input;
+use crate::xml::{LiveDomain, OperationKind, Wanted, image_for};
+
+/// Between two tries of a restore that failed.
+///
+/// # Source
+/// OpenNebula's stock driver: VIRSH_RETRIES tries, 1 s apart.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Starts the domain that `checkpoint` holds, and removes the checkpoint when it runs. Each of its SR-IOV NICs has a free VF
+/// of its root, at the guest address it had, before the first CPU runs.
+///
+/// * `input` - the transfer driver's `restore.<TM>`, run first when there is no checkpoint, or an empty one
+///
+/// # Errors
+/// Nothing runs and nothing is claimed; the checkpoint is as it was. Once a CPU may have run, the checkpoint is never used
+/// again: then the error says what is left.
+///
+/// # Source
+/// OpenNebula's stock `restore`.
+pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+    let is_empty = checkpoint.metadata().map_or(true, |metadata| metadata.len() == 0);
+    if let Some(hook) = input.and_then(|input| input.hook.as_ref()).filter(|_| is_empty) {
+        hook.run();
+    }
+    let image = Image::at(checkpoint);
+    if image.is_spent() && finish_earlier(host, &image).map_err(untouched)? {
+        return Ok(());
+    }
+    let text = host
+        .hypervisor()
+        .image_xml(checkpoint)
+        .map_err(|source| untouched(Cause::Call { what: format!("restore from {}", checkpoint.display()), source }))?;
+    let of_image = |source| Cause::Xml { what: format!("the domain in {}", checkpoint.display()), source };
+    let saved = LiveDomain::parse(&text).map_err(|source| untouched(of_image(source)))?;
+    let wanted = vm::wanted(&saved).map_err(untouched)?;
+    let restoring = Restoring { host, image: &image, text: &text, saved: &saved };
+    let domain = match wanted.filter(|wanted| !wanted.nics.is_empty()) {
+        None => restoring.plain().map_err(untouched)?,
+        Some(wanted) => restoring.with_vfs(wanted)?,
+    };
+    vm::clock::start(host, &domain);
+    if let Ok(dir) = VmDir::of(checkpoint) {
+        dir.redefine_snapshots(host.hypervisor(), &domain);
+    }
+    Ok(())
+}
+
+/// A restore that was cut off after its commit: the domain has its VFs, and only its CPUs wait. Whether this was one.
+fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
+    for domain in host.hypervisor().domains()? {
+        let live = vm::read(host, &domain)?;
+        let operation = vm::wanted(&live)?.and_then(|wanted| wanted.operation);
+        let is_it = |kind: &OperationKind| matches!(kind, OperationKind::Restore { checkpoint } if checkpoint == image.checkpoint());
+        if operation.is_some_and(|operation| is_it(&operation.kind)) {
+            // Taking the lock puts it right: it is resumed.
+            Vm::lock(host, "restore", domain, None)?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+struct Restoring<'a> {
+    host: &'a Host,
+    image: &'a Image,
+    text: &'a str,
+    saved: &'a LiveDomain,
+}
+
+impl Restoring<'_> {
+    fn owner(&self) -> Owner {
+        Owner { vm: self.saved.name.clone(), uuid: Some(self.saved.uuid.clone()) }
+    }
+
+    /// The domain, if it is here. One that suspended itself to memory is only to be woken.
+    fn existing(&self) -> Result<Option<DomainRef>, Cause> {
+        let found = self.host.hypervisor().find(&DeployId::Name(self.saved.name.clone()))?;
+        let Some(domain) = found.filter(|domain| domain.id.is_some()) else { return Ok(None) };
+        if self.host.hypervisor().state(&domain)? != Some(RunState::PmSuspended) {
+            return Err(Cause::Exists { name: domain.name });
+        }
+        self.host.hypervisor().wake_up(&domain)?;
+        Ok(Some(domain))
+    }
+
+    fn prepare(&self) {
+        if self.host.kvmrc().cleanup_memory_on_start() {
+            Sudo::ask().compact_memory();
+        }
+    }
+
+    fn xml(&self, wanted: Option<&Wanted>) -> Result<String, Cause> {
+        let checkpoint = self.image.checkpoint();
+        image_for(self.text, checkpoint, wanted, self.host.kvmrc().dummy_bridge().filter(|_| wanted.is_some()))
+            .map_err(|source| Cause::Xml { what: format!("the domain in {}", checkpoint.display()), source })
+    }
+
+    /// Has libvirt start the domain, trying again as often as the stock driver does.
+    fn start(&self, xml: &str, paused: bool) -> Result<DomainRef, Cause> {
+        let checkpoint = self.image.checkpoint();
+        let hypervisor = self.host.hypervisor();
+        let mut tries = self.host.kvmrc().retries();
+        while let Err(source) = hypervisor.restore(checkpoint, xml, paused) {
+            tries = tries.saturating_sub(1);
+            let failed = Cause::Call { what: format!("restore from {}", checkpoint.display()), source };
+            if tries == 0 || self.running()?.is_some() {
+                return Err(failed);
+            }
+            log::warn!("{failed}; it is tried again");
+            thread::sleep(AGAIN);
+        }
+        self.running()?.ok_or_else(|| Cause::Absent { id: self.saved.name.to_string() })
+    }
+
+    fn running(&self) -> Result<Option<DomainRef>, Cause> {
+        let id = DeployId::Uuid(self.saved.uuid.clone());
+        self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?))
+    }
+
+    fn plain(&self) -> Result<DomainRef, Cause> {
+        if let Some(domain) = self.existing()? {
+            return Ok(domain);
+        }
+        let xml = self.xml(None)?;
+        self.prepare();
+        let domain = self.start(&xml, false)?;
+        self.image.spend().and_then(|()| self.image.remove_used()).unwrap_or_else(|cause| {
+            log::warn!("{cause}; the domain runs, the checkpoint must not be used again");
+        });
+        Ok(domain)
+    }
+
+    fn with_vfs(&self, wanted: Wanted) -> Result<DomainRef, ActionError> {
+        let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+        if let Some(domain) = self.existing().map_err(untouched)? {
+            return Ok(domain);
+        }
+        let store = self.host.claims().map_err(|error| untouched(error.into()))?;
+        let timeout = self.host.kvmrc().lock_timeout();
+        let lock = store.lock_vm(&self.saved.name, "restore", timeout).map_err(|error| untouched(error.into()))?;
+        let wanted = Wanted {
+            operation: Some(OperationKind::Restore { checkpoint: self.image.checkpoint().to_owned() }.into()),
+            ..wanted
+        };
+        let xml = self.xml(Some(&wanted)).map_err(untouched)?;
+        let claims = self.claim(&store, &wanted).map_err(untouched)?;
+        self.prepare();
+        let domain = match self.start(&xml, true) {
+            Ok(domain) => domain,
+            Err(cause) => return Err(self.undo(&store, cause, &claims)),
+        };
+        self.run(domain, store, lock, &claims)
+    }
+
+    /// A VF for every NIC, before anything is started.
+    fn claim(&self, store: &ClaimStore, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
+        self.host.dummy_bridge()?;
+        let maps: Vec<VfMap> = self.host.maps_of(wanted.nics.iter().map(|nic| &nic.root))?;
+        let backing = self.host.recover(store, &maps, "restore")?;
+        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        let owner = self.owner();
+        let claims = store.claim_all(&Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] }, &backing)?;
+        for claim in &claims {
+            self.host.journal().vf("restore", &owner.vm, &claim.root, claim.vf, "claimed");
+        }
+        Ok(claims)
+    }
+
+    /// Gives the paused domain its VFs, commits, and lets it run.
+    fn run(
+        &self,
+        domain: DomainRef,
+        store: ClaimStore,
+        lock: VmLock,
+        claims: &[Claim],
+    ) -> Result<DomainRef, ActionError> {
+        let vm = Vm::locked(self.host, "restore", domain.clone(), store.clone(), lock, None).and_then(|mut vm| {
+            let nics = vm.missing();
+            vm.plug(&nics)?;
+            self.image.spend()?;
+            Ok(vm)
+        });
+        let mut vm = match vm {
+            Ok(vm) => vm,
+            Err(cause) => return Err(self.undo(&store, cause, claims)),
+        };
+        // From here on the checkpoint is not to be used again: what fails now is finished by whoever looks next.
+        let finished = self
+            .host
+            .patiently(|| Ok(self.host.hypervisor().resume(&vm.domain)?))
+            .and_then(|()| vm.finish())
+            .and_then(|()| self.image.remove_used());
+        match finished {
+            Ok(()) => Ok(domain),
+            Err(cause) => Err(ActionError::new(
+                "restore",
+                cause,
+                HostState::Left(format!(
+                    "{} is there with its VFs; kvm-sriov reconcile, or its next action, lets it run",
+                    domain.name
+                )),
+            )),
+        }
+    }
+
+    /// No CPU has run: the domain goes, its claims are free, and the checkpoint is what it was.
+    fn undo(&self, store: &ClaimStore, cause: Cause, claims: &[Claim]) -> ActionError {
+        let undone = self.running().and_then(|found| match found {
+            Some(domain) => gone::destroy(self.host, &domain),
+            None => Ok(()),
+        });
+        match undone.and_then(|()| Ok(gone::release(self.host, store, &self.owner(), "restore")?)) {
+            Ok(()) => ActionError::new("restore", cause, HostState::NothingRestored),
+            Err(undo) => {
+                let vfs: Vec<String> = claims.iter().map(|claim| claim.vf.to_string()).collect();
+                let left = format!(
+                    "the checkpoint is as it was; VF {} stays claimed by {} until it is seen whether the domain is there",
+                    vfs.join(", "),
+                    self.saved.name
+                );
+                let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+                ActionError::new("restore", cause, HostState::Left(left))
+            }
+        }
+    }
+}

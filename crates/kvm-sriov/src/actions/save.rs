@@ -1,0 +1,203 @@
+//! `save`: a VM goes into a file, for suspend, stop and cold migration.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::gone;
+use crate::DeployId;
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::image::Image;
+use crate::libvirt::{DomainRef, JobKind, LibvirtErrorKind};
+use crate::sudo::Sudo;
+use crate::vm::{Found, Vm};
+use crate::wire::Input;
+use crate::xml::OperationKind;
+
+/// A disk's block job ends by itself: how often and how long it is waited for.
+///
+/// # Source
+/// OpenNebula's stock driver: three tries, 5 s apart.
+const BLOCK_JOB_TRIES: usize = 3;
+const BLOCK_JOB_WAIT: Duration = Duration::from_secs(5);
+
+/// Saves the domain into `checkpoint` and ends it. VFs are unplugged before, and free afterwards.
+///
+/// The image has its name only when it is complete; an older checkpoint is kept as `<checkpoint>.<seconds since 1970>`.
+///
+/// * `input` - OpenNebula's description of the VM, for a domain that is adopted, and the transfer driver's `save.<TM>`, which
+///   is run when the image is there
+///
+/// # Errors
+/// Nothing was saved, and the domain runs on with its VFs. A guest that did not release a VF in time may do so later: the
+/// VF is then plugged back, and the error says so.
+///
+/// # Source
+/// OpenNebula's stock `save`.
+pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
+    match Vm::open(host, "save", id, input.map(|input| &input.vm))
+        .map_err(|cause| ActionError::untouched("save", cause))?
+    {
+        Found::Plain(domain) => plain(host, &domain, checkpoint)
+            .map_err(|cause| ActionError::new("save", cause, HostState::NothingSaved))?,
+        Found::WithVfs(vm) => with_vfs(*vm, checkpoint)?,
+    }
+    if host.kvmrc().cleanup_memory_on_stop() {
+        Sudo::ask().compact_memory();
+    }
+    if let Some(hook) = input.and_then(|input| input.hook.as_ref()) {
+        hook.run();
+    }
+    Ok(())
+}
+
+/// A VM without VFs is saved as the stock driver does it.
+fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Cause> {
+    let what = || format!("save {} to {}", domain.name, checkpoint.display());
+    if checkpoint.is_file() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut older = checkpoint.as_os_str().to_owned();
+        older.push(format!(".{now}"));
+        log::info!("{} is there already: it is now {}", checkpoint.display(), Path::new(&older).display());
+        fs::rename(checkpoint, older).map_err(Cause::file("rename", checkpoint))?;
+    }
+    File::create(checkpoint)
+        .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o666)))
+        .map_err(Cause::file("make", checkpoint))?;
+    write(host, domain, checkpoint).map_err(|cause| match cause {
+        Cause::Libvirt(source) => Cause::Call { what: what(), source },
+        other => other,
+    })
+}
+
+/// Saves, and waits for block jobs of the domain's disks.
+fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
+    for _ in 1..BLOCK_JOB_TRIES {
+        match host.hypervisor().save(domain, file) {
+            Err(error) if error.kind() == LibvirtErrorKind::ActiveBlockJob => {
+                log::info!("a block job runs on a disk of {}: it is waited for", domain.name);
+                thread::sleep(BLOCK_JOB_WAIT);
+            }
+            other => return Ok(other?),
+        }
+    }
+    Ok(host.hypervisor().save(domain, file)?)
+}
+
+fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
+    vm.check_can_leave("saved").map_err(|cause| ActionError::untouched("save", cause))?;
+    let image = Image::at(checkpoint);
+    let saved = go_out(&mut vm, &image).and_then(|()| into(&vm, &image));
+    match saved {
+        Ok(()) => {
+            // The image is there: nothing may fail any more.
+            if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), "save") {
+                log::warn!("{error}; {} is saved, its VFs are freed by the next action that looks", vm.domain.name);
+            }
+            Ok(())
+        }
+        Err(cause) => Err(undo(vm, &image, cause)),
+    }
+}
+
+/// Everything that must leave the domain before it can be saved.
+fn go_out(vm: &mut Vm<'_>, image: &Image) -> Result<(), Cause> {
+    let path = image.prepare()?;
+    vm.begin(OperationKind::Save, Some(&path))?;
+    let devices = vm.plugged();
+    vm.unplug(&devices)
+}
+
+/// Writes the image and gives it its name.
+fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
+    let (host, domain) = (vm.host, &vm.domain);
+    let path = image.unfinished();
+    let failed = |cause: Cause| match cause {
+        Cause::Libvirt(source) => {
+            Cause::Call { what: format!("save {} to {}", domain.name, image.checkpoint().display()), source }
+        }
+        other => other,
+    };
+    // Whatever the call said: only a domain that is gone and an image that is complete are a save.
+    if let Err(cause) = write(host, domain, &path) {
+        let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
+        if !is_saved {
+            return Err(failed(cause));
+        }
+    }
+    image.commit()
+}
+
+/// Puts everything back as it was, or says exactly what is left.
+fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
+    let gone = vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain));
+    match gone {
+        Ok(false) => {}
+        // An image that could not get its name stays what it is: the only copy of the VM's memory.
+        Ok(true) if image.is_written() => {
+            let path = image.unfinished();
+            let text =
+                format!("the domain is saved in {}; kvm-sriov reconcile starts it again from there", path.display());
+            return ActionError::new("save", cause, HostState::Left(text));
+        }
+        Ok(true) => {
+            let released = gone::release(vm.host, &vm.store, &vm.owner(), "save").map_err(Cause::from);
+            return match released.and_then(|()| image.discard()) {
+                Ok(()) => {
+                    ActionError::new("save", cause, HostState::Left("nothing was saved, the domain is gone".into()))
+                }
+                Err(undo) => failed_twice(cause, undo, "nothing was saved, the domain is gone".into()),
+            };
+        }
+        Err(undo) => return failed_twice(cause, undo, left(&vm)),
+    }
+    let undone = end_job(&vm).and_then(|()| image.discard()).and_then(|()| vm.plug_back(&cause));
+    match undone {
+        Ok(()) => {
+            let state = pending(&cause).map_or(HostState::NothingSaved, HostState::Left);
+            ActionError::new("save", cause, state)
+        }
+        Err(undo) => failed_twice(cause, undo, left(&vm)),
+    }
+}
+
+/// What is to be said when the guest may still release a VF.
+fn pending(cause: &Cause) -> Option<String> {
+    let Cause::NotReleased { .. } = cause else { return None };
+    Some(
+        "nothing was saved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
+         back (is the guest's PCI hot-plug driver loaded?)"
+            .into(),
+    )
+}
+
+/// Devices can't be changed while libvirt still works on a save that broke.
+fn end_job(vm: &Vm<'_>) -> Result<(), Cause> {
+    let hypervisor = vm.host.hypervisor();
+    let mut asked = false;
+    vm.host.patiently(|| {
+        while hypervisor.job(&vm.domain)?.is_some_and(|job| job.kind == JobKind::Save) {
+            if !asked {
+                hypervisor.abort_job(&vm.domain)?;
+                asked = true;
+            }
+            thread::sleep(crate::host::POLL);
+        }
+        Ok(())
+    })
+}
+
+fn left(vm: &Vm<'_>) -> String {
+    format!(
+        "nothing was saved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
+        vm.domain.name
+    )
+}
+
+fn failed_twice(cause: Cause, undo: Cause, left: String) -> ActionError {
+    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+    ActionError::new("save", cause, HostState::Left(left))
+}

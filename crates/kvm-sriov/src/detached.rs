@@ -1,0 +1,37 @@
+//! Programs that go on when the action that started them has ended.
+
+use std::process::{Command, Stdio};
+
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+
+/// Plugs back what leaves a domain after its action stopped waiting.
+pub(crate) const WATCHER: &str = "sriov_watcher";
+
+/// Sets the clock of a guest that stood still.
+pub(crate) const CLOCK: &str = "sriov_clock";
+
+/// Starts one of the driver's programs for a domain, without any tie to this process but its parenthood: OpenNebula waits
+/// until nobody holds its pipes any more. It makes itself a session of its own. Where it can't be started, a line in the
+/// log says so: nothing that it does is lost, only late.
+pub(crate) fn start(host: &Host, program: &str, domain: &DomainRef) {
+    let path = host.driver_dir().join(program);
+    let started = Command::new(&path)
+        .arg(domain.uuid.as_str())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    match started {
+        Ok(child) => log::debug!("{program} runs for {} (pid {})", domain.name, child.id()),
+        Err(error) => log::warn!("{} was not started for {}: {error}", path.display(), domain.name),
+    }
+}
+
+/// Makes this process one that no terminal and no ssh ends. To be called by such a program first.
+pub fn detach() {
+    if let Err(error) = nix::unistd::setsid() {
+        log::debug!("no session of its own: {error}");
+    }
+}

@@ -1,0 +1,160 @@
+//! Save images: written beside their place, and there only when they are complete.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::Cause;
+
+/// How a save image begins when all of it is written, and before.
+///
+/// # Source
+/// libvirt `src/qemu/qemu_saveimage.h`: QEMU_SAVE_MAGIC, QEMU_SAVE_PARTIAL.
+const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
+
+/// A checkpoint, and the names it has on its way.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    checkpoint: PathBuf,
+}
+
+impl Image {
+    /// The image that OpenNebula knows by this path.
+    pub(crate) fn at(checkpoint: &Path) -> Self {
+        Self { checkpoint: checkpoint.to_owned() }
+    }
+
+    /// The image that has this path while it is being written.
+    pub(crate) fn of_unfinished(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(UNFINISHED)?;
+        Some(Self { checkpoint: path.with_file_name(name) })
+    }
+
+    /// Its path when it is complete and no CPU has run from it.
+    pub(crate) fn checkpoint(&self) -> &Path {
+        &self.checkpoint
+    }
+
+    /// Its path while it is written.
+    pub(crate) fn unfinished(&self) -> PathBuf {
+        self.sibling(".", UNFINISHED)
+    }
+
+    /// Its path once a domain runs, or is about to run, from it: it must never be used again, because the disks are newer.
+    pub(crate) fn used(&self) -> PathBuf {
+        self.sibling("", ".used")
+    }
+
+    fn sibling(&self, before: &str, after: &str) -> PathBuf {
+        let mut name = OsString::from(before);
+        name.push(self.checkpoint.file_name().unwrap_or_default());
+        name.push(after);
+        self.checkpoint.with_file_name(name)
+    }
+
+    /// Makes the empty file that libvirt is to write into: libvirt keeps the owner of a file that is there, and QEMU of any
+    /// user may write into this one. What a dead process left under the name goes.
+    pub(crate) fn prepare(&self) -> Result<PathBuf, Cause> {
+        let path = self.unfinished();
+        self.discard()?;
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o666).open(&path);
+        // The mode that open gave is less by the umask.
+        made.and_then(|file| file.set_permissions(Permissions::from_mode(0o666)))
+            .map_err(Cause::file("make", &path))?;
+        Ok(path)
+    }
+
+    /// Removes what was written so far.
+    pub(crate) fn discard(&self) -> Result<(), Cause> {
+        remove(&self.unfinished())
+    }
+
+    /// Whether what was written is a complete image.
+    pub(crate) fn is_written(&self) -> bool {
+        is_complete(&self.unfinished()).unwrap_or(false)
+    }
+
+    /// Gives a complete image its name. An older one of that name is kept under `<name>.<seconds since 1970>`, as with the
+    /// stock driver.
+    pub(crate) fn commit(&self) -> Result<(), Cause> {
+        let path = self.unfinished();
+        if !is_complete(&path).map_err(Cause::file("read", &path))? {
+            return Err(Cause::BadImage { path });
+        }
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Cause::file("sync", &path))?;
+        if self.checkpoint.exists() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let kept = self.sibling("", &format!(".{now}"));
+            log::info!("{} is there already: it is now {}", self.checkpoint.display(), kept.display());
+            fs::rename(&self.checkpoint, &kept).map_err(Cause::file("rename", &self.checkpoint))?;
+        }
+        fs::rename(&path, &self.checkpoint).map_err(Cause::file("rename", &path))?;
+        self.sync_directory()
+    }
+
+    /// Marks the image as used: from now on a domain may run from it.
+    pub(crate) fn spend(&self) -> Result<(), Cause> {
+        fs::rename(&self.checkpoint, self.used()).map_err(Cause::file("rename", &self.checkpoint))?;
+        self.sync_directory()
+    }
+
+    /// Whether a domain runs, or is about to run, from it.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.used().exists() && !self.checkpoint.exists()
+    }
+
+    /// Removes an image that was used.
+    pub(crate) fn remove_used(&self) -> Result<(), Cause> {
+        remove(&self.used())
+    }
+
+    fn sync_directory(&self) -> Result<(), Cause> {
+        let dir = self.checkpoint.parent().unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Cause::file("sync", dir))
+    }
+}
+
+const UNFINISHED: &str = ".kvm-sriov";
+
+fn is_complete(path: &Path) -> io::Result<bool> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(COMPLETE.len() as u64).read_to_end(&mut magic)?;
+    Ok(magic == COMPLETE)
+}
+
+fn remove(path: &Path) -> Result<(), Cause> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_there_only_when_it_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image::at(&dir.path().join("checkpoint"));
+        fs::write(image.checkpoint(), "old").unwrap();
+        let path = image.prepare().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+        fs::write(&path, "LibvirtQemudPart and half of it").unwrap();
+        assert!(!image.is_written());
+        assert!(matches!(image.commit(), Err(Cause::BadImage { .. })));
+        assert_eq!(fs::read(image.checkpoint()).unwrap(), b"old");
+        fs::write(&path, "LibvirtQemudSave and all of it").unwrap();
+        image.commit().unwrap();
+        assert!(!path.exists() && fs::read(image.checkpoint()).unwrap().starts_with(COMPLETE));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "the older one is kept");
+        image.spend().unwrap();
+        assert!(image.is_spent());
+        image.remove_used().unwrap();
+        assert!(!image.is_spent());
+        assert_eq!(Image::of_unfinished(&path).unwrap().checkpoint(), image.checkpoint());
+    }
+}

@@ -1,0 +1,154 @@
+//! What comes from libvirt by itself, and where it goes: events of domains, and the end of a connection.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use virt::sys;
+
+use super::Event;
+
+/// Where the events of a watched domain go. libvirt may run a callback a moment longer than the watcher lives; it then finds
+/// this closed.
+pub(super) struct Sink(Mutex<Option<Sender<Event>>>);
+
+impl Sink {
+    pub(super) fn new(sender: Sender<Event>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(sender))))
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        let mut sender = lock(&self.0);
+        let last = event == Event::Disconnected;
+        // A receiver that is gone wants no more either.
+        if sender.as_ref().is_some_and(|sender| sender.send(event).is_err()) || last {
+            *sender = None;
+        }
+    }
+
+    /// Lets nothing more through. An event that is being sent is in the channel when this returns.
+    pub(super) fn close(&self) {
+        *lock(&self.0) = None;
+    }
+}
+
+/// What a lifecycle event means for a watcher; `None` for what changes nothing for it.
+///
+/// # Source
+/// libvirt `virDomainEventType`. An incoming migration begins with `STARTED`/`MIGRATED`, when its CPUs stand, and ends with
+/// `RESUMED`. `SHUTDOWN` only says that the guest powered off; QEMU is still there, and may boot it again.
+pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
+    match (u32::try_from(event).ok()?, u32::try_from(detail).ok()?) {
+        (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED) => None,
+        (sys::VIR_DOMAIN_EVENT_STARTED | sys::VIR_DOMAIN_EVENT_RESUMED, _) => Some(Event::Resumed),
+        (sys::VIR_DOMAIN_EVENT_SUSPENDED | sys::VIR_DOMAIN_EVENT_PMSUSPENDED, _) => Some(Event::Suspended),
+        (sys::VIR_DOMAIN_EVENT_STOPPED | sys::VIR_DOMAIN_EVENT_CRASHED, _) => Some(Event::Ended),
+        _ => None,
+    }
+}
+
+/// The open connections by number, for the callback that tells the end of one.
+static CONNECTIONS: Mutex<BTreeMap<usize, Weak<Closing>>> = Mutex::new(BTreeMap::new());
+
+/// The end of one connection, and who wants to know of it. libvirt has room for one callback a connection; here they share
+/// it.
+pub(super) struct Closing {
+    number: usize,
+    waiting: Mutex<Waiting>,
+}
+
+struct Waiting {
+    closed: bool,
+    next: usize,
+    calls: BTreeMap<usize, Box<dyn FnOnce() + Send>>,
+}
+
+/// Keeps a wish to know of the end of a connection.
+pub(super) struct Ticket {
+    closing: Arc<Closing>,
+    key: usize,
+}
+
+impl Closing {
+    pub(super) fn new() -> Arc<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting { closed: false, next: 0, calls: BTreeMap::new() };
+        let closing = Arc::new(Self { number, waiting: Mutex::new(waiting) });
+        lock(&CONNECTIONS).insert(number, Arc::downgrade(&closing));
+        closing
+    }
+
+    /// The connection's number, for the callback.
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether the connection has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.waiting).closed
+    }
+
+    /// Calls `call` when the connection ends, and at once if it has ended already. On any thread, with locks of libvirt
+    /// held: it may only send.
+    pub(super) fn tell(self: &Arc<Self>, call: Box<dyn FnOnce() + Send>) -> Ticket {
+        let mut waiting = lock(&self.waiting);
+        let key = waiting.next;
+        waiting.next += 1;
+        if waiting.closed {
+            drop(waiting);
+            call();
+        } else {
+            waiting.calls.insert(key, call);
+        }
+        Ticket { closing: Arc::clone(self), key }
+    }
+
+    fn close(&self) {
+        let calls = {
+            let mut waiting = lock(&self.waiting);
+            waiting.closed = true;
+            std::mem::take(&mut waiting.calls)
+        };
+        for call in calls.into_values() {
+            call();
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        lock(&CONNECTIONS).remove(&self.number);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let call = lock(&self.closing.waiting).calls.remove(&self.key);
+        drop(call);
+    }
+}
+
+/// The connection with this number has ended.
+pub(super) fn closed(number: usize) {
+    let closing = lock(&CONNECTIONS).get(&number).and_then(Weak::upgrade);
+    if let Some(closing) = closing {
+        closing.close();
+    }
+}
+
+/// A panic elsewhere makes none of these wrong.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often libvirt was given a reference and gave one back.
+#[cfg(test)]
+pub(super) mod count {
+    use std::sync::atomic::AtomicUsize;
+
+    pub(crate) static REGISTERED: AtomicUsize = AtomicUsize::new(0);
+    pub(crate) static FREED: AtomicUsize = AtomicUsize::new(0);
+}

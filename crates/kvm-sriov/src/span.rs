@@ -1,0 +1,63 @@
+//! Where the time of an action goes: to the guest, to libvirt, to the copy, to ssh, and what is left is ours.
+//!
+//! A program that finds SRIOV_SPANS in its environment appends a line `<action> <kind> <name> <microseconds>` to that file for
+//! each span. docs/measurements.md is made from them.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// The file that spans are written to, if any.
+static FILE: OnceLock<Option<File>> = OnceLock::new();
+
+/// What the time is spent on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// The guest was waited for.
+    Guest,
+    /// A call to libvirt.
+    Call,
+    /// Memory went into a file, out of one, or to another host.
+    Copy,
+    /// Another host was waited for.
+    Ssh,
+    /// All of an action.
+    Action,
+}
+
+/// A stretch of time, from when it is made until it is dropped.
+pub(crate) struct Span {
+    kind: Kind,
+    name: &'static str,
+    begin: Instant,
+}
+
+impl Span {
+    /// Begins now.
+    pub(crate) fn begin(kind: Kind, name: &'static str) -> Self {
+        Self { kind, name, begin: Instant::now() }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        let file = FILE.get_or_init(|| {
+            let path = std::env::var_os("SRIOV_SPANS")?;
+            OpenOptions::new().append(true).create(true).open(path).ok()
+        });
+        let Some(mut file) = file.as_ref() else { return };
+        let kind = match self.kind {
+            Kind::Guest => "guest",
+            Kind::Call => "call",
+            Kind::Copy => "copy",
+            Kind::Ssh => "ssh",
+            Kind::Action => "action",
+        };
+        let line = format!("{} {kind} {} {}\n", std::process::id(), self.name, self.begin.elapsed().as_micros());
+        // A measurement that is lost fails nothing.
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            log::debug!("SRIOV_SPANS: {error}");
+        }
+    }
+}

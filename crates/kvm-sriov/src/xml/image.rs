@@ -1,0 +1,133 @@
+//! The domain XML in a save image, and what it becomes on the host where it is restored.
+
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use roxmltree::Node;
+
+use super::splice::{Splice, apply};
+use super::{DUMMY_ALIAS, Escaped, Wanted, XmlError, child, child_attribute, children, parse, root};
+
+/// Where the VM's directory is now: `<datastores>/<number>/<vm>`, all of a checkpoint's path but its name.
+struct Place {
+    /// The datastores' directory, as it was written, and without doubled slashes.
+    datastores: [String; 2],
+    datastore: String,
+    vm: String,
+}
+
+impl Place {
+    fn of(checkpoint: &Path) -> Option<Self> {
+        let dir = checkpoint.parent()?;
+        let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+        let above = dir.parent()?;
+        let plain: PathBuf = above.parent()?.components().filter(|part| *part != Component::CurDir).collect();
+        // A path's parent ends at the last slash: what OpenNebula wrote twice before is still in it.
+        let written = above.parent()?.as_os_str().to_str()?.to_owned();
+        let datastores = [written, plain.to_str()?.to_owned()];
+        Some(Self { datastores, datastore: name(above)?, vm: name(dir)? })
+    }
+
+    /// The path, if it lies in the VM's directory of another datastore, in this one.
+    fn relocate(&self, path: &str) -> Option<String> {
+        let below = |datastores: &String| {
+            let rest = path.strip_prefix(datastores.as_str())?.strip_prefix('/')?;
+            let (datastore, rest) = rest.split_once('/')?;
+            let rest = rest.strip_prefix(self.vm.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+            let is_number = !datastore.is_empty() && datastore.bytes().all(|b| b.is_ascii_digit());
+            (is_number && datastore != self.datastore)
+                .then(|| format!("{datastores}/{}/{}{rest}", self.datastore, self.vm))
+        };
+        self.datastores.iter().find_map(below)
+    }
+}
+
+/// The XML of a domain that comes from elsewhere, for this host: every path in the VM's directory of another datastore is
+/// one of the datastore that `checkpoint` lies in, our metadata are `wanted`, and the dummies are on `dummy_bridge`. All else
+/// is byte for byte.
+///
+/// # Errors
+/// It is no XML of a domain.
+///
+/// # Source
+/// OpenNebula's stock `restore`: the datastore's number in paths below the VM's directory is replaced.
+pub fn image_for(
+    text: &str,
+    checkpoint: &Path,
+    wanted: Option<&Wanted>,
+    dummy_bridge: Option<&str>,
+) -> Result<String, XmlError> {
+    let document = parse(text)?;
+    let domain = root(&document, "domain")?;
+    let mut splices = Vec::new();
+    if let Some(bridge) = dummy_bridge {
+        splices.extend(dummy_bridges(domain).map(|range| Splice { range, text: Escaped(bridge).to_string() }));
+    }
+    if let Some(place) = Place::of(checkpoint) {
+        for node in domain.descendants() {
+            for attribute in node.attributes() {
+                splices.extend(relocated(text, attribute.range_value(), &place));
+            }
+            if node.is_text() && node.parent_element().is_some_and(|parent| parent.children().count() == 1) {
+                splices.extend(relocated(text, node.range(), &place));
+            }
+        }
+    }
+    if let (Some(wanted), Some(metadata)) = (wanted, child(domain, "metadata")) {
+        let ours = metadata.children().filter(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
+        splices.extend(ours.map(|node: Node<'_, '_>| Splice { range: node.range(), text: wanted.to_xml() }));
+    }
+    apply(text, splices)
+}
+
+/// Where the bridges of our dummies stand.
+fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range<usize>> + 'a {
+    let interfaces = children(domain, "devices").flat_map(|block| children(block, "interface"));
+    interfaces
+        .filter(|interface| {
+            child_attribute(*interface, "alias", "name").is_some_and(|name| name.starts_with(DUMMY_ALIAS))
+        })
+        .filter_map(|interface| Some(child(interface, "source")?.attribute_node("bridge")?.range_value()))
+}
+
+/// The path that stands there, if it is to be another; blanks and a CDATA section around it stay.
+fn relocated(text: &str, range: Range<usize>, place: &Place) -> Option<Splice> {
+    let raw = text.get(range.clone())?;
+    let begin = range.start.checked_add(raw.find('/')?)?;
+    let end = raw.find("]]>").map_or(range.end, |at| range.start.saturating_add(at));
+    let path = text.get(begin..end)?.trim_end();
+    let text = place.relocate(path)?;
+    Some(Splice { range: begin..begin.checked_add(path.len())?, text })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LiveDomain;
+    use super::super::tests::LIVE;
+    use super::*;
+
+    #[test]
+    fn paths_of_the_vm_move_with_it_and_nothing_else() {
+        let wanted = LiveDomain::parse(LIVE).unwrap().wanted.unwrap().unwrap();
+        let same = image_for(LIVE, Path::new("/var/lib/one//datastores/0/77/checkpoint"), None, None).unwrap();
+        assert_eq!(same, LIVE);
+        let other = image_for(LIVE, Path::new("checkpoint"), None, Some("br&1")).unwrap();
+        assert_eq!(other, LIVE.replace("'dummybr'", "'br&amp;1'"));
+        let text = "<domain><os><nvram>/var/lib/one//datastores/0/77/x_VARS.fd</nvram></os><devices><disk>\
+                    <source file='/var/lib/one/datastores/0/77/disk.0'/><b f='/var/lib/one/datastores/0/778/disk.0'/>\
+                    <c f=\"/var/lib/one/datastores/1/abc\"/></disk></devices><metadata>\
+                    <d><![CDATA[/var/lib/one//datastores/0/77]]></d><sriov:domain \
+                    xmlns:sriov='urn:kvm-sriov:domain:1' version='1.0'/></metadata></domain>";
+        let moved =
+            image_for(text, Path::new("/var/lib/one//datastores/104/77/checkpoint"), Some(&wanted), None).unwrap();
+        for (from, to) in [
+            ("<nvram>/var/lib/one//datastores/0/", "<nvram>/var/lib/one//datastores/104/"),
+            ("'/var/lib/one/datastores/0/77/disk.0'", "'/var/lib/one/datastores/104/77/disk.0'"),
+            ("CDATA[/var/lib/one//datastores/0/77]", "CDATA[/var/lib/one//datastores/104/77]"),
+        ] {
+            assert!(text.contains(from) && moved.contains(to) && !moved.contains(from), "{moved}");
+        }
+        assert!(moved.contains("/var/lib/one/datastores/0/778/disk.0") && moved.contains("datastores/1/abc"));
+        assert!(moved.contains(&wanted.to_xml()));
+    }
+}

@@ -1,0 +1,9 @@
+//! `restore`: a VM comes back from a file.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("restore", |call| {
+        let file: std::path::PathBuf = call.arg(0, "checkpoint")?;
+        actions::restore(&call.host()?, &file, call.data()?.as_ref()).map(|()| None)
+    })
+}
