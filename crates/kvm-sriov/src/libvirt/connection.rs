@@ -13,8 +13,8 @@ use virt::sys;
 use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
 use super::{DomainRef, Events, Hypervisor, Job, Migration, RunState, Snapshots};
-use std::path::Path;
 use crate::DeployId;
+use std::path::Path;
 
 /// libvirtd is asked for a sign of life this often, in seconds ...
 const KEEPALIVE_INTERVAL: i32 = 10;
