@@ -251,7 +251,7 @@ pub enum Cause {
     },
     /// An earlier operation was cut off, and only a person can say where the VM lives.
     #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
-    InDoubt {
+    Unresolved {
         /// The domain.
         vm: DomainName,
         /// Why.
