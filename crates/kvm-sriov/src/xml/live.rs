@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, mac_of,
-    parse, pci_address, root, uuid_of,
+    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, mac_of, parse, pci_address, root,
+    uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
 
