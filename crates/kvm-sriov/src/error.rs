@@ -8,6 +8,7 @@ use crate::agent::AgentError;
 use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
+use crate::reconcile::{Doubt, Why};
 use crate::vf_map::VfMapError;
 use crate::vm::{self, Outcome};
 use crate::xml::{Mode, XmlError};
@@ -301,13 +302,41 @@ pub enum Cause {
     },
     /// Whether a domain runs at the destination of its move is not known.
     #[error("{cause}; whether {vm} runs on {to} is not known")]
-    InDoubt {
+    MoveInDoubt {
         /// Why the move failed.
         cause: Box<Cause>,
         /// The domain.
         vm: DomainName,
         /// The destination.
         to: HostName,
+    },
+    /// A VF is in use and in no map, so it can't be claimed.
+    #[error("VF {vf} of {vm} is not in the map {root} any more: write it back, the VM has it")]
+    Unmapped {
+        /// The domain.
+        vm: DomainName,
+        /// The VF.
+        vf: PciAddress,
+        /// The root that it came from.
+        root: RootName,
+    },
+    /// An earlier operation was cut off, and only a person can say where the VM lives.
+    #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
+    InDoubt {
+        /// The domain.
+        vm: DomainName,
+        /// Why.
+        doubt: Doubt,
+    },
+    /// An operation is open that this action can't go on from.
+    #[error("{vm} has an open operation ({operation}): {why}")]
+    OpenOperation {
+        /// The domain.
+        vm: DomainName,
+        /// Which one.
+        operation: String,
+        /// Why it stays open.
+        why: Why,
     },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]

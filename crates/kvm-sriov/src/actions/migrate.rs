@@ -468,7 +468,7 @@ impl<'a> Departure<'a> {
     fn in_doubt(self, cause: Cause) -> ActionError {
         let (vm, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
-        ActionError::new("migrate", Cause::InDoubt { cause: Box::new(cause), vm, to }, HostState::Left(left))
+        ActionError::new("migrate", Cause::MoveInDoubt { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
 }
 

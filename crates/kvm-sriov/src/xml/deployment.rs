@@ -482,6 +482,19 @@ pub fn hostdev_of(nic: &WantedNic, vf: PciAddress) -> String {
     lay_out(&hostdev(nic, vf), None, "")
 }
 
+/// The XML of the dummy interface of this NIC, for a running domain.
+///
+/// * `mac` - the dummy's own, see [`MacAddress::dummy`]
+pub fn dummy_of(nic: &WantedNic, mac: MacAddress, bridge: &str, model: &str) -> String {
+    let inner = vec![
+        format!("<source bridge='{}'/>", Escaped(bridge)),
+        format!("<mac address='{mac}'/>"),
+        format!("<model type='{}'/>", Escaped(model)),
+        format!("<alias name='{}'/>", dummy_alias_of(nic.position)),
+    ];
+    lay_out(&element("<interface type='bridge'>", inner, "</interface>"), None, "")
+}
+
 /// A line of an element and how deep it is in there.
 #[derive(Debug)]
 struct Line {

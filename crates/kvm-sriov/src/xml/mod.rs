@@ -25,7 +25,7 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
+pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, dummy_of, hostdev_of};
 pub use image::image_for;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
@@ -147,6 +147,16 @@ pub fn alias_of(position: Position) -> String {
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
 pub fn dummy_alias_of(position: Position) -> String {
     format!("{DUMMY_ALIAS}{position}")
+}
+
+/// The position that an alias of [`alias_of`] stands for.
+pub fn device_position(alias: &str) -> Option<Position> {
+    position(alias.strip_prefix(ALIAS)?).ok()
+}
+
+/// The position that an alias of [`dummy_alias_of`] stands for.
+pub fn dummy_position(alias: &str) -> Option<Position> {
+    position(alias.strip_prefix(DUMMY_ALIAS)?).ok()
 }
 
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.
