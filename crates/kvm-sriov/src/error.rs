@@ -33,6 +33,8 @@ pub enum HostState {
     NothingChanged,
     /// The domain runs on as before.
     RunsOn,
+    /// The domain was asked to end and may still do so; until an action finds it gone its VFs stay claimed.
+    MayEnd,
     /// Nothing was saved, and the domain runs on as before.
     NothingSaved,
     /// Nothing was moved, and the domain runs on as before.
@@ -51,6 +53,7 @@ impl fmt::Display for HostState {
             Self::NothingStarted => "nothing was started",
             Self::NothingChanged => "nothing was changed",
             Self::RunsOn => "the domain runs on",
+            Self::MayEnd => "the domain may still end; its VFs are freed by the next action that finds it gone",
             Self::NothingSaved => "nothing was saved, the domain runs on",
             Self::NothingMoved => "nothing was moved, the domain runs on",
             Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
@@ -236,6 +239,34 @@ pub enum Cause {
         /// "paused" ...
         how: &'static str,
     },
+    /// A VF is in use and in no map, so it can't be claimed.
+    #[error("VF {vf} of {vm} is not in the map {root} any more: write it back, the VM has it")]
+    Unmapped {
+        /// The domain.
+        vm: DomainName,
+        /// The VF.
+        vf: PciAddress,
+        /// The root that it came from.
+        root: RootName,
+    },
+    /// An earlier operation was cut off, and only a person can say where the VM lives.
+    #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
+    Unresolved {
+        /// The domain.
+        vm: DomainName,
+        /// Why.
+        doubt: Doubt,
+    },
+    /// An operation is open that this action can't go on from.
+    #[error("{vm} has an open operation ({operation}): {why}")]
+    OpenOperation {
+        /// The domain.
+        vm: DomainName,
+        /// Which one.
+        operation: String,
+        /// Why it stays open.
+        why: Why,
+    },
     /// libvirt works on the domain.
     #[error("a job of libvirt runs on {vm} ({what}), during which its devices can't be changed")]
     JobRuns {
@@ -302,41 +333,13 @@ pub enum Cause {
     },
     /// Whether a domain runs at the destination of its move is not known.
     #[error("{cause}; whether {vm} runs on {to} is not known")]
-    MoveInDoubt {
+    UnknownThere {
         /// Why the move failed.
         cause: Box<Cause>,
         /// The domain.
         vm: DomainName,
         /// The destination.
         to: HostName,
-    },
-    /// A VF is in use and in no map, so it can't be claimed.
-    #[error("VF {vf} of {vm} is not in the map {root} any more: write it back, the VM has it")]
-    Unmapped {
-        /// The domain.
-        vm: DomainName,
-        /// The VF.
-        vf: PciAddress,
-        /// The root that it came from.
-        root: RootName,
-    },
-    /// An earlier operation was cut off, and only a person can say where the VM lives.
-    #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
-    InDoubt {
-        /// The domain.
-        vm: DomainName,
-        /// Why.
-        doubt: Doubt,
-    },
-    /// An operation is open that this action can't go on from.
-    #[error("{vm} has an open operation ({operation}): {why}")]
-    OpenOperation {
-        /// The domain.
-        vm: DomainName,
-        /// Which one.
-        operation: String,
-        /// Why it stays open.
-        why: Why,
     },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]

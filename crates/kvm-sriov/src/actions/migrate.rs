@@ -474,7 +474,7 @@ impl<'a> Departure<'a> {
         self.let_go_of_claims(false);
         let (vm, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
-        ActionError::new("migrate", Cause::MoveInDoubt { cause: Box::new(cause), vm, to }, HostState::Left(left))
+        ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
 }
 
