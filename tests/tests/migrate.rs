@@ -86,6 +86,23 @@ fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError>
     actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, &Threads::to(to))
 }
 
+/// An agent on the source that finds the one on the destination, as with a forwarded key.
+struct Relay<'a>(&'a ModelHost, &'a ModelHost);
+
+impl Reach for Relay<'_> {
+    fn start(&self, name: &HostName) -> Result<Link, AgentError> {
+        assert_eq!(name.as_str(), self.0.model().name());
+        let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let (host, further) = (self.0.host(), Threads::to(self.1));
+        thread::spawn(move || agent::serve(|| Ok(host), input, output, &further));
+        Ok(Link::new(from, to))
+    }
+
+    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
+        Ok(())
+    }
+}
+
 /// Positions, dummies and guest addresses, as the guest sees them.
 fn looks(host: &ModelHost) -> Vec<String> {
     let live = host.domain("one-42").unwrap();
@@ -112,6 +129,21 @@ fn there_and_back_the_guest_sees_the_same_devices() {
     migrate(&hosts[1], &hosts[0], &vm()).unwrap();
     hosts.check();
     assert_eq!(looks(&hosts[0]), before);
+}
+
+#[test]
+fn the_front_end_has_a_vm_moved() {
+    let hosts = hosts();
+    let order = || {
+        let route = actions::Route { from: "host1".parse().ok(), to: "host2".parse().unwrap() };
+        actions::migrate_local(&vm().uuid().parse().unwrap(), &route, None, &Relay(&hosts[0], &hosts[1]))
+    };
+    order().unwrap();
+    runs_there(&hosts);
+    hosts.check();
+    let error = order().unwrap_err().to_string();
+    let id = vm().uuid();
+    assert_eq!(error, format!("migrate_local: host1: there is no domain {id} on this host; nothing was changed"),);
 }
 
 #[test]
