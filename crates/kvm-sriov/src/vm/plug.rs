@@ -15,7 +15,8 @@ impl Vm<'_> {
     /// A VF that libvirt refuses is left out with a line in the log, and the next free one is tried.
     ///
     /// # Errors
-    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none. [`Cause::AllRefused`]
+    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none, but for the one whose call has
+    /// not answered. [`Cause::AllRefused`]
     /// lists why each VF was refused.
     pub(crate) fn plug(&mut self, nics: &[WantedNic]) -> Result<Vec<Claim>, Cause> {
         if nics.is_empty() {
@@ -60,9 +61,12 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Releases the claims of the NICs that got no VF.
+    /// Releases the claims of the NICs that got no VF. A VF that may be in all the same, because its call has not answered,
+    /// stays claimed.
     fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
-        let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
+        let is_open = matches!(&cause, Cause::Call { source, .. }
+            if matches!(source.kind(), LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected));
+        let unused: Vec<Claim> = claims.iter().skip(done.saturating_add(usize::from(is_open))).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,
             Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo.into()) },
