@@ -9,9 +9,11 @@ use crate::xml::OperationKind;
 /// # Errors
 /// It can't be put right; what was put right until then is right.
 pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
+    vm.unplug_strays()?;
     let missing = vm.missing();
     let plugged: Vec<_> = missing.iter().map(|nic| nic.position).collect();
     vm.plug(&missing)?;
+    vm.plug_dummies()?;
     match vm.wanted.operation.as_ref().map(|operation| operation.kind.clone()) {
         Some(OperationKind::PendingUnplug { mut positions }) => {
             positions.retain(|position| !plugged.contains(position));

@@ -25,8 +25,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attach_nic;
 mod cancel;
 mod deploy;
+mod detach_nic;
 mod gone;
 mod reboot;
 mod reset;
@@ -34,8 +36,10 @@ mod restore;
 mod save;
 mod shutdown;
 
+pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;
 pub use deploy::deploy;
+pub use detach_nic::detach_nic;
 pub use reboot::reboot;
 pub use reset::reset;
 pub use restore::restore;

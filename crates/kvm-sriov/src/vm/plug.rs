@@ -60,8 +60,9 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Releases the claims of the NICs that got no VF.
+    /// Releases the claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
     fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
+        let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
         let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,

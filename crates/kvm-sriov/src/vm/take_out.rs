@@ -1,0 +1,145 @@
+//! Devices that leave a VM for good.
+
+use super::{Outcome, Vm};
+use crate::error::Cause;
+use crate::xml::{WantedNic, alias_of, dummy_alias_of};
+use crate::{MacAddress, PciAddress, Position};
+
+/// A device of ours that is to leave, and what it is: its VF, or its MAC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) alias: String,
+    pub(crate) position: Position,
+    pub(crate) kind: DeviceKind,
+}
+
+/// What a device of ours is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    Vf(PciAddress),
+    Dummy(MacAddress),
+}
+
+impl Vm<'_> {
+    /// The devices that a NIC has: its VF and its dummy, whichever is there.
+    pub(crate) fn devices_of(&self, nic: &WantedNic) -> Vec<Device> {
+        let position = nic.position;
+        let device = |alias: Option<&String>, kind| Some(Device { alias: alias?.clone(), position, kind });
+        let vf = self.live.device_of(nic).and_then(|vf| device(vf.alias.as_ref(), DeviceKind::Vf(vf.vf)));
+        let dummy = self.dummy_of(nic).and_then(|dummy| device(dummy.alias.as_ref(), DeviceKind::Dummy(dummy.mac)));
+        vf.into_iter().chain(dummy).collect()
+    }
+
+    /// The devices with an alias of ours that no NIC is to have: an action that brought them died before it could say so.
+    fn strays(&self) -> Vec<Device> {
+        let unwanted = |position: &Position| self.wanted.nics.iter().all(|nic| nic.position != *position);
+        let mut strays = Vec::new();
+        for position in self.live.positions().into_iter().filter(unwanted) {
+            let with = |alias: Option<&String>, ours: &String| alias == Some(ours);
+            let (alias, dummy_alias) = (alias_of(position), dummy_alias_of(position));
+            let vf = self.live.hostdevs.iter().find(|device| with(device.alias.as_ref(), &alias));
+            let dummy = self.live.interfaces.iter().find(|dummy| with(dummy.alias.as_ref(), &dummy_alias));
+            strays.extend(vf.map(|vf| Device { alias, position, kind: DeviceKind::Vf(vf.vf) }));
+            strays.extend(dummy.map(|dummy| Device {
+                alias: dummy_alias,
+                position,
+                kind: DeviceKind::Dummy(dummy.mac),
+            }));
+        }
+        strays
+    }
+
+    /// Takes out what no NIC is to have, and frees its VFs.
+    ///
+    /// # Errors
+    /// The guest did not release all of it; what left is free.
+    pub(crate) fn unplug_strays(&mut self) -> Result<(), Cause> {
+        let strays = self.strays();
+        if strays.is_empty() {
+            return Ok(());
+        }
+        log::info!("{} has devices that no NIC of it is to have: they are taken out", self.domain.name);
+        let taken = self.take_out(&strays);
+        self.reread()?;
+        let gone =
+            |device: &Device| matches!(device.kind, DeviceKind::Vf(vf) if !self.live.vfs().any(|shown| shown == vf));
+        let vfs: Vec<PciAddress> = strays.iter().filter(|device| gone(device)).filter_map(Device::vf).collect();
+        self.free(|_, vf| vfs.contains(&vf))?;
+        taken
+    }
+
+    /// Takes a NIC out that the VM is not to have: VF and dummy, whichever is there, and then its claim.
+    ///
+    /// * `free` - whether its claim is released, too
+    ///
+    /// # Errors
+    /// The guest did not release all of it: the claim stays.
+    pub(crate) fn undo_plug(&mut self, nic: &WantedNic, free: bool) -> Result<(), Cause> {
+        match self.host.patiently(|| super::read(self.host, &self.domain)) {
+            Ok(live) => {
+                self.live = live;
+                let devices = self.devices_of(nic);
+                self.take_out(&devices)?;
+            }
+            // With the domain its devices are gone.
+            Err(Cause::Absent { .. }) => {}
+            Err(cause) => return Err(cause),
+        }
+        if free { self.free(|mac, _| mac == Some(nic.mac)) } else { Ok(()) }
+    }
+
+    /// Asks the guest to release devices; all of them must leave.
+    fn take_out(&self, devices: &[Device]) -> Result<(), Cause> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        super::check_answers(self.host, &self.domain)?;
+        let outcomes = self.ask_for(&aliases(devices))?;
+        self.not_released(devices, &outcomes).map_or(Ok(()), Err)
+    }
+
+    /// The error that names what stayed; `None` when all left.
+    pub(crate) fn not_released(&self, devices: &[Device], outcomes: &[Outcome]) -> Option<Cause> {
+        let seconds = self.host.kvmrc().unplug_timeout().as_secs();
+        let vm = || self.domain.name.clone();
+        let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != Outcome::Released);
+        let kept: Vec<_> =
+            stayed().filter_map(|(device, outcome)| Some((device.position, device.vf()?, outcome.clone()))).collect();
+        if !kept.is_empty() {
+            return Some(Cause::NotReleased { vm: vm(), seconds, kept });
+        }
+        let (device, outcome) = stayed().next()?;
+        let DeviceKind::Dummy(mac) = device.kind else { return None };
+        let device = format!("the dummy interface {mac}");
+        Some(Cause::DeviceNotReleased { vm: vm(), device, seconds, outcome: outcome.clone() })
+    }
+
+    /// Releases those claims of the VM that are meant, and says so in the journal.
+    ///
+    /// * `meant` - by the NIC's MAC and the VF
+    pub(crate) fn free(&self, meant: impl Fn(Option<MacAddress>, PciAddress) -> bool) -> Result<(), Cause> {
+        let mut claims = self.store.claims_of(&self.owner())?;
+        claims.retain(|claim| meant(claim.mac, claim.vf));
+        self.store.release(&claims)?;
+        for claim in &claims {
+            log::info!("VF {} of {} is free", claim.vf, claim.root);
+            self.host.journal().vf(self.action, &self.domain.name, &claim.root, claim.vf, "released");
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// The VF; `None` for a dummy.
+    pub(crate) fn vf(&self) -> Option<PciAddress> {
+        match self.kind {
+            DeviceKind::Vf(vf) => Some(vf),
+            DeviceKind::Dummy(_) => None,
+        }
+    }
+}
+
+/// The aliases of devices, in their order.
+pub(crate) fn aliases(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|device| device.alias.clone()).collect()
+}
