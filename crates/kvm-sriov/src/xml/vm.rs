@@ -321,6 +321,25 @@ mod tests {
     }
 
     #[test]
+    fn the_nic_that_the_action_is_about_is_found() {
+        let nic = |rest: &str| format!("<NIC><MAC>02:00:00:00:00:01</MAC>{rest}</NIC>");
+        let alias = "<NIC_ALIAS><MAC>02:00:00:00:00:02</MAC><ATTACH>YES</ATTACH></NIC_ALIAS>";
+        let text = format!(
+            "<VM><TEMPLATE><VCPU>2</VCPU>{}{}{alias}</TEMPLATE></VM>",
+            nic("<NIC_ID>0</NIC_ID>"),
+            nic("<NIC_ID>1</NIC_ID><BRIDGE>sriov_a</BRIDGE><ATTACH>YES</ATTACH>")
+        );
+        let data = VmData::parse(&text).unwrap();
+        let mac = |text: &str| text.parse::<MacAddress>().unwrap();
+        assert_eq!(data.nic(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
+        assert!(data.nic(mac("02:00:00:00:00:02")).is_none());
+        assert!(data.attaches_alias(mac("02:00:00:00:00:02")) && !data.attaches_alias(mac("02:00:00:00:00:01")));
+        assert_eq!(data.vcpus(), Some(2));
+        let roots: Vec<_> = data.sriov_nics().map(|(nic, root)| (nic.id, root.to_string())).collect();
+        assert_eq!(roots, [(Some(1), "a".into())]);
+    }
+
+    #[test]
     fn what_is_unknown_is_tolerated_but_isolation_is_never_lost() {
         let vm = |nic: &str| VmData::parse(&format!("<VM><TEMPLATE><NIC>{nic}</NIC></TEMPLATE></VM>"));
         assert!(vm("<BRIDGE>br0</BRIDGE>").unwrap().nics().is_empty());
