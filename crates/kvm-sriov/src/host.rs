@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::claims::{Backing, ClaimError, ClaimStore};
+use crate::claims::{Backing, ClaimError, ClaimStore, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
@@ -125,6 +125,11 @@ impl Host {
         self.hypervisor.as_ref()
     }
 
+    /// Its libvirtd, for a call that may outlive its caller.
+    pub(crate) fn shared_hypervisor(&self) -> Arc<dyn Hypervisor> {
+        Arc::clone(&self.hypervisor)
+    }
+
     /// Where its VF maps lie.
     pub fn maps(&self) -> &MapDirs {
         &self.maps
@@ -168,6 +173,8 @@ impl Host {
                 .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;
             let owner = domain.owner();
             backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
+            let wanted = live.wanted.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |wanted| &wanted.nics);
+            backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.mac))));
             backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.mac)));
         }
         Ok(backing)
@@ -250,16 +257,27 @@ impl Host {
     /// # Errors
     /// libvirtd does not answer, or the claims can't be read or written. What was put right until then is right.
     pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: &str) -> Result<Backing, Cause> {
+        self.put_claims_right(store, maps, action).map(|(backing, _)| backing)
+    }
+
+    /// As [`Host::recover`]; also returns what was put right.
+    pub(crate) fn put_claims_right(
+        &self,
+        store: &ClaimStore,
+        maps: &[VfMap],
+        action: &str,
+    ) -> Result<(Backing, Vec<Repair>), Cause> {
         // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
         // be stale.
         let seen = store.entries()?;
         let backing = self.backing()?;
-        for repair in store.recover(&seen, &backing, maps)? {
+        let repairs = store.recover(&seen, &backing, maps)?;
+        for repair in &repairs {
             let claim = repair.claim();
             log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
             self.journal.vf(action, &claim.owner.vm, &claim.root, claim.vf, repair.word());
         }
-        Ok(backing)
+        Ok((backing, repairs))
     }
 
     pub(crate) fn all_maps(&self) -> Result<Vec<VfMap>, Cause> {

@@ -119,7 +119,8 @@ impl Image {
 
 const UNFINISHED: &str = ".kvm-sriov";
 
-fn is_complete(path: &Path) -> io::Result<bool> {
+/// Whether the file is a save image all of which is written.
+pub(crate) fn is_complete(path: &Path) -> io::Result<bool> {
     let mut magic = Vec::new();
     File::open(path)?.take(COMPLETE.len() as u64).read_to_end(&mut magic)?;
     Ok(magic == COMPLETE)

@@ -1,5 +1,6 @@
 //! One line in the journal for every claim, release and repair.
 
+use std::fmt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
@@ -28,8 +29,16 @@ impl Journal {
 
     /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
     pub(crate) fn vf(&self, action: &str, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
-        let pid = std::process::id();
-        let line = format!("<{PRIORITY}>kvm-sriov[{pid}]: vm={vm} root={root} vf={vf} action={action} result={result}");
+        self.write(format_args!("vm={vm} root={root} vf={vf} action={action} result={result}"));
+    }
+
+    /// The same line for what concerns the whole VM: root and VF are `-`.
+    pub(crate) fn vm(&self, action: &str, vm: &DomainName, result: &str) {
+        self.write(format_args!("vm={vm} root=- vf=- action={action} result={result}"));
+    }
+
+    fn write(&self, text: fmt::Arguments<'_>) {
+        let line = format!("<{PRIORITY}>kvm-sriov[{}]: {text}", std::process::id());
         let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), &self.socket));
         if let Err(error) = sent {
             log::debug!("no journal at {}: {error}", self.socket.display());

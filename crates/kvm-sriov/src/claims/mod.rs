@@ -49,6 +49,8 @@ impl Owner {
 pub struct Backing {
     /// Every PCI device that a domain shows, ours or not, with its domain.
     pub devices: BTreeMap<PciAddress, Owner>,
+    /// The NICs that those of them that are ours stand for, by OpenNebula's MAC.
+    pub nics: BTreeMap<PciAddress, MacAddress>,
     /// The NICs that a domain should have a VF for and has none: a VF that is on its way out or in stays the VM's.
     pub wanting: Vec<(Owner, MacAddress)>,
 }
@@ -103,6 +105,8 @@ pub struct Claimant {
     pub image: Option<PathBuf>,
     /// Whether the process of that action still runs.
     pub held: bool,
+    /// Whether the claims were written since the host was booted.
+    pub this_boot: bool,
 }
 
 /// What [`ClaimStore::recover`] put right.

@@ -1,6 +1,6 @@
 //! The claims of a host: made, released and repaired under one lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,19 @@ impl Entry {
     fn is_of(&self, owner: &Owner) -> bool {
         matches!(&self.content, Content::Ours(record) if record.owner().is(owner))
     }
+}
+
+/// The VFs of these maps that a domain has and nobody claims, each claimed for it.
+fn unclaimed<'a>(entries: &'a [Entry], backing: &'a Backing, maps: &'a [VfMap]) -> impl Iterator<Item = Claim> + 'a {
+    // A VF that is in two maps is claimed once.
+    let mut seen = BTreeSet::new();
+    let vfs = maps.iter().flat_map(|map| map.vfs().iter().map(move |vf| (map.root(), *vf)));
+    let vfs = vfs.filter(move |(_, vf)| seen.insert(*vf));
+    vfs.filter(|(_, vf)| !entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf))).filter_map(|(root, vf)| {
+        let owner = backing.user(vf)?.clone();
+        let mac = backing.nics.get(&vf).copied();
+        Some(Claim { root: root.clone(), vf, owner, mac })
+    })
 }
 
 impl Record {
@@ -298,6 +311,7 @@ impl ClaimStore {
             match claimants.iter_mut().find(|claimant| claimant.owner.is(&claim.owner)) {
                 Some(claimant) => {
                     claimant.held |= record.is_held();
+                    claimant.this_boot &= record.boot == process::boot_id();
                     claimant.image = claimant.image.take().or_else(|| record.image.clone());
                     claimant.claims.push(claim);
                 }
@@ -306,6 +320,7 @@ impl ClaimStore {
                     claims: vec![claim],
                     image: record.image.clone(),
                     held: record.is_held(),
+                    this_boot: record.boot == process::boot_id(),
                 }),
             }
         }
@@ -383,16 +398,29 @@ impl ClaimStore {
             }
         }
         repairs.extend(self.put_in_place(&entries, maps)?);
-        for map in maps {
-            for vf in map.vfs() {
-                let claimed = entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf));
-                if let (Some(owner), false) = (backing.user(*vf), claimed) {
-                    let claim = Claim { root: map.root().clone(), vf: *vf, owner: owner.clone(), mac: None };
-                    self.write_claim(&claim, None, maps, false)?;
-                    repairs.push(Repair::Adopted(claim));
-                }
-            }
+        for claim in unclaimed(&entries, backing, maps) {
+            self.write_claim(&claim, None, maps, false)?;
+            repairs.push(Repair::Adopted(claim));
         }
+        Ok(repairs)
+    }
+
+    /// What [`ClaimStore::recover`] would put right. Changes nothing.
+    ///
+    /// # Errors
+    /// A file can't be read.
+    pub fn inspect(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
+        let (stale, entries): (Vec<_>, Vec<_>) =
+            self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        let of = |entry: &Entry| match &entry.content {
+            Content::Ours(record) => Some(record.claim(&entry.root)),
+            _ => None,
+        };
+        let mut repairs: Vec<Repair> = stale.iter().filter_map(of).map(Repair::Freed).collect();
+        let place = |entry: &Entry| maps.iter().find(|map| *map.root() == entry.root)?.index_of(entry.vf()?);
+        let astray = entries.iter().filter(|entry| place(entry).is_some_and(|place| place != entry.index));
+        repairs.extend(astray.filter_map(of).map(Repair::Moved));
+        repairs.extend(unclaimed(&entries, backing, maps).map(Repair::Adopted));
         Ok(repairs)
     }
 

@@ -445,6 +445,12 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
+        self.on_domain("virDomainGetXMLDesc", domain, |domain| {
+            domain.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE | sys::VIR_DOMAIN_XML_SECURE)
+        })
+    }
+
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
         let xml = xml.to_owned();
         self.call("virDomainCreateXML", move |connect| {
@@ -506,9 +512,14 @@ impl Hypervisor for Libvirt {
             };
             match ffi::job_stats(&domain, false) {
                 Ok(stats) => Ok(stats.map(job)),
-                // qemuDomainGetJobStatsInternal refuses with this code a domain that does not run, and one that comes in:
-                // "migration statistics are available only on the source host".
-                Err(error) if number(&error) == Some(ErrorNumber::OperationInvalid) => {
+                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that comes in,
+                // by version with either: "migration statistics are available only on the source host".
+                Err(error)
+                    if matches!(
+                        number(&error),
+                        Some(ErrorNumber::OperationInvalid | ErrorNumber::OperationUnsupported)
+                    ) =>
+                {
                     let active = found(domain.is_active(), ErrorNumber::NoDomain)?.unwrap_or(false);
                     Ok(active.then(|| Job { kind: JobKind::MigrationIn, ..Job::default() }))
                 }

@@ -23,23 +23,31 @@ impl Vm<'_> {
         self.wanted.nics.iter().filter(lacks).cloned().collect()
     }
 
-    /// Plugs in every dummy that is not there: as it was when the guest was asked to release it or, where that is not known,
-    /// without what only OpenNebula's description says (host device, filter, bandwidth).
+    /// Plugs in every dummy that is not there.
     ///
     /// # Errors
     /// Not every NIC has its dummy: those of a lower position have theirs.
     pub(crate) fn plug_dummies(&mut self) -> Result<(), Cause> {
         for nic in self.missing_dummies() {
-            let (bridge, mac) = (self.host.dummy_bridge()?, self.host.dummy_mac(nic.mac, nic.position)?);
-            let rebuilt = || {
-                log::warn!("the dummy of NIC {} is plugged in without its host device, filter and bandwidth", nic.mac);
-                let described = VmNic::new(nic.mac, None);
-                dummy_interface_of(&described, nic_defaults(self.host, None), nic.position, mac, bridge)
-            };
-            let xml = nic.dummy.clone().unwrap_or_else(rebuilt);
-            self.plug_dummy(&nic, mac, &xml)?;
+            self.plug_dummy_back(&nic)?;
         }
         Ok(())
+    }
+
+    /// Plugs in the dummy of a NIC: as it was when the guest was asked to release it or, where that is not known, without
+    /// what only OpenNebula's description says (host device, filter, bandwidth).
+    ///
+    /// # Errors
+    /// As [`Vm::plug_dummy`].
+    pub(crate) fn plug_dummy_back(&mut self, nic: &WantedNic) -> Result<(), Cause> {
+        let (bridge, mac) = (self.host.dummy_bridge()?, self.host.dummy_mac(nic.mac, nic.position)?);
+        let rebuilt = || {
+            log::warn!("the dummy of NIC {} is plugged in without its host device, filter and bandwidth", nic.mac);
+            let described = VmNic::new(nic.mac, None);
+            dummy_interface_of(&described, nic_defaults(self.host, None), nic.position, mac, bridge)
+        };
+        let xml = nic.dummy.clone().unwrap_or_else(rebuilt);
+        self.plug_dummy(nic, mac, &xml)
     }
 
     /// Plugs in the dummy of a NIC.

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Vm};
 use crate::error::Cause;
-use crate::xml::{WantedNic, alias_of, dummy_alias_of};
+use crate::xml::WantedNic;
 use crate::{MacAddress, PciAddress, Position};
 
 /// A device of ours that is to leave, and what it is: its VF, or its MAC.
@@ -28,44 +28,6 @@ impl Vm<'_> {
         let vf = self.live.device_of(nic).and_then(|vf| device(vf.alias.as_ref(), DeviceKind::Vf(vf.vf)));
         let dummy = self.dummy_of(nic).and_then(|dummy| device(dummy.alias.as_ref(), DeviceKind::Dummy(dummy.mac)));
         vf.into_iter().chain(dummy).collect()
-    }
-
-    /// The devices with an alias of ours that no NIC is to have: an action that brought them died before it could say so.
-    fn strays(&self) -> Vec<Device> {
-        let unwanted = |position: &Position| self.wanted.nics.iter().all(|nic| nic.position != *position);
-        let mut strays = Vec::new();
-        for position in self.live.positions().into_iter().filter(unwanted) {
-            let with = |alias: Option<&String>, ours: &String| alias == Some(ours);
-            let (alias, dummy_alias) = (alias_of(position), dummy_alias_of(position));
-            let vf = self.live.hostdevs.iter().find(|device| with(device.alias.as_ref(), &alias));
-            let dummy = self.live.interfaces.iter().find(|dummy| with(dummy.alias.as_ref(), &dummy_alias));
-            strays.extend(vf.map(|vf| Device { alias, position, kind: DeviceKind::Vf(vf.vf) }));
-            strays.extend(dummy.map(|dummy| Device {
-                alias: dummy_alias,
-                position,
-                kind: DeviceKind::Dummy(dummy.mac),
-            }));
-        }
-        strays
-    }
-
-    /// Takes out what no NIC is to have, and frees its VFs.
-    ///
-    /// # Errors
-    /// The guest did not release all of it; what left is free.
-    pub(crate) fn unplug_strays(&mut self) -> Result<(), Cause> {
-        let strays = self.strays();
-        if strays.is_empty() {
-            return Ok(());
-        }
-        log::info!("{} has devices that no NIC of it is to have: they are taken out", self.domain.name);
-        let taken = self.take_out(&strays);
-        self.reread()?;
-        let gone =
-            |device: &Device| matches!(device.kind, DeviceKind::Vf(vf) if !self.live.vfs().any(|shown| shown == vf));
-        let vfs: Vec<PciAddress> = strays.iter().filter(|device| gone(device)).filter_map(Device::vf).collect();
-        self.free(|_, vf| vfs.contains(&vf))?;
-        taken
     }
 
     /// Takes a NIC out that the VM is not to have: VF and dummy, whichever is there, and then its claim.

@@ -1,6 +1,7 @@
 //! OpenNebula's own description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use roxmltree::Node;
 
@@ -18,6 +19,22 @@ pub struct VmData {
     aliases: Vec<VmAlias>,
     vcpus: Option<u32>,
     tm_mad: Option<String>,
+    travel: Travel,
+}
+
+/// What the description says of a move of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Travel {
+    /// The VM's directory, as the datastore that it lies in has it; unknown before 5.0.
+    pub source_dir: Option<PathBuf>,
+    /// The VM's directory after the move.
+    pub target_dir: Option<PathBuf>,
+    /// Whether both hosts see the same files.
+    pub is_shared: bool,
+    /// The feature MIGRATE_AUTO_CONVERGE: how much the guest's CPUs are slowed down for the copy to end.
+    pub auto_converge: Option<String>,
+    /// The feature MIGRATE_COMPRESSED.
+    pub is_compressed: bool,
 }
 
 /// A network interface of a VM, as OpenNebula describes it. Texts are as they stand there, not checked: libvirt has the
@@ -130,12 +147,18 @@ impl VmData {
             aliases: all("NIC_ALIAS").filter_map(VmAlias::read).collect(),
             vcpus: children(vm, "TEMPLATE").find_map(|template| number(template, "VCPU")),
             tm_mad: child(top, "DATASTORE").and_then(|datastore| text_of(datastore, "TM_MAD")),
+            travel: Travel::read(top, vm),
         })
     }
 
     /// The transfer driver of the system datastore that the VM lies in.
     pub fn tm_mad(&self) -> Option<&str> {
         self.tm_mad.as_deref()
+    }
+
+    /// What it says of a move.
+    pub fn travel(&self) -> &Travel {
+        &self.travel
     }
 
     /// The NICs, in OpenNebula's order.
@@ -167,6 +190,25 @@ impl VmData {
     /// The number of virtual CPUs.
     pub fn vcpus(&self) -> Option<u32> {
         self.vcpus
+    }
+}
+
+impl Travel {
+    fn read(action: Node<'_, '_>, vm: Node<'_, '_>) -> Self {
+        let text = |node: Option<Node<'_, '_>>, name| Some(value(node?, name)?.0);
+        let datastore = child(action, "DATASTORE");
+        let shared = text(datastore.and_then(|datastore| child(datastore, "TEMPLATE")), "SHARED");
+        let features = child(vm, "TEMPLATE").and_then(|template| child(template, "FEATURES"));
+        let is_yes = |text: String| text.eq_ignore_ascii_case("yes");
+        let source_dir = || Some(PathBuf::from(text(datastore, "BASE_PATH")?).join(text(Some(vm), "ID")?));
+        Self {
+            source_dir: source_dir(),
+            target_dir: text(Some(action), "DISK_TARGET_PATH").map(PathBuf::from),
+            // A version that says nothing knows only shared storage.
+            is_shared: shared.is_none_or(is_yes),
+            auto_converge: text(features, "MIGRATE_AUTO_CONVERGE"),
+            is_compressed: text(features, "MIGRATE_COMPRESSED").is_some_and(is_yes),
+        }
     }
 }
 

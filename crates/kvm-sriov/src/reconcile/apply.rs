@@ -1,0 +1,434 @@
+//! Repairs are done, one after the other, until nothing is left to do or something does not go on.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::decide::{Repair, decide};
+use super::facts::{Elsewhere, Facts};
+use super::report::{Failure, VmReport};
+use crate::actions::gone;
+use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
+use crate::error::Cause;
+use crate::host::{Host, POLL};
+use crate::image::Image;
+use crate::libvirt::{JobKind, LibvirtErrorKind};
+use crate::vm::{self, Outcome, Vm, unplug};
+use crate::xml::{
+    LiveDomain, OperationKind, WantedNic, alias_of, device_position, dummy_alias_of, dummy_position, image_for,
+};
+use crate::{DeployId, PciAddress, Position};
+
+/// What is true is looked at anew after each round; an aborted save, or a domain that was started from its image, takes one
+/// more than others.
+const ROUNDS: usize = 4;
+
+/// What is known of a locked VM. libvirt is asked how it runs only when that matters.
+pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause> {
+    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, &vm.store.claimants()?, elsewhere);
+    if decide(&facts).is_empty() { Ok(facts) } else { facts.ask(vm.host, &vm.domain) }
+}
+
+/// Puts a locked VM right.
+///
+/// # Errors
+/// It can't be looked at any more; what was done until then is done.
+pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
+    let mut facts = facts_of(vm, elsewhere)?;
+    let mut report = VmReport::new(vm.owner(), facts.clone());
+    for _ in 0..ROUNDS {
+        let repairs = decide(&facts);
+        if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
+            break;
+        }
+        let is_stuck = Work { vm, until, report: &mut report }.apply(&repairs);
+        if report.done.contains(&Repair::Destroy) {
+            return Ok(report);
+        }
+        match vm.reread() {
+            Err(Cause::Absent { .. }) => {
+                report.is_gone = true;
+                return Ok(report);
+            }
+            other => other?,
+        }
+        facts = facts_of(vm, elsewhere)?;
+        if is_stuck {
+            break;
+        }
+    }
+    report.left = decide(&facts);
+    Ok(report)
+}
+
+struct Work<'w, 'a> {
+    vm: &'w mut Vm<'a>,
+    until: Instant,
+    report: &'w mut VmReport,
+}
+
+impl Work<'_, '_> {
+    /// Does all of them. Whether something did not go on.
+    fn apply(&mut self, repairs: &[Repair]) -> bool {
+        let before = self.report.failures.len();
+        let leaves = |repair: &&Repair| matches!(repair, Repair::Unplug(_) | Repair::UnplugDummy(_));
+        let leaving: Vec<Repair> = repairs.iter().filter(leaves).cloned().collect();
+        self.unplug(&leaving);
+        for repair in repairs.iter().filter(|repair| !leaves(repair) && !repair.is_note()) {
+            let is_over = Instant::now() >= self.until;
+            let done = if self.vm.lock.cancelled() {
+                Err(Cause::Cancelled { name: self.vm.domain.name.clone() })
+            } else if is_over {
+                return true;
+            } else {
+                self.one(repair)
+            };
+            let goes_on = done.is_ok() || concerns_one_nic(repair);
+            self.note(repair, done);
+            if !goes_on {
+                break;
+            }
+        }
+        self.report.failures.len() > before
+    }
+
+    fn note(&mut self, repair: &Repair, done: Result<(), Cause>) {
+        let name = &self.vm.domain.name;
+        match done {
+            Ok(()) => {
+                log::info!("{name}: {repair}: done");
+                self.report.done.push(repair.clone());
+            }
+            Err(cause) => {
+                log::warn!("{name}: cannot {repair}: {cause}");
+                self.report.failures.push(Failure { repair: repair.clone(), cause });
+            }
+        }
+    }
+
+    fn one(&mut self, repair: &Repair) -> Result<(), Cause> {
+        let host = self.vm.host;
+        match repair {
+            // Asked for all at once, before; and notes change nothing.
+            Repair::Unplug(_) | Repair::UnplugDummy(_) | Repair::Leave(_) | Repair::InDoubt(_) => Ok(()),
+            // Of a VM that has no domain.
+            Repair::RestoreImage => Ok(()),
+            Repair::AbortSave => self.abort_save(),
+            Repair::Release(vf) => self.release(*vf),
+            Repair::Claim(position) => self.claim(*position),
+            Repair::Plug(position) => self.plug(*position),
+            Repair::PlugDummy(position) => self.plug_dummy(*position),
+            Repair::Spend => self.checkpoint().map_or(Ok(()), |image| image.spend()).map(|()| self.journal("spent")),
+            Repair::Resume => {
+                host.patiently(|| Ok(host.hypervisor().resume(&self.vm.domain)?))?;
+                self.journal("resumed");
+                Ok(())
+            }
+            Repair::KeepPending(positions) => {
+                self.vm.set_operation(Some(OperationKind::PendingUnplug { positions: positions.clone() }))?;
+                self.journal("still-pending");
+                Ok(())
+            }
+            Repair::Close => self.close(),
+            Repair::RemoveUsed => self.report.used.take().map_or(Ok(()), |image: Image| image.remove_used()),
+            Repair::RemoveImage => self.remove_image(),
+            Repair::Destroy => {
+                gone::destroy(host, &self.vm.domain)?;
+                self.journal("destroyed");
+                Ok(())
+            }
+            Repair::ReleaseAll => Ok(gone::release(host, &self.vm.store, &self.vm.owner(), self.vm.action)?),
+        }
+    }
+
+    fn journal(&self, result: &str) {
+        self.vm.host.journal().vm(self.vm.action, &self.vm.domain.name, result);
+    }
+
+    /// The image of the restore that is open.
+    fn checkpoint(&self) -> Option<Image> {
+        match &self.vm.wanted.operation.as_ref()?.kind {
+            OperationKind::Restore { checkpoint } => Some(Image::at(checkpoint)),
+            _ => None,
+        }
+    }
+
+    fn close(&mut self) -> Result<(), Cause> {
+        self.report.used = self.checkpoint();
+        let what = self.vm.wanted.operation.as_ref().map_or_else(String::new, |operation| operation.kind.to_string());
+        self.vm.finish()?;
+        self.journal(&format!("{what}-closed"));
+        Ok(())
+    }
+
+    fn nic(&self, position: Position) -> Result<WantedNic, Cause> {
+        let nic = self.vm.wanted.nics.iter().find(|nic| nic.position == position);
+        nic.cloned().ok_or_else(|| self.not_as_asked(format!("position {position} is not wanted any more")))
+    }
+
+    fn not_as_asked(&self, what: String) -> Cause {
+        Cause::NotAsAsked { name: self.vm.domain.name.clone(), what }
+    }
+
+    /// Asks the guest to release everything that is not wanted, all at once.
+    fn unplug(&mut self, leaving: &[Repair]) {
+        if leaving.is_empty() {
+            return;
+        }
+        let alias = |repair: &Repair| match repair {
+            Repair::UnplugDummy(position) => dummy_alias_of(*position),
+            Repair::Unplug(position) => alias_of(*position),
+            _ => String::new(),
+        };
+        let aliases: Vec<String> = leaving.iter().map(alias).collect();
+        let timeout = self.vm.host.kvmrc().unplug_timeout().min(self.until.saturating_duration_since(Instant::now()));
+        let outcomes = unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout);
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(source) => {
+                let what = format!("the live XML of {}", self.vm.domain.name);
+                if let Some(repair) = leaving.first() {
+                    self.note(repair, Err(Cause::Xml { what, source }));
+                }
+                return;
+            }
+        };
+        for ((repair, alias), outcome) in leaving.iter().zip(&aliases).zip(outcomes) {
+            let vf = self.vm.live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias)).map(|d| d.vf);
+            let done = match outcome {
+                Outcome::Released => vf.map_or(Ok(()), |vf| self.release(vf)),
+                other => Err(self.not_released(alias, vf, other, timeout)),
+            };
+            self.note(repair, done);
+        }
+        // What is plugged in next must know what has left.
+        if let Err(cause) = self.vm.reread() {
+            log::debug!("{cause}");
+        }
+    }
+
+    fn not_released(&self, alias: &str, vf: Option<PciAddress>, outcome: Outcome, waited: Duration) -> Cause {
+        match (device_position(alias), vf) {
+            (Some(position), Some(vf)) => Cause::NotReleased {
+                vm: self.vm.domain.name.clone(),
+                seconds: waited.as_secs(),
+                kept: vec![(position, vf, outcome)],
+            },
+            _ => {
+                let position = dummy_position(alias).map_or_else(String::new, |position| position.to_string());
+                self.not_as_asked(format!("the dummy at position {position} did not leave: {outcome}"))
+            }
+        }
+    }
+
+    /// Releases what the VM claims of this VF.
+    fn release(&self, vf: PciAddress) -> Result<(), Cause> {
+        let claims: Vec<Claim> =
+            self.vm.store.claims_of(&self.vm.owner())?.into_iter().filter(|claim| claim.vf == vf).collect();
+        self.vm.store.release(&claims)?;
+        for claim in &claims {
+            self.vm.host.journal().vf(self.vm.action, &claim.owner.vm, &claim.root, vf, "released");
+        }
+        Ok(())
+    }
+
+    /// Makes the claims say what the domain shows.
+    fn claim(&self, position: Position) -> Result<(), Cause> {
+        let (vm, nic) = (&self.vm, self.nic(position)?);
+        let device =
+            vm.live.device_of(&nic).ok_or_else(|| self.not_as_asked(format!("position {position} is empty")))?;
+        let maps = vm.host.maps_of(std::iter::once(&nic.root))?;
+        if maps.iter().all(|map| map.index_of(device.vf).is_none()) {
+            return Err(Cause::Unmapped { vm: vm.domain.name.clone(), vf: device.vf, root: nic.root.clone() });
+        }
+        // Files of a map that was reordered take their places first: what is written now must not fall upon one of them.
+        vm.host.recover(&vm.store, &maps, vm.action)?;
+        let owner = vm.owner();
+        let is_wrong = |claimant: &Claimant, claim: &Claim| {
+            if claimant.owner.is(&owner) {
+                claim.mac == Some(nic.mac) && claim.vf != device.vf && !vm.live.vfs().any(|vf| vf == claim.vf)
+            } else {
+                claim.vf == device.vf && !claimant.held
+            }
+        };
+        for claimant in vm.store.claimants()? {
+            let wrong: Vec<Claim> =
+                claimant.claims.iter().filter(|claim| is_wrong(&claimant, claim)).cloned().collect();
+            vm.store.release(&wrong)?;
+        }
+        let claim = Claim { root: nic.root.clone(), vf: device.vf, owner, mac: Some(nic.mac) };
+        vm.store.commit(std::slice::from_ref(&claim), &maps)?;
+        vm.host.journal().vf(vm.action, &vm.domain.name, &claim.root, claim.vf, "adopted");
+        Ok(())
+    }
+
+    fn plug(&mut self, position: Position) -> Result<(), Cause> {
+        let nic = self.nic(position)?;
+        let claims = self.vm.plug(std::slice::from_ref(&nic))?;
+        // Held by nobody: the domain backs it now. While another operation is open it stays held.
+        if self.vm.wanted.operation.is_none() {
+            let maps = self.vm.host.maps_of(std::iter::once(&nic.root))?;
+            self.vm.store.commit(&claims, &maps)?;
+        }
+        Ok(())
+    }
+
+    fn plug_dummy(&mut self, position: Position) -> Result<(), Cause> {
+        let nic = self.nic(position)?;
+        self.vm.plug_dummy_back(&nic)?;
+        self.journal("dummy-plugged");
+        Ok(())
+    }
+
+    /// Ends a save that libvirt still works on although nobody waits for it. It may be too late: then the domain is gone.
+    fn abort_save(&self) -> Result<(), Cause> {
+        let (host, domain) = (self.vm.host, &self.vm.domain);
+        let events = match host.hypervisor().watch(domain) {
+            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
+            other => other?,
+        };
+        let mut asked = false;
+        while host.hypervisor().job(domain)?.is_some_and(|job| job.kind == JobKind::Save) {
+            if !asked {
+                match host.hypervisor().abort_job(domain) {
+                    Err(error) if error.kind() == LibvirtErrorKind::NoDomain => break,
+                    // It may have ended by itself just now: only the next look counts.
+                    Err(error) => log::debug!("cannot abort the save of {}: {error}", domain.name),
+                    Ok(()) => asked = true,
+                }
+            }
+            if Instant::now() >= self.until {
+                return Err(self.not_as_asked("its save goes on although it was aborted".into()));
+            }
+            // Any event may be the end of the job; libvirt tells of it, but not while it is away.
+            events.next(POLL);
+        }
+        self.journal("save-aborted");
+        Ok(())
+    }
+
+    fn remove_image(&self) -> Result<(), Cause> {
+        let owner = self.vm.owner();
+        let claimants = self.vm.store.claimants()?;
+        let path = claimants.iter().find(|claimant| claimant.owner.is(&owner)).and_then(|own| own.image.as_deref());
+        if let Some(image) = path.and_then(Image::of_unfinished) {
+            image.discard()?;
+        }
+        self.vm.store.settle(&owner)?;
+        self.journal("image-removed");
+        Ok(())
+    }
+}
+
+/// What goes wrong with one NIC keeps nothing else from being put right.
+fn concerns_one_nic(repair: &Repair) -> bool {
+    matches!(
+        repair,
+        Repair::Unplug(_)
+            | Repair::UnplugDummy(_)
+            | Repair::Release(_)
+            | Repair::Claim(_)
+            | Repair::Plug(_)
+            | Repair::PlugDummy(_)
+    )
+}
+
+/// A VM that claims VFs, has no domain here, and whose lock is held.
+pub(super) struct Gone<'a> {
+    pub(super) host: &'a Host,
+    pub(super) action: &'static str,
+    pub(super) store: ClaimStore,
+    pub(super) lock: VmLock,
+    pub(super) owner: Owner,
+}
+
+impl<'a> Gone<'a> {
+    /// Puts it right.
+    ///
+    /// # Errors
+    /// It can't be looked at.
+    pub(super) fn mend(self, until: Instant, elsewhere: Elsewhere) -> Result<Option<VmReport>, Cause> {
+        let Some(claimant) = self.store.claimants()?.into_iter().find(|claimant| claimant.owner.is(&self.owner)) else {
+            return Ok(None);
+        };
+        let facts = Facts::of_claimant(&claimant, is_outlived(self.host, &self.owner)?, elsewhere);
+        let repairs = decide(&facts);
+        let mut report = VmReport::new(self.owner.clone(), facts);
+        let path = claimant.image.clone().unwrap_or_default();
+        for repair in &repairs {
+            let done = match repair {
+                Repair::RestoreImage => return self.restore(path, report, until, elsewhere).map(Some),
+                Repair::RemoveImage => Image::of_unfinished(&path).map_or(Ok(()), |image| image.discard()),
+                Repair::ReleaseAll => {
+                    gone::release(self.host, &self.store, &self.owner, self.action).map_err(Cause::from)
+                }
+                _ => {
+                    report.left.push(repair.clone());
+                    continue;
+                }
+            };
+            match done {
+                Ok(()) => {
+                    log::info!("{}: {repair}: done", self.owner.vm);
+                    if *repair == Repair::RemoveImage {
+                        self.host.journal().vm(self.action, &self.owner.vm, "image-removed");
+                    }
+                    report.done.push(repair.clone());
+                }
+                Err(cause) => {
+                    report.fail(repair.clone(), cause);
+                    break;
+                }
+            }
+        }
+        Ok(Some(report))
+    }
+
+    /// Starts the domain, paused, from what a save had not yet finished, and then puts that domain right, which lets it run.
+    fn restore(
+        self,
+        path: PathBuf,
+        mut report: VmReport,
+        until: Instant,
+        elsewhere: Elsewhere,
+    ) -> Result<VmReport, Cause> {
+        let (host, action, owner) = (self.host, self.action, self.owner.clone());
+        match self.start(&path) {
+            Ok(mut vm) => {
+                log::info!("{}: {}: done", owner.vm, Repair::RestoreImage);
+                host.journal().vm(action, &owner.vm, "image-restored");
+                report.done.push(Repair::RestoreImage);
+                report.go_on(mend(&mut vm, until, elsewhere)?);
+            }
+            Err(cause) => {
+                report.left.push(Repair::RestoreImage);
+                report.fail(Repair::RestoreImage, cause);
+            }
+        }
+        Ok(report)
+    }
+
+    fn start(self, path: &Path) -> Result<Vm<'a>, Cause> {
+        let hypervisor = self.host.hypervisor();
+        let text = hypervisor
+            .image_xml(path)
+            .map_err(|source| Cause::Call { what: format!("read the domain in {}", path.display()), source })?;
+        let of_image = |source| Cause::Xml { what: format!("the domain in {}", path.display()), source };
+        let saved = LiveDomain::parse(&text).map_err(of_image)?;
+        let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
+        wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
+        let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
+        self.store.hold(&self.owner, Some(path))?;
+        hypervisor.restore(path, &xml, true).map_err(|source| Cause::Call {
+            what: format!("start {} from {}", self.owner.vm, path.display()),
+            source,
+        })?;
+        let domain = self.host.find(&DeployId::Uuid(saved.uuid))?;
+        Vm::locked(self.host, self.action, domain, self.store, self.lock, None)
+    }
+}
+
+/// Whether another domain of the VM's name runs here: then nothing of the old one may come back.
+pub(super) fn is_outlived(host: &Host, owner: &Owner) -> Result<bool, Cause> {
+    let found = host.hypervisor().find(&DeployId::Name(owner.vm.clone()))?;
+    Ok(found.is_some_and(|domain| domain.id.is_some() && owner.uuid.as_ref() != Some(&domain.uuid)))
+}

@@ -1,0 +1,288 @@
+//! The rules: which repairs a VM needs, from what is known of it. docs/reconcile.md has them as tables.
+
+use std::fmt;
+
+use super::facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
+use crate::libvirt::{JobKind, RunState};
+use crate::{PciAddress, Position};
+
+/// One thing that is done to a VM, or the reason why nothing is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Nothing is touched.
+    Leave(Why),
+    /// Nothing is touched until a person says where the VM lives.
+    InDoubt(Doubt),
+    /// The save that libvirt still works on is aborted; what is true then decides.
+    AbortSave,
+    /// The device at this position leaves the guest, and its claim is released.
+    Unplug(Position),
+    /// The dummy interface at this position leaves the guest.
+    UnplugDummy(Position),
+    /// A claim that belongs to no NIC is released.
+    Release(PciAddress),
+    /// The VF that the NIC has is claimed for it.
+    Claim(Position),
+    /// The NIC gets a VF: the one that is claimed for it, or a free one.
+    Plug(Position),
+    /// The NIC gets its dummy interface.
+    PlugDummy(Position),
+    /// The checkpoint gets the name that says it must not be used again.
+    Spend,
+    /// The CPUs run.
+    Resume,
+    /// Only these positions are pending any more.
+    KeepPending(Vec<Position>),
+    /// The operation is at its end.
+    Close,
+    /// The checkpoint that was used is removed.
+    RemoveUsed,
+    /// The image that a save had not finished is removed.
+    RemoveImage,
+    /// The domain is started from the image that a save had not finished; what is true then decides.
+    RestoreImage,
+    /// The domain is destroyed.
+    Destroy,
+    /// Everything that the VM claims is released.
+    ReleaseAll,
+}
+
+/// Why nothing is touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Why {
+    /// An action works on the VM.
+    Locked,
+    /// libvirt works on the VM.
+    Job,
+    /// The domain is ending.
+    Ending,
+    /// A later version began the operation.
+    Newer,
+    /// The image that the claims name can't be read.
+    Unreadable,
+    /// Something is to leave the guest at this position, and a guest that stands can't answer.
+    Stands(Position),
+}
+
+/// Why a person must say where a VM lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doubt {
+    /// A move was cut off when the CPUs stood here: they may run at the other end.
+    Migration,
+    /// A save was cut off and the host was booted since: OpenNebula may have started the VM elsewhere.
+    BeforeBoot,
+    /// A restore was cut off and its checkpoint is gone: the CPUs may have run.
+    NoCheckpoint,
+}
+
+/// The repairs that a VM needs, in the order in which they are done.
+///
+/// Decides from the facts alone; touches nothing.
+///
+/// ```
+/// use kvm_sriov::libvirt::RunState;
+/// use kvm_sriov::reconcile::{Busy, Claimed, Doubt, Elsewhere, Facts, Nic, Noted, Open, Repair, decide};
+/// let position = kvm_sriov::Position::new(0)?;
+/// let nic = Nic { position, wanted: true, device: false, claim: Claimed::Own, dummy: true };
+/// let mut facts = Facts {
+///     busy: Busy::Nobody,
+///     domain: Some(RunState::Running),
+///     operation: Open::Migrate,
+///     nics: vec![nic],
+///     spare: vec![],
+///     image: Noted::Nothing,
+///     elsewhere: Elsewhere::Unknown,
+/// };
+/// assert_eq!(decide(&facts), [Repair::Plug(position), Repair::Close]);
+/// facts.domain = Some(RunState::PausedForMigration);
+/// assert_eq!(decide(&facts), [Repair::InDoubt(Doubt::Migration)]);
+/// # Ok::<(), kvm_sriov::ParseError>(())
+/// ```
+pub fn decide(facts: &Facts) -> Vec<Repair> {
+    match (facts.busy, &facts.operation, facts.domain) {
+        (Busy::Locked, ..) => vec![Repair::Leave(Why::Locked)],
+        (Busy::Job(JobKind::Save), Open::Save, _) => vec![Repair::AbortSave],
+        (Busy::Job(_), ..) => vec![Repair::Leave(Why::Job)],
+        (Busy::Nobody, _, None) => gone(facts),
+        (Busy::Nobody, _, Some(RunState::Ending)) => vec![Repair::Leave(Why::Ending)],
+        (Busy::Nobody, Open::Newer, _) => vec![Repair::Leave(Why::Newer)],
+        (Busy::Nobody, _, Some(state)) => here(facts, state),
+    }
+}
+
+/// A VM that claims VFs and has no domain here.
+fn gone(facts: &Facts) -> Vec<Repair> {
+    match (facts.image, facts.elsewhere) {
+        (Noted::Nothing, _) if facts.spare.is_empty() => Vec::new(),
+        (Noted::Nothing | Noted::Missing, _) => vec![Repair::ReleaseAll],
+        (Noted::Incomplete | Noted::Outlived, _) | (Noted::BeforeBoot, Elsewhere::Runs) => {
+            vec![Repair::RemoveImage, Repair::ReleaseAll]
+        }
+        (Noted::BeforeBoot, Elsewhere::Unknown) => vec![Repair::InDoubt(Doubt::BeforeBoot)],
+        (Noted::Complete, _) | (Noted::BeforeBoot, Elsewhere::Never) => vec![Repair::RestoreImage],
+        (Noted::Unreadable, _) => vec![Repair::Leave(Why::Unreadable)],
+    }
+}
+
+/// A VM whose domain is here and not ending.
+fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
+    let nics = of_nics(facts, state);
+    // A guest that suspended itself ran here: only its CPUs rest, and only the guest's user wakes them.
+    let stands = matches!(state, RunState::PausedByUser | RunState::PausedForMigration | RunState::PausedOtherwise);
+    let resume = stands.then_some(Repair::Resume);
+    let close = [Repair::Close];
+    let image = (facts.image != Noted::Nothing).then_some(Repair::RemoveImage);
+    match (&facts.operation, stands) {
+        (Open::Nothing | Open::Newer, _) => chain([nics, image.into_iter().collect()]),
+        (Open::Save, _) => chain([nics, image.into_iter().collect(), close.into()]),
+        (Open::PendingUnplug(positions), _) => {
+            let stays = |position: &&Position| {
+                facts.nics.iter().any(|nic| nic.position == **position && nic.wanted && nic.device)
+            };
+            let rest: Vec<Position> = positions.iter().filter(stays).copied().collect();
+            let pending = match rest {
+                rest if rest.is_empty() => Some(Repair::Close),
+                rest if rest == *positions => None,
+                rest => Some(Repair::KeepPending(rest)),
+            };
+            chain([nics, image.into_iter().collect(), pending.into_iter().collect()])
+        }
+        (Open::Restore(Checkpoint::Untouched), true) => vec![Repair::Destroy, Repair::ReleaseAll],
+        // Somebody let it run by hand: what it came from must not be used again.
+        (Open::Restore(Checkpoint::Untouched | Checkpoint::Unfinished), false) => {
+            chain([vec![Repair::Spend], nics, close.into(), vec![Repair::RemoveUsed]])
+        }
+        (Open::Restore(Checkpoint::Unfinished), true) => {
+            chain([nics, vec![Repair::Spend, Repair::Resume, Repair::Close, Repair::RemoveUsed]])
+        }
+        (Open::Restore(Checkpoint::Used), _) => {
+            chain([nics, resume.into_iter().collect(), close.into(), vec![Repair::RemoveUsed]])
+        }
+        (Open::Restore(Checkpoint::Nowhere), false) => chain([nics, close.into()]),
+        (Open::Restore(Checkpoint::Nowhere), true) => known(facts, Doubt::NoCheckpoint, nics, resume),
+        (Open::Migrate, _) if state.runs() => chain([nics, close.into()]),
+        (Open::Migrate, _) => known(facts, Doubt::Migration, nics, resume),
+    }
+}
+
+/// CPUs that stand here, and that may run elsewhere: nobody resumes or destroys before both sides are known.
+fn known(facts: &Facts, doubt: Doubt, nics: Vec<Repair>, resume: Option<Repair>) -> Vec<Repair> {
+    match facts.elsewhere {
+        Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
+        Elsewhere::Runs => vec![Repair::Destroy, Repair::ReleaseAll],
+        Elsewhere::Never => chain([nics, resume.into_iter().collect(), vec![Repair::Close]]),
+    }
+}
+
+/// What leaves goes first: it makes room. Plugging is in ascending order of position.
+fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
+    let unwanted = || facts.nics.iter().filter(|nic| !nic.wanted);
+    let wanted = || facts.nics.iter().filter(|nic| nic.wanted);
+    let mut repairs: Vec<Repair> = if state.runs() {
+        let devices = unwanted().filter(|nic| nic.device).map(|nic| Repair::Unplug(nic.position));
+        let dummies = unwanted().filter(|nic| nic.dummy).map(|nic| Repair::UnplugDummy(nic.position));
+        devices.chain(dummies).collect()
+    } else {
+        let stays = unwanted().filter(|nic| nic.device || nic.dummy);
+        stays.map(|nic| Repair::Leave(Why::Stands(nic.position))).collect()
+    };
+    repairs.extend(facts.spare.iter().map(|vf| Repair::Release(*vf)));
+    let is_wrong = |nic: &&Nic| nic.device && nic.claim != Claimed::Own;
+    repairs.extend(wanted().filter(is_wrong).map(|nic| Repair::Claim(nic.position)));
+    repairs.extend(wanted().filter(|nic| !nic.device).map(|nic| Repair::Plug(nic.position)));
+    repairs.extend(wanted().filter(|nic| !nic.dummy).map(|nic| Repair::PlugDummy(nic.position)));
+    repairs
+}
+
+fn chain<const N: usize>(parts: [Vec<Repair>; N]) -> Vec<Repair> {
+    parts.into_iter().flatten().collect()
+}
+
+impl Repair {
+    /// What it is in one or two words, as in docs/reconcile.md.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Leave(_) => "leave",
+            Self::InDoubt(_) => "in doubt",
+            Self::AbortSave => "abort save",
+            Self::Unplug(_) => "unplug",
+            Self::UnplugDummy(_) => "unplug dummy",
+            Self::Release(_) => "release",
+            Self::Claim(_) => "claim",
+            Self::Plug(_) => "plug",
+            Self::PlugDummy(_) => "plug dummy",
+            Self::Spend => "spend checkpoint",
+            Self::Resume => "resume",
+            Self::KeepPending(_) => "keep pending",
+            Self::Close => "close",
+            Self::RemoveUsed => "remove used",
+            Self::RemoveImage => "remove image",
+            Self::RestoreImage => "restore image",
+            Self::Destroy => "destroy",
+            Self::ReleaseAll => "release all",
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_note(&self) -> bool {
+        matches!(self, Self::Leave(_) | Self::InDoubt(_))
+    }
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leave(why) => write!(f, "leave it: {why}"),
+            Self::InDoubt(doubt) => write!(f, "in doubt: {doubt}"),
+            Self::AbortSave => f.write_str("abort the save that nobody waits for"),
+            Self::Unplug(position) => write!(f, "unplug the VF at position {position}, which is not wanted"),
+            Self::UnplugDummy(position) => write!(f, "unplug the dummy at position {position}, which is not wanted"),
+            Self::Release(vf) => write!(f, "release VF {vf}, which is claimed for no NIC"),
+            Self::Claim(position) => write!(f, "claim the VF that the NIC at position {position} has"),
+            Self::Plug(position) => write!(f, "plug a VF for the NIC at position {position}"),
+            Self::PlugDummy(position) => write!(f, "plug the dummy of the NIC at position {position}"),
+            Self::Spend => f.write_str("mark the checkpoint as used"),
+            Self::Resume => f.write_str("let its CPUs run"),
+            Self::KeepPending(positions) => {
+                let positions: Vec<String> = positions.iter().map(ToString::to_string).collect();
+                write!(f, "note that only position {} is still pending", positions.join(", "))
+            }
+            Self::Close => f.write_str("note that no operation is open"),
+            Self::RemoveUsed => f.write_str("remove the checkpoint that was used"),
+            Self::RemoveImage => f.write_str("remove the image that was not finished"),
+            Self::RestoreImage => f.write_str("start it from the image that was not finished"),
+            Self::Destroy => f.write_str("destroy the domain"),
+            Self::ReleaseAll => f.write_str("release everything that it claims"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Locked => f.write_str("an action works on it"),
+            Self::Job => f.write_str("libvirt works on it"),
+            Self::Ending => f.write_str("it is ending"),
+            Self::Newer => f.write_str("a newer kvm-sriov began the operation, and is to end it"),
+            Self::Unreadable => f.write_str("the image that its claims name can't be read"),
+            Self::Stands(position) => {
+                write!(f, "what is at position {position} is not wanted, but a guest that stands can't release it")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Migration => "a move was cut off when its CPUs stood here: they may run at the other end",
+            Self::BeforeBoot => {
+                "a save was cut off before this host was booted: OpenNebula may have started it elsewhere since"
+            }
+            Self::NoCheckpoint => "a restore was cut off and its checkpoint is gone: nobody can tell whether it ran",
+        })
+    }
+}

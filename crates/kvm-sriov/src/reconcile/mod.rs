@@ -1,0 +1,353 @@
+//! Reconciliation: what a VM wants, what it has, and what is claimed are made equal.
+//!
+//! An action that was killed, a host that lost its power, a guest that answered too late: each leaves a difference between
+//! the three, or an operation that nobody goes on with. [`reconcile`] puts all VMs of a host right, and every action puts
+//! its own VM right before it begins. [`decide`] holds the rules, which docs/reconcile.md lists.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use kvm_sriov::reconcile::{Options, Verdict, reconcile};
+//! use kvm_sriov::{Host, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+//! let dir = tempfile::tempdir()?;
+//! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
+//! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
+//! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
+//! let host = Host::new(kvmrc, Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//!
+//! let options = Options { dry_run: true, ..Options::default() };
+//! let report = reconcile(&host, &options)?;
+//! assert!(report.vms.is_empty() && report.claims.is_empty());
+//! assert_eq!(report.verdict(options.dry_run), Verdict::Right);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * `facts` - what is known of a VM
+//! * `decide` - the rules
+//! * `apply` - repairs are done
+//! * `report` - what was found and done
+
+mod apply;
+mod decide;
+mod facts;
+mod report;
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use decide::{Doubt, Repair, Why, decide};
+pub use facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
+pub use report::{Failure, Report, Verdict, VmReport};
+
+use crate::claims::{Claim, ClaimError, ClaimStore, Holder, Owner};
+use crate::error::Cause;
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::vf_map::VfMap;
+use crate::vm::{self, Vm};
+use crate::xml::{LiveDomain, Wanted};
+use crate::{DeployId, DomainName};
+
+/// What claims and the journal call it.
+const ACTION: &str = "reconcile";
+
+/// So many VMs are put right at once: plugging a VF takes about a second, and a guest may take long to release one.
+const AT_ONCE: usize = 8;
+
+/// How a host is put right.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Only say what would be done. Takes no lock and writes nothing.
+    pub dry_run: bool,
+    /// After this time nothing new is begun. A call to libvirt that is in flight then may take SRIOV_CALL_TIMEOUT.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { dry_run: false, timeout: Duration::from_secs(60) }
+    }
+}
+
+/// Puts a host right: the claims of all roots, and every VM that has or wants VFs or claims some.
+///
+/// A VM that an action or libvirt works on is left alone, and so is one of which it is not known where it runs. Never waits
+/// for a lock. May run at any time, and several times at once.
+///
+/// # Errors
+/// libvirtd does not answer, or the state directory can't be used; nothing was changed. What goes wrong with one root or
+/// one VM is in the report, and keeps nothing else from being put right.
+pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
+    let until = Instant::now() + options.timeout;
+    let mut report = Report::default();
+    let maps = readable_maps(host, &mut report.problems);
+    let domains = host.hypervisor().domains()?;
+    let store = match host.existing_claims()? {
+        None if !options.dry_run && !maps.is_empty() => Some(host.claims()?),
+        other => other,
+    };
+    if let Some(store) = &store {
+        let claims = if options.dry_run { inspect(host, store, &maps) } else { put_right(host, store, &maps) };
+        match claims {
+            Ok(claims) => report.claims = claims,
+            Err(cause) => report.problems.push(cause),
+        }
+    }
+    let owners: Vec<Owner> = domains.iter().map(DomainRef::owner).collect();
+    let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
+    let gone = claimants.into_iter().map(|claimant| claimant.owner).filter(|own| !owners.iter().any(|o| o.is(own)));
+    let subjects = domains.into_iter().map(Subject::Domain).chain(gone.map(Subject::Gone));
+    let look = Look { host, dry_run: options.dry_run, until, elsewhere: Elsewhere::Unknown };
+    let (vms, problems) = look.at_all(subjects.collect());
+    report.vms = vms;
+    report.problems.extend(problems);
+    Ok(report)
+}
+
+fn readable_maps(host: &Host, problems: &mut Vec<Cause>) -> Vec<VfMap> {
+    let roots = host.maps().roots().unwrap_or_else(|error| {
+        problems.push(error.into());
+        Vec::new()
+    });
+    let loaded = roots.iter().map(|root| host.maps().load(root));
+    loaded.filter_map(|map| map.map_err(|error| problems.push(error.into())).ok()).collect()
+}
+
+fn put_right(host: &Host, store: &ClaimStore, maps: &[VfMap]) -> Result<Vec<crate::claims::Repair>, Cause> {
+    host.put_claims_right(store, maps, ACTION).map(|(_, repairs)| repairs)
+}
+
+fn inspect(host: &Host, store: &ClaimStore, maps: &[VfMap]) -> Result<Vec<crate::claims::Repair>, Cause> {
+    let seen = store.entries()?;
+    Ok(store.inspect(&seen, &host.backing()?, maps)?)
+}
+
+/// A VM to look at.
+enum Subject {
+    Domain(DomainRef),
+    /// One that claims VFs and has no domain here.
+    Gone(Owner),
+}
+
+struct Look<'a> {
+    host: &'a Host,
+    dry_run: bool,
+    until: Instant,
+    elsewhere: Elsewhere,
+}
+
+impl Look<'_> {
+    /// Several at once: no VM waits for the guest of another.
+    fn at_all(&self, subjects: Vec<Subject>) -> (Vec<VmReport>, Vec<Cause>) {
+        let workers = AT_ONCE.min(subjects.len());
+        let waiting = Mutex::new(VecDeque::from(subjects));
+        let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+        let work = || std::iter::from_fn(next).map(|subject| self.at(subject)).collect::<Vec<_>>();
+        let results: Vec<_> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+        });
+        let (mut vms, mut problems) = (Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok(report) => vms.extend(report),
+                Err(cause) => problems.push(cause),
+            }
+        }
+        vms.sort_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
+        (vms, problems)
+    }
+
+    fn at(&self, subject: Subject) -> Result<Option<VmReport>, Cause> {
+        let looked = match subject {
+            Subject::Domain(domain) => self.at_domain(domain),
+            Subject::Gone(owner) => self.at_gone(owner),
+        };
+        match looked {
+            // It ended since it was listed: the next look frees what it had.
+            Err(Cause::Absent { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    fn at_domain(&self, domain: DomainRef) -> Result<Option<VmReport>, Cause> {
+        let live = vm::read(self.host, &domain)?;
+        let wanted = match vm::wanted(&live)? {
+            // Devices of ours without a note: the action that brought the first one died before it could write it.
+            None if live.positions().is_empty() => return Ok(None),
+            wanted => wanted.unwrap_or_default(),
+        };
+        let report = self.glance(&domain, &live, &wanted)?;
+        if self.dry_run || report.left.iter().all(Repair::is_note) {
+            return Ok(Some(report));
+        }
+        let store = self.host.claims()?;
+        let lock = match store.lock_vm(&domain.name, ACTION, Duration::ZERO) {
+            Err(ClaimError::Busy { .. }) => return Ok(Some(locked(report))),
+            other => other?,
+        };
+        let owner = domain.owner();
+        let mut vm = Vm::locked(self.host, ACTION, domain, store, lock, None)?;
+        let mut report = apply::mend(&mut vm, self.until, self.elsewhere)?;
+        if report.is_gone {
+            let Vm { store, lock, .. } = vm;
+            let gone = apply::Gone { host: self.host, action: ACTION, store, lock, owner };
+            if let Some(later) = gone.mend(self.until, self.elsewhere)? {
+                report.go_on(later);
+            }
+        }
+        Ok(Some(report))
+    }
+
+    /// What is to be done to a domain, without its lock.
+    fn glance(&self, domain: &DomainRef, live: &LiveDomain, wanted: &Wanted) -> Result<VmReport, Cause> {
+        let store = self.host.existing_claims()?;
+        let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
+        let mut facts = Facts::of_domain(domain, live, wanted, &claimants, self.elsewhere).ask(self.host, domain)?;
+        if is_locked(store.as_ref(), &domain.name)? {
+            facts.busy = Busy::Locked;
+        }
+        let mut report = VmReport::new(domain.owner(), facts);
+        report.left = decide(&report.found);
+        Ok(report)
+    }
+
+    fn at_gone(&self, owner: Owner) -> Result<Option<VmReport>, Cause> {
+        let Some(store) = self.host.existing_claims()? else { return Ok(None) };
+        if self.dry_run {
+            let claimants = store.claimants()?;
+            let Some(claimant) = claimants.iter().find(|claimant| claimant.owner.is(&owner)) else { return Ok(None) };
+            let outlived = apply::is_outlived(self.host, &owner)?;
+            let mut facts = Facts::of_claimant(claimant, outlived, self.elsewhere);
+            if is_locked(Some(&store), &owner.vm)? {
+                facts.busy = Busy::Locked;
+            }
+            let mut report = VmReport::new(owner, facts);
+            report.left = decide(&report.found);
+            return Ok(Some(report));
+        }
+        let lock = match store.lock_vm(&owner.vm, ACTION, Duration::ZERO) {
+            Err(ClaimError::Busy { .. }) => return Ok(None),
+            other => other?,
+        };
+        // It may have come back since it was listed.
+        let id = owner.uuid.clone().map_or_else(|| DeployId::Name(owner.vm.clone()), DeployId::Uuid);
+        if self.host.hypervisor().find(&id)?.is_some_and(|domain| domain.id.is_some()) {
+            return Ok(None);
+        }
+        apply::Gone { host: self.host, action: ACTION, store, lock, owner }.mend(self.until, self.elsewhere)
+    }
+}
+
+fn is_locked(store: Option<&ClaimStore>, vm: &DomainName) -> Result<bool, Cause> {
+    Ok(store.map_or(Ok(None), |store| store.vm_holder(vm))?.is_some())
+}
+
+/// What was seen without the lock may have been an action's work in progress.
+fn locked(mut report: VmReport) -> VmReport {
+    report.found.busy = Busy::Locked;
+    report.left = decide(&report.found);
+    report
+}
+
+/// Puts right what an earlier action left of a VM whose lock is held: nobody works on it any more.
+///
+/// # Errors
+/// It can't be put right; what was put right until then is right. A VM that is in doubt, or in whose open operation
+/// somebody else has a part, was not touched.
+pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
+    let until = Instant::now() + vm.host.kvmrc().call_timeout();
+    let report = apply::mend(vm, until, Elsewhere::Unknown)?;
+    if report.is_gone || report.done.contains(&Repair::Destroy) {
+        return Err(Cause::Absent { id: vm.domain.name.to_string() });
+    }
+    for left in &report.left {
+        match left {
+            Repair::InDoubt(doubt) => return Err(Cause::InDoubt { vm: vm.domain.name.clone(), doubt: *doubt }),
+            Repair::Leave(why @ (Why::Newer | Why::Job | Why::Ending)) => {
+                if let Some(operation) = &vm.wanted.operation {
+                    let operation = operation.kind.to_string();
+                    return Err(Cause::OpenOperation { vm: vm.domain.name.clone(), operation, why: *why });
+                }
+            }
+            _ => {}
+        }
+    }
+    // A claim that is not as it should be keeps no action from its work.
+    let matters = |failure: &Failure| !matches!(failure.repair, Repair::Claim(_) | Repair::Release(_));
+    report.failures.into_iter().find(matters).map_or(Ok(()), |failure| Err(failure.cause))
+}
+
+/// All that is known of one VM, and what [`reconcile`] would do to it.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The VM as it stands, and in `left` what would be done.
+    pub report: VmReport,
+    /// What it should have; nothing for a VM whose domain is not here.
+    pub wanted: Wanted,
+    /// Its domain as libvirt shows it; `None` when it is not here.
+    pub live: Option<LiveDomain>,
+    /// What it claims.
+    pub claims: Vec<Claim>,
+    /// The action that works on it.
+    pub holder: Option<Holder>,
+}
+
+/// Looks at one VM, and changes nothing.
+///
+/// # Errors
+/// There is no such domain and no claim of such a VM, or it can't be looked at.
+pub fn explain(host: &Host, id: &DeployId) -> Result<Explanation, Cause> {
+    let look = Look { host, dry_run: true, until: Instant::now(), elsewhere: Elsewhere::Unknown };
+    let store = host.existing_claims()?;
+    let claims = |owner: &Owner| store.as_ref().map_or_else(|| Ok(Vec::new()), |store| store.claims_of(owner));
+    let holder = |vm: &DomainName| store.as_ref().map_or(Ok(None), |store| store.vm_holder(vm));
+    let absent = || Cause::Absent { id: id.to_string() };
+    let Some(domain) = host.hypervisor().find(id)?.filter(|domain| domain.id.is_some()) else {
+        let owner = claimant(store.as_ref(), id)?.ok_or_else(absent)?;
+        let report = look.at_gone(owner.clone())?.ok_or_else(absent)?;
+        return Ok(Explanation {
+            report,
+            wanted: Wanted::default(),
+            live: None,
+            claims: claims(&owner)?,
+            holder: holder(&owner.vm)?,
+        });
+    };
+    let live = vm::read(host, &domain)?;
+    let wanted = vm::wanted(&live)?.unwrap_or_default();
+    let report = look.glance(&domain, &live, &wanted)?;
+    let (claims, holder) = (claims(&domain.owner())?, holder(&domain.name)?);
+    Ok(Explanation { report, wanted, live: Some(live), claims, holder })
+}
+
+/// The VM that claims VFs and is meant.
+fn claimant(store: Option<&ClaimStore>, id: &DeployId) -> Result<Option<Owner>, Cause> {
+    let claimants = store.map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
+    let is_meant = |owner: &Owner| match id {
+        DeployId::Uuid(uuid) => owner.uuid.as_ref() == Some(uuid),
+        DeployId::Name(name) => owner.vm == *name,
+        DeployId::Id(_) => false,
+    };
+    Ok(claimants.into_iter().map(|claimant| claimant.owner).find(is_meant))
+}
+
+/// Puts one VM right, with what is known of it on another host.
+///
+/// * `elsewhere` - what the other end says, or a person
+///
+/// # Errors
+/// There is no such VM, another action works on it, or it can't be looked at; nothing was changed.
+pub fn resolve(host: &Host, id: &DeployId, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
+    let until = Instant::now() + Options::default().timeout;
+    let look = Look { host, dry_run: false, until, elsewhere };
+    let subject = match host.hypervisor().find(id)?.filter(|domain| domain.id.is_some()) {
+        Some(domain) => Subject::Domain(domain),
+        None => {
+            let store = host.existing_claims()?;
+            Subject::Gone(claimant(store.as_ref(), id)?.ok_or_else(|| Cause::Absent { id: id.to_string() })?)
+        }
+    };
+    look.at(subject)?.ok_or_else(|| Cause::Absent { id: id.to_string() })
+}

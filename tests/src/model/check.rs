@@ -1,0 +1,154 @@
+//! What must be true of model hosts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::xml::{LiveDomain, Wanted, dummy_alias_of};
+use kvm_sriov::{PciAddress, VfState};
+
+use super::element::Element;
+use super::host::ModelHost;
+
+/// A host, or several in one world, on which an action runs.
+pub trait Stage {
+    /// The hosts, the one whose faults are meant first.
+    fn hosts(&self) -> Vec<&ModelHost>;
+
+    /// Nothing is shared, nothing that is used is free, no VM runs in two places: what must be true even where an action
+    /// could not undo everything.
+    fn check_safe(&self) {
+        let hosts = self.hosts();
+        let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for host in &hosts {
+            assert_eq!(host.model().wrongs(), [""; 0]);
+            let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
+            let claimed = host.claimed();
+            for live in host.domains() {
+                for vf in live.vfs() {
+                    let shared = users.insert(vf, live.name.to_string());
+                    assert_eq!(shared, None, "{vf} is in two domains");
+                    if live.wanted.as_ref().is_ok_and(Option::is_some) {
+                        let claim = claimed.get(&vf).map(String::as_str);
+                        assert_eq!(claim, Some(live.uuid.as_str()), "the claim of {vf}, which {} has", live.name);
+                    }
+                }
+                places.entry(live.name.to_string()).or_default().push(host.model().name());
+            }
+        }
+        for (name, places) in places {
+            assert_eq!(places.len(), 1, "{name} is on {places:?}");
+        }
+    }
+
+    /// Nothing is left to do: every domain has what it wants, and nothing else is claimed.
+    fn check(&self) {
+        self.check_safe();
+        for host in self.hosts() {
+            host.check_complete();
+        }
+    }
+
+    /// What an action that changed nothing must not have changed.
+    fn portrait(&self) -> Vec<String> {
+        self.hosts().iter().flat_map(|host| host.describe()).collect()
+    }
+}
+
+impl Stage for ModelHost {
+    fn hosts(&self) -> Vec<&ModelHost> {
+        vec![self]
+    }
+}
+
+impl Stage for [ModelHost; 2] {
+    fn hosts(&self) -> Vec<&ModelHost> {
+        self.iter().collect()
+    }
+}
+
+impl ModelHost {
+    /// What runs here.
+    fn domains(&self) -> Vec<LiveDomain> {
+        // A libvirtd that restarted or stopped cuts off the first call.
+        let domains = self.model().domains().or_else(|_| self.model().domains()).unwrap_or_default();
+        domains.iter().filter_map(|domain| self.domain(domain.name.as_str())).collect()
+    }
+
+    /// The UUID of the claimant of every VF that is claimed.
+    fn claimed(&self) -> BTreeMap<PciAddress, String> {
+        let Some(store) = self.host().existing_claims().unwrap() else { return BTreeMap::new() };
+        let claimants = store.claimants().unwrap();
+        let claims = claimants.iter().flat_map(|claimant| &claimant.claims);
+        let uuid = |claim: &kvm_sriov::claims::Claim| claim.owner.uuid.as_ref().map(ToString::to_string);
+        claims.map(|claim| (claim.vf, uuid(claim).unwrap_or_default())).collect()
+    }
+
+    fn check_complete(&self) {
+        let mut used = BTreeSet::new();
+        for live in self.domains() {
+            used.extend(live.vfs());
+            if let Some(wanted) = live.wanted.clone().unwrap() {
+                check_domain(&live, &wanted);
+            }
+        }
+        let claimed: BTreeSet<PciAddress> = self.claimed().into_keys().collect();
+        let leaked: Vec<_> = claimed.difference(&used).collect();
+        assert!(leaked.is_empty(), "claims without a domain: {leaked:?}");
+        if let Some(store) = self.host().existing_claims().unwrap() {
+            for claimant in store.claimants().unwrap() {
+                assert!(!claimant.held, "the claims of {} name a process", claimant.owner.vm);
+                assert_eq!(claimant.image, None, "the image of {}", claimant.owner.vm);
+            }
+        }
+        let odd: Vec<_> = self.claims().into_keys().filter(|name| name.contains(".new-")).collect();
+        assert!(odd.is_empty(), "unfinished claims: {odd:?}");
+        assert_eq!(self.model().watches(), 0, "watches that are still open");
+        // The library's own view of all this.
+        for vf in self.host().vfs().unwrap() {
+            let is_settled = matches!(vf.state, VfState::Free | VfState::Used { .. } | VfState::Unclaimed { .. });
+            assert!(is_settled, "{} of {}: {}", vf.address, vf.root, vf.state);
+        }
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for domain in self.model().domains().or_else(|_| self.model().domains()).unwrap_or_default() {
+            let mut line = format!("{}: {} ", self.model().name(), domain.name);
+            let (state, job) = (self.model().state(&domain).unwrap(), self.model().job(&domain).unwrap());
+            write!(line, "{state:?} {job:?}").unwrap();
+            lines.push(line);
+            // None: it ended just now.
+            let Some(live) = self.model().live_xml(&domain).unwrap() else { continue };
+            let live = Element::parse(&live).unwrap();
+            lines.extend(live.child("metadata").map(ToString::to_string));
+            let devices = live.child("devices").unwrap();
+            let mut devices: Vec<String> = devices.children().map(ToString::to_string).collect();
+            devices.sort();
+            lines.extend(devices);
+        }
+        lines.extend(self.claims().into_iter().map(|(name, text)| format!("{name}: {text}")));
+        let files = self.vm_files().into_iter();
+        lines.extend(files.map(|(path, bytes)| format!("{}: {}", path.display(), String::from_utf8_lossy(&bytes))));
+        lines
+    }
+}
+
+/// A domain of ours has each VF at its place, in order, with its dummy, and no operation is open.
+fn check_domain(live: &LiveDomain, wanted: &Wanted) {
+    let name = &live.name;
+    assert_eq!(wanted.operation, None, "{name} has an open operation");
+    let mut guests = Vec::new();
+    for nic in &wanted.nics {
+        let device = live.device_of(nic).unwrap_or_else(|| panic!("{name} has no VF for {}", nic.mac));
+        assert!(nic.guest.is_none() || nic.guest == device.guest, "{name}: {device:?} is not at {:?}", nic.guest);
+        guests.push((nic.position, device.guest.unwrap()));
+        let dummy = dummy_alias_of(nic.position);
+        let has_dummy = live.interfaces.iter().any(|interface| interface.alias.as_deref() == Some(&*dummy));
+        assert!(has_dummy, "{name} has no dummy for {}", nic.mac);
+    }
+    guests.sort_unstable();
+    assert!(guests.is_sorted_by_key(|(_, guest)| *guest), "{name}: its VFs are out of order: {guests:?}");
+    let ours = live.hostdevs.iter().filter(|device| device.is_ours()).count();
+    assert_eq!(ours, wanted.nics.len(), "{name} has VFs that it does not want");
+}

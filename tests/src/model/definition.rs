@@ -1,0 +1,232 @@
+//! What a domain is made of: the XML that it was started from, completed as libvirt does.
+
+use kvm_sriov::libvirt::LibvirtError;
+use kvm_sriov::{DomainName, DomainUuid, PciAddress};
+
+use super::element::Element;
+use super::refusal;
+use super::slots::Machine;
+
+/// A domain's definition, in the parts that calls change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Definition {
+    pub(super) name: DomainName,
+    pub(super) uuid: DomainUuid,
+    /// `<domain>` without what is kept apart below.
+    rest: Element,
+    metadata: Element,
+    devices: Vec<Element>,
+}
+
+impl Definition {
+    /// Reads a domain's XML with any number of `<devices>` blocks. `uuid` is for one that names none.
+    pub(super) fn parse(text: &str, uuid: &DomainUuid) -> Result<Self, LibvirtError> {
+        let mut rest = Element::parse(text).map_err(|error| refusal::xml(format!("(domain_definition): {error}")))?;
+        if rest.name() != "domain" {
+            return Err(refusal::xml(format!("unexpected root element <{}>, expecting <domain>", rest.name())));
+        }
+        let text_of = |element: Vec<Element>| element.first().map(Element::text);
+        let name = text_of(rest.take(|child| child.name() == "name"))
+            .and_then(|name| name.parse().ok())
+            .ok_or_else(|| refusal::xml("missing domain name information"))?;
+        let uuid = match text_of(rest.take(|child| child.name() == "uuid")) {
+            Some(text) => text.parse().map_err(|_| refusal::internal(format!("malformed uuid element {text}")))?,
+            None => uuid.clone(),
+        };
+        let metadata = rest.take(|child| child.name() == "metadata").into_iter().next();
+        let devices = rest.take(|child| child.name() == "devices");
+        let devices = devices.iter().flat_map(Element::children).cloned().collect();
+        Ok(Self { name, uuid, rest, metadata: metadata.unwrap_or_else(|| Element::new("metadata", &[])), devices })
+    }
+
+    /// The XML that libvirt shows.
+    pub(super) fn to_xml(&self, id: Option<u32>) -> String {
+        self.to_element(id).to_string()
+    }
+
+    /// The element `<domain>` that libvirt shows.
+    pub(super) fn to_element(&self, id: Option<u32>) -> Element {
+        let mut domain = self.rest.clone();
+        if let Some(id) = id {
+            domain.set("id", &id.to_string());
+        }
+        if self.metadata.children().next().is_some() {
+            domain.push_front(self.metadata.clone());
+        }
+        domain.push_front(Element::new("uuid", &[]).with_text(self.uuid.as_str()));
+        domain.push_front(Element::new("name", &[]).with_text(self.name.as_str()));
+        domain.push(self.devices.iter().cloned().fold(Element::new("devices", &[]), Element::with));
+        domain
+    }
+
+    /// Gives it what libvirt gives a domain that starts: the devices that nobody wrote, aliases, guest addresses.
+    pub(super) fn complete(&mut self) -> Result<(), LibvirtError> {
+        let has = |name: &str, kind: Option<&str>| {
+            let is_it =
+                |device: &Element| device.name() == name && (kind.is_none() || device.attribute("type") == kind);
+            self.devices.iter().any(is_it)
+        };
+        let mut added = Vec::new();
+        for (lacks, name, attribute) in [
+            (!has("controller", Some("usb")), "controller", ("type", "usb")),
+            (
+                has("channel", None) && !has("controller", Some("virtio-serial")),
+                "controller",
+                ("type", "virtio-serial"),
+            ),
+            (has("graphics", None) && !has("video", None), "video", ("model", "cirrus")),
+            (!has("memballoon", None), "memballoon", ("model", "virtio")),
+        ] {
+            if lacks {
+                added.push(Element::new(name, &[attribute]));
+            }
+        }
+        self.devices.extend(added);
+        for at in 0..self.devices.len() {
+            self.name_device(at)?;
+        }
+        self.machine().place_all(&mut self.devices)
+    }
+
+    fn machine(&self) -> Machine {
+        Machine::of(self.rest.child("os").and_then(|os| os.child("type")).and_then(|kind| kind.attribute("machine")))
+    }
+
+    /// Whether the guest has ACPI: without it nothing reaches it.
+    pub(super) fn has_acpi(&self) -> bool {
+        self.rest.child("features").is_some_and(|features| features.child("acpi").is_some())
+    }
+
+    /// Keeps a user's alias, gives any other device the next number.
+    ///
+    /// # Source
+    /// libvirt's `qemu_alias.c`: a user's alias begins with `ua-`; any other that was written is ignored.
+    fn name_device(&mut self, at: usize) -> Result<(), LibvirtError> {
+        let (before, rest) = self.devices.split_at(at);
+        let device = &rest[0];
+        if device.name() == "emulator" {
+            return Ok(());
+        }
+        let alias = match device.alias().filter(|alias| alias.starts_with("ua-")) {
+            Some(alias) if before.iter().chain(&rest[1..]).any(|other| other.alias() == Some(alias)) => {
+                return Err(refusal::unsupported(format!("non unique alias detected: {alias}")));
+            }
+            Some(alias) => alias.to_owned(),
+            None => {
+                let stem = match device.name() {
+                    "interface" if device.host_address().is_none() => "net",
+                    "interface" => "hostdev",
+                    name => name,
+                };
+                let number = |other: &Element| other.alias()?.strip_prefix(stem)?.parse::<usize>().ok();
+                format!("{stem}{}", before.iter().filter_map(number).max().map_or(0, |last| last + 1))
+            }
+        };
+        self.devices[at].name_device(&alias);
+        Ok(())
+    }
+
+    /// Puts a device in, with alias and address.
+    pub(super) fn plug(&mut self, mut device: Element) -> Result<String, LibvirtError> {
+        self.machine().place(&self.devices, &mut device)?;
+        self.devices.push(device);
+        let at = self.devices.len() - 1;
+        let named = self.name_device(at);
+        if named.is_err() {
+            self.devices.pop();
+        }
+        named.map(|()| self.devices[at].alias().unwrap_or_default().to_owned())
+    }
+
+    /// Takes a device out.
+    pub(super) fn unplug(&mut self, alias: &str) {
+        self.devices.retain(|device| device.alias() != Some(alias));
+    }
+
+    /// Its devices.
+    pub(super) fn devices(&self) -> &[Element] {
+        &self.devices
+    }
+
+    /// The device with this alias.
+    pub(super) fn device(&self, alias: &str) -> Option<&Element> {
+        self.devices.iter().find(|device| device.alias() == Some(alias))
+    }
+
+    /// The host's PCI devices that it has.
+    pub(super) fn host_addresses(&self) -> impl Iterator<Item = PciAddress> {
+        self.devices.iter().filter_map(Element::host_address)
+    }
+
+    /// The element of this namespace, as libvirt's call gives it: without prefix and namespace.
+    ///
+    /// # Source
+    /// `virXMLExtractNamespaceXML` in libvirt's `src/util/virxml.c`.
+    pub(super) fn metadata(&self, uri: &str) -> Option<String> {
+        let element = self.metadata.children().find(|child| child.namespace() == Some(uri));
+        element.map(|element| element.clone().without_namespace().to_string())
+    }
+
+    /// Sets or removes the element of this namespace, as libvirt's call does: the prefix is put on all of it, and must
+    /// not be declared in it yet.
+    ///
+    /// # Source
+    /// `virDomainDefSetMetadata` in libvirt's `src/conf/domain_conf.c`, `virXMLInjectNamespace` in `src/util/virxml.c`.
+    pub(super) fn set_metadata(&mut self, text: Option<&str>, prefix: &str, uri: &str) -> Result<(), LibvirtError> {
+        let new = text.map(Element::parse).transpose();
+        let new = new.map_err(|error| refusal::xml(format!("(metadata_xml): {error}")))?;
+        if new.as_ref().is_some_and(|element| element.attribute(&format!("xmlns:{prefix}")).is_some()) {
+            return Err(refusal::internal("failed to create a new XML namespace"));
+        }
+        self.metadata.take(|child| child.namespace() == Some(uri));
+        if let Some(element) = new {
+            self.metadata.push(element.in_namespace(prefix, uri));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Vm;
+    use kvm_sriov::xml::LiveDomain;
+
+    fn started(vm: &Vm) -> (Definition, LiveDomain) {
+        let uuid = "00000000-0000-0000-0000-000000000000".parse().unwrap();
+        let mut definition = Definition::parse(&vm.deployment(), &uuid).unwrap();
+        definition.complete().unwrap();
+        let live = LiveDomain::parse(&definition.to_xml(Some(1))).unwrap();
+        (definition, live)
+    }
+
+    #[test]
+    fn a_domain_that_starts_is_completed() {
+        for (machine, addresses) in
+            [("pc", ["0000:00:03.0", "0000:00:04.0"]), ("q35", ["0000:01:00.0", "0000:02:00.0"])]
+        {
+            let (definition, live) = started(&Vm::new(42).machine(machine).disk().nic("br0").nic("br0"));
+            assert_eq!((live.name.as_str(), live.has_acpi), ("one-42", true));
+            let nics: Vec<_> = live.interfaces.iter().map(|nic| nic.guest.unwrap().to_string()).collect();
+            assert_eq!(nics, addresses);
+            let aliases: Vec<_> = live.interfaces.iter().filter_map(|nic| nic.alias.as_deref()).collect();
+            assert_eq!(aliases, ["net0", "net1"]);
+            assert!(live.vm_dir.is_some(), "OpenNebula's metadata are lost");
+            let at = |name| definition.devices().iter().find(|device| device.name() == name).unwrap().guest_address();
+            assert!(at("memballoon").is_some() && at("disk").is_some() && at("graphics").is_none());
+        }
+    }
+
+    #[test]
+    fn a_slot_is_given_once() {
+        let (mut definition, _) = started(&Vm::new(42).nic("br0"));
+        let nic = |at: &str| Element::parse(&format!("<interface type='bridge'>{at}</interface>")).unwrap();
+        assert_eq!(definition.plug(nic("")).unwrap(), "net1");
+        let taken = definition.plug(nic("<address type='pci' slot='0x03'/>")).unwrap_err();
+        assert_eq!(taken.text(), "XML error: Attempted double use of PCI Address 0000:00:03.0");
+        assert_eq!(definition.plug(nic("<alias name='ua-x'/><address type='pci' slot='0x1f'/>")).unwrap(), "ua-x");
+        assert_eq!(definition.plug(nic("<alias name='ua-x'/>")).unwrap_err().code(), 67);
+        definition.unplug("net0");
+        definition.plug(nic("<address type='pci' slot='0x03'/>")).unwrap();
+    }
+}

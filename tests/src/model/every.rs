@@ -1,0 +1,166 @@
+//! An action with every call failing in turn, and its process dying at every call.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use kvm_sriov::libvirt::LibvirtErrorKind;
+use kvm_sriov::{ActionError, HostState};
+
+use super::check::Stage;
+use super::faults::Fault;
+use super::host::Ended;
+
+/// The faults that any call may have.
+const FAULTS: [Fault; 6] = [
+    Fault::Fails(LibvirtErrorKind::Other),
+    Fault::FailsAfter(LibvirtErrorKind::Other),
+    Fault::Fails(LibvirtErrorKind::NoAnswer),
+    Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
+    Fault::Dies,
+    Fault::DiesAfter,
+];
+
+/// The calls in the middle of which a process may die.
+const LONG: [&str; 2] = ["save", "migrate"];
+
+/// An action, and what is to be true around it.
+pub struct Scenario<S: 'static> {
+    /// Makes the hosts as they are before it.
+    pub given: fn() -> S,
+    /// The action.
+    pub action: fn(&S) -> Result<(), ActionError>,
+    /// What is true when it succeeded.
+    pub done: fn(&S),
+    /// What is done after the death of its process, or after an error that says that something is left: the action again,
+    /// reconciliation, or a cancel. Each alone must make everything good, and says what is true then.
+    pub repairs: &'static [fn(&S)],
+}
+
+impl<S: Stage> Scenario<S> {
+    /// Runs it once without a fault, then with each fault at each call.
+    ///
+    /// An error must be true: if it says that nothing was changed, or that the domain runs on, everything is as it was.
+    /// Success in spite of a fault must be complete.
+    pub fn with_every_fault(&self) {
+        let calls = self.without_faults();
+        let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
+        let during: Vec<_> = long.map(|(n, _)| (n, Fault::DiesDuring)).collect();
+        let wrong: Vec<String> = thread::scope(|scope| {
+            let anywhere = |fault| move || self.until_it_is_not_reached(fault);
+            let each: Vec<_> = FAULTS.into_iter().map(|fault| scope.spawn(anywhere(fault))).collect();
+            let during = during.into_iter().filter_map(|(n, fault)| self.try_fault(n, fault).err());
+            let during: Vec<String> = during.collect();
+            each.into_iter().flat_map(|thread| thread.join().unwrap()).chain(during).collect()
+        });
+        assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
+    }
+
+    /// Lets call 1, 2, ... have this fault; what went wrong.
+    fn until_it_is_not_reached(&self, fault: Fault) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for n in 1.. {
+            match self.try_fault(n, fault) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(what) => wrong.push(what),
+            }
+        }
+        wrong
+    }
+
+    fn try_fault(&self, n: usize, fault: Fault) -> Result<bool, String> {
+        let what = Mutex::new(String::new());
+        let tried = catch_unwind(AssertUnwindSafe(|| self.with_fault(n, fault, &what)));
+        tried.map_err(|_| format!("{fault:?} at call {n}: {}", what.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Runs it without a fault, and returns the calls that it makes.
+    pub fn without_faults(&self) -> Vec<&'static str> {
+        let stage = (self.given)();
+        stage.hosts()[0].faults().disarm();
+        (self.action)(&stage).unwrap();
+        let calls = stage.hosts()[0].faults().calls();
+        (self.done)(&stage);
+        stage.check();
+        calls
+    }
+
+    /// Runs it with this fault at call `n`; whether it makes that many calls.
+    fn with_fault(&self, n: usize, fault: Fault, what: &Mutex<String>) -> bool {
+        let mut fired = false;
+        for (number, repair) in self.repairs.iter().enumerate() {
+            let stage = (self.given)();
+            let host = stage.hosts()[0];
+            let before = stage.portrait();
+            host.faults().arm(n, fault);
+            let ended = host.run(|| (self.action)(&stage));
+            let (calls, hit) = (host.faults().calls(), host.faults().fired());
+            host.faults().disarm();
+            *what.lock().unwrap() = format!("calls {calls:?}, {}, repair {number}", said(&ended));
+            match ended {
+                Ended::Killed => {
+                    fired = true;
+                    stage.check_safe();
+                    repair(&stage);
+                    stage.check();
+                }
+                Ended::With(Ok(())) => {
+                    fired = hit;
+                    (self.done)(&stage);
+                    stage.check();
+                    // Nothing is left to repair.
+                    break;
+                }
+                Ended::With(Err(error)) => {
+                    assert!(hit, "it failed without a fault: {error}");
+                    fired = true;
+                    if self.reports(&stage, &before, &error) {
+                        repair(&stage);
+                        stage.check();
+                    } else {
+                        break;
+                    }
+                }
+            }
+        }
+        fired
+    }
+
+    /// Checks that the error says what is true; whether it says that something is left.
+    fn reports(&self, stage: &S, before: &[String], error: &ActionError) -> bool {
+        let text = error.to_string();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        stage.check_safe();
+        match error.state() {
+            HostState::Left(_) => true,
+            HostState::Done => {
+                (self.done)(stage);
+                stage.check();
+                false
+            }
+            _ => {
+                let changed = difference(before, &stage.portrait());
+                assert!(changed.is_empty(), "{text}\n{}", changed.join("\n"));
+                stage.check();
+                false
+            }
+        }
+    }
+}
+
+fn said(ended: &Ended<Result<(), ActionError>>) -> String {
+    match ended {
+        Ended::Killed => "killed".into(),
+        Ended::With(Ok(())) => "success".into(),
+        Ended::With(Err(error)) => error.to_string(),
+    }
+}
+
+/// The lines that are gone, and those that are new.
+fn difference(before: &[String], after: &[String]) -> Vec<String> {
+    let only = |mark: &str, these: &[String], those: &[String]| -> Vec<String> {
+        these.iter().filter(|line| !those.contains(line)).map(|line| format!("{mark} {line}")).collect()
+    };
+    [only("-", before, after), only("+", after, before)].concat()
+}

@@ -1,0 +1,314 @@
+//! A libvirtd whose calls are counted, and one of which goes wrong.
+
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use kvm_sriov::DeployId;
+use kvm_sriov::libvirt::{
+    DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots,
+};
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails and has no effect.
+    Fails(LibvirtErrorKind),
+    /// It has its effect, and fails all the same.
+    FailsAfter(LibvirtErrorKind),
+    /// The calling process dies before it.
+    Dies,
+    /// The calling process dies when libvirtd works on it; libvirtd does its work. The call must be one that takes long.
+    DiesDuring,
+    /// The calling process dies when it has had its effect.
+    DiesAfter,
+}
+
+impl Fault {
+    /// Whether the calling process dies.
+    pub fn kills(self) -> bool {
+        matches!(self, Self::Dies | Self::DiesDuring | Self::DiesAfter)
+    }
+}
+
+/// What a thread of a process that died unwinds with.
+pub struct Killed;
+
+/// Any libvirtd, with a fault at one of its calls.
+pub struct Faults {
+    inner: Arc<dyn Hypervisor>,
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    calls: Vec<&'static str>,
+    armed: Option<(usize, Fault)>,
+    fired: bool,
+    dead: bool,
+    at_death: Option<Box<dyn Fn() + Send>>,
+    before: Vec<(usize, Box<dyn FnOnce() + Send>)>,
+}
+
+impl Faults {
+    /// This libvirtd, with no fault yet.
+    pub fn around(inner: Arc<dyn Hypervisor>) -> Self {
+        Self { inner, book: Mutex::default() }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts from 1 again, as for a new process, and lets call `n` go wrong.
+    pub fn arm(&self, n: usize, fault: Fault) {
+        let mut book = self.book();
+        *book = Book { armed: Some((n, fault)), at_death: book.at_death.take(), ..Book::default() };
+    }
+
+    /// Counts from 1 again, as for a new process, and lets nothing go wrong.
+    pub fn disarm(&self) {
+        let mut book = self.book();
+        *book = Book { at_death: book.at_death.take(), ..Book::default() };
+    }
+
+    /// Does something to the world just before call `n`.
+    pub fn before(&self, n: usize, what: impl FnOnce() + Send + 'static) {
+        self.book().before.push((n, Box::new(what)));
+    }
+
+    /// Done in the moment in which the process dies, before anything of it unwinds.
+    pub fn at_death(&self, what: impl Fn() + Send + 'static) {
+        self.book().at_death = Some(Box::new(what));
+    }
+
+    /// Whether the call that was to go wrong was made.
+    pub fn fired(&self) -> bool {
+        self.book().fired
+    }
+
+    /// The calls since counting began, in order, by their names in the trait.
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.book().calls.clone()
+    }
+
+    /// How many calls of this name were made since counting began.
+    pub fn count(&self, name: &str) -> usize {
+        self.book().calls.iter().filter(|call| **call == name).count()
+    }
+
+    /// Counts the call, and returns its fault.
+    fn enter(&self, name: &'static str) -> Result<Option<Fault>, LibvirtError> {
+        let mut book = self.book();
+        if book.dead {
+            drop(book);
+            return Self::unwind();
+        }
+        book.calls.push(name);
+        let number = book.calls.len();
+        while let Some(at) = book.before.iter().position(|(n, _)| *n == number) {
+            let (_, what) = book.before.remove(at);
+            drop(book);
+            what();
+            book = self.book();
+        }
+        let fault = book.armed.filter(|(n, _)| *n == number).map(|(_, fault)| fault);
+        book.fired |= fault.is_some();
+        drop(book);
+        if fault == Some(Fault::Dies) { self.die() } else { Ok(fault) }
+    }
+
+    /// Ends the process, as far as a thread can.
+    fn die<T>(&self) -> Result<T, LibvirtError> {
+        let mut book = self.book();
+        if !book.dead {
+            book.dead = true;
+            if let Some(at_death) = &book.at_death {
+                at_death();
+            }
+        }
+        drop(book);
+        Self::unwind()
+    }
+
+    /// Without a message; and not from a destructor that runs because of it already.
+    fn unwind<T>() -> Result<T, LibvirtError> {
+        if thread::panicking() {
+            return Err(LibvirtError::new(LibvirtErrorKind::Unreachable, 0, "this process is dead"));
+        }
+        resume_unwind(Box::new(Killed))
+    }
+
+    fn injected(name: &str, kind: LibvirtErrorKind) -> LibvirtError {
+        LibvirtError::new(kind, 0, format!("{name} was made to fail"))
+    }
+
+    fn call<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError>,
+    ) -> Result<T, LibvirtError> {
+        match self.enter(name)? {
+            Some(Fault::Fails(kind)) => Err(Self::injected(name, kind)),
+            Some(Fault::FailsAfter(kind)) => Err(call(self.inner.as_ref()).err().unwrap_or(Self::injected(name, kind))),
+            Some(Fault::DiesAfter) => {
+                let result = call(self.inner.as_ref());
+                drop(result);
+                self.die()
+            }
+            Some(Fault::Dies | Fault::DiesDuring) | None => call(self.inner.as_ref()),
+        }
+    }
+
+    /// A call that takes long: the process may die while libvirtd goes on with it.
+    fn long_call(
+        &self,
+        name: &'static str,
+        domain: &DomainRef,
+        call: impl FnOnce(&dyn Hypervisor) -> Result<(), LibvirtError> + Send + 'static,
+    ) -> Result<(), LibvirtError> {
+        let book = self.book();
+        let during = book.armed == Some((book.calls.len() + 1, Fault::DiesDuring)) && !book.dead;
+        drop(book);
+        if !during {
+            return self.call(name, call);
+        }
+        self.enter(name)?;
+        let inner = Arc::clone(&self.inner);
+        let work = thread::spawn(move || call(inner.as_ref()));
+        while !work.is_finished() && !matches!(self.inner.job(domain), Ok(Some(_))) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.die()
+    }
+}
+
+impl Hypervisor for Faults {
+    fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError> {
+        self.call("domains", |inner| inner.domains())
+    }
+
+    fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError> {
+        self.call("find", |inner| inner.find(id))
+    }
+
+    fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError> {
+        self.call("live_xml", |inner| inner.live_xml(domain))
+    }
+
+    fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
+        self.call("create", |inner| inner.create(xml))
+    }
+
+    fn destroy(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("destroy", |inner| inner.destroy(domain))
+    }
+
+    fn shutdown(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("shutdown", |inner| inner.shutdown(domain))
+    }
+
+    fn reboot(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("reboot", |inner| inner.reboot(domain))
+    }
+
+    fn reset(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("reset", |inner| inner.reset(domain))
+    }
+
+    fn metadata(&self, domain: &DomainRef, uri: &str) -> Result<Option<String>, LibvirtError> {
+        self.call("metadata", |inner| inner.metadata(domain, uri))
+    }
+
+    fn set_metadata(&self, domain: &DomainRef, xml: Option<&str>, prefix: &str, uri: &str) -> Result<(), LibvirtError> {
+        self.call("set_metadata", |inner| inner.set_metadata(domain, xml, prefix, uri))
+    }
+
+    fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
+        self.call("state", |inner| inner.state(domain))
+    }
+
+    fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        self.call("job", |inner| inner.job(domain))
+    }
+
+    fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        self.call("completed_job", |inner| inner.completed_job(domain))
+    }
+
+    fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("abort_job", |inner| inner.abort_job(domain))
+    }
+
+    fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
+        self.call("watch", |inner| inner.watch(domain))
+    }
+
+    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
+        self.call("attach", |inner| inner.attach(domain, device_xml))
+    }
+
+    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {
+        self.call("detach_alias", |inner| inner.detach_alias(domain, alias))
+    }
+
+    fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
+        self.call("detach", |inner| inner.detach(domain, device_xml))
+    }
+
+    fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
+        let (which, file) = (domain.clone(), file.to_owned());
+        self.long_call("save", domain, move |inner| inner.save(&which, &file))
+    }
+
+    fn image_xml(&self, file: &Path) -> Result<String, LibvirtError> {
+        self.call("image_xml", |inner| inner.image_xml(file))
+    }
+
+    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
+        self.call("restore", |inner| inner.restore(file, xml, paused))
+    }
+
+    fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("resume", |inner| inner.resume(domain))
+    }
+
+    fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("wake_up", |inner| inner.wake_up(domain))
+    }
+
+    fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("sync_time", |inner| inner.sync_time(domain))
+    }
+
+    fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
+        let (which, migration) = (domain.clone(), migration.clone());
+        self.long_call("migrate", domain, move |inner| inner.migrate(&which, &migration))
+    }
+
+    fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError> {
+        self.call("snapshots", |inner| inner.snapshots(domain))
+    }
+
+    fn create_snapshot(&self, domain: &DomainRef, xml: &str) -> Result<(), LibvirtError> {
+        self.call("create_snapshot", |inner| inner.create_snapshot(domain, xml))
+    }
+
+    fn snapshot_xml(&self, domain: &DomainRef, name: &str) -> Result<String, LibvirtError> {
+        self.call("snapshot_xml", |inner| inner.snapshot_xml(domain, name))
+    }
+
+    fn revert_snapshot(&self, domain: &DomainRef, name: &str) -> Result<(), LibvirtError> {
+        self.call("revert_snapshot", |inner| inner.revert_snapshot(domain, name))
+    }
+
+    fn delete_snapshot(&self, domain: &DomainRef, name: &str, metadata_only: bool) -> Result<(), LibvirtError> {
+        self.call("delete_snapshot", |inner| inner.delete_snapshot(domain, name, metadata_only))
+    }
+
+    fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError> {
+        self.call("redefine_snapshot", |inner| inner.redefine_snapshot(domain, xml, current))
+    }
+}

@@ -1,0 +1,265 @@
+//! A host of kvm-sriov around a model: its files in a directory of its own, its kernel made of directories.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::sysfs::Sysfs;
+use kvm_sriov::vf_map::MapDirs;
+use kvm_sriov::xml::LiveDomain;
+use kvm_sriov::{Host, PciAddress};
+use tempfile::TempDir;
+
+use super::Model;
+use super::faults::{Faults, Killed};
+use crate::vm::Vm;
+
+/// The roots of a model host.
+pub const ROOTS: [&str; 2] = ["ib0", "ib1"];
+
+/// The bridges of a model host, the dummies' last.
+const BRIDGES: [&str; 2] = ["br0", "dummy_br"];
+
+/// Where deployment files of tests say that a VM's directory is.
+const DATASTORE: &str = "/var/lib/one//datastores/0";
+
+/// A model host.
+pub struct ModelHost {
+    dir: TempDir,
+    /// Where the directories of VMs are; the same on hosts with shared storage.
+    datastore: PathBuf,
+    model: Model,
+    faults: Arc<Faults>,
+    photograph: Arc<Mutex<Option<Photograph>>>,
+}
+
+/// How an action ended.
+#[derive(Debug)]
+pub enum Ended<T> {
+    /// It returned.
+    With(T),
+    /// Its process died. What it held is free, its files are as they were in that moment.
+    Killed,
+}
+
+impl Default for ModelHost {
+    fn default() -> Self {
+        Self::with_vfs(4)
+    }
+}
+
+impl ModelHost {
+    /// A host with this many VFs on each root.
+    pub fn with_vfs(number: usize) -> Self {
+        let dir = temporary();
+        let datastore = dir.path().join("datastores/0");
+        let model = Model::new("host1", Sysfs::at(dir.path().join("root")));
+        Self::around(dir, datastore, model, 0x07, number)
+    }
+
+    /// A second host in the same world, with as many VFs at other addresses and the same storage.
+    pub fn beside(&self, name: &str, number: usize) -> Self {
+        let dir = temporary();
+        let model = self.model.beside(name, Sysfs::at(dir.path().join("root")));
+        Self::around(dir, self.datastore.clone(), model, 0x81, number)
+    }
+
+    fn around(dir: TempDir, datastore: PathBuf, model: Model, bus: u8, number: usize) -> Self {
+        let faults = Arc::new(Faults::around(Arc::new(model.clone())));
+        let host = Self { dir, datastore, model, faults, photograph: Arc::default() };
+        let maps = host.at("maps");
+        fs::create_dir_all(&maps).unwrap();
+        fs::create_dir_all(&host.datastore).unwrap();
+        for bridge in BRIDGES {
+            fs::create_dir_all(host.at("root/sys/class/net").join(bridge).join("bridge")).unwrap();
+        }
+        for (root, bus) in ROOTS.iter().zip(bus..) {
+            let vfs = (1..=u8::try_from(number).unwrap()).map(|n| PciAddress::new(0, bus, n / 8, n % 8).unwrap());
+            let mut map = String::new();
+            for vf in vfs {
+                fs::create_dir_all(host.device(vf).join("physfn")).unwrap();
+                map += &format!("{}\n", vf.to_map_line());
+            }
+            fs::write(maps.join(root), map).unwrap();
+        }
+        fs::create_dir_all(host.at("root/proc")).unwrap();
+        fs::write(host.at("root/proc/meminfo"), "MemAvailable: 4194304 kB\n").unwrap();
+        host.set_kvmrc("");
+        let (photograph, places) = (Arc::clone(&host.photograph), host.kept());
+        host.faults.at_death(move || {
+            *photograph.lock().unwrap() = Some(Photograph::take(&places));
+        });
+        host
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn device(&self, vf: PciAddress) -> PathBuf {
+        self.at("root/sys/bus/pci/devices").join(vf.to_string())
+    }
+
+    /// What a process leaves behind when it dies.
+    fn kept(&self) -> Vec<PathBuf> {
+        vec![self.at("state"), self.datastore.clone()]
+    }
+
+    /// Writes kvmrc, with these lines besides what every VM with VFs needs; the times are short.
+    pub fn set_kvmrc(&self, lines: &str) {
+        let state = self.at("state");
+        let text = format!(
+            "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nVF_STATE_DIR={}\nSHUTDOWN_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=1\n\
+             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nLIBVIRT_URI=model:///{}\n{lines}",
+            state.display(),
+            self.model.name(),
+        );
+        fs::write(self.at("kvmrc"), text).unwrap();
+    }
+
+    /// The host as a process sees it that starts now.
+    pub fn host(&self) -> Host {
+        let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
+        let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
+        Host::new(kvmrc, hypervisor, MapDirs::new(vec![self.at("maps")])).with_sysfs(Sysfs::at(self.at("root")))
+    }
+
+    /// Its libvirtd, without faults.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The faults between its processes and its libvirtd.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.at("state")
+    }
+
+    /// The VFs of a root, in the order of its map.
+    pub fn vfs(&self, root: &str) -> Vec<PciAddress> {
+        MapDirs::new(vec![self.at("maps")]).load(&root.parse().unwrap()).unwrap().vfs().to_vec()
+    }
+
+    /// A VF vanishes from the host.
+    pub fn vanishes(&self, vf: PciAddress) {
+        fs::remove_dir_all(self.device(vf)).unwrap();
+    }
+
+    /// The directory of a VM.
+    pub fn vm_dir(&self, vm: &Vm) -> PathBuf {
+        self.datastore.join(vm.id.to_string())
+    }
+
+    /// Where OpenNebula wants the deployment file of a VM.
+    pub fn deployment_file(&self, vm: &Vm) -> PathBuf {
+        self.vm_dir(vm).join("deployment.0")
+    }
+
+    /// The deployment file of a VM.
+    pub fn deployment(&self, vm: &Vm) -> String {
+        vm.deployment().replace(DATASTORE, &self.datastore.display().to_string())
+    }
+
+    /// A domain that runs here.
+    pub fn domain(&self, name: &str) -> Option<LiveDomain> {
+        let domain = self.model.find(&name.parse().unwrap()).unwrap()?;
+        Some(LiveDomain::parse(&self.model.live_xml(&domain).unwrap()?).unwrap())
+    }
+
+    /// The claim files by their names `<root>/<index>`, and what they say.
+    pub fn claims(&self) -> BTreeMap<String, String> {
+        let files = Photograph::take(&[self.at("state")]);
+        let state = self.at("state");
+        let name = |path: &Path| path.strip_prefix(&state).unwrap().display().to_string();
+        let claims = files.files.into_iter().filter(|(path, _)| !name(path).starts_with(".locks/"));
+        claims.map(|(path, bytes)| (name(&path), String::from_utf8(bytes).unwrap())).collect()
+    }
+
+    /// The files in the directories of VMs that are no deployment files, and what they hold.
+    pub fn vm_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = Photograph::take(std::slice::from_ref(&self.datastore)).files;
+        files.retain(|path, _| !path.file_name().unwrap().to_string_lossy().starts_with("deployment."));
+        files
+    }
+
+    /// Runs an action to its end, or to the death of its process by an armed fault.
+    pub fn run<T>(&self, action: impl FnOnce() -> T) -> Ended<T> {
+        match catch_unwind(AssertUnwindSafe(action)) {
+            Ok(result) => Ended::With(result),
+            Err(payload) if payload.is::<Killed>() => {
+                self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
+                self.bury();
+                self.faults.disarm();
+                Ended::Killed
+            }
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+
+    /// Claims that name this process name one that ended long ago.
+    fn bury(&self) {
+        let alive = format!("\nholder={} ", std::process::id());
+        for (name, text) in self.claims() {
+            if let Some((before, after)) = text.split_once(&alive) {
+                let rest = after.split_once('\n').map(|(_, rest)| rest).unwrap_or_default();
+                fs::write(self.at("state").join(name), format!("{before}{alive}1\n{rest}")).unwrap();
+            }
+        }
+    }
+}
+
+/// A directory in memory if there is one: claims are synced to the disk one by one.
+fn temporary() -> TempDir {
+    let shm = Path::new("/dev/shm");
+    let builder = || tempfile::Builder::new();
+    if shm.is_dir() { builder().tempdir_in(shm).unwrap() } else { builder().tempdir().unwrap() }
+}
+
+/// All files below some directories.
+///
+/// A thread that unwinds runs destructors, which a process that is killed does not: what they did to files is taken back.
+pub(super) struct Photograph {
+    pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+impl Photograph {
+    pub(super) fn take(places: &[PathBuf]) -> Self {
+        let mut files = BTreeMap::new();
+        for place in places {
+            Self::read(place, &mut files);
+        }
+        Self { files }
+    }
+
+    fn read(place: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        let Ok(entries) = fs::read_dir(place) else { return };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                Self::read(&path, files);
+            } else {
+                files.insert(path.clone(), fs::read(&path).unwrap());
+            }
+        }
+    }
+
+    fn restore(self, places: &[PathBuf]) {
+        let now = Self::take(places);
+        for path in now.files.keys().filter(|path| !self.files.contains_key(*path)) {
+            fs::remove_file(path).unwrap();
+        }
+        for (path, bytes) in self.files {
+            if now.files.get(&path) != Some(&bytes) {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+}

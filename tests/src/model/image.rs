@@ -1,0 +1,93 @@
+//! Save images on disk, as far as others look into them: libvirt's header and the domain's XML.
+
+use std::fs;
+use std::path::Path;
+
+use kvm_sriov::DomainUuid;
+use kvm_sriov::libvirt::LibvirtError;
+
+use super::refusal;
+
+/// How a save image begins.
+///
+/// # Source
+/// libvirt's `qemu_saveimage.h`.
+const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
+
+/// How it begins until all of it is written.
+const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
+
+/// The header: the magic, five numbers and room for fourteen more, each of four bytes.
+const HEADER: usize = 16 + 19 * 4;
+
+/// A domain in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its XML.
+    pub xml: String,
+    /// Whether its CPUs ran.
+    pub ran: bool,
+    /// Which of the memories of this VM it is.
+    pub memory: Memory,
+}
+
+/// A state of a VM's memory: there is one newest, and only that may run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Memory {
+    /// The VM.
+    pub uuid: DomainUuid,
+    /// Counts up whenever its CPUs start.
+    pub number: u64,
+}
+
+impl Image {
+    /// Writes it into a file, which stays marked as incomplete.
+    pub(super) fn begin(&self, file: &Path) -> Result<(), LibvirtError> {
+        self.write(file, PARTIAL)
+    }
+
+    /// Marks it as complete.
+    pub(super) fn finish(&self, file: &Path) -> Result<(), LibvirtError> {
+        self.write(file, COMPLETE)
+    }
+
+    fn write(&self, file: &Path, magic: &[u8; 16]) -> Result<(), LibvirtError> {
+        let data_len = u32::try_from(self.xml.len() + 1).unwrap();
+        let mut bytes = magic.to_vec();
+        for number in [2, data_len, u32::from(self.ran), 0, 0] {
+            bytes.extend(number.to_ne_bytes());
+        }
+        bytes.resize(HEADER, 0);
+        bytes.extend(self.xml.as_bytes());
+        bytes.push(0);
+        bytes.extend(format!("{} {}", self.memory.uuid, self.memory.number).as_bytes());
+        fs::write(file, bytes)
+            .map_err(|error| refusal::system(format!("Failed to open file '{}': {error}", file.display())))
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It is no save image, or an incomplete one.
+    pub fn read(file: &Path) -> Result<Self, LibvirtError> {
+        let bytes = fs::read(file)
+            .map_err(|error| refusal::system(format!("Failed to open file '{}': {error}", file.display())))?;
+        let short = || refusal::failed("failed to read qemu header");
+        let header = bytes.get(..HEADER).ok_or_else(short)?;
+        if header.starts_with(PARTIAL) {
+            return Err(refusal::failed("save image is incomplete"));
+        }
+        if !header.starts_with(COMPLETE) {
+            return Err(refusal::failed("image magic is incorrect"));
+        }
+        let number = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let end = HEADER + usize::try_from(number(20)).unwrap();
+        let xml = text(bytes.get(HEADER..end - 1).ok_or_else(short)?);
+        let memory = text(&bytes[end..]);
+        let memory = memory
+            .split_once(' ')
+            .and_then(|(uuid, number)| Some(Memory { uuid: uuid.parse().ok()?, number: number.parse().ok()? }));
+        Ok(Self { xml, ran: number(24) != 0, memory: memory.ok_or_else(short)? })
+    }
+}

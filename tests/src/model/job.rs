@@ -1,0 +1,300 @@
+//! What takes time and moves a domain: save, restore, migration.
+
+use std::path::Path;
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+use kvm_sriov::DomainUuid;
+use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, Migration, RunState};
+
+use super::Model;
+use super::definition::Definition;
+use super::image::{Image, Memory};
+use super::refusal;
+use super::world::{Daemon, Work, World};
+
+/// How long a copy of memory takes.
+const COPY: Duration = Duration::from_millis(3);
+
+/// How a save, a migration or a return to a snapshot goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Course {
+    /// It succeeds.
+    #[default]
+    Works,
+    /// It copies for ever, until it is aborted, the domain or libvirtd ends, or [`Model::let_go`].
+    Hangs,
+    /// It fails in the middle; a save or a migration lets the domain run on, a return to a snapshot ends it.
+    Fails,
+    /// The destination refuses before anything is copied.
+    RefusedThere,
+    /// Everything is copied, and the destination can't run it: the domain runs on here.
+    FailsAtTheEnd,
+    /// Everything is copied, and the destination does not say whether the domain runs there: it stays paused here.
+    InDoubt {
+        /// Whether it runs there.
+        runs_there: bool,
+    },
+}
+
+/// How a copy ended.
+enum End {
+    Copied,
+    Failed,
+    Aborted,
+    /// The domain ended, here or at the destination.
+    Gone,
+    /// libvirtd ended.
+    CutOff,
+}
+
+/// A copy under way.
+struct Copy<'a> {
+    model: &'a Model,
+    uuid: &'a DomainUuid,
+    id: u32,
+    /// Where a migration goes, and the domain's number there.
+    there: Option<(usize, u32)>,
+    course: Course,
+    ends: u64,
+}
+
+impl Copy<'_> {
+    fn is(world: &World, site: usize, uuid: &DomainUuid, id: u32) -> bool {
+        world.sites[site].domain(uuid).is_some_and(|domain| domain.id == id)
+    }
+
+    fn end(&self, world: &World, begin: Instant) -> Option<End> {
+        let site = &world.sites[self.model.site];
+        let lost = self.there.is_some_and(|(there, id)| {
+            // A destination that was turned off says nothing; its end is not seen here.
+            world.sites[there].daemon != Daemon::Stopped && !Self::is(world, there, self.uuid, id)
+        });
+        if site.ends != self.ends {
+            return Some(End::CutOff);
+        }
+        if lost || !Self::is(world, self.model.site, self.uuid, self.id) {
+            return Some(End::Gone);
+        }
+        if site.domain(self.uuid).and_then(|domain| domain.job.as_ref()).is_some_and(|work| work.aborted) {
+            return Some(End::Aborted);
+        }
+        match self.course {
+            Course::Hangs if !site.let_go => None,
+            _ if self.there.is_some_and(|(there, _)| world.sites[there].daemon == Daemon::Stopped) => None,
+            _ if begin.elapsed() < COPY => None,
+            Course::Fails => Some(End::Failed),
+            _ => Some(End::Copied),
+        }
+    }
+
+    fn wait<'a>(&self, mut world: MutexGuard<'a, World>) -> (MutexGuard<'a, World>, End)
+    where
+        Self: 'a,
+    {
+        let begin = Instant::now();
+        loop {
+            if let Some(end) = self.end(&world, begin) {
+                return (world, end);
+            }
+            world = self.model.shared.wait(world, COPY);
+        }
+    }
+}
+
+impl World {
+    /// What libvirt does not let out of a host.
+    pub(super) fn can_leave(&mut self, site: usize, uuid: &DomainUuid) -> Result<(), LibvirtError> {
+        let domain = self.sites[site].changeable(uuid)?;
+        match domain.definition.host_addresses().next() {
+            Some(address) => Err(refusal::invalid(format!(
+                "cannot migrate domain: {address}: VFIO migration is not supported in kernel"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind, call: &'static str) {
+        if let Some(domain) = self.sites[site].domain_mut(uuid) {
+            domain.job = Some(Work { kind, call, aborted: false });
+        }
+    }
+
+    pub(super) fn take_course(&mut self, site: usize) -> Course {
+        std::mem::take(&mut self.sites[site].course)
+    }
+
+    /// Ends a job; a domain that ran before it, and is paused for it, runs again if `runs`.
+    fn finish(&mut self, site: usize, uuid: &DomainUuid, runs: bool) {
+        let Some(domain) = self.sites[site].domain_mut(uuid) else { return };
+        domain.job = None;
+        if runs && !domain.state.runs() {
+            self.start_cpus(site, uuid);
+        }
+        self.sites[site].emit(uuid, &Event::JobCompleted);
+    }
+
+    fn complete(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind) {
+        let job = Job { kind, progress: Some((100, 100)), downtime_ms: Some(7) };
+        self.sites[site].completed.insert(uuid.clone(), job);
+    }
+}
+
+impl Model {
+    fn copy<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        id: u32,
+        there: Option<(usize, u32)>,
+        world: MutexGuard<'a, World>,
+        course: Course,
+    ) -> (MutexGuard<'a, World>, End) {
+        let ends = world.sites[self.site].ends;
+        Copy { model: self, uuid: &domain.uuid, id, there, course, ends }.wait(world)
+    }
+
+    pub(super) fn save_into(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
+        let mut world = self.enter()?;
+        let uuid = &domain.uuid;
+        world.can_leave(self.site, uuid)?;
+        let there = world.sites[self.site].existing(uuid)?;
+        let (id, ran) = (there.id, there.state.runs());
+        let memory = Memory { uuid: uuid.clone(), number: there.memory };
+        let image = Image { xml: there.definition.to_xml(None), ran, memory };
+        image.begin(file)?;
+        world.begin(self.site, uuid, JobKind::Save, "SaveFlags");
+        if ran {
+            world.stop_cpus(self.site, uuid, RunState::PausedOtherwise);
+        }
+        let course = world.take_course(self.site);
+        let (mut world, end) = self.copy(domain, id, None, world, course);
+        let result = match end {
+            End::Copied => image.finish(file).map(|()| {
+                world.complete(self.site, uuid, JobKind::Save);
+                world.end(self.site, uuid);
+            }),
+            End::Failed => Err(refusal::failed("domain save job: unexpectedly failed")),
+            End::Aborted => Err(refusal::aborted("domain save job")),
+            End::Gone => return Err(refusal::failed("domain is no longer running")),
+            End::CutOff => Err(refusal::cut_off()),
+        };
+        if result.is_err() {
+            // libvirtd aborts a save that it finds when it starts.
+            world.finish(self.site, uuid, ran);
+        }
+        self.shared.changed();
+        result
+    }
+
+    pub(super) fn restore_from(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
+        let mut world = self.enter()?;
+        let image = Image::read(file)?;
+        let mut definition = Definition::parse(xml, &image.memory.uuid)?;
+        if definition.uuid != image.memory.uuid {
+            let text = format!("Target domain uuid {} does not match source {}", definition.uuid, image.memory.uuid);
+            return Err(refusal::unsupported(text));
+        }
+        let site = &mut world.sites[self.site];
+        site.is_new(&definition)?;
+        if let Some(address) = definition.host_addresses().next() {
+            // QEMU finds no state of the device in the image.
+            let text = format!("qemu unexpectedly closed the monitor: vfio {address}: load of migration failed");
+            return Err(refusal::internal(text));
+        }
+        definition.complete()?;
+        site.can_have(&definition.name, definition.devices())?;
+        let state = if paused || image.ran { RunState::PausedForMigration } else { RunState::PausedByUser };
+        let restored = site.admit(definition, state, image.memory.number, true);
+        if image.ran && !paused {
+            world.start_cpus(self.site, &restored.uuid);
+        }
+        Ok(())
+    }
+
+    pub(super) fn migrate_to(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
+        let mut world = self.enter()?;
+        let uuid = &domain.uuid;
+        world.can_leave(self.site, uuid)?;
+        let source = world.sites[self.site].existing(uuid)?;
+        let (id, ran, memory, guest) = (source.id, source.state.runs(), source.memory, source.guest.clone());
+        if !source.snapshots.is_empty() {
+            let text = format!("cannot migrate domain with {} snapshots", source.snapshots.len());
+            return Err(refusal::invalid(text));
+        }
+        let mut definition = match &migration.xml {
+            Some(xml) => Definition::parse(xml, uuid)?,
+            None => source.definition.clone(),
+        };
+        let there = world.destination(&migration.destination)?;
+        let course = world.take_course(self.site);
+        world.sites[there].is_new(&definition)?;
+        definition.complete()?;
+        world.sites[there].can_have(&definition.name, definition.devices())?;
+        if course == Course::RefusedThere {
+            return Err(refusal::internal("process exited while connecting to monitor: cannot set up guest memory"));
+        }
+        let incoming = world.sites[there].admit(definition, RunState::PausedForMigration, memory, true);
+        if let Some(domain) = world.sites[there].domain_mut(uuid) {
+            domain.guest = guest;
+        }
+        world.begin(there, uuid, JobKind::MigrationIn, "MigratePrepare3Params");
+        world.begin(self.site, uuid, JobKind::MigrationOut, "MigratePerform3Params");
+        let there_id = incoming.id.unwrap_or_default();
+        let (mut world, end) = self.copy(domain, id, Some((there, there_id)), world, course);
+        let arrives = |world: &mut World| {
+            let runs = ran && !migration.paused;
+            if let (false, Some(domain)) = (runs, world.sites[there].domain_mut(uuid)) {
+                domain.state = RunState::PausedByUser;
+            }
+            world.complete(there, uuid, JobKind::MigrationIn);
+            world.finish(there, uuid, runs);
+        };
+        let result = match (end, course) {
+            (End::Copied, Course::InDoubt { runs_there }) => {
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                world.finish(self.site, uuid, false);
+                if runs_there {
+                    arrives(&mut world);
+                } else {
+                    world.end(there, uuid);
+                }
+                self.shared.changed();
+                return Err(refusal::cut_off());
+            }
+            (End::Copied, Course::FailsAtTheEnd) => {
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                Err(refusal::internal("qemu unexpectedly closed the monitor: load of migration failed"))
+            }
+            (End::Copied, _) => {
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                arrives(&mut world);
+                world.complete(self.site, uuid, JobKind::MigrationOut);
+                world.end(self.site, uuid);
+                self.shared.changed();
+                return Ok(());
+            }
+            (End::Failed, _) => Err(refusal::failed("migration out job: unexpectedly failed")),
+            (End::Aborted, _) => Err(refusal::aborted("migration out job")),
+            (End::Gone, _) => Err(refusal::failed("domain is not running")),
+            (End::CutOff, _) => Err(refusal::cut_off()),
+        };
+        if Copy::is(&world, there, uuid, there_id) {
+            world.end(there, uuid);
+        }
+        if Copy::is(&world, self.site, uuid, id) {
+            world.finish(self.site, uuid, ran);
+        }
+        self.shared.changed();
+        result
+    }
+}
+
+impl World {
+    /// The host that an address such as `qemu+ssh://host2/system` names.
+    fn destination(&self, uri: &str) -> Result<usize, LibvirtError> {
+        let authority = uri.split_once("://").map_or(uri, |(_, rest)| rest).split('/').next().unwrap_or_default();
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let found = self.sites.iter().position(|site| site.name == host && site.daemon != Daemon::Stopped);
+        found.ok_or_else(|| refusal::unreachable(host))
+    }
+}

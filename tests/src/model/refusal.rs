@@ -1,0 +1,84 @@
+//! libvirt's errors: number and text as `virErrorMsg` puts them together.
+
+use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind};
+
+fn other(code: u32, text: String) -> LibvirtError {
+    LibvirtError::new(LibvirtErrorKind::Other, code, text)
+}
+
+pub(super) fn internal(text: impl AsRef<str>) -> LibvirtError {
+    other(1, format!("internal error: {}", text.as_ref()))
+}
+
+/// QEMU's monitor refused a command.
+pub(super) fn monitor(command: &str, text: impl AsRef<str>) -> LibvirtError {
+    internal(format!("unable to execute QEMU command '{command}': {}", text.as_ref()))
+}
+
+pub(super) fn argument(text: impl AsRef<str>) -> LibvirtError {
+    other(8, format!("invalid argument: {}", text.as_ref()))
+}
+
+pub(super) fn failed(text: impl AsRef<str>) -> LibvirtError {
+    other(9, format!("operation failed: {}", text.as_ref()))
+}
+
+pub(super) fn xml(text: impl AsRef<str>) -> LibvirtError {
+    other(27, format!("XML error: {}", text.as_ref()))
+}
+
+/// A system call failed: the text has the kernel's reason in it.
+pub(super) fn system(text: impl Into<String>) -> LibvirtError {
+    other(38, text.into())
+}
+
+pub(super) fn no_domain(uuid: &str) -> LibvirtError {
+    let text = format!("Domain not found: no domain with matching uuid '{uuid}'");
+    LibvirtError::new(LibvirtErrorKind::NoDomain, 42, text)
+}
+
+pub(super) fn invalid(text: impl AsRef<str>) -> LibvirtError {
+    other(55, format!("Requested operation is not valid: {}", text.as_ref()))
+}
+
+pub(super) fn unsupported(text: impl AsRef<str>) -> LibvirtError {
+    other(67, format!("unsupported configuration: {}", text.as_ref()))
+}
+
+/// Another job has the domain, and had it for the 30 s that libvirt waits.
+pub(super) fn locked(job: &str) -> LibvirtError {
+    let text = format!(
+        "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomain{job})"
+    );
+    other(68, text)
+}
+
+pub(super) fn no_snapshot(name: &str) -> LibvirtError {
+    other(72, format!("Domain snapshot not found: no domain snapshot with matching name '{name}'"))
+}
+
+pub(super) fn aborted(job: &str) -> LibvirtError {
+    other(78, format!("operation aborted: {job}: canceled by client"))
+}
+
+pub(super) fn no_metadata() -> LibvirtError {
+    other(80, "metadata not found: Requested metadata element is not present".into())
+}
+
+pub(super) fn no_agent() -> LibvirtError {
+    other(86, "Guest agent is not responding: QEMU guest agent is not connected".into())
+}
+
+pub(super) fn no_device(alias: &str) -> LibvirtError {
+    other(99, format!("device not found: no device found with alias {alias}"))
+}
+
+/// The connection broke while a call was under way.
+pub(super) fn cut_off() -> LibvirtError {
+    LibvirtError::new(LibvirtErrorKind::Unreachable, 38, "Cannot recv data: Connection reset by peer")
+}
+
+pub(super) fn unreachable(host: &str) -> LibvirtError {
+    let text = format!("unable to connect to server at '{host}:16514': No route to host");
+    LibvirtError::new(LibvirtErrorKind::Unreachable, 38, text)
+}

@@ -1,0 +1,468 @@
+//! What is true on all model hosts: one state under one lock, as the real world is one.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, RunState};
+use kvm_sriov::sysfs::Sysfs;
+use kvm_sriov::{DomainName, DomainUuid, PciAddress};
+
+use super::definition::Definition;
+use super::element::Element;
+use super::guest::{ANSWER, Guest, Hotplug, PRESS};
+use super::image::Memory;
+use super::job::Course;
+use super::refusal;
+
+/// The lock, and what is told when something under it changed.
+pub(super) struct Shared {
+    world: Mutex<World>,
+    changed: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new_cyclic(|shared| Self { world: Mutex::new(World::new(shared.clone())), changed: Condvar::new() })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change, at most this long.
+    pub(super) fn wait<'a>(&self, world: MutexGuard<'a, World>, limit: Duration) -> MutexGuard<'a, World> {
+        self.changed.wait_timeout(world, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(super) fn changed(&self) {
+        self.changed.notify_all();
+    }
+}
+
+/// All model hosts.
+pub(super) struct World {
+    pub(super) sites: Vec<Site>,
+    /// The newest memory of every VM that ever ran.
+    newest: BTreeMap<DomainUuid, u64>,
+    /// What must never happen and did.
+    pub(super) wrongs: Vec<String>,
+    tokens: u64,
+    shared: Weak<Shared>,
+}
+
+/// libvirtd on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Daemon {
+    Runs,
+    /// It has restarted: the next call finds its connection cut off.
+    Restarted,
+    Stopped,
+}
+
+/// One host.
+pub(super) struct Site {
+    pub(super) name: String,
+    pub(super) sysfs: Sysfs,
+    pub(super) daemon: Daemon,
+    /// How often libvirtd has ended.
+    pub(super) ends: u64,
+    pub(super) domains: Vec<Domain>,
+    pub(super) watchers: Vec<Watcher>,
+    pub(super) guests: BTreeMap<DomainName, Guest>,
+    pub(super) hotplugs: BTreeMap<DomainName, Hotplug>,
+    pub(super) refused: BTreeMap<PciAddress, String>,
+    pub(super) course: Course,
+    /// Whether copies that hang go on.
+    pub(super) let_go: bool,
+    pub(super) completed: BTreeMap<DomainUuid, Job>,
+    /// How many more requests to destroy do not end a domain.
+    pub(super) stuck: usize,
+    last_id: u32,
+}
+
+/// Who is told of a domain's events.
+pub(super) struct Watcher {
+    pub(super) token: u64,
+    pub(super) uuid: DomainUuid,
+    pub(super) sender: Sender<Event>,
+}
+
+/// A domain that QEMU runs.
+pub(super) struct Domain {
+    pub(super) definition: Definition,
+    pub(super) id: u32,
+    pub(super) state: RunState,
+    pub(super) job: Option<Work>,
+    /// Which of its VM's memories it has.
+    pub(super) memory: u64,
+    /// Whether its CPUs have not run since its memory came from elsewhere.
+    pub(super) fresh: bool,
+    pub(super) guest: Guest,
+    hotplug: Hotplug,
+    requests: Vec<Request>,
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) current_snapshot: Option<String>,
+}
+
+/// A job on a domain.
+pub(super) struct Work {
+    pub(super) kind: JobKind,
+    /// libvirt's name of the call, for those who must wait.
+    pub(super) call: &'static str,
+    pub(super) aborted: bool,
+}
+
+/// A request to release a device that the guest has not answered.
+struct Request {
+    alias: String,
+    token: u64,
+    pressed: Instant,
+}
+
+/// A snapshot of disks and memory.
+#[derive(Clone)]
+pub(super) struct Snapshot {
+    pub(super) name: String,
+    pub(super) parent: Option<String>,
+    pub(super) definition: Definition,
+}
+
+impl World {
+    fn new(shared: Weak<Shared>) -> Self {
+        Self { sites: Vec::new(), newest: BTreeMap::new(), wrongs: Vec::new(), tokens: 0, shared }
+    }
+
+    pub(super) fn token(&mut self) -> u64 {
+        self.tokens += 1;
+        self.tokens
+    }
+
+    /// Changes the world after this time.
+    pub(super) fn later(&self, after: Duration, change: impl FnOnce(&mut Self) + Send + 'static) {
+        let shared = self.shared.clone();
+        thread::spawn(move || {
+            thread::sleep(after);
+            if let Some(shared) = shared.upgrade() {
+                change(&mut shared.lock());
+                shared.changed();
+            }
+        });
+    }
+
+    /// Lets the CPUs of a domain run.
+    pub(super) fn start_cpus(&mut self, site: usize, uuid: &DomainUuid) {
+        let elsewhere = self
+            .sites
+            .iter()
+            .enumerate()
+            .any(|(other, there)| other != site && there.domain(uuid).is_some_and(|domain| domain.state.runs()));
+        let newest = self.newest.entry(uuid.clone()).or_default();
+        let Some(domain) = self.sites[site].domain_mut(uuid) else { return };
+        if elsewhere {
+            self.wrongs.push(format!("the CPUs of {} run on two hosts", domain.definition.name));
+        }
+        if domain.memory != *newest {
+            self.wrongs.push(format!("{} runs with an old memory", domain.definition.name));
+        }
+        if domain.fresh {
+            *newest += 1;
+            domain.memory = *newest;
+            domain.fresh = false;
+        }
+        domain.state = RunState::Running;
+        self.sites[site].emit(uuid, &Event::Resumed);
+        self.hear(site, uuid);
+    }
+
+    /// Stops the CPUs of a domain.
+    pub(super) fn stop_cpus(&mut self, site: usize, uuid: &DomainUuid, why: RunState) {
+        let there = &mut self.sites[site];
+        if let Some(domain) = there.domain_mut(uuid) {
+            domain.state = why;
+            there.emit(uuid, &Event::Suspended);
+        }
+    }
+
+    /// A memory that the VM has not had yet.
+    pub(super) fn new_memory(&mut self, uuid: &DomainUuid) -> u64 {
+        let newest = self.newest.entry(uuid.clone()).or_default();
+        *newest += 1;
+        *newest
+    }
+
+    /// Whether this is the newest memory of its VM.
+    pub(super) fn is_newest(&self, memory: &Memory) -> bool {
+        self.newest.get(&memory.uuid) == Some(&memory.number)
+    }
+
+    /// Asks a guest to release a device.
+    pub(super) fn ask(&mut self, site: usize, uuid: &DomainUuid, alias: &str) -> Result<(), LibvirtError> {
+        let token = self.token();
+        let domain = self.sites[site].changeable(uuid)?;
+        if domain.definition.device(alias).is_none() {
+            return Err(refusal::no_device(alias));
+        }
+        if let Guest::Busy(times @ 1..) = domain.guest {
+            domain.guest = Guest::Busy(times - 1);
+            let text = "Hot-unplug failed: guest is busy (power indicator blinking)";
+            return Err(refusal::monitor("device_del", text));
+        }
+        if let Some(at) = domain.requests.iter().position(|request| request.alias == alias) {
+            let soon = domain.requests[at].pressed.elapsed() < PRESS;
+            match domain.hotplug {
+                Hotplug::Acpi => {}
+                Hotplug::Native | Hotplug::NativeCancels if !soon => {}
+                Hotplug::AcpiOnce | Hotplug::Native => {
+                    let text = format!("Device {alias} is already in the process of unplug");
+                    return Err(refusal::monitor("device_del", text));
+                }
+                Hotplug::NativeCancels => {
+                    domain.requests.remove(at);
+                    return Ok(());
+                }
+            }
+            domain.requests.remove(at);
+        }
+        domain.requests.push(Request { alias: alias.to_owned(), token, pressed: Instant::now() });
+        if domain.guest == Guest::RemovalFailed {
+            let (uuid, alias) = (uuid.clone(), alias.to_owned());
+            self.later(ANSWER, move |world| world.decline(site, &uuid, &alias, token));
+        }
+        self.hear(site, uuid);
+        Ok(())
+    }
+
+    /// The guest is told of everything that it is asked for, if it hears.
+    pub(super) fn hear(&mut self, site: usize, uuid: &DomainUuid) {
+        let Some(domain) = self.sites[site].domain(uuid).filter(|domain| domain.hears()) else { return };
+        let requests: Vec<(String, u64)> =
+            domain.requests.iter().map(|request| (request.alias.clone(), request.token)).collect();
+        let guest = domain.guest.clone();
+        for (alias, token) in requests {
+            match guest.releases(&alias) {
+                None => {}
+                Some(Duration::ZERO) => self.release(site, uuid, &alias, token),
+                Some(after) => {
+                    let uuid = uuid.clone();
+                    self.later(after, move |world| world.release(site, &uuid, &alias, token));
+                }
+            }
+        }
+    }
+
+    /// The guest has released a device that it was asked for by this request.
+    fn release(&mut self, site: usize, uuid: &DomainUuid, alias: &str, token: u64) {
+        let there = &mut self.sites[site];
+        let Some(domain) = there.domain_mut(uuid).filter(|domain| domain.state.runs()) else { return };
+        if domain.forget(alias, token) {
+            domain.definition.unplug(alias);
+            // Events of others come as well, and say nothing.
+            there.emit(uuid, &Event::DeviceRemoved("net99".into()));
+            there.emit(uuid, &Event::DeviceRemoved(alias.to_owned()));
+        }
+    }
+
+    fn decline(&mut self, site: usize, uuid: &DomainUuid, alias: &str, token: u64) {
+        let there = &mut self.sites[site];
+        if there.domain_mut(uuid).is_some_and(|domain| domain.forget(alias, token)) {
+            there.emit(uuid, &Event::DeviceRemovalFailed(alias.to_owned()));
+        }
+    }
+
+    /// The guest begins anew. ACPI's controller carries out what was asked for; a native one forgets it.
+    ///
+    /// # Source
+    /// QEMU `hw/acpi/pcihp.c`: "Execute any pending removes during reset".
+    pub(super) fn begin_anew(&mut self, site: usize, uuid: &DomainUuid) {
+        let there = &mut self.sites[site];
+        let Some(domain) = there.domain_mut(uuid) else { return };
+        let requests = std::mem::take(&mut domain.requests);
+        let carried_out = matches!(domain.hotplug, Hotplug::Acpi | Hotplug::AcpiOnce);
+        let gone: Vec<String> = requests.into_iter().filter(|_| carried_out).map(|request| request.alias).collect();
+        for alias in &gone {
+            domain.definition.unplug(alias);
+        }
+        there.emit(uuid, &Event::Rebooted);
+        for alias in gone {
+            there.emit(uuid, &Event::DeviceRemoved(alias));
+        }
+    }
+
+    /// Ends a domain.
+    pub(super) fn end(&mut self, site: usize, uuid: &DomainUuid) {
+        let there = &mut self.sites[site];
+        if there.domain(uuid).is_some() {
+            there.domains.retain(|domain| domain.definition.uuid != *uuid);
+            there.emit(uuid, &Event::Ended);
+        }
+        if let Some(shared) = self.shared.upgrade() {
+            shared.changed();
+        }
+    }
+}
+
+impl Site {
+    pub(super) fn new(name: &str, sysfs: Sysfs) -> Self {
+        Self {
+            name: name.to_owned(),
+            sysfs,
+            daemon: Daemon::Runs,
+            ends: 0,
+            domains: Vec::new(),
+            watchers: Vec::new(),
+            guests: BTreeMap::new(),
+            hotplugs: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            course: Course::Works,
+            let_go: false,
+            completed: BTreeMap::new(),
+            stuck: 0,
+            last_id: 0,
+        }
+    }
+
+    pub(super) fn domain(&self, uuid: &DomainUuid) -> Option<&Domain> {
+        self.domains.iter().find(|domain| domain.definition.uuid == *uuid)
+    }
+
+    pub(super) fn domain_mut(&mut self, uuid: &DomainUuid) -> Option<&mut Domain> {
+        self.domains.iter_mut().find(|domain| domain.definition.uuid == *uuid)
+    }
+
+    pub(super) fn named(&mut self, name: &str) -> Option<&mut Domain> {
+        self.domains.iter_mut().find(|domain| domain.definition.name.as_str() == name)
+    }
+
+    /// The domain, which must be there.
+    pub(super) fn existing(&mut self, uuid: &DomainUuid) -> Result<&mut Domain, LibvirtError> {
+        self.domain_mut(uuid).ok_or_else(|| refusal::no_domain(uuid.as_str()))
+    }
+
+    /// The domain, which must have no job: a job lets no change through.
+    pub(super) fn changeable(&mut self, uuid: &DomainUuid) -> Result<&mut Domain, LibvirtError> {
+        let domain = self.existing(uuid)?;
+        match &domain.job {
+            Some(work) => Err(refusal::locked(work.call)),
+            None => Ok(domain),
+        }
+    }
+
+    /// A domain must have a name and a UUID of its own.
+    pub(super) fn is_new(&self, definition: &Definition) -> Result<(), LibvirtError> {
+        let Definition { name, uuid, .. } = definition;
+        match self
+            .domains
+            .iter()
+            .map(|other| &other.definition)
+            .find(|other| other.name == *name || other.uuid == *uuid)
+        {
+            None => Ok(()),
+            Some(other) if other.name != *name => {
+                Err(refusal::failed(format!("domain '{}' is already defined with uuid {uuid}", other.name)))
+            }
+            Some(other) if other.uuid != *uuid => {
+                Err(refusal::failed(format!("domain '{name}' already exists with uuid {}", other.uuid)))
+            }
+            Some(_) => Err(refusal::invalid(format!("domain is already active as '{name}'"))),
+        }
+    }
+
+    /// Whether a domain could get these devices.
+    pub(super) fn can_have(&self, domain: &DomainName, devices: &[Element]) -> Result<(), LibvirtError> {
+        let mut taken: BTreeMap<PciAddress, &DomainName> = BTreeMap::new();
+        for other in &self.domains {
+            taken.extend(other.definition.host_addresses().map(|address| (address, &other.definition.name)));
+        }
+        for device in devices {
+            if let Some(bridge) = device.bridge().filter(|bridge| !self.sysfs.is_bridge(bridge)) {
+                return Err(refusal::system(format!("Cannot get interface MTU on '{bridge}': No such device")));
+            }
+            let Some(address) = device.host_address() else { continue };
+            if self.sysfs.is_vf(address).is_none() {
+                return Err(refusal::system(format!(
+                    "Device {address} not found: could not access /sys/bus/pci/devices/{address}/config: \
+                     No such file or directory"
+                )));
+            }
+            if let Some(user) = taken.insert(address, domain) {
+                let text = format!("PCI device {address} is in use by driver QEMU, domain {user}");
+                return Err(refusal::invalid(text));
+            }
+            if let Some(text) = self.refused.get(&address) {
+                return Err(refusal::internal(format!("process exited while connecting to monitor: {text}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a domain in.
+    pub(super) fn admit(&mut self, definition: Definition, state: RunState, memory: u64, fresh: bool) -> DomainRef {
+        self.last_id += 1;
+        let name = definition.name.clone();
+        let domain = Domain {
+            id: self.last_id,
+            state,
+            job: None,
+            memory,
+            fresh,
+            guest: self.guests.get(&name).cloned().unwrap_or_default(),
+            hotplug: self.hotplugs.get(&name).copied().unwrap_or_default(),
+            requests: Vec::new(),
+            snapshots: Vec::new(),
+            current_snapshot: None,
+            definition,
+        };
+        let reference = domain.reference();
+        self.domains.push(domain);
+        reference
+    }
+
+    /// A domain goes back to a snapshot: QEMU ends, and another begins.
+    pub(super) fn replace(&mut self, definition: Definition, memory: u64, snapshot: &str) {
+        self.last_id += 1;
+        let (id, uuid) = (self.last_id, definition.uuid.clone());
+        let Some(domain) = self.domain_mut(&uuid) else { return };
+        domain.id = id;
+        domain.definition = definition;
+        domain.memory = memory;
+        domain.state = RunState::PausedOtherwise;
+        domain.requests.clear();
+        domain.current_snapshot = Some(snapshot.to_owned());
+        self.emit(&uuid, &Event::Ended);
+    }
+
+    /// Tells everybody who watches this domain.
+    pub(super) fn emit(&mut self, uuid: &DomainUuid, event: &Event) {
+        self.watchers.retain(|watcher| watcher.uuid != *uuid || watcher.sender.send(event.clone()).is_ok());
+    }
+}
+
+impl Domain {
+    pub(super) fn reference(&self) -> DomainRef {
+        let Definition { name, uuid, .. } = &self.definition;
+        DomainRef { name: name.clone(), uuid: uuid.clone(), id: Some(self.id) }
+    }
+
+    /// Whether anything reaches the guest.
+    pub(super) fn hears(&self) -> bool {
+        self.state.runs() && self.definition.has_acpi()
+    }
+
+    pub(super) fn set_hotplug(&mut self, hotplug: Hotplug) {
+        self.hotplug = hotplug;
+    }
+
+    /// The aliases of the devices that it was asked for and has not released.
+    pub(super) fn asked_for(&self) -> Vec<String> {
+        self.requests.iter().map(|request| request.alias.clone()).collect()
+    }
+
+    fn forget(&mut self, alias: &str, token: u64) -> bool {
+        let before = self.requests.len();
+        self.requests.retain(|request| request.alias != alias || request.token != token);
+        self.requests.len() < before
+    }
+}

@@ -1,0 +1,183 @@
+//! Actions on a model host, with every call of libvirt failing in turn and the process dying at every call.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use kvm_sriov::{ActionError, Cause, actions};
+use kvm_sriov_tests::model::Guest;
+use kvm_sriov_tests::model::check::Stage;
+use kvm_sriov_tests::model::every::Scenario;
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::vm::Vm;
+
+/// Two VFs of one root, one of the other, and a NIC that is none.
+fn vm() -> Vm {
+    Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
+}
+
+/// A VM that runs beside, and is nobody's business.
+fn neighbour() -> Vm {
+    Vm::new(7).nic("sriov_ib0")
+}
+
+fn deploy(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).map(drop)
+}
+
+fn cancel(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(vm.id))
+}
+
+fn shutdown(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    actions::shutdown(&host.host(), &vm.uuid().parse().unwrap(), true)
+}
+
+/// A host on which the neighbour runs.
+fn a_host() -> ModelHost {
+    let host = ModelHost::default();
+    deploy(&host, &neighbour()).unwrap();
+    host
+}
+
+/// A host on which the VM runs, too.
+fn a_running_vm() -> ModelHost {
+    let host = a_host();
+    deploy(&host, &vm()).unwrap();
+    host
+}
+
+fn runs(host: &ModelHost) {
+    let live = host.domain("one-42").unwrap();
+    assert_eq!(live.vfs().count(), 3);
+    neighbour_runs(host);
+}
+
+fn is_gone(host: &ModelHost) {
+    assert!(host.domain("one-42").is_none());
+    neighbour_runs(host);
+    assert_eq!(host.claims().len(), 1, "{:?}", host.claims());
+}
+
+fn neighbour_runs(host: &ModelHost) {
+    assert_eq!(host.domain("one-7").unwrap().vfs().collect::<Vec<_>>(), host.vfs("ib0")[..1]);
+}
+
+/// The VM is deployed again; it may run already.
+fn deployed_again(host: &ModelHost) {
+    match deploy(host, &vm()) {
+        Ok(()) => {}
+        Err(error) => assert!(matches!(error.cause(), Cause::Exists { .. }), "{error}"),
+    }
+    runs(host);
+}
+
+/// OpenNebula gives the VM up.
+fn cancelled(host: &ModelHost) {
+    cancel(host, &vm()).unwrap();
+    is_gone(host);
+}
+
+/// Another VM comes, and needs the VFs.
+fn cancelled_and_filled(host: &ModelHost) {
+    cancel(host, &vm()).unwrap();
+    let rest = Vm::new(43).nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib1");
+    deploy(host, &rest).unwrap();
+}
+
+#[test]
+fn deploy_with_every_fault() {
+    let scenario = Scenario {
+        given: a_host,
+        action: |host| deploy(host, &vm()),
+        done: runs,
+        repairs: &[deployed_again, cancelled, cancelled_and_filled],
+    };
+    let calls = scenario.without_faults();
+    assert_eq!(calls, ["find", "domains", "live_xml", "create", "live_xml"]);
+    scenario.with_every_fault();
+}
+
+#[test]
+fn deploy_past_a_refused_vf_with_every_fault() {
+    let scenario = Scenario {
+        given: || {
+            let host = a_host();
+            let free = host.vfs("ib0")[1];
+            host.model().refuse(free, &format!("vfio {free}: group 11 is not viable"));
+            host
+        },
+        action: |host| deploy(host, &vm()),
+        done: runs,
+        repairs: &[deployed_again, cancelled],
+    };
+    assert_eq!(scenario.without_faults().iter().filter(|call| **call == "create").count(), 2);
+    scenario.with_every_fault();
+}
+
+#[test]
+fn deploy_of_a_vm_without_vfs_with_every_fault() {
+    fn plain() -> Vm {
+        Vm::new(42).nic("br0")
+    }
+    fn runs(host: &ModelHost) {
+        assert_eq!(host.domain("one-42").unwrap().interfaces.len(), 1);
+        assert!(!host.state_dir().exists(), "the state directory was made");
+    }
+    let scenario = Scenario {
+        given: ModelHost::default,
+        action: |host| deploy(host, &plain()),
+        done: runs,
+        repairs: &[|host| {
+            cancel(host, &plain()).unwrap();
+            assert!(host.domain("one-42").is_none());
+        }],
+    };
+    assert_eq!(scenario.without_faults(), ["create"]);
+    scenario.with_every_fault();
+}
+
+#[test]
+fn deploy_onto_a_full_map_starts_nothing() {
+    let host = ModelHost::with_vfs(1);
+    deploy(&host, &neighbour()).unwrap();
+    let before = host.portrait();
+    let error = deploy(&host, &vm()).unwrap_err().to_string();
+    assert_eq!(error, "deploy: no free VF on ib0 for one-42: all 1 in use (one-7: 1); nothing was started");
+    assert_eq!(host.portrait(), before);
+    host.check();
+}
+
+#[test]
+fn cancel_with_every_fault() {
+    let scenario = Scenario {
+        given: a_running_vm,
+        action: |host| cancel(host, &vm()),
+        done: is_gone,
+        repairs: &[cancelled, cancelled_and_filled],
+    };
+    scenario.with_every_fault();
+}
+
+#[test]
+fn shutdown_with_every_fault() {
+    let scenario = Scenario {
+        given: a_running_vm,
+        action: |host| shutdown(host, &vm()),
+        done: is_gone,
+        repairs: &[|host| {
+            shutdown(host, &vm()).unwrap();
+            cancelled(host);
+        }],
+    };
+    scenario.with_every_fault();
+}
+
+#[test]
+fn shutdown_of_a_deaf_guest_leaves_it_running() {
+    let host = a_running_vm();
+    host.model().set_guest("one-42", Guest::Silent);
+    let before = host.portrait();
+    let error = shutdown(&host, &vm()).unwrap_err();
+    assert!(error.to_string().starts_with("shutdown: timed out shutting down"), "{error}");
+    assert_eq!(host.portrait(), before);
+    host.check();
+}
