@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::{self, Device, Found, Outcome, Vm};
-use crate::xml::{LiveDomain, OperationKind, VmData, WantedNic};
+use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, WantedNic};
 use crate::{DeployId, MacAddress, Position};
 
 const ACTION: &str = "detach_nic";
@@ -98,6 +98,7 @@ fn device(live: &LiveDomain, mac: MacAddress, data: Option<&VmData>) -> Option<(
 fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let devices = vm.devices_of(nic);
+    let before = vm.wanted.clone();
     let mut kept = Vec::new();
     if !devices.is_empty() {
         vm::check_answers(vm.host, &vm.domain).map_err(untouched)?;
@@ -105,15 +106,15 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
         match vm.ask_for(&vm::aliases(&devices)) {
             Ok(outcomes) => kept = outcomes,
             Err(Cause::Absent { .. }) => return ended(vm),
-            Err(cause) => return Err(put_back(vm, nic, cause, true)),
+            Err(cause) => return Err(put_back(vm, nic, before, cause, true)),
         }
     }
     if let Some(cause) = vm.not_released(&devices, &kept) {
         let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
-        return Err(put_back(vm, nic, cause, kept.iter().any(is_pending)));
+        return Err(put_back(vm, nic, before, cause, kept.iter().any(is_pending)));
     }
     journal(vm, nic, &devices);
-    commit(vm, nic).map_err(|cause| put_back(vm, nic, cause, false))?;
+    commit(vm, nic).map_err(|cause| put_back(vm, nic, before, cause, false))?;
     let freed = vm.free(|mac, _| mac == Some(nic.mac)).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
     if let Err(cause) = freed {
         log::warn!("{cause}; NIC {} is detached, its VF is freed by the next action that looks", nic.mac);
@@ -166,14 +167,16 @@ fn ended(vm: &Vm<'_>) -> Result<(), ActionError> {
 }
 
 /// Plugs back what has left, and has what may leave later watched for.
-fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, cause: Cause, pending: bool) -> ActionError {
-    match plug_back(vm, nic, pending) {
+///
+/// * `before` - what the VM was to have before this began; `pending` - whether something may still leave
+fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pending: bool) -> ActionError {
+    match plug_back(vm, before, pending) {
         Ok(()) if pending => {
             let text = "the NIC stays, the request stays pending in the guest and what leaves later is plugged back (is the \
                         guest's PCI hot-plug driver loaded?)";
             ActionError::new(ACTION, cause, HostState::Left(text.into()))
         }
-        Ok(()) => ActionError::new(ACTION, cause, HostState::Left("the NIC stays".into())),
+        Ok(()) => ActionError::untouched(ACTION, cause),
         Err(undo) => {
             let name = &vm.domain.name;
             let text = format!(
@@ -187,19 +190,18 @@ fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, cause: Cause, pending: bool) -> Ac
     }
 }
 
-fn plug_back(vm: &mut Vm<'_>, nic: &WantedNic, pending: bool) -> Result<(), Cause> {
+fn plug_back(vm: &mut Vm<'_>, before: Wanted, pending: bool) -> Result<(), Cause> {
     let (host, domain) = (vm.host, vm.domain.clone());
     vm.live = host.patiently(|| vm::read(host, &domain))?;
     let missing = vm.missing();
     vm.plug(&missing)?;
     vm.plug_dummies()?;
     if pending {
-        vm.store.settle(&vm.owner())?;
         detached::start(host, detached::WATCHER, &domain);
-        return Ok(());
+    } else {
+        vm.wanted = before;
+        host.patiently(|| vm.write_wanted())?;
     }
-    vm.wanted.operation = without(vm.pending(), nic.position).map(Into::into);
-    host.patiently(|| vm.write_wanted())?;
     vm.store.settle(&vm.owner())?;
     Ok(())
 }
