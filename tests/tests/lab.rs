@@ -89,7 +89,10 @@ fn main() -> ExitCode {
             failed += 1;
             println!(
                 "{}",
-                host.root("tail -n 40 /var/log/syslog; tail -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null").out
+                host.root(
+                    "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null"
+                )
+                .out
             );
         }
     }
@@ -102,7 +105,7 @@ fn main() -> ExitCode {
 fn prepare(host: LabHost) {
     host.root(
         "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
-         rm -rf /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
+         rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
     )
     .ok();
     host.set_up();
@@ -472,14 +475,14 @@ fn reboot_and_reset(host: LabHost) {
     cancel(host, &vm);
 }
 
-/// One call as OpenNebula made it, with the arguments and the input it recorded. There is no KVM here.
+/// One call as OpenNebula made it, with the arguments and the input it recorded.
 fn recorded(host: LabHost, name: &str) -> Said {
     let dir = project().join("tests/fixtures/wire").join(name);
     let action = name.split('-').nth(1).unwrap();
     let argv = fs::read_to_string(dir.join("argv")).unwrap();
     let args: Vec<&str> = argv.lines().collect();
     let (args, [id, _]) = args.split_last_chunk().map(|(args, tail)| (args, *tail)).unwrap();
-    let stdin = fs::read_to_string(dir.join("stdin")).unwrap().replacen("<domain type='kvm'", "<domain type='qemu'", 1);
+    let stdin = fs::read_to_string(dir.join("stdin")).unwrap();
     host.action(action, args, &Vm::new(id.parse().unwrap()), stdin.trim_end_matches('\n'))
 }
 

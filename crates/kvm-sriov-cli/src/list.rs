@@ -4,12 +4,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
+use kvm_sriov::reconcile::{Open, Options, Report, Verdict, reconcile};
 use kvm_sriov::{Host, Vf, VfState};
 use serde::Serialize;
 
-use crate::Failure;
+use crate::{Failure, view};
 
 /// A VF as `--json` prints it.
 #[derive(Serialize)]
@@ -19,35 +18,52 @@ struct Row<'a> {
     address: String,
     state: &'static str,
     vm: Option<&'a str>,
+    /// The operation that is open on that VM.
+    operation: Option<String>,
+    in_doubt: bool,
 }
 
 pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let vfs = Host::open_lenient(driver)?.vfs()?;
-    let rows: Vec<Row<'_>> = vfs.iter().map(row).collect();
+    let host = Host::open_lenient(driver)?;
+    let vfs = host.vfs()?;
+    let report = reconcile(&host, &Options { dry_run: true, ..Options::default() })?;
+    let rows: Vec<Row<'_>> = vfs.iter().map(|vf| row(vf, &report)).collect();
     if json {
-        serde_json::to_writer_pretty(&mut *out, &rows)?;
-        writeln!(out)?;
+        view::json(&rows, out)?;
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
         writeln!(out, "no VF map on this host: write one to /etc/kvm-sriov/vf_maps/<root>")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["ROOT", "INDEX", "ADDRESS", "STATE", "VM"]);
+    let mut table = view::table(&["ROOT", "INDEX", "ADDRESS", "STATE", "VM", "OPERATION"]);
     for row in &rows {
-        table.add_row([row.root, &row.index.to_string(), &row.address, row.state, row.vm.unwrap_or("-")]);
+        let operation = row.operation.as_deref().unwrap_or("-");
+        let operation = if row.in_doubt { format!("{operation}, in doubt") } else { operation.to_owned() };
+        let index = row.index.to_string();
+        table.add_row([row.root, &index, &row.address, row.state, row.vm.unwrap_or("-"), &operation]);
     }
     writeln!(out, "{}", table.trim_fmt())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(vf: &Vf) -> Row<'_> {
+fn row<'a>(vf: &'a Vf, report: &Report) -> Row<'a> {
     let (state, vm) = match &vf.state {
         VfState::Used { vm } => ("used", Some(vm.as_str())),
         VfState::Unclaimed { vm } => ("unclaimed", Some(vm.as_str())),
         VfState::Unbacked { vm } => ("unbacked", Some(vm.as_str())),
         _ => ("free", None),
     };
-    Row { root: vf.root.as_str(), index: vf.index, address: vf.address.to_string(), state, vm }
+    let user = report.vms.iter().find(|user| Some(user.owner.vm.as_str()) == vm);
+    Row {
+        root: vf.root.as_str(),
+        index: vf.index,
+        address: vf.address.to_string(),
+        state,
+        vm,
+        operation: user
+            .filter(|user| user.found.operation != Open::Nothing)
+            .map(|user| user.found.operation.to_string()),
+        in_doubt: user.is_some_and(|user| user.verdict() == Verdict::InDoubt),
+    }
 }

@@ -1,20 +1,28 @@
-//! `kvm-sriov`: shows and checks the VFs of a host.
+//! `kvm-sriov`: shows, checks and repairs the VFs of a host.
 
 mod check;
+mod explain;
 mod list;
+mod reconcile;
+mod resolve;
+mod view;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
-use kvm_sriov::{Cause, become_owner_of};
+use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
+use kvm_sriov::reconcile::Verdict;
+use kvm_sriov::{Cause, DeployId, become_owner_of};
 
-/// Shows and checks the SR-IOV virtual functions that OpenNebula's VMs use on this host.
+const EXIT_CODES: &str = "Exit codes: 0 as it should be, 1 something is wrong or left to be done, 2 wrong usage, \
+    3 a VM is in doubt: a person must say where it lives (kvm-sriov resolve).";
+
+/// Shows, checks and repairs the SR-IOV virtual functions that OpenNebula's VMs use on this host.
 ///
 /// Run as root, it works as the user the driver belongs to, so that both share one state.
 #[derive(Parser)]
-#[command(version, after_help = "Exit codes: 0 as it should be, 1 something is wrong, 2 wrong usage.")]
+#[command(version, after_help = EXIT_CODES)]
 struct Arguments {
     /// The directory of the driver's programs.
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/tmp/one/vmm/kvm-sriov")]
@@ -27,13 +35,49 @@ struct Arguments {
 enum Command {
     /// Lists every VF of every root, and which VM has it.
     List {
-        /// Prints JSON: an array of objects with root, index, address, state and vm.
+        /// Prints JSON: an array of objects with root, index, address, state, vm, operation and in_doubt.
         #[arg(long)]
         json: bool,
     },
     /// Checks that this host is ready: kvmrc, bridge, maps, VFs, libvirtd, state directory, rights on vfio devices.
     Check {
         /// Prints JSON: an array of objects with check, result (ok, warn, fail) and text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes what VMs want, what they have and what is claimed equal again, after a crash or a guest that answered late.
+    ///
+    /// A VM that an action or libvirt works on is left alone. Ends within 60 seconds.
+    Reconcile {
+        /// Only says what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Prints JSON: an object with vms, claims, problems and verdict (right, left, in-doubt).
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says of one VM what it wants, has and claims, which operation is open, and what reconcile would do and why.
+    Explain {
+        /// The VM: its domain's name, UUID or number.
+        vm: DeployId,
+        /// Prints JSON: an object with the VM's state, nics, claims, and what is left with its reason.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decides where a VM lives that is in doubt; without a word, shows what is known of both sides.
+    ///
+    /// Look first: a VM whose CPUs run on two hosts destroys its disks.
+    #[command(group = ArgGroup::new("word").args(["here", "there"]))]
+    Resolve {
+        /// The VM: its domain's name, UUID or number.
+        vm: DeployId,
+        /// It lives here, and has never run elsewhere: it is let run, with its VFs.
+        #[arg(long)]
+        here: bool,
+        /// It lives elsewhere, or nowhere: what is here of it is destroyed, and its VFs are freed.
+        #[arg(long)]
+        there: bool,
+        /// Prints JSON: an object as `explain --json` prints it.
         #[arg(long)]
         json: bool,
     },
@@ -80,17 +124,34 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a verdict is as an exit code.
+fn exit_code(verdict: Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Right => ExitCode::SUCCESS,
+        Verdict::Left => ExitCode::from(1),
+        Verdict::InDoubt => ExitCode::from(3),
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut out = io::stdout().lock();
+    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if !matches!(arguments.command, Command::Completion { .. } | Command::Man) {
+        become_owner_of(&arguments.driver)?;
+    }
+    let driver = &arguments.driver;
     match &arguments.command {
-        Command::List { json } => {
-            become_owner_of(&arguments.driver)?;
-            list::list(&arguments.driver, *json, &mut out)
-        }
-        Command::Check { json } => {
-            become_owner_of(&arguments.driver)?;
-            let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            check::check(&arguments.driver, *json, colours, &mut out)
+        Command::List { json } => list::list(driver, *json, &mut out),
+        Command::Check { json } => check::check(driver, *json, colours, &mut out),
+        Command::Reconcile { dry_run, json } => reconcile::reconcile(driver, *dry_run, *json, colours, &mut out),
+        Command::Explain { vm, json } => explain::explain(driver, vm, *json, colours, &mut out),
+        Command::Resolve { vm, here, there, json } => {
+            let word = match (here, there) {
+                (true, _) => Some(resolve::Word::Here),
+                (_, true) => Some(resolve::Word::There),
+                _ => None,
+            };
+            resolve::resolve(driver, vm, word, *json, colours, &mut out)
         }
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Arguments::command(), "kvm-sriov", &mut out);

@@ -33,6 +33,8 @@ pub enum HostState {
     NothingChanged,
     /// The domain runs on as before.
     RunsOn,
+    /// The domain was asked to end and may still do so; until an action finds it gone its VFs stay claimed.
+    MayEnd,
     /// Nothing was saved, and the domain runs on as before.
     NothingSaved,
     /// Nothing was moved, and the domain runs on as before.
@@ -51,6 +53,7 @@ impl fmt::Display for HostState {
             Self::NothingStarted => "nothing was started",
             Self::NothingChanged => "nothing was changed",
             Self::RunsOn => "the domain runs on",
+            Self::MayEnd => "the domain may still end; its VFs are freed by the next action that finds it gone",
             Self::NothingSaved => "nothing was saved, the domain runs on",
             Self::NothingMoved => "nothing was moved, the domain runs on",
             Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
@@ -276,7 +279,7 @@ pub enum Cause {
     },
     /// An earlier operation was cut off, and only a person can say where the VM lives.
     #[error("{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}")]
-    InDoubt {
+    Unresolved {
         /// The domain.
         vm: DomainName,
         /// Why.

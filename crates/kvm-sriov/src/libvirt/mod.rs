@@ -14,6 +14,8 @@ mod error;
 mod event_loop;
 mod ffi;
 mod migration;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use connection::Libvirt;

@@ -226,6 +226,30 @@ impl Repair {
         }
     }
 
+    /// Why it is done, for people.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Leave(_) => "who works on it now looks after it",
+            Self::InDoubt(_) => "a VM must never run in two places",
+            Self::AbortSave => "the process that asked for it is gone, and OpenNebula believes that the VM runs",
+            Self::Unplug(_) | Self::UnplugDummy(_) => {
+                "it has an alias of ours: it is left of an attach that did not end, or of a detach"
+            }
+            Self::Release(_) => "a claim is for a NIC that the VM wants, or for a VF that it has",
+            Self::Claim(_) => "libvirt is right: who shows a VF has it",
+            Self::Plug(_) => "the VM should have it and has not",
+            Self::PlugDummy(_) => "it carries the IP address of the VF into the guest",
+            Self::Spend | Self::RemoveUsed => "once its CPUs ran, memory of before must not be used with its disks",
+            Self::Resume => "all that it waited for is done, and the process that would let it run is gone",
+            Self::KeepPending(_) => "a request can't be taken back: what leaves late is plugged back",
+            Self::Close => "nobody goes on with the operation, and nothing of it is left to do",
+            Self::RemoveImage => "the VM's memory of before is worth nothing any more",
+            Self::RestoreImage => "it holds all of the VM's memory, and OpenNebula believes that the VM runs",
+            Self::Destroy => "its CPUs have not run from here, or run elsewhere",
+            Self::ReleaseAll => "no domain of the VM is on this host",
+        }
+    }
+
     /// Whether it changes nothing.
     pub fn is_note(&self) -> bool {
         matches!(self, Self::Leave(_) | Self::InDoubt(_))

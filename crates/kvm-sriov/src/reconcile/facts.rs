@@ -1,5 +1,6 @@
 //! What is known of a VM, as far as a repair depends on it.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -137,6 +138,19 @@ pub enum Elsewhere {
 }
 
 impl Facts {
+    /// How the domain stands, in a word or two.
+    pub fn standing(&self) -> &'static str {
+        match self.domain {
+            None => "not here",
+            Some(RunState::Running) => "running",
+            Some(RunState::PausedByUser) => "paused by user",
+            Some(RunState::PausedForMigration) => "paused for migration",
+            Some(RunState::PausedOtherwise) => "paused",
+            Some(RunState::PmSuspended) => "suspended by itself",
+            Some(RunState::Ending) => "ending",
+        }
+    }
+
     /// What is known of a domain without asking libvirt anything: as if its CPUs ran and libvirt worked on nothing.
     pub(super) fn of_domain(
         domain: &DomainRef,
@@ -199,6 +213,20 @@ impl Open {
             Some(OperationKind::PendingUnplug { positions }) => Self::PendingUnplug(positions.clone()),
             Some(OperationKind::Other(_)) => Self::Newer,
         }
+    }
+}
+
+/// The operation's name, as the metadata have it; `-` for none.
+impl fmt::Display for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "-",
+            Self::Save => "save",
+            Self::Restore(_) => "restore",
+            Self::Migrate => "migrate",
+            Self::PendingUnplug(_) => "pending-unplug",
+            Self::Newer => "of a later version",
+        })
     }
 }
 

@@ -264,7 +264,7 @@ pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
     }
     for left in &report.left {
         match left {
-            Repair::InDoubt(doubt) => return Err(Cause::InDoubt { vm: vm.domain.name.clone(), doubt: *doubt }),
+            Repair::InDoubt(doubt) => return Err(Cause::Unresolved { vm: vm.domain.name.clone(), doubt: *doubt }),
             Repair::Leave(why @ (Why::Newer | Why::Job | Why::Ending)) => {
                 if let Some(operation) = &vm.wanted.operation {
                     let operation = operation.kind.to_string();

@@ -131,8 +131,8 @@ impl VmData {
     /// # Errors
     /// The text is not XML or has no `<VM>`; a MAC is none; the VLAN_ID of an SR-IOV NIC is no number up to 65535
     /// (without it the NIC would not be isolated); the PCI device that the action is about has no address.
-    pub fn parse(text: &str) -> Result<Self, XmlError> {
-        let document = parse(text)?;
+    pub fn parse(description: &str) -> Result<Self, XmlError> {
+        let document = parse(description)?;
         let top = document.root_element();
         let vm = match top.tag_name().name() {
             "VMM_DRIVER_ACTION_DATA" => {

@@ -1,0 +1,157 @@
+//! `kvm-sriov explain`.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use kvm_sriov::reconcile::{self, Claimed, Explanation, Nic};
+use kvm_sriov::xml::{OperationKind, alias_of};
+use kvm_sriov::{DeployId, Host};
+use serde::Serialize;
+
+use crate::view::{self, VmView};
+use crate::{Failure, exit_code};
+
+#[derive(Serialize)]
+struct View {
+    #[serde(flatten)]
+    vm: VmView,
+    holder: Option<String>,
+    nics: Vec<NicView>,
+    claims: Vec<ClaimView>,
+}
+
+/// A NIC that is wanted, or a place that a device of ours has.
+#[derive(Serialize)]
+struct NicView {
+    position: u8,
+    mac: Option<String>,
+    root: Option<String>,
+    guest: Option<String>,
+    wanted: bool,
+    vf: Option<String>,
+    claim: &'static str,
+    dummy: bool,
+}
+
+#[derive(Serialize)]
+struct ClaimView {
+    root: String,
+    address: String,
+    mac: Option<String>,
+}
+
+pub(crate) fn explain(
+    driver: &Path,
+    vm: &DeployId,
+    json: bool,
+    colours: bool,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let explanation = reconcile::explain(&Host::open_lenient(driver)?, vm)?;
+    if json {
+        view::json(&view_of(&explanation), out)?;
+    } else {
+        write(&explanation, colours, out)?;
+    }
+    Ok(exit_code(explanation.report.verdict()))
+}
+
+fn view_of(explanation: &Explanation) -> View {
+    let nics = explanation.report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
+    let claims = explanation.claims.iter().map(|claim| ClaimView {
+        root: claim.root.to_string(),
+        address: claim.vf.to_string(),
+        mac: claim.mac.map(|mac| mac.to_string()),
+    });
+    View {
+        vm: VmView::of(&explanation.report),
+        holder: explanation.holder.as_ref().map(ToString::to_string),
+        nics,
+        claims: claims.collect(),
+    }
+}
+
+fn nic_view(explanation: &Explanation, nic: &Nic) -> NicView {
+    let wanted = explanation.wanted.nics.iter().find(|wanted| wanted.position == nic.position);
+    let live = explanation.live.as_ref();
+    let device = live.and_then(|live| match wanted {
+        Some(wanted) => live.device_of(wanted),
+        None => {
+            let alias = alias_of(nic.position);
+            live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()))
+        }
+    });
+    let guest = device.and_then(|device| device.guest).or_else(|| wanted.and_then(|wanted| wanted.guest));
+    NicView {
+        position: nic.position.number(),
+        mac: wanted.map(|wanted| wanted.mac.to_string()),
+        root: wanted.map(|wanted| wanted.root.to_string()),
+        guest: guest.map(|guest| guest.to_string()),
+        wanted: nic.wanted,
+        vf: device.map(|device| device.vf.to_string()),
+        claim: match nic.claim {
+            Claimed::Own => "its own",
+            Claimed::Other => "for another VF",
+            Claimed::Theirs => "another VM's",
+            _ => "none",
+        },
+        dummy: nic.dummy,
+    }
+}
+
+/// All of it, for a person.
+pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Write) -> Result<(), Failure> {
+    let report = &explanation.report;
+    let uuid = report.owner.uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
+    writeln!(out, "{}{uuid}: {}", report.owner.vm, report.found.standing())?;
+    writeln!(out, "open operation: {}", operation(explanation))?;
+    let holder = explanation.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
+    writeln!(out, "works on it: {holder}")?;
+    let nics: Vec<NicView> = report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
+    if !nics.is_empty() {
+        let mut table = view::table(&["POSITION", "MAC", "ROOT", "GUEST", "WANTED", "VF", "CLAIM", "DUMMY"]);
+        let (or_none, yes) = (|text: &Option<String>| text.clone().unwrap_or_else(|| "-".into()), yes_or_no);
+        for nic in &nics {
+            table.add_row([
+                nic.position.to_string(),
+                or_none(&nic.mac),
+                or_none(&nic.root),
+                or_none(&nic.guest),
+                yes(nic.wanted),
+                or_none(&nic.vf),
+                nic.claim.to_owned(),
+                yes(nic.dummy),
+            ]);
+        }
+        writeln!(out, "{}", table.trim_fmt())?;
+    }
+    for claim in &explanation.claims {
+        let nic = claim.mac.map_or_else(|| "no NIC that is known".into(), |mac| format!("NIC {mac}"));
+        writeln!(out, "claims VF {} of {} for {nic}", claim.vf, claim.root)?;
+    }
+    if report.left.is_empty() {
+        writeln!(out, "it is as it should be: reconcile would do nothing")?;
+    } else {
+        writeln!(out, "reconcile:")?;
+        view::write_steps(report, true, colours, out)?;
+    }
+    Ok(())
+}
+
+fn yes_or_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.into()
+}
+
+fn operation(explanation: &Explanation) -> String {
+    match explanation.wanted.operation.as_ref().map(|operation| &operation.kind) {
+        None => "none".into(),
+        Some(OperationKind::Migrate { to, .. }) => format!("migrate to {to}"),
+        Some(OperationKind::Restore { checkpoint }) => format!("restore from {}", checkpoint.display()),
+        Some(OperationKind::PendingUnplug { positions }) => {
+            let positions: Vec<String> = positions.iter().map(ToString::to_string).collect();
+            format!("pending-unplug of position {}", positions.join(", "))
+        }
+        Some(other) => other.to_string(),
+    }
+}

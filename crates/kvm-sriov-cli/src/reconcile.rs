@@ -1,0 +1,83 @@
+//! `kvm-sriov reconcile`.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use kvm_sriov::Host;
+use kvm_sriov::reconcile::{self, Options, Report, Verdict};
+use serde::Serialize;
+
+use crate::view::{self, VmView};
+use crate::{Failure, exit_code};
+
+#[derive(Serialize)]
+struct View {
+    vms: Vec<VmView>,
+    claims: Vec<ClaimView>,
+    problems: Vec<String>,
+    verdict: &'static str,
+}
+
+#[derive(Serialize)]
+struct ClaimView {
+    root: String,
+    address: String,
+    vm: String,
+    repair: &'static str,
+}
+
+pub(crate) fn reconcile(
+    driver: &Path,
+    dry_run: bool,
+    json: bool,
+    colours: bool,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    let options = Options { dry_run, ..Options::default() };
+    let report = reconcile::reconcile(&Host::open_lenient(driver)?, &options)?;
+    let verdict = report.verdict(dry_run);
+    if json {
+        view::json(&view_of(&report, verdict), out)?;
+    } else {
+        write(&report, &options, colours, out)?;
+    }
+    Ok(exit_code(verdict))
+}
+
+fn view_of(report: &Report, verdict: Verdict) -> View {
+    let claim = |repair: &kvm_sriov::claims::Repair| ClaimView {
+        root: repair.claim().root.to_string(),
+        address: repair.claim().vf.to_string(),
+        vm: repair.claim().owner.vm.to_string(),
+        repair: repair.word(),
+    };
+    View {
+        vms: report.vms.iter().map(VmView::of).collect(),
+        claims: report.claims.iter().map(claim).collect(),
+        problems: report.problems.iter().map(ToString::to_string).collect(),
+        verdict: view::word(verdict),
+    }
+}
+
+fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write) -> Result<(), Failure> {
+    let would = if options.dry_run { "would be " } else { "" };
+    for repair in &report.claims {
+        let claim = repair.claim();
+        writeln!(out, "VF {} of {}, claimed by {}: {would}{}", claim.vf, claim.root, claim.owner.vm, repair.word())?;
+    }
+    let is_quiet = |vm: &&reconcile::VmReport| vm.done.is_empty() && vm.failures.is_empty() && vm.left.is_empty();
+    for vm in report.vms.iter().filter(|vm| !is_quiet(vm)) {
+        writeln!(out, "{}: {}, operation {}", vm.owner.vm, vm.found.standing(), vm.found.operation)?;
+        view::write_steps(vm, options.dry_run, colours, out)?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "{}: {problem}", view::paint("problem", Verdict::Left, colours))?;
+    }
+    let count = |verdict| report.vms.iter().filter(|vm| vm.verdict() == verdict).count();
+    let (right, left, doubt) = (count(Verdict::Right), count(Verdict::Left), count(Verdict::InDoubt));
+    let verdict = report.verdict(options.dry_run);
+    let summary = format!("VMs with VFs: {right} as they should be, {left} with something left, {doubt} in doubt");
+    writeln!(out, "{}", view::paint(&summary, verdict, colours))?;
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What `reconcile`, `explain` and `resolve` show of a VM.
+
+use std::io::{self, Write};
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use kvm_sriov::reconcile::{Repair, Verdict, VmReport};
+use serde::Serialize;
+
+/// A VM as `--json` prints it.
+#[derive(Serialize)]
+pub(crate) struct VmView {
+    pub(crate) vm: String,
+    uuid: Option<String>,
+    state: &'static str,
+    operation: Option<String>,
+    done: Vec<String>,
+    failed: Vec<FailedView>,
+    left: Vec<LeftView>,
+    verdict: &'static str,
+}
+
+#[derive(Serialize)]
+struct FailedView {
+    repair: String,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct LeftView {
+    word: &'static str,
+    text: String,
+    reason: &'static str,
+}
+
+impl VmView {
+    pub(crate) fn of(report: &VmReport) -> Self {
+        let operation = report.found.operation.to_string();
+        let left =
+            |repair: &Repair| LeftView { word: repair.word(), text: repair.to_string(), reason: repair.reason() };
+        Self {
+            vm: report.owner.vm.to_string(),
+            uuid: report.owner.uuid.as_ref().map(ToString::to_string),
+            state: report.found.standing(),
+            operation: (operation != "-").then_some(operation),
+            done: report.done.iter().map(ToString::to_string).collect(),
+            failed: report
+                .failures
+                .iter()
+                .map(|failure| FailedView { repair: failure.repair.to_string(), why: failure.cause.to_string() })
+                .collect(),
+            left: report.left.iter().map(left).collect(),
+            verdict: word(report.verdict()),
+        }
+    }
+}
+
+/// A verdict as `--json` prints it.
+pub(crate) fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Right => "right",
+        Verdict::Left => "left",
+        Verdict::InDoubt => "in-doubt",
+    }
+}
+
+pub(crate) fn json(value: &impl Serialize, out: &mut impl Write) -> Result<(), crate::Failure> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    Ok(writeln!(out)?)
+}
+
+/// A table without lines, as all of this program's are.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    table
+}
+
+/// Text in a colour, where colours are wanted.
+pub(crate) fn paint(text: &str, verdict: Verdict, colours: bool) -> String {
+    let colour = match verdict {
+        Verdict::Right => "32",
+        Verdict::Left => "33",
+        Verdict::InDoubt => "31",
+    };
+    if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// What was done to a VM and what is left, a line each.
+pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: &mut impl Write) -> io::Result<()> {
+    for repair in &report.done {
+        writeln!(out, "  {} {repair}", paint("done", Verdict::Right, colours))?;
+    }
+    for failure in &report.failures {
+        writeln!(out, "  {} {}: {}", paint("failed", Verdict::InDoubt, colours), failure.repair, failure.cause)?;
+    }
+    let failed = |repair: &&Repair| !report.failures.iter().any(|failure| failure.repair == **repair);
+    for repair in report.left.iter().filter(failed) {
+        let mark = match repair {
+            Repair::InDoubt(_) => paint("ask", Verdict::InDoubt, colours),
+            Repair::Leave(_) => "note".to_owned(),
+            _ if is_plan => "would".to_owned(),
+            _ => paint("left", Verdict::Left, colours),
+        };
+        writeln!(out, "  {mark} {repair}")?;
+        if is_plan {
+            writeln!(out, "        because {}", repair.reason())?;
+        }
+    }
+    Ok(())
+}
