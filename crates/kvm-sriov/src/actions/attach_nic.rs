@@ -167,12 +167,7 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     let before = vm.wanted.clone();
     if let Err(cause) = commit(&mut vm, &new, place) {
         vm.wanted = before;
-        // What was refused is not written; of what was not answered nobody knows.
-        let taken_back = if cause.leaves_doubt() { host.patiently(|| vm.write_wanted()) } else { Ok(()) };
-        return Err(match taken_back {
-            Ok(()) => undo(vm, &new, cause),
-            Err(undo) => twice(cause, undo, left(&vm, &new)),
-        });
+        return Err(undo(vm, &new, cause));
     }
     if let Err(error) = vm.store.settle(&vm.owner()) {
         log::warn!("{error}; the claims of {} are put right by the next action that looks", vm.domain.name);
@@ -238,17 +233,20 @@ fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: Place) -> Result<(), Cause> {
 fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
     // A VF that is still on its way can't be taken out, and must not be given to another VM meanwhile. Nobody holds the
     // claim any more: whoever looks next sees whether it came in.
-    let on_its_way = cause.leaves_doubt() && vm.live.device_of(new).is_none();
-    let undone = vm.undo_plug(new, !on_its_way).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
+    let undone = vm.undo_plug(new, cause.leaves_doubt()).and_then(|is_out| {
+        vm.ensure_written()?;
+        vm.store.settle(&vm.owner())?;
+        Ok(is_out)
+    });
     match undone {
-        Ok(_) if on_its_way => {
+        Ok(true) => ActionError::untouched(ACTION, cause),
+        Ok(false) => {
             let name = &vm.domain.name;
             let text = format!(
                 "a VF may still come into {name}; then the next action of {name}, or kvm-sriov reconcile, takes it out"
             );
             ActionError::new(ACTION, cause, HostState::Left(text))
         }
-        Ok(_) => ActionError::untouched(ACTION, cause),
         Err(undo) => twice(cause, undo, left(&vm, new)),
     }
 }

@@ -51,7 +51,27 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
             return Ok(());
         }
     }
-    as_stock(host, found.domain(), mac, data)
+    as_stock(host, found.domain(), mac, data)?;
+    free_unused(host, &found, mac);
+    Ok(())
+}
+
+/// Frees the VF that an attach without an answer claimed for this NIC, now that it is seen that it did not come in.
+fn free_unused(host: &Host, found: &Found<'_>, mac: MacAddress) {
+    let Found::Plain(domain) = found else { return };
+    let Some(store) = gone::usable_claims(host) else { return };
+    let owner = domain.owner();
+    let freed = store.claims_of(&owner).and_then(|mut claims| {
+        claims.retain(|claim| claim.mac == Some(mac));
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let _lock = store.lock_vm(&owner.vm, ACTION, host.kvmrc().lock_timeout())?;
+        store.release(&claims)
+    });
+    if let Err(error) = freed {
+        log::warn!("{error}; a VF that is claimed for NIC {mac} is freed by the next action that looks");
+    }
 }
 
 /// Takes out a device that is no VF of ours.
@@ -102,7 +122,9 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     let mut kept = Vec::new();
     if !devices.is_empty() {
         vm::check_answers(vm.host, &vm.domain).map_err(untouched)?;
-        begin(vm, nic).map_err(untouched)?;
+        if let Err(cause) = begin(vm, nic) {
+            return Err(put_back(vm, nic, before, cause, false));
+        }
         match vm.ask_for(&vm::aliases(&devices)) {
             Ok(outcomes) => kept = outcomes,
             Err(Cause::Absent { .. }) => return ended(vm),
@@ -114,6 +136,7 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
         return Err(put_back(vm, nic, before, cause, kept.iter().any(is_pending)));
     }
     journal(vm, nic, &devices);
+    vm.live.forget(&vm::aliases(&devices));
     commit(vm, nic).map_err(|cause| put_back(vm, nic, before, cause, false))?;
     let freed = vm.free(|mac, _| mac == Some(nic.mac)).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
     if let Err(cause) = freed {
@@ -128,34 +151,30 @@ fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[Device]) {
     }
 }
 
-/// Before the guest is asked, the domain says what may leave from now on, and what it takes to plug it back.
+/// Before the guest is asked, the domain says what it takes to plug its dummy in again. A VF needs no such note.
 fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     vm.store.hold(&vm.owner(), None)?;
     let dummy = vm.dummy_of(nic).map(|dummy| dummy.xml.clone());
-    let before = vm.wanted.clone();
     for wanted in vm.wanted.nics.iter_mut().filter(|wanted| wanted.mac == nic.mac) {
         wanted.dummy = dummy.clone().or(wanted.dummy.take());
     }
-    let mut positions = vm.pending();
-    if !positions.contains(&nic.position) {
-        positions.push(nic.position);
-    }
-    vm.wanted.operation = Some(OperationKind::PendingUnplug { positions }.into());
-    vm.write_wanted().inspect_err(|_| vm.wanted = before)
+    vm.write_wanted()
 }
 
 /// From here on the VM is not to have the NIC.
 fn commit(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
-    let before = vm.wanted.clone();
+    let noted = vm.wanted.clone();
     vm.wanted.nics.retain(|wanted| wanted.mac != nic.mac);
-    vm.wanted.operation = without(vm.pending(), nic.position).map(Into::into);
-    vm.write_wanted().inspect_err(|_| vm.wanted = before)
+    let mut positions = vm.pending();
+    positions.retain(|position| *position != nic.position);
+    note_pending(vm, positions);
+    vm.write_wanted().inspect_err(|_| vm.wanted = noted)
 }
 
-/// What is pending without this position.
-fn without(mut positions: Vec<Position>, position: Position) -> Option<OperationKind> {
-    positions.retain(|pending| *pending != position);
-    (!positions.is_empty()).then_some(OperationKind::PendingUnplug { positions })
+/// What the guest may still release, as the operation that is open.
+fn note_pending(vm: &mut Vm<'_>, positions: Vec<Position>) {
+    let pending = (!positions.is_empty()).then_some(OperationKind::PendingUnplug { positions });
+    vm.wanted.operation = pending.map(Into::into);
 }
 
 /// The domain ended while its guest was asked: nothing of it has a VF any more.
@@ -170,7 +189,7 @@ fn ended(vm: &Vm<'_>) -> Result<(), ActionError> {
 ///
 /// * `before` - what the VM was to have before this began; `pending` - whether something may still leave
 fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pending: bool) -> ActionError {
-    match plug_back(vm, before, pending) {
+    match plug_back(vm, nic, before, pending) {
         Ok(()) if pending => {
             let text = "the NIC stays, the request stays pending in the guest and what leaves later is plugged back (is the \
                         guest's PCI hot-plug driver loaded?)";
@@ -190,18 +209,25 @@ fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pend
     }
 }
 
-fn plug_back(vm: &mut Vm<'_>, before: Wanted, pending: bool) -> Result<(), Cause> {
+fn plug_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, pending: bool) -> Result<(), Cause> {
     let (host, domain) = (vm.host, vm.domain.clone());
     vm.live = host.patiently(|| vm::read(host, &domain))?;
     let missing = vm.missing();
     vm.plug(&missing)?;
     vm.plug_dummies()?;
     if pending {
-        detached::start(host, detached::WATCHER, &domain);
+        let mut positions = vm.pending();
+        if !positions.contains(&nic.position) {
+            positions.push(nic.position);
+        }
+        note_pending(vm, positions);
     } else {
         vm.wanted = before;
-        host.patiently(|| vm.write_wanted())?;
     }
+    vm.ensure_written()?;
     vm.store.settle(&vm.owner())?;
+    if pending {
+        detached::start(host, detached::WATCHER, &domain);
+    }
     Ok(())
 }

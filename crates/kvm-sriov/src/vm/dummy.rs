@@ -57,16 +57,20 @@ impl Vm<'_> {
     /// # Errors
     /// It is not there, unless libvirt did not answer: then it is not known.
     pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, mac: MacAddress, xml: &str) -> Result<(), Cause> {
-        let name = &self.domain.name;
-        let what = || format!("plug dummy interface {mac} of NIC {} into {name}", nic.mac);
-        self.host.hypervisor().attach(&self.domain, xml).map_err(|source| Cause::Call { what: what(), source })?;
-        self.reread()?;
-        match self.dummy_of(nic) {
-            Some(dummy) if dummy.mac == mac => Ok(()),
-            Some(_) | None => Err(Cause::NotAsAsked {
-                name: self.domain.name.clone(),
-                what: format!("the dummy interface {mac} is missing although it was plugged in"),
-            }),
+        let attached = self.host.hypervisor().attach(&self.domain, xml);
+        // Whatever the call said: only the live XML tells.
+        self.live = self.host.patiently(|| super::read(self.host, &self.domain))?;
+        if self.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac) {
+            return Ok(());
         }
+        let name = self.domain.name.clone();
+        attached.map_err(|source| Cause::Call {
+            what: format!("plug dummy interface {mac} of NIC {} into {name}", nic.mac),
+            source,
+        })?;
+        Err(Cause::NotAsAsked {
+            name,
+            what: format!("the dummy interface {mac} is missing although it was plugged in"),
+        })
     }
 }

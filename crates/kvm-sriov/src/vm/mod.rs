@@ -241,6 +241,13 @@ impl<'a> Vm<'a> {
         Ok(hypervisor.set_metadata(&self.domain, text.as_deref(), Wanted::PREFIX, Wanted::NAMESPACE)?)
     }
 
+    /// Writes what the VM should have unless the domain, as it was read last, says so: of a write that failed nobody knows
+    /// whether it took effect.
+    pub(crate) fn ensure_written(&self) -> Result<(), Cause> {
+        let written = wanted(&self.live)?.unwrap_or_default();
+        if written == self.wanted { Ok(()) } else { self.host.patiently(|| self.write_wanted()) }
+    }
+
     /// Notes in the domain which operation is under way, or that none is.
     pub(crate) fn set_operation(&mut self, operation: Option<OperationKind>) -> Result<(), Cause> {
         if self.wanted.operation.as_ref().map(|operation| &operation.kind) == operation.as_ref() {

@@ -7,7 +7,7 @@ use crate::error::{Cause, Refusal};
 use crate::libvirt::LibvirtErrorKind;
 use crate::sysfs;
 use crate::vf_map::VfMap;
-use crate::xml::{WantedNic, hostdev_of};
+use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
     /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
@@ -97,6 +97,12 @@ impl Vm<'_> {
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
         let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        // Whatever the call said: only the live XML tells.
+        let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
+        if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {
+            log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
+            return Ok(());
+        }
         let text = error.text().to_owned();
         match error.kind() {
             LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {

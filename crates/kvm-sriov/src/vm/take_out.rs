@@ -32,22 +32,28 @@ impl Vm<'_> {
 
     /// Takes a NIC out that the VM is not to have: VF and dummy, whichever is there, and then its claim.
     ///
-    /// * `free` - whether its claim is released, too
+    /// * `in_doubt` - whether its VF may still come in: then the claim stays until somebody has seen that it did not
+    /// * returns whether the claim is released
     ///
     /// # Errors
     /// The guest did not release all of it: the claim stays.
-    pub(crate) fn undo_plug(&mut self, nic: &WantedNic, free: bool) -> Result<(), Cause> {
+    pub(crate) fn undo_plug(&mut self, nic: &WantedNic, in_doubt: bool) -> Result<bool, Cause> {
+        let mut is_known = !in_doubt;
         match self.host.patiently(|| super::read(self.host, &self.domain)) {
             Ok(live) => {
                 self.live = live;
+                is_known |= self.live.device_of(nic).is_some();
                 let devices = self.devices_of(nic);
                 self.take_out(&devices)?;
             }
             // With the domain its devices are gone.
-            Err(Cause::Absent { .. }) => {}
+            Err(Cause::Absent { .. }) => is_known = true,
             Err(cause) => return Err(cause),
         }
-        if free { self.free(|mac, _| mac == Some(nic.mac)) } else { Ok(()) }
+        if is_known {
+            self.free(|mac, _| mac == Some(nic.mac))?;
+        }
+        Ok(is_known)
     }
 
     /// Asks the guest to release devices; all of them must leave.

@@ -146,6 +146,14 @@ impl LiveDomain {
         ours().or_else(adopted)
     }
 
+    /// Leaves out the devices with these aliases, which have left since this was read.
+    pub(crate) fn forget(&mut self, aliases: &[String]) {
+        let stays = |alias: Option<&String>| alias.is_none_or(|alias| !aliases.contains(alias));
+        self.hostdevs.retain(|device| stays(device.alias.as_ref()));
+        self.interfaces.retain(|interface| stays(interface.alias.as_ref()));
+        self.aliases.retain(|alias| stays(Some(alias)));
+    }
+
     /// Whether a device has this alias.
     pub fn shows(&self, alias: &str) -> bool {
         self.aliases.iter().any(|name| name == alias)
