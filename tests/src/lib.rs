@@ -4,6 +4,7 @@
 // A test may stop at the first surprise.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod behaviours;
 pub mod lab;
 pub mod model;
 pub mod remotes;

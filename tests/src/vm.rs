@@ -47,6 +47,11 @@ impl Vm {
         Self { guest: true, ..self }
     }
 
+    /// Whether it has the lab's guest.
+    pub fn has_guest(&self) -> bool {
+        self.guest
+    }
+
     /// With a disk, `disk.0` in its directory.
     #[must_use]
     pub fn disk(self) -> Self {

@@ -32,6 +32,8 @@ pub enum HostState {
     NothingChanged,
     /// The domain runs on as before.
     RunsOn,
+    /// The domain was asked to end and may still do so; until an action finds it gone its VFs stay claimed.
+    MayEnd,
     /// Nothing was saved, and the domain runs on as before.
     NothingSaved,
     /// Nothing was restored, and the checkpoint is as it was.
@@ -48,6 +50,7 @@ impl fmt::Display for HostState {
             Self::NothingStarted => "nothing was started",
             Self::NothingChanged => "nothing was changed",
             Self::RunsOn => "the domain runs on",
+            Self::MayEnd => "the domain may still end; its VFs are freed by the next action that finds it gone",
             Self::NothingSaved => "nothing was saved, the domain runs on",
             Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
             Self::Left(text) => text,

@@ -153,6 +153,21 @@ impl Definition {
         self.devices.iter().find(|device| device.alias() == Some(alias))
     }
 
+    /// The disk with this target.
+    pub(super) fn disk(&self, target: &str) -> Option<&Element> {
+        self.devices.iter().find(|device| device.is_disk(target))
+    }
+
+    /// The disk goes on with another image.
+    pub(super) fn pivot(&mut self, target: &str, image: &Element) {
+        for disk in self.devices.iter_mut().filter(|device| device.is_disk(target)) {
+            disk.take(|child| matches!(child.name(), "source" | "backingStore"));
+            for child in image.children().filter(|child| matches!(child.name(), "source" | "backingStore")) {
+                disk.push(child.clone());
+            }
+        }
+    }
+
     /// The host's PCI devices that it has.
     pub(super) fn host_addresses(&self) -> impl Iterator<Item = PciAddress> {
         self.devices.iter().filter_map(Element::host_address)

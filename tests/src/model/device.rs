@@ -36,6 +36,11 @@ impl Element {
         if self.name() == "interface" { self.child("mac")?.attribute("address") } else { None }
     }
 
+    /// Whether it is the disk with this target.
+    pub(super) fn is_disk(&self, target: &str) -> bool {
+        self.name() == "disk" && self.child("target").is_some_and(|it| it.attribute("dev") == Some(target))
+    }
+
     pub(super) fn name_device(&mut self, alias: &str) {
         self.take(|child| child.name() == "alias");
         self.push(Self::new("alias", &[("name", alias)]));

@@ -12,9 +12,11 @@ use super::faults::Fault;
 use super::host::Ended;
 
 /// The faults that any call may have.
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 8] = [
     Fault::Fails(LibvirtErrorKind::Other),
     Fault::FailsAfter(LibvirtErrorKind::Other),
+    Fault::Fails(LibvirtErrorKind::Disconnected),
+    Fault::FailsAfter(LibvirtErrorKind::Disconnected),
     Fault::Fails(LibvirtErrorKind::NoAnswer),
     Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
     Fault::Dies,
@@ -116,6 +118,7 @@ impl<S: Stage> Scenario<S> {
                     assert!(hit, "it failed without a fault: {error}");
                     fired = true;
                     if self.reports(&stage, &before, &error) {
+                        host.bury();
                         repair(&stage);
                         stage.check();
                     } else {
@@ -133,7 +136,7 @@ impl<S: Stage> Scenario<S> {
         assert_eq!(text.lines().count(), 1, "{text}");
         stage.check_safe();
         match error.state() {
-            HostState::Left(_) => true,
+            HostState::Left(_) | HostState::MayEnd => true,
             HostState::Done => {
                 (self.done)(stage);
                 stage.check();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kvm_sriov::DeployId;
 use kvm_sriov::libvirt::{
-    DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots,
+    BlockJob, DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots,
 };
 
 /// What goes wrong with a call.
@@ -310,5 +310,17 @@ impl Hypervisor for Faults {
 
     fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError> {
         self.call("redefine_snapshot", |inner| inner.redefine_snapshot(domain, xml, current))
+    }
+
+    fn block_copy(&self, domain: &DomainRef, disk: &str, target_xml: &str, shallow: bool) -> Result<(), LibvirtError> {
+        self.call("block_copy", |inner| inner.block_copy(domain, disk, target_xml, shallow))
+    }
+
+    fn block_job(&self, domain: &DomainRef, disk: &str) -> Result<Option<BlockJob>, LibvirtError> {
+        self.call("block_job", |inner| inner.block_job(domain, disk))
+    }
+
+    fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError> {
+        self.call("finish_block_job", |inner| inner.finish_block_job(domain, disk, pivot))
     }
 }

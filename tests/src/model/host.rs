@@ -114,7 +114,7 @@ impl ModelHost {
         let state = self.at("state");
         let text = format!(
             "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nVF_STATE_DIR={}\nSHUTDOWN_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=1\n\
-             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nLIBVIRT_URI=model:///{}\n{lines}",
+             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nSRIOV_CALL_TIMEOUT=2\nLIBVIRT_URI=model:///{}\n{lines}",
             state.display(),
             self.model.name(),
         );
@@ -204,8 +204,8 @@ impl ModelHost {
         }
     }
 
-    /// Claims that name this process name one that ended long ago.
-    fn bury(&self) {
+    /// The process of the last action has ended: claims that name this one name one that ended long ago.
+    pub fn bury(&self) {
         let alive = format!("\nholder={} ", std::process::id());
         for (name, text) in self.claims() {
             if let Some((before, after)) = text.split_once(&alive) {

@@ -6,7 +6,9 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use kvm_sriov::DeployId;
-use kvm_sriov::libvirt::{DomainRef, Events, Hypervisor, Job, JobKind, LibvirtError, Migration, RunState, Snapshots};
+use kvm_sriov::libvirt::{
+    BlockJob, DomainRef, Events, Hypervisor, Job, JobKind, LibvirtError, Migration, RunState, Snapshots,
+};
 
 use super::Model;
 use super::definition::Definition;
@@ -14,7 +16,7 @@ use super::element::Element;
 use super::image::Image;
 use super::job::Course;
 use super::refusal;
-use super::world::{Daemon, Domain, Shared, Snapshot, Watcher, World};
+use super::world::{Daemon, DiskCopy, Domain, Shared, Snapshot, Watcher, World};
 
 /// How long libvirt waits for a guest before it calls a device "asked for": 5 s, here less.
 const DETACH: Duration = Duration::from_millis(50);
@@ -30,7 +32,7 @@ impl Model {
                 site.daemon = Daemon::Runs;
                 Err(refusal::cut_off())
             }
-            Daemon::Stopped => Err(refusal::unreachable(&site.name)),
+            Daemon::Stopped => Err(refusal::cut_off()),
         }
     }
 
@@ -348,6 +350,42 @@ impl Hypervisor for Model {
             domain.snapshots.push(Snapshot { name: name.clone(), parent, definition });
             if current {
                 domain.current_snapshot = Some(name);
+            }
+            Ok(())
+        })
+    }
+
+    fn block_copy(&self, domain: &DomainRef, disk: &str, target_xml: &str, _shallow: bool) -> Result<(), LibvirtError> {
+        let target = Element::parse(target_xml);
+        let target = target.map_err(|error| refusal::xml(format!("(disk_definition): {error}")))?;
+        self.change(domain, |domain| {
+            if domain.copies.contains_key(disk) {
+                return Err(refusal::copy_runs(disk));
+            }
+            domain.definition.disk(disk).ok_or_else(|| refusal::no_disk(disk))?;
+            domain.copies.insert(disk.to_owned(), DiskCopy { target, begun: Instant::now() });
+            Ok(())
+        })
+    }
+
+    fn block_job(&self, domain: &DomainRef, disk: &str) -> Result<Option<BlockJob>, LibvirtError> {
+        let found = self.look(domain, |domain| {
+            domain.definition.disk(disk).ok_or_else(|| refusal::no_disk(disk))?;
+            let done = |copy: &DiskCopy| if copy.is_ready() { 100 } else { 50 };
+            Ok(domain.copies.get(disk).map(|copy| BlockJob { done: done(copy), all: 100 }))
+        })?;
+        found.ok_or_else(|| refusal::no_domain(domain.uuid.as_str()))?
+    }
+
+    fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError> {
+        self.change(domain, |domain| {
+            let copy = domain.copies.get(disk).ok_or_else(|| refusal::no_copy(disk))?;
+            if pivot && !copy.is_ready() {
+                return Err(refusal::copy_not_ready(disk));
+            }
+            let target = domain.copies.remove(disk).map(|copy| copy.target);
+            if let Some(target) = target.filter(|_| pivot) {
+                domain.definition.pivot(disk, &target);
             }
             Ok(())
         })

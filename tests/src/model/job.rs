@@ -13,8 +13,8 @@ use super::image::{Image, Memory};
 use super::refusal;
 use super::world::{Daemon, Work, World};
 
-/// How long a copy of memory takes.
-const COPY: Duration = Duration::from_millis(3);
+/// How long a copy takes, of memory or of a disk.
+pub(super) const COPY: Duration = Duration::from_millis(3);
 
 /// How a save, a migration or a return to a snapshot goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,6 +106,9 @@ impl World {
     /// What libvirt does not let out of a host.
     pub(super) fn can_leave(&mut self, site: usize, uuid: &DomainUuid) -> Result<(), LibvirtError> {
         let domain = self.sites[site].changeable(uuid)?;
+        if !domain.copies.is_empty() {
+            return Err(refusal::invalid("domain has active block job"));
+        }
         match domain.definition.host_addresses().next() {
             Some(address) => Err(refusal::invalid(format!(
                 "cannot migrate domain: {address}: VFIO migration is not supported in kernel"

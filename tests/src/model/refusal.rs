@@ -1,9 +1,9 @@
-//! libvirt's errors: number and text as `virErrorMsg` puts them together.
+//! libvirt's errors: number and text as `virErrorMsg` puts them together. The library itself sorts them.
 
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind};
 
 fn other(code: u32, text: String) -> LibvirtError {
-    LibvirtError::new(LibvirtErrorKind::Other, code, text)
+    LibvirtError::of_libvirt(code, text)
 }
 
 pub(super) fn internal(text: impl AsRef<str>) -> LibvirtError {
@@ -33,8 +33,7 @@ pub(super) fn system(text: impl Into<String>) -> LibvirtError {
 }
 
 pub(super) fn no_domain(uuid: &str) -> LibvirtError {
-    let text = format!("Domain not found: no domain with matching uuid '{uuid}'");
-    LibvirtError::new(LibvirtErrorKind::NoDomain, 42, text)
+    other(42, format!("Domain not found: no domain with matching uuid '{uuid}'"))
 }
 
 pub(super) fn invalid(text: impl AsRef<str>) -> LibvirtError {
@@ -61,23 +60,37 @@ pub(super) fn aborted(job: &str) -> LibvirtError {
     other(78, format!("operation aborted: {job}: canceled by client"))
 }
 
-pub(super) fn no_metadata() -> LibvirtError {
-    other(80, "metadata not found: Requested metadata element is not present".into())
-}
-
 pub(super) fn no_agent() -> LibvirtError {
     other(86, "Guest agent is not responding: QEMU guest agent is not connected".into())
+}
+
+pub(super) fn no_disk(disk: &str) -> LibvirtError {
+    argument(format!("invalid path {disk} not assigned to domain"))
+}
+
+/// A disk is being copied, and can have only one job.
+pub(super) fn copy_runs(disk: &str) -> LibvirtError {
+    other(83, format!("block copy still active: disk '{disk}' already in active block job"))
+}
+
+pub(super) fn no_copy(disk: &str) -> LibvirtError {
+    invalid(format!("disk {disk} does not have an active block job"))
+}
+
+pub(super) fn copy_not_ready(disk: &str) -> LibvirtError {
+    other(83, format!("block copy still active: disk '{disk}' not ready for pivot yet"))
 }
 
 pub(super) fn no_device(alias: &str) -> LibvirtError {
     other(99, format!("device not found: no device found with alias {alias}"))
 }
 
-/// The connection broke while a call was under way.
+/// The connection broke while a call was under way, or can't be opened again yet.
 pub(super) fn cut_off() -> LibvirtError {
-    LibvirtError::new(LibvirtErrorKind::Unreachable, 38, "Cannot recv data: Connection reset by peer")
+    LibvirtError::new(LibvirtErrorKind::Disconnected, 38, "Cannot recv data: Connection reset by peer")
 }
 
+/// Another host can't be reached.
 pub(super) fn unreachable(host: &str) -> LibvirtError {
     let text = format!("unable to connect to server at '{host}:16514': No route to host");
     LibvirtError::new(LibvirtErrorKind::Unreachable, 38, text)

@@ -14,7 +14,7 @@ use super::definition::Definition;
 use super::element::Element;
 use super::guest::{ANSWER, Guest, Hotplug, PRESS};
 use super::image::Memory;
-use super::job::Course;
+use super::job::{COPY, Course};
 use super::refusal;
 
 /// The lock, and what is told when something under it changed.
@@ -105,6 +105,21 @@ pub(super) struct Domain {
     requests: Vec<Request>,
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) current_snapshot: Option<String>,
+    /// The copies of its disks that run, by target.
+    pub(super) copies: BTreeMap<String, DiskCopy>,
+}
+
+/// A disk that is being copied.
+pub(super) struct DiskCopy {
+    /// The `<disk>` that it is copied into.
+    pub(super) target: Element,
+    pub(super) begun: Instant,
+}
+
+impl DiskCopy {
+    pub(super) fn is_ready(&self) -> bool {
+        self.begun.elapsed() > COPY
+    }
 }
 
 /// A job on a domain.
@@ -413,6 +428,7 @@ impl Site {
             requests: Vec::new(),
             snapshots: Vec::new(),
             current_snapshot: None,
+            copies: BTreeMap::new(),
             definition,
         };
         let reference = domain.reference();

@@ -21,13 +21,13 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// * `vm_id` - OpenNebula's number of the VM; with it the claims of a domain that is gone are found by its name
 ///
 /// # Errors
-/// The domain is still there; its VFs stay claimed.
+/// The domain is still there, or was not seen to be gone; its VFs stay claimed.
 ///
 /// # Source
 /// OpenNebula's stock `cancel`: destroys up to 60 times, a second apart.
 pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), ActionError> {
-    let failed = |cause: Cause| ActionError::new("cancel", cause, HostState::RunsOn);
-    let domain = host.hypervisor().find(id).map_err(|e| failed(e.into()))?;
+    let failed = |cause: Cause| ActionError::new("cancel", cause, HostState::MayEnd);
+    let domain = host.hypervisor().find(id).map_err(|e| ActionError::untouched("cancel", e))?;
     let store = gone::usable_claims(host);
     let owner = owner_of(domain.as_ref(), id, vm_id, store.as_ref());
     if let (Some(store), Some(owner)) = (&store, &owner) {

@@ -34,8 +34,7 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
     let disks = vm_dir::linked_disks(deployment.disk_files());
     vm_dir::store(file, xml).map_err(untouched)?;
     let start = Start { host, deployment: &deployment, file, disks, vm_dir };
-    let domain =
-        if deployment.sriov_nics().is_empty() { start.without_vfs().map_err(untouched)? } else { start.with_vfs()? };
+    let domain = if deployment.sriov_nics().is_empty() { start.without_vfs()? } else { start.with_vfs()? };
     start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
     Ok(domain)
 }
@@ -75,10 +74,22 @@ impl Start<'_> {
         Ok(())
     }
 
-    fn without_vfs(&self) -> Result<DomainRef, Cause> {
-        let xml = self.rewrite(&[], "")?;
-        self.prepare()?;
-        self.create(&xml)
+    fn without_vfs(&self) -> Result<DomainRef, ActionError> {
+        let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+        let xml = self.rewrite(&[], "").map_err(untouched)?;
+        self.prepare().map_err(untouched)?;
+        self.create(&xml).map_err(|cause| ActionError::new("deploy", cause, self.what_runs()))
+    }
+
+    /// What a start that failed left: the call may have had its effect before the connection broke.
+    fn what_runs(&self) -> HostState {
+        let name = || DeployId::Name(self.deployment.name().clone());
+        let id = self.deployment.uuid().cloned().map_or_else(name, DeployId::Uuid);
+        match self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?)) {
+            Ok(Some(domain)) if domain.id.is_some() => HostState::Left("the domain runs".into()),
+            Ok(_) => HostState::NothingStarted,
+            Err(error) => HostState::Left(format!("it is not known whether the domain runs ({error})")),
+        }
     }
 
     /// The XML for libvirt, kept where OpenNebula wants it.

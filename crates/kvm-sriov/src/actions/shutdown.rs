@@ -19,8 +19,8 @@ use crate::sudo::Sudo;
 /// * `absent_is_done` - whether a domain that is not there is a success (OpenNebula 5.12 and later)
 ///
 /// # Errors
-/// The domain runs on and keeps its VFs: the guest did not power off in time, libvirt refused, or another action of
-/// this VM runs.
+/// The domain keeps its VFs: the guest did not power off in time (it may still do so), libvirt refused, or another action
+/// of this VM runs.
 ///
 /// # Source
 /// OpenNebula's stock `shutdown`.
@@ -37,7 +37,7 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     if let (true, Some(dir)) = (last.has_tpm, &last.vm_dir) {
         sudo.vtpm(&host.remotes(), "backup", &domain.uuid, dir);
     }
-    end(host, &domain, id, &last).map_err(|cause| ActionError::new("shutdown", cause, HostState::RunsOn))?;
+    end(host, &domain, id, &last).map_err(|cause| ActionError::new("shutdown", cause, HostState::MayEnd))?;
     if let (Some(store), Some(_held)) = (&store, &lock) {
         if let Err(error) = gone::release(host, store, &owner, "shutdown") {
             log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");

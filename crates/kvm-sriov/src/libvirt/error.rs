@@ -56,6 +56,12 @@ impl LibvirtError {
         Self { kind, code, text: text.into(), advice: None }
     }
 
+    /// libvirt's own failure: its code (`virErrorNumber`) and text say which kind it is.
+    pub fn of_libvirt(code: u32, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self::new(kind(known(Enum::from_raw(code)), &text), code, text)
+    }
+
     pub(super) fn no_answer(call: &str, seconds: u64) -> Self {
         Self::new(LibvirtErrorKind::NoAnswer, 0, format!("libvirt has not answered {call} for {seconds} s"))
     }
@@ -132,7 +138,11 @@ impl LibvirtError {
 }
 
 pub(super) fn number(error: &Error) -> Option<ErrorNumber> {
-    match error.code() {
+    known(error.code())
+}
+
+fn known(code: Enum<ErrorNumber, u32>) -> Option<ErrorNumber> {
+    match code {
         Enum::Known(number) => Some(number),
         Enum::Unknown(_) => None,
     }
@@ -172,7 +182,7 @@ const TEXTS: [(&str, LibvirtErrorKind); 4] = [
 
 impl From<Error> for LibvirtError {
     fn from(error: Error) -> Self {
-        Self::new(kind(number(&error), error.message()), error.code().to_raw(), error.message())
+        Self::of_libvirt(error.code().to_raw(), error.message())
     }
 }
 

@@ -1,0 +1,470 @@
+//! What libvirt and QEMU do, as far as the actions rely on it: one list, for the model of them and for the lab.
+//!
+//! Whatever answers as [`Hypervisor`] can be asked: a [`Rig`] says how its domains and guests are made. A behaviour that the
+//! model shows and the lab does not is a lie of the model.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind, Migration, RunState};
+use kvm_sriov::xml::{Kept, LiveDomain, LiveHostdev, Mode, Wanted, WantedNic, alias_of, hostdev_of};
+use kvm_sriov::{PciAddress, Position};
+
+use crate::vm::Vm;
+
+/// A host with VFs, and guests on it.
+pub trait Rig {
+    /// Its libvirtd.
+    fn libvirt(&self) -> &dyn Hypervisor;
+
+    /// Starts a VM: one made [`Vm::with_guest`] has booted when this returns and answers, any other never does.
+    fn start(&self, vm: &Vm) -> DomainRef;
+
+    /// Three VFs that no domain has.
+    fn vfs(&self) -> [PciAddress; 3];
+
+    /// A file that libvirtd can write, with this in it.
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf;
+
+    /// The longest that a guest takes which answers.
+    fn patience(&self) -> Duration;
+
+    /// An administrator pauses a domain.
+    fn pause(&self, domain: &DomainRef);
+
+    /// libvirtd is restarted; it is there again when this returns.
+    fn restart_daemon(&self);
+
+    /// Another host that domains can be moved to, and the address of its libvirtd from here.
+    fn other(&self) -> Option<(&dyn Rig, String)>;
+}
+
+/// A behaviour, by what it needs.
+#[derive(Clone, Copy)]
+pub enum Behaviour {
+    /// It starts what it needs, guests that never answer.
+    Alone(fn(&dyn Rig)),
+    /// It needs a guest that answers: a domain without VFs, to be left so.
+    WithGuest(fn(&dyn Rig, &DomainRef)),
+}
+
+use Behaviour::{Alone, WithGuest};
+
+/// The list.
+pub const BEHAVIOURS: [(&str, Behaviour); 23] = [
+    ("metadata_lose_their_prefix_and_get_it_back", Alone(metadata_lose_their_prefix_and_get_it_back)),
+    ("metadata_that_declare_the_prefix_are_refused", Alone(metadata_that_declare_the_prefix_are_refused)),
+    ("a_vf_is_where_it_was_asked_for", Alone(a_vf_is_where_it_was_asked_for)),
+    ("a_device_that_asks_for_nothing_gets_name_and_place", Alone(a_device_that_asks_for_nothing_gets_name_and_place)),
+    ("a_vf_is_in_one_domain", Alone(a_vf_is_in_one_domain)),
+    ("a_vf_that_is_not_there_is_refused_by_its_address", Alone(a_vf_that_is_not_there_is_refused_by_its_address)),
+    ("a_place_is_taken_once", Alone(a_place_is_taken_once)),
+    ("an_alias_is_given_once", Alone(an_alias_is_given_once)),
+    ("a_device_that_is_not_there_can_not_leave", Alone(a_device_that_is_not_there_can_not_leave)),
+    ("a_deaf_guest_keeps_its_vf", Alone(a_deaf_guest_keeps_its_vf)),
+    ("a_reset_carries_out_what_was_asked", Alone(a_reset_carries_out_what_was_asked)),
+    ("a_domain_with_a_vf_is_not_saved", Alone(a_domain_with_a_vf_is_not_saved)),
+    ("a_saved_domain_comes_back_paused_and_takes_a_vf", Alone(a_saved_domain_comes_back_paused_and_takes_a_vf)),
+    ("an_image_that_is_not_complete_is_refused", Alone(an_image_that_is_not_complete_is_refused)),
+    ("without_a_job_nothing_is_aborted", Alone(without_a_job_nothing_is_aborted)),
+    ("a_domain_is_there_once", Alone(a_domain_is_there_once)),
+    ("pause_and_resume_are_told", Alone(pause_and_resume_are_told)),
+    ("a_domain_that_ended_is_nowhere", Alone(a_domain_that_ended_is_nowhere)),
+    ("who_watches_hears_that_libvirtd_restarts", Alone(who_watches_hears_that_libvirtd_restarts)),
+    ("a_domain_that_moves_takes_its_metadata_along", Alone(a_domain_that_moves_takes_its_metadata_along)),
+    ("a_domain_with_a_vf_does_not_move", Alone(a_domain_with_a_vf_does_not_move)),
+    ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
+    ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
+];
+
+/// Runs the list, and says which behaviour it is at. The guest is booted once.
+pub fn run(rig: &dyn Rig) {
+    let mut guest = None;
+    for (name, behaviour) in BEHAVIOURS {
+        eprintln!("{name}");
+        match behaviour {
+            Alone(shows) => shows(rig),
+            WithGuest(shows) => {
+                let domain = guest.get_or_insert_with(|| rig.start(&Vm::new(60).with_guest().nic("br0")));
+                shows(rig, domain);
+                assert_eq!(live(rig, domain).hostdevs, [], "{name} left a VF");
+            }
+        }
+    }
+    if let Some(domain) = guest {
+        rig.libvirt().destroy(&domain).unwrap();
+    }
+    for domain in rig.libvirt().domains().unwrap() {
+        assert!(!domain.name.as_str().starts_with("one-6"), "{} was left", domain.name);
+    }
+}
+
+/// A domain whose guest never answers. It ends with the behaviour.
+struct Deaf<'a> {
+    rig: &'a dyn Rig,
+    domain: DomainRef,
+}
+
+impl<'a> Deaf<'a> {
+    fn start(rig: &'a dyn Rig, id: u32) -> Self {
+        Self { rig, domain: rig.start(&Vm::new(id).nic("br0")) }
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        // A behaviour may have ended it already.
+        drop(self.rig.libvirt().destroy(&self.domain));
+    }
+}
+
+fn live(rig: &dyn Rig, domain: &DomainRef) -> LiveDomain {
+    LiveDomain::parse(&rig.libvirt().live_xml(domain).unwrap().unwrap()).unwrap()
+}
+
+/// The NIC at this position; its guest address is in the upper half of a PC's bus.
+fn nic(number: u8) -> WantedNic {
+    WantedNic {
+        mac: format!("02:00:0a:00:3c:{number:02x}").parse().unwrap(),
+        root: "pf0".parse().unwrap(),
+        mode: Mode::Hostdev,
+        position: Position::new(number.into()).unwrap(),
+        guest: Some(PciAddress::new(0, 0, 0x10 + number, 0).unwrap()),
+        boot_order: None,
+        vlan: None,
+        nic_id: None,
+        kept: Kept::default(),
+    }
+}
+
+fn alias(number: u8) -> String {
+    alias_of(Position::new(number.into()).unwrap())
+}
+
+fn plug(rig: &dyn Rig, domain: &DomainRef, number: u8, vf: PciAddress) -> Result<(), LibvirtError> {
+    rig.libvirt().attach(domain, &hostdev_of(&nic(number), vf))
+}
+
+fn device(rig: &dyn Rig, domain: &DomainRef, alias: &str) -> Option<LiveHostdev> {
+    live(rig, domain).hostdevs.into_iter().find(|device| device.alias.as_deref() == Some(alias))
+}
+
+/// Waits for an event, past all others.
+#[track_caller]
+fn hear(events: &Events, what: &Event, patience: Duration) {
+    let begin = Instant::now();
+    while let Some(rest) = patience.checked_sub(begin.elapsed()) {
+        if events.next(rest).as_ref() == Some(what) {
+            return;
+        }
+    }
+    panic!("{what:?} did not come in {} s", patience.as_secs());
+}
+
+/// Whether this event comes in half a second: for what must not come.
+fn hears_soon(events: &Events, what: &Event) -> bool {
+    let begin = Instant::now();
+    let soon = Duration::from_millis(500);
+    std::iter::from_fn(|| events.next(soon.checked_sub(begin.elapsed())?)).any(|event| event == *what)
+}
+
+/// An error must have this number, and its text all of these.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, LibvirtError>, code: u32, texts: &[&str]) {
+    let error = result.unwrap_err();
+    assert!(error.code() == code && texts.iter().all(|text| error.text().contains(text)), "{} {error}", error.code());
+}
+
+const OURS: &str =
+    "<domain version='1.0'><nic mac='02:00:0a:00:3c:00' root='pf0' mode='hostdev' position='0'/></domain>";
+
+fn set_ours(rig: &dyn Rig, domain: &DomainRef, text: Option<&str>) -> Result<(), LibvirtError> {
+    rig.libvirt().set_metadata(domain, text, Wanted::PREFIX, Wanted::NAMESPACE)
+}
+
+fn metadata_lose_their_prefix_and_get_it_back(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let read = || rig.libvirt().metadata(&deaf.domain, Wanted::NAMESPACE).unwrap();
+    assert_eq!(read(), None);
+    set_ours(rig, &deaf.domain, Some(OURS)).unwrap();
+    let text = rig.libvirt().live_xml(&deaf.domain).unwrap().unwrap();
+    assert!(text.contains("<sriov:domain xmlns:sriov=") && text.contains("<sriov:nic "), "{text}");
+    let back = read().unwrap();
+    assert!(!back.contains("sriov:") && !back.contains("xmlns"), "{back}");
+    let wanted = Wanted::parse(OURS).unwrap();
+    assert_eq!(Wanted::parse(&back).unwrap(), wanted);
+    let live = LiveDomain::parse(&text).unwrap();
+    assert_eq!(live.wanted, Ok(Some(wanted)));
+    assert!(live.vm_dir.is_some(), "OpenNebula's own metadata are gone");
+    set_ours(rig, &deaf.domain, None).unwrap();
+    assert_eq!(read(), None);
+}
+
+fn metadata_that_declare_the_prefix_are_refused(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let prefixed = Wanted::parse(OURS).unwrap().to_xml();
+    refused(set_ours(rig, &deaf.domain, Some(&prefixed)), 1, &["namespace"]);
+    assert_eq!(rig.libvirt().metadata(&deaf.domain, Wanted::NAMESPACE).unwrap(), None);
+}
+
+fn a_vf_is_where_it_was_asked_for(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let [_, vf, _] = rig.vfs();
+    plug(rig, &deaf.domain, 3, vf).unwrap();
+    let expected = LiveHostdev { alias: Some(alias(3)), vf, guest: nic(3).guest };
+    assert_eq!(live(rig, &deaf.domain).hostdevs, [expected]);
+}
+
+fn a_device_that_asks_for_nothing_gets_name_and_place(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let before = live(rig, &deaf.domain);
+    assert_eq!(before.interfaces[0].alias.as_deref(), Some("net0"));
+    let text = format!(
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source></hostdev>",
+        rig.vfs()[0].to_attributes()
+    );
+    rig.libvirt().attach(&deaf.domain, &text).unwrap();
+    let found = device(rig, &deaf.domain, "hostdev0").unwrap();
+    assert!(found.guest.is_some() && found.guest != before.interfaces[0].guest);
+}
+
+fn a_vf_is_in_one_domain(rig: &dyn Rig) {
+    let (first, second) = (Deaf::start(rig, 61), Deaf::start(rig, 62));
+    let [vf, ..] = rig.vfs();
+    plug(rig, &first.domain, 0, vf).unwrap();
+    let in_use = ["in use", &vf.to_string()];
+    refused(plug(rig, &second.domain, 0, vf), 55, &in_use);
+    assert_eq!(live(rig, &second.domain).hostdevs, []);
+    refused(plug(rig, &first.domain, 1, vf), 55, &in_use);
+    assert_eq!(live(rig, &first.domain).hostdevs.len(), 1);
+}
+
+fn a_vf_that_is_not_there_is_refused_by_its_address(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let absent = PciAddress::new(0, rig.vfs()[0].bus(), 0x1f, 7).unwrap();
+    let error = plug(rig, &deaf.domain, 0, absent).unwrap_err();
+    assert!(error.text().contains(&absent.to_string()), "{error}");
+    assert_eq!(live(rig, &deaf.domain).hostdevs, []);
+}
+
+fn a_place_is_taken_once(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let [a, b, _] = rig.vfs();
+    plug(rig, &deaf.domain, 0, a).unwrap();
+    let same_place = WantedNic { guest: nic(0).guest, ..nic(1) };
+    let place = nic(0).guest.unwrap().to_string();
+    refused(rig.libvirt().attach(&deaf.domain, &hostdev_of(&same_place, b)), 27, &["double use", &place]);
+}
+
+fn an_alias_is_given_once(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let [a, b, _] = rig.vfs();
+    plug(rig, &deaf.domain, 0, a).unwrap();
+    let same_name = WantedNic { guest: nic(1).guest, ..nic(0) };
+    refused(rig.libvirt().attach(&deaf.domain, &hostdev_of(&same_name, b)), 67, &["alias", &alias(0)]);
+}
+
+fn a_device_that_is_not_there_can_not_leave(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let error = rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (LibvirtErrorKind::NoDevice, 99), "{error}");
+}
+
+fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap();
+    assert!(!hears_soon(&events, &Event::DeviceRemoved(alias(0))));
+    assert!(device(rig, &deaf.domain, &alias(0)).is_some());
+    match rig.libvirt().detach_alias(&deaf.domain, &alias(0)) {
+        Err(error) if error.kind() != LibvirtErrorKind::UnplugInProgress => panic!("{error}"),
+        _ => {}
+    }
+    assert!(device(rig, &deaf.domain, &alias(0)).is_some());
+}
+
+fn a_reset_carries_out_what_was_asked(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap();
+    rig.libvirt().reset(&deaf.domain).unwrap();
+    hear(&events, &Event::DeviceRemoved(alias(0)), rig.patience());
+    assert_eq!(device(rig, &deaf.domain, &alias(0)), None);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+}
+
+fn a_domain_with_a_vf_is_not_saved(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let [vf, ..] = rig.vfs();
+    plug(rig, &deaf.domain, 0, vf).unwrap();
+    let file = rig.file("image", b"");
+    refused(rig.libvirt().save(&deaf.domain, &file), 55, &["cannot migrate domain", &vf.to_string(), "VFIO"]);
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
+    assert_eq!(rig.libvirt().job(&deaf.domain).unwrap(), None);
+}
+
+fn a_saved_domain_comes_back_paused_and_takes_a_vf(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    set_ours(rig, &deaf.domain, Some(OURS)).unwrap();
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    let file = rig.file("image", b"");
+    rig.libvirt().save(&deaf.domain, &file).unwrap();
+    hear(&events, &Event::Ended, rig.patience());
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), None);
+    let text = rig.libvirt().image_xml(&file).unwrap();
+    let saved = LiveDomain::parse(&text).unwrap();
+    assert_eq!((&saved.name, &saved.uuid), (&deaf.domain.name, &deaf.domain.uuid));
+    assert_eq!(saved.wanted, Ok(Some(Wanted::parse(OURS).unwrap())));
+    rig.libvirt().restore(&file, &text, true).unwrap();
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::PausedForMigration));
+    assert_eq!(rig.libvirt().job(&deaf.domain).unwrap(), None);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    set_ours(rig, &deaf.domain, None).unwrap();
+    rig.libvirt().resume(&deaf.domain).unwrap();
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
+    assert_eq!(device(rig, &deaf.domain, &alias(0)).unwrap().guest, nic(0).guest);
+}
+
+fn an_image_that_is_not_complete_is_refused(rig: &dyn Rig) {
+    let mut partial = b"LibvirtQemudPart".to_vec();
+    partial.resize(4096, 0);
+    refused(rig.libvirt().image_xml(&rig.file("partial", &partial)), 9, &["incomplete"]);
+    assert!(rig.libvirt().image_xml(&rig.file("empty", b"")).is_err());
+}
+
+fn without_a_job_nothing_is_aborted(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    refused(rig.libvirt().abort_job(&deaf.domain), 55, &["no job"]);
+}
+
+fn a_domain_is_there_once(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let text = rig.libvirt().live_xml(&deaf.domain).unwrap().unwrap();
+    refused(rig.libvirt().create(&text), 55, &["already active", deaf.domain.name.as_str()]);
+    refused(rig.libvirt().resume(&deaf.domain), 55, &["already running"]);
+}
+
+fn pause_and_resume_are_told(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.pause(&deaf.domain);
+    hear(&events, &Event::Suspended, rig.patience());
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::PausedByUser));
+    rig.libvirt().resume(&deaf.domain).unwrap();
+    hear(&events, &Event::Resumed, rig.patience());
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
+}
+
+fn a_domain_that_ended_is_nowhere(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    let libvirt = rig.libvirt();
+    let events = libvirt.watch(&deaf.domain).unwrap();
+    libvirt.destroy(&deaf.domain).unwrap();
+    hear(&events, &Event::Ended, rig.patience());
+    assert_eq!(libvirt.find(&deaf.domain.uuid.to_string().parse().unwrap()).unwrap(), None);
+    assert_eq!(libvirt.live_xml(&deaf.domain).unwrap(), None);
+    assert_eq!(libvirt.state(&deaf.domain).unwrap(), None);
+    assert_eq!(libvirt.job(&deaf.domain).unwrap(), None);
+    let gone = [
+        libvirt.detach_alias(&deaf.domain, "net0"),
+        libvirt.destroy(&deaf.domain),
+        set_ours(rig, &deaf.domain, None),
+        libvirt.watch(&deaf.domain).map(drop),
+    ];
+    for result in gone {
+        assert_eq!(result.unwrap_err().kind(), LibvirtErrorKind::NoDomain);
+    }
+}
+
+fn who_watches_hears_that_libvirtd_restarts(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.restart_daemon();
+    hear(&events, &Event::Disconnected, rig.patience());
+    let begin = Instant::now();
+    let found = loop {
+        match rig.libvirt().live_xml(&deaf.domain) {
+            Ok(text) => break text,
+            Err(error) => {
+                assert!(error.kind() == LibvirtErrorKind::Disconnected && begin.elapsed() < rig.patience(), "{error}")
+            }
+        }
+    };
+    assert!(found.is_some(), "the domain did not outlive libvirtd");
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.libvirt().reset(&deaf.domain).unwrap();
+    hear(&events, &Event::Rebooted, rig.patience());
+    assert_eq!(live(rig, &deaf.domain).hostdevs.len(), 1);
+}
+
+fn a_domain_that_moves_takes_its_metadata_along(rig: &dyn Rig) {
+    let Some((other, destination)) = rig.other() else { return };
+    let deaf = Deaf::start(rig, 61);
+    set_ours(rig, &deaf.domain, Some(OURS)).unwrap();
+    let before = live(rig, &deaf.domain);
+    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+    rig.libvirt().migrate(&deaf.domain, &Migration { destination, ..Migration::default() }).unwrap();
+    hear(&events, &Event::Ended, rig.patience());
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), None);
+    let arrived = Deaf { rig: other, domain: deaf.domain.clone() };
+    assert_eq!(other.libvirt().state(&arrived.domain).unwrap(), Some(RunState::Running));
+    assert_eq!(other.libvirt().job(&arrived.domain).unwrap(), None);
+    let after = live(other, &arrived.domain);
+    assert_eq!(after.wanted, Ok(Some(Wanted::parse(OURS).unwrap())));
+    assert_eq!(after.interfaces, before.interfaces);
+    plug(other, &arrived.domain, 0, other.vfs()[0]).unwrap();
+}
+
+fn a_domain_with_a_vf_does_not_move(rig: &dyn Rig) {
+    let Some((other, destination)) = rig.other() else { return };
+    let deaf = Deaf::start(rig, 61);
+    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    let migration = Migration { destination, ..Migration::default() };
+    refused(rig.libvirt().migrate(&deaf.domain, &migration), 55, &["cannot migrate domain", "VFIO"]);
+    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
+    assert_eq!(other.libvirt().state(&deaf.domain).unwrap(), None);
+}
+
+fn vfs_that_are_asked_for_together_leave_one_by_one(rig: &dyn Rig, domain: &DomainRef) {
+    for (number, vf) in (0..).zip(rig.vfs()) {
+        plug(rig, domain, number, vf).unwrap();
+    }
+    let events = rig.libvirt().watch(domain).unwrap();
+    let mut waiting: Vec<String> = (0..3).map(alias).collect();
+    // QEMU refuses a request too soon after the plug: "guest is busy".
+    for alias in &waiting {
+        ask_until_taken(rig, domain, alias);
+    }
+    let begin = Instant::now();
+    while let (false, Some(rest)) = (waiting.is_empty(), rig.patience().checked_sub(begin.elapsed())) {
+        if let Some(Event::DeviceRemoved(gone)) = events.next(rest) {
+            waiting.retain(|alias| *alias != gone);
+            assert_eq!(device(rig, domain, &gone), None, "libvirt told of a removal that it does not show");
+        }
+    }
+    assert_eq!(waiting, [""; 0], "did not leave");
+}
+
+fn ask_until_taken(rig: &dyn Rig, domain: &DomainRef, alias: &str) {
+    let begin = Instant::now();
+    while let Err(error) = rig.libvirt().detach_alias(domain, alias) {
+        let busy = error.kind() == LibvirtErrorKind::GuestBusy && begin.elapsed() < rig.patience();
+        assert!(busy, "{error}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn a_paused_guest_answers_when_it_is_resumed(rig: &dyn Rig, domain: &DomainRef) {
+    plug(rig, domain, 0, rig.vfs()[0]).unwrap();
+    let events = rig.libvirt().watch(domain).unwrap();
+    rig.pause(domain);
+    ask_until_taken(rig, domain, &alias(0));
+    assert!(!hears_soon(&events, &Event::DeviceRemoved(alias(0))));
+    assert!(device(rig, domain, &alias(0)).is_some());
+    rig.libvirt().resume(domain).unwrap();
+    hear(&events, &Event::DeviceRemoved(alias(0)), rig.patience());
+    assert_eq!(device(rig, domain, &alias(0)), None);
+}
