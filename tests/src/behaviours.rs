@@ -133,6 +133,7 @@ fn nic(number: u8) -> WantedNic {
         boot_order: None,
         vlan: None,
         nic_id: None,
+        dummy: None,
         kept: Kept::default(),
     }
 }

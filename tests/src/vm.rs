@@ -125,7 +125,7 @@ impl Vm {
                 "\t\t<kernel><![CDATA[/lab/vmlinuz]]></kernel>\n\t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
                  \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet]]></cmdline>\n",
                 format!("\t\t<serial type='file'><source path='{}'/></serial>\n", self.console()),
-                "\t<cpu mode='maximum'/>\n",
+                "\t<cpu mode='host-passthrough'/>\n",
             )
         } else {
             ("", String::new(), "")
@@ -149,7 +149,7 @@ impl Vm {
             String::new()
         };
         format!(
-            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+            "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 	<name>one-{id}</name>
 	<title>{title}</title>
 	<uuid>{uuid}</uuid>

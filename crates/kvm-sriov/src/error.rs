@@ -4,14 +4,15 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::agent::AgentError;
 use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::LibvirtError;
 use crate::reconcile::{Doubt, Why};
 use crate::vf_map::VfMapError;
 use crate::vm::{self, Outcome};
-use crate::xml::XmlError;
-use crate::{DomainName, ParseError, PciAddress, Position, RootName};
+use crate::xml::{Mode, XmlError};
+use crate::{DomainName, HostName, MacAddress, ParseError, PciAddress, Position, RootName};
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub enum HostState {
     MayEnd,
     /// Nothing was saved, and the domain runs on as before.
     NothingSaved,
+    /// Nothing was moved, and the domain runs on as before.
+    NothingMoved,
     /// Nothing was restored, and the checkpoint is as it was.
     NothingRestored,
     /// Not everything could be undone: says exactly what is left.
@@ -52,6 +55,7 @@ impl fmt::Display for HostState {
             Self::RunsOn => "the domain runs on",
             Self::MayEnd => "the domain may still end; its VFs are freed by the next action that finds it gone",
             Self::NothingSaved => "nothing was saved, the domain runs on",
+            Self::NothingMoved => "nothing was moved, the domain runs on",
             Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
             Self::Left(text) => text,
             Self::Done => "done",
@@ -262,6 +266,80 @@ pub enum Cause {
         operation: String,
         /// Why it stays open.
         why: Why,
+    },
+    /// libvirt works on the domain.
+    #[error("a job of libvirt runs on {vm} ({what}), during which its devices can't be changed")]
+    JobRuns {
+        /// The domain.
+        vm: DomainName,
+        /// What it does.
+        what: &'static str,
+    },
+    /// The agent on another host failed, refused or was lost.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A move that another host was asked for failed there.
+    #[error("{host}: {text}")]
+    Elsewhere {
+        /// The host.
+        host: HostName,
+        /// Its cause.
+        text: String,
+    },
+    /// The agent was asked to go on with a VM that it knows nothing of.
+    #[error("no VM was announced to this agent")]
+    NothingPrepared,
+    /// A map has not as many free VFs as a VM that is to come needs.
+    #[error("{free} free VF on {root}, {needed} needed{users}")]
+    TooFew {
+        /// The root.
+        root: RootName,
+        /// How many VFs are free.
+        free: usize,
+        /// How many the VM needs.
+        needed: usize,
+        /// Who has the others, in brackets after a blank; or nothing.
+        users: String,
+    },
+    /// A VF of a map is no PCI function of this host.
+    #[error("VF {vf} of {root} is not there (is the adapter's driver loaded, and does the map fit this host?)")]
+    NoFunction {
+        /// The root.
+        root: RootName,
+        /// The VF.
+        vf: PciAddress,
+    },
+    /// A NIC's mode is one that this version has not.
+    #[error("NIC {mac} is in mode {mode}, in which this host can't plug a VF")]
+    NoMode {
+        /// The NIC.
+        mac: MacAddress,
+        /// Its mode.
+        mode: Mode,
+    },
+    /// A path is outside of the directory that a VM may write to.
+    #[error("{path} is not in the directory of the VM")]
+    NotInVmDir {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A move that can't be done live.
+    #[error("{vm} can't be moved {how}")]
+    NoMove {
+        /// The domain.
+        vm: DomainName,
+        /// Where, and why not.
+        how: String,
+    },
+    /// Whether a domain runs at the destination of its move is not known.
+    #[error("{cause}; whether {vm} runs on {to} is not known")]
+    UnknownThere {
+        /// Why the move failed.
+        cause: Box<Cause>,
+        /// The domain.
+        vm: DomainName,
+        /// The destination.
+        to: HostName,
     },
     /// OpenNebula cancelled the VM meanwhile.
     #[error("{name} was cancelled meanwhile")]

@@ -125,6 +125,11 @@ impl Host {
         self.hypervisor.as_ref()
     }
 
+    /// Its libvirtd, for a call that may outlive its caller.
+    pub(crate) fn shared_hypervisor(&self) -> Arc<dyn Hypervisor> {
+        Arc::clone(&self.hypervisor)
+    }
+
     /// Where its VF maps lie.
     pub fn maps(&self) -> &MapDirs {
         &self.maps

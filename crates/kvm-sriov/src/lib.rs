@@ -6,11 +6,13 @@
 //! call it.
 //!
 //! * [`actions`] - what OpenNebula asks for: deploy, cancel, shutdown, reboot, reset
+//! * [`agent`] - the driver's process on the other host of a migration
 //! * [`Host`] - the host they run on: its kvmrc, libvirtd, VF maps and claims
 //! * [`wire`] - how OpenNebula calls and reads the answer
 //! * [`claims`], [`kvmrc`], [`vf_map`], [`xml`], [`libvirt`], [`sysfs`] - the parts, each of use alone
 
 pub mod actions;
+pub mod agent;
 pub mod claims;
 mod detached;
 mod error;
@@ -40,5 +42,5 @@ pub use hook::Hook;
 pub use host::{Host, Vf, VfState};
 pub use identity::become_owner_of;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
-pub use names::{DeployId, DomainName, DomainUuid, RootName};
+pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName};
 pub use pci::{ParseError, PciAddress};

@@ -19,6 +19,11 @@ pub struct DomainName(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainUuid(String);
 
+/// The name of a host, as OpenNebula has it: letters, digits, `.`, `_` and `-`, starting with a letter or digit. It is an
+/// argument of ssh and a part of libvirt's URI.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostName(String);
+
 /// How OpenNebula names a running VM: by UUID (6.0 and later), by name (before), and libvirt's number is taken too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeployId {
@@ -104,6 +109,25 @@ impl FromStr for DomainUuid {
     }
 }
 
+impl HostName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HostName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let fits = (1..=253).contains(&text.len())
+            && text.bytes().all(plain)
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if fits { Ok(Self(text.to_owned())) } else { Err(ParseError::new("a host name such as node3", text)) }
+    }
+}
+
 impl FromStr for DeployId {
     type Err = ParseError;
 
@@ -139,6 +163,12 @@ impl fmt::Display for DomainUuid {
     }
 }
 
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for DeployId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -169,6 +199,16 @@ mod tests {
             "sriov_-x",
         ] {
             assert!(RootName::from_bridge(bad).unwrap().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn a_host_name_is_no_option_and_no_part_of_a_command_line() {
+        for good in ["node3", "host-1.example", "192.0.2.7"] {
+            assert_eq!(good.parse::<HostName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-oProxyCommand=x", "a b", "a;b", "a@b", "a/b", "$(x)", ".x"] {
+            assert!(bad.parse::<HostName>().is_err(), "{bad} was taken");
         }
     }
 

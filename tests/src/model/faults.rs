@@ -198,6 +198,10 @@ impl Hypervisor for Faults {
         self.call("live_xml", |inner| inner.live_xml(domain))
     }
 
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
+        self.call("migratable_xml", |inner| inner.migratable_xml(domain))
+    }
+
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
         self.call("create", |inner| inner.create(xml))
     }

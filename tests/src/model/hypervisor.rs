@@ -82,6 +82,11 @@ impl Hypervisor for Model {
         self.look(domain, |domain| domain.definition.to_xml(Some(domain.id)))
     }
 
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
+        let found = self.look(domain, |domain| domain.definition.to_xml(None))?;
+        found.ok_or_else(|| refusal::no_domain(domain.uuid.as_str()))
+    }
+
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
         let mut world = self.enter()?;
         let token = world.token();

@@ -13,7 +13,7 @@ use crate::sudo::Sudo;
 use crate::xml::LiveDomain;
 
 /// Between two looks at a domain that is going.
-pub(super) const POLL: Duration = Duration::from_millis(100);
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 /// How long a destroyed domain may stay: OpenNebula's stock driver asks 60 times, a second apart.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -62,7 +62,7 @@ pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: &s
 }
 
 /// The claims of the VMs of this host, or none when they can't be used: what ends a VM must not fail for that.
-pub(super) fn usable_claims(host: &Host) -> Option<ClaimStore> {
+pub(crate) fn usable_claims(host: &Host) -> Option<ClaimStore> {
     host.existing_claims()
         .inspect_err(|error| log::warn!("{error}; a VF that is claimed there stays claimed"))
         .ok()
@@ -71,18 +71,18 @@ pub(super) fn usable_claims(host: &Host) -> Option<ClaimStore> {
 
 /// What must be known of a domain before it ends.
 #[derive(Default)]
-pub(super) struct LastLook {
+pub(crate) struct LastLook {
     /// Its directory, as OpenNebula wrote it into the domain.
-    pub(super) vm_dir: Option<PathBuf>,
+    pub(crate) vm_dir: Option<PathBuf>,
     /// Whether it has an emulated TPM, whose state libvirt deletes with the domain.
-    pub(super) has_tpm: bool,
+    pub(crate) has_tpm: bool,
     /// Whether its XML has the word "acpi", which is what the stock driver looks for.
-    pub(super) mentions_acpi: bool,
+    pub(crate) mentions_acpi: bool,
 }
 
 impl LastLook {
     /// Reads it from the live XML; what can't be read is not there, because the domain ends all the same.
-    pub(super) fn at(host: &Host, domain: &DomainRef) -> Self {
+    pub(crate) fn at(host: &Host, domain: &DomainRef) -> Self {
         let text = match host.hypervisor().live_xml(domain) {
             Ok(text) => text.unwrap_or_default(),
             Err(error) => {
@@ -98,7 +98,7 @@ impl LastLook {
 }
 
 /// What the stock driver does when a VM has ended: its mediated devices go, memory is compacted.
-pub(super) fn clean_up(host: &Host, sudo: &Sudo, last: &LastLook) {
+pub(crate) fn clean_up(host: &Host, sudo: &Sudo, last: &LastLook) {
     if let Some(dir) = &last.vm_dir {
         sudo.vgpu(&host.remotes(), "DELETE", &dir.join("vm.xml"));
     }

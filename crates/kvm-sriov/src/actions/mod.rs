@@ -28,6 +28,7 @@
 mod cancel;
 mod deploy;
 pub(crate) mod gone;
+mod migrate;
 mod reboot;
 mod reset;
 mod restore;
@@ -36,6 +37,7 @@ mod shutdown;
 
 pub use cancel::cancel;
 pub use deploy::deploy;
+pub use migrate::{Route, migrate};
 pub use reboot::reboot;
 pub use reset::reset;
 pub use restore::restore;

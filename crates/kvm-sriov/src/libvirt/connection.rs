@@ -1,9 +1,11 @@
 //! The connection to libvirtd: every call on a thread of its own, and a new connection when the old one broke.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{CString, c_int};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use virt::sys;
 use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
 use super::ffi::{self, Callback, Watched};
-use super::watch::{Closing, Sink, Ticket};
+use super::watch::{Closing, Sink, Ticket, lock};
 use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots};
 use crate::DeployId;
 use crate::span::{Kind, Span};
@@ -27,7 +29,7 @@ const KEEPALIVE_INTERVAL: i32 = 10;
 const KEEPALIVE_COUNT: u32 = 6;
 
 /// How long a call without a deadline may go on after its connection broke: libvirt itself ends it at once.
-const AFTER_CLOSE: Duration = Duration::from_secs(10);
+const AFTER_CLOSE: Duration = Duration::from_secs(5);
 
 /// How long the end of a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,9 +67,10 @@ struct Line {
 
 /// One connection, kept alive by what uses it: calls in flight and subscriptions. It is closed before its loop may end:
 /// fields drop in this order.
-struct Connection {
+pub(super) struct Connection {
     connect: Connect,
-    closing: Arc<Closing>,
+    pub(super) closing: Arc<Closing>,
+    watched: Mutex<BTreeMap<String, WatchedDomain>>,
     _events: Option<Arc<LoopUser>>,
 }
 
@@ -102,7 +105,7 @@ impl Libvirt {
         Ok(libvirt)
     }
 
-    fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
+    pub(super) fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
         let line = Arc::clone(&self.line);
         with_deadline("virConnectOpen", self.call_timeout, move || line.connection())
     }
@@ -130,7 +133,7 @@ impl Libvirt {
     }
 
     /// A call that takes as long as a guest's memory or disks take. It ends early only when its connection breaks.
-    fn long_call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
+    pub(super) fn long_call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
@@ -173,7 +176,7 @@ impl Drop for Libvirt {
     fn drop(&mut self) {
         let line = Arc::clone(&self.line);
         let closed = with_deadline("virConnectClose", CLOSE_TIMEOUT.min(self.call_timeout), move || {
-            let connection = line.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let connection = lock(&line.connection).take();
             drop(connection);
             Ok(())
         });
@@ -186,7 +189,7 @@ impl Drop for Libvirt {
 impl Line {
     /// The connection, opened anew if it broke.
     fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
-        let mut place = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = lock(&self.connection);
         if let Some(connection) = place.as_ref() {
             if connection.is_alive() {
                 return Ok(Arc::clone(connection));
@@ -220,7 +223,7 @@ impl Connection {
         if let Err(error) = ffi::register_close(&connect, closing.number()) {
             log::debug!("no close callback on {uri}: {}", error.message());
         }
-        Ok(Self { connect, closing, _events: events })
+        Ok(Self { connect, closing, watched: Mutex::default(), _events: events })
     }
 
     fn is_alive(&self) -> bool {
@@ -228,7 +231,7 @@ impl Connection {
     }
 
     /// A failure that no other kind fits is the connection's if that is broken: libvirt's texts for it are many.
-    fn judge(&self, error: LibvirtError) -> LibvirtError {
+    pub(super) fn judge(&self, error: LibvirtError) -> LibvirtError {
         if self.is_alive() { error } else { error.by_disconnection() }
     }
 }
@@ -263,31 +266,74 @@ fn panicked(call: &str) -> LibvirtError {
     LibvirtError::other(format!("{call} ended by a panic"))
 }
 
-/// The callbacks of one watcher.
-struct Subscription {
-    connection: Arc<Connection>,
+/// The callbacks for one domain of a connection, which all its watchers share: libvirt takes each only once.
+struct WatchedDomain {
+    watchers: usize,
     sink: Arc<Sink>,
     callbacks: Vec<Callback>,
-    timeout: Duration,
     _ticket: Ticket,
 }
 
+impl Connection {
+    /// Registers all callbacks for a domain, or none.
+    fn register(&self, domain: &Domain) -> Result<WatchedDomain, LibvirtError> {
+        let sink = Sink::new();
+        let ending = Arc::clone(&sink);
+        let ticket = self.closing.tell(Box::new(move || ending.disconnect()));
+        let mut callbacks = Vec::new();
+        for watched in Watched::ALL {
+            match ffi::register(&self.connect, domain, watched, &sink) {
+                Ok(callback) => callbacks.push(callback),
+                Err(error) => {
+                    self.deregister(callbacks);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(WatchedDomain { watchers: 0, sink, callbacks, _ticket: ticket })
+    }
+
+    fn deregister(&self, callbacks: Vec<Callback>) {
+        for callback in callbacks {
+            if let Err(error) = ffi::deregister(&self.connect, callback) {
+                log::debug!("libvirtd was not told that a callback is gone: {}", error.message());
+            }
+        }
+    }
+}
+
+/// One watcher of a domain.
+pub(super) struct Subscription {
+    connection: Arc<Connection>,
+    uuid: String,
+    sink: Arc<Sink>,
+    key: usize,
+    timeout: Duration,
+}
+
 impl Subscription {
-    fn new(
+    pub(super) fn new(
         connection: Arc<Connection>,
         uuid: &str,
         sender: Sender<Event>,
         timeout: Duration,
     ) -> Result<Self, LibvirtError> {
         let domain = connection.connect.lookup_domain_by_uuid_string(uuid)?;
-        let sink = Sink::new(sender);
-        let closing = Arc::clone(&sink);
-        let ticket = connection.closing.tell(Box::new(move || closing.send(Event::Disconnected)));
-        // From here on a failure gives back what is registered so far: by the end of the subscription.
-        let mut subscription = Self { connection, sink, callbacks: Vec::new(), timeout, _ticket: ticket };
-        for watched in Watched::ALL {
-            let callback = ffi::register(&subscription.connection.connect, &domain, watched, &subscription.sink)?;
-            subscription.callbacks.push(callback);
+        let (sink, key) = {
+            // Held across libvirt's calls, so that the callbacks of the last watcher are gone before new ones come. libvirt's
+            // callbacks do not take it.
+            let mut all = lock(&connection.watched);
+            let watched = match all.entry(uuid.to_owned()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(connection.register(&domain)?),
+            };
+            watched.watchers += 1;
+            (Arc::clone(&watched.sink), watched.sink.add(sender))
+        };
+        let subscription = Self { connection, uuid: uuid.to_owned(), sink, key, timeout };
+        // It may have broken before the sender was there.
+        if subscription.connection.closing.is_closed() {
+            subscription.sink.disconnect();
         }
         Ok(subscription)
     }
@@ -296,15 +342,17 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         // From here on nothing comes out, whatever libvirt still calls.
-        self.sink.close();
-        let connection = Arc::clone(&self.connection);
-        let callbacks = std::mem::take(&mut self.callbacks);
+        self.sink.remove(self.key);
+        let (connection, uuid) = (Arc::clone(&self.connection), std::mem::take(&mut self.uuid));
         let done = with_deadline("virConnectDomainEventDeregisterAny", self.timeout, move || {
-            for callback in callbacks {
-                if let Err(error) = ffi::deregister(&connection.connect, callback) {
-                    log::debug!("libvirtd was not told that a callback is gone: {}", error.message());
+            let mut all = lock(&connection.watched);
+            if let Entry::Occupied(mut entry) = all.entry(uuid) {
+                entry.get_mut().watchers -= 1;
+                if entry.get().watchers == 0 {
+                    connection.deregister(entry.remove().callbacks);
                 }
             }
+            drop(all);
             Ok(())
         });
         if let Err(error) = done {
@@ -445,6 +493,12 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
+        self.on_domain("virDomainGetXMLDesc", domain, |domain| {
+            domain.xml_desc(sys::VIR_DOMAIN_XML_MIGRATABLE | sys::VIR_DOMAIN_XML_SECURE)
+        })
+    }
+
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
         let xml = xml.to_owned();
         self.call("virDomainCreateXML", move |connect| {
@@ -506,9 +560,14 @@ impl Hypervisor for Libvirt {
             };
             match ffi::job_stats(&domain, false) {
                 Ok(stats) => Ok(stats.map(job)),
-                // qemuDomainGetJobStatsInternal refuses with this code a domain that does not run, and one that comes in:
-                // "migration statistics are available only on the source host".
-                Err(error) if number(&error) == Some(ErrorNumber::OperationInvalid) => {
+                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that comes in,
+                // by version with either: "migration statistics are available only on the source host".
+                Err(error)
+                    if matches!(
+                        number(&error),
+                        Some(ErrorNumber::OperationInvalid | ErrorNumber::OperationUnsupported)
+                    ) =>
+                {
                     let active = found(domain.is_active(), ErrorNumber::NoDomain)?.unwrap_or(false);
                     Ok(active.then(|| Job { kind: JobKind::MigrationIn, ..Job::default() }))
                 }
@@ -574,7 +633,7 @@ impl Hypervisor for Libvirt {
     fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
         without_nul(xml)?;
         let (file, xml) = (path_text(file)?.to_owned(), xml.to_owned());
-        let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { sys::VIR_DOMAIN_SAVE_RUNNING };
+        let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { 0 };
         self.long_call("virDomainRestoreFlags", move |connect| {
             Ok(connect.restore_domain_flags(&file, Some(&xml), flags)?)
         })

@@ -89,7 +89,8 @@ type JobCallback =
 #[derive(Debug)]
 pub(super) struct Callback(c_int);
 
-/// Has libvirt send the events of this kind and domain into `sink`, from the thread that runs the event loop.
+/// Has libvirt send the events of this kind and domain into `sink`, from the thread that runs the event loop. A connection takes
+/// the same callback for the same domain only once.
 ///
 /// libvirt holds a reference to `sink`, and one to the connection, until the callback is deregistered; it gives the first
 /// back through [`release`], once.
@@ -126,7 +127,7 @@ pub(super) fn register(
 
 /// Takes a callback back. Also when the connection is broken, and libvirtd can't be told, libvirt forgets it here.
 ///
-/// One that runs on the loop's thread at this moment may end after this returns: it finds its [`Sink`] closed.
+/// One that runs on the loop's thread at this moment may end after this returns: it finds nobody in its [`Sink`].
 ///
 /// # Source
 /// libvirt `remoteConnectDomainEventDeregisterAny`, `virObjectEventStateDeregisterID`.
@@ -150,7 +151,7 @@ unsafe extern "C" fn release(opaque: *mut c_void) {
 unsafe fn send(opaque: *mut c_void, event: Event) {
     // SAFETY: libvirt's reference keeps the `Sink` alive while a callback runs; it is shared, never changed in place.
     let sink = unsafe { &*opaque.cast_const().cast::<Sink>() };
-    sink.send(event);
+    sink.send(&event);
 }
 
 unsafe extern "C" fn lifecycle(

@@ -14,6 +14,8 @@ mod error;
 mod event_loop;
 mod ffi;
 mod migration;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use connection::Libvirt;
@@ -183,6 +185,8 @@ pub trait Hypervisor: Send + Sync {
     fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError>;
     /// The XML of the domain as it runs, without passwords; `None` when it is gone.
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError>;
+    /// The XML of the domain as a libvirtd on another host takes it, with passwords.
+    fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError>;
     /// Creates and starts a transient domain. Without validation: OpenNebula writes several `<devices>` blocks, which
     /// libvirt reads and its schema does not allow.
     fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError>;

@@ -10,27 +10,44 @@ use virt::sys;
 
 use super::Event;
 
-/// Where the events of a watched domain go. libvirt may run a callback a moment longer than the watcher lives; it then finds
-/// this closed.
-pub(super) struct Sink(Mutex<Option<Sender<Event>>>);
+/// Where the events of a watched domain go: to all its watchers. libvirt may run a callback a moment longer than a watcher
+/// lives; it then finds that watcher no more.
+pub(super) struct Sink(Mutex<Senders>);
+
+#[derive(Default)]
+struct Senders {
+    next: usize,
+    by_key: BTreeMap<usize, Sender<Event>>,
+}
 
 impl Sink {
-    pub(super) fn new(sender: Sender<Event>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Some(sender))))
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::default()))
     }
 
-    pub(super) fn send(&self, event: Event) {
-        let mut sender = lock(&self.0);
-        let last = event == Event::Disconnected;
-        // A receiver that is gone wants no more either.
-        if sender.as_ref().is_some_and(|sender| sender.send(event).is_err()) || last {
-            *sender = None;
-        }
+    /// Lets events through to `sender`, until [`Sink::remove`] is called with the key that this returns.
+    pub(super) fn add(&self, sender: Sender<Event>) -> usize {
+        let mut senders = lock(&self.0);
+        let key = senders.next;
+        senders.next += 1;
+        senders.by_key.insert(key, sender);
+        key
     }
 
     /// Lets nothing more through. An event that is being sent is in the channel when this returns.
-    pub(super) fn close(&self) {
-        *lock(&self.0) = None;
+    pub(super) fn remove(&self, key: usize) {
+        lock(&self.0).by_key.remove(&key);
+    }
+
+    pub(super) fn send(&self, event: &Event) {
+        // A receiver that is gone wants no more.
+        lock(&self.0).by_key.retain(|_, sender| sender.send(event.clone()).is_ok());
+    }
+
+    /// Tells the end of the connection, after which nothing comes.
+    pub(super) fn disconnect(&self) {
+        self.send(&Event::Disconnected);
+        lock(&self.0).by_key.clear();
     }
 }
 
@@ -140,7 +157,7 @@ pub(super) fn closed(number: usize) {
 }
 
 /// A panic elsewhere makes none of these wrong.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -56,6 +56,7 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
             boot_order: None,
             vlan: described.and_then(|nic| nic.vlan),
             nic_id: described.and_then(|nic| nic.id),
+            dummy: None,
             kept: Kept::default(),
         };
         log::info!("{} is adopted: NIC {} has VF {} of {}", vm.domain.name, nic.mac, device.vf, nic.root);

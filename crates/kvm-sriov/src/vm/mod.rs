@@ -267,7 +267,11 @@ impl<'a> Vm<'a> {
             }
             _ => Vec::new(),
         };
-        self.host.patiently(|| read(self.host, &self.domain)).map(|live| self.live = live)?;
+        self.live = self.host.patiently(|| read(self.host, &self.domain))?;
+        // A note that failed may have been written all the same.
+        if let Some(written) = wanted(&self.live)? {
+            self.wanted.operation = written.operation;
+        }
         let missing = self.missing();
         self.plug(&missing)?;
         if pending.is_empty() {

@@ -154,8 +154,9 @@ impl Engine<'_> {
 
     /// Asks for every device that is due.
     fn ask(&mut self) -> Option<Next> {
-        let now = Instant::now();
-        for request in self.requests.iter_mut().filter(|request| request.due().is_some_and(|due| due <= now)) {
+        // The clock is read after what is due at once was: that is never later.
+        let is_due = |request: &&mut Request<'_>| request.due().is_some_and(|due| due <= Instant::now());
+        for request in self.requests.iter_mut().filter(is_due) {
             request.asked = Some(Instant::now());
             request.again = ASK_AGAIN;
             let Err(error) = self.hypervisor.detach_alias(self.domain, request.alias) else { continue };

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
+use super::guest_bus::choose_guest_addresses;
 use super::splice::{Splice, apply};
 use super::{
-    Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, c_number, child, child_attribute, children,
-    content, decimal, dummy_alias_of, guest_address, kibibytes, mac_of, parse, root, uuid_of,
+    Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children, content,
+    decimal, devices, dummy_alias_of, guest_address, kibibytes, mac_of, parse, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
@@ -265,11 +266,6 @@ impl Deployment {
     }
 }
 
-fn devices<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
-    let devices = children(domain, "devices").flat_map(|block| block.children());
-    devices.filter(|device| device.is_element() && device.tag_name().namespace().is_none())
-}
-
 fn read_nic(
     interface: Node<'_, '_>,
     before: usize,
@@ -317,142 +313,6 @@ fn nvram(node: Node<'_, '_>) -> Option<Nvram> {
     (!path.is_empty()).then(|| Nvram { path: Path::new(&path).to_owned(), format })
 }
 
-/// Chooses guest addresses for NICs of which some may ask for one themselves.
-fn choose_guest_addresses(domain: Node<'_, '_>, asked: &[Option<PciAddress>]) -> Vec<Option<PciAddress>> {
-    let missing = asked.iter().filter(|address| address.is_none()).count();
-    let free = match Machine::of(domain) {
-        Machine::I440fx => free_slots(domain),
-        Machine::Q35 => spare_ports(domain, missing),
-        Machine::Other => Vec::new(),
-    };
-    let mut free = free.into_iter().peekable();
-    let mut last = None;
-    let mut chosen = Vec::new();
-    for address in asked {
-        let next = address.or_else(|| free.find(|candidate| last.is_none_or(|last| last < *candidate)));
-        if next.is_none() || next <= last {
-            // One that breaks the order leaves them all to libvirt, which fills from below: no order is worse than
-            // one that only part of the NICs has.
-            return asked.to_vec();
-        }
-        last = next;
-        chosen.push(next);
-    }
-    chosen
-}
-
-enum Machine {
-    I440fx,
-    Q35,
-    Other,
-}
-
-impl Machine {
-    fn of(domain: Node<'_, '_>) -> Self {
-        let kind = child(domain, "os").and_then(|os| child(os, "type"));
-        let arch = kind.and_then(|kind| kind.attribute("arch")).unwrap_or("x86_64");
-        match kind.and_then(|kind| kind.attribute("machine")) {
-            Some(machine) if machine.contains("q35") => Self::Q35,
-            Some(machine) if machine == "pc" || machine.starts_with("pc-") || machine.contains("i440fx") => {
-                Self::I440fx
-            }
-            // libvirt's own default for PCs.
-            None if matches!(arch, "x86_64" | "i686") => Self::I440fx,
-            Some(_) | None => Self::Other,
-        }
-    }
-}
-
-/// The upper half of the slots on the only bus, without those that somebody names. libvirt fills from below, and so
-/// does whatever is plugged in later: the upper half stays free for a VF that comes back, at the place it had.
-fn free_slots(domain: Node<'_, '_>) -> Vec<PciAddress> {
-    let used: Vec<_> = used_addresses(domain).filter(|used| (used.domain(), used.bus()) == (0, 0)).collect();
-    let slots = (0x10..=0x1f).filter(|slot| used.iter().all(|used| used.slot() != *slot));
-    slots.filter_map(|slot| PciAddress::new(0, 0, slot, 0).ok()).collect()
-}
-
-/// The last `wanted` root ports that nobody names, provided that enough are left below them: libvirt hands out free
-/// ports from the lowest to the other devices. What is plugged in later does not take them either, as long as there
-/// are others, so a VF that comes back finds its place free.
-fn spare_ports(domain: Node<'_, '_>, wanted: usize) -> Vec<PciAddress> {
-    let used: Vec<_> = used_addresses(domain).map(|used| used.bus()).collect();
-    let mut ports = root_ports(domain);
-    ports.retain(|port| !used.contains(port));
-    ports.sort_unstable();
-    match ports.len().checked_sub(wanted) {
-        Some(rest) if rest >= other_devices(domain) => {
-            ports.into_iter().skip(rest).filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
-        }
-        Some(_) | None => Vec::new(),
-    }
-}
-
-/// The buses behind the root ports that are listed: a port's index is its bus. One without index gets the lowest that
-/// is free, as libvirt does it.
-fn root_ports(domain: Node<'_, '_>) -> Vec<u8> {
-    let controllers = || {
-        devices(domain)
-            .filter(|device| device.has_tag_name("controller") && device.attribute("type") == Some("pci"))
-            .map(|controller| (controller, attribute(controller, "index", c_number).ok().flatten()))
-    };
-    // Bus 0 is the root, listed or not.
-    let mut taken: Vec<u32> = controllers().filter_map(|(_, index)| index).chain([0]).collect();
-    let mut ports = Vec::new();
-    for (controller, index) in controllers() {
-        let model = controller.attribute("model");
-        if index.is_none() && model == Some("pcie-root") {
-            continue;
-        }
-        let index = index.or_else(|| (1..=0xff).find(|free| !taken.contains(free)));
-        taken.extend(index);
-        if model == Some("pcie-root-port") {
-            ports.extend(index.and_then(|index| u8::try_from(index).ok()));
-        }
-    }
-    ports
-}
-
-/// The guest addresses that somebody names. What can't be read is libvirt's to refuse.
-fn used_addresses<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = PciAddress> {
-    devices(domain).filter_map(|device| guest_address(device).ok().flatten())
-}
-
-/// How many devices may need a root port and name no address: rather too many than too few, because a device that
-/// finds none stops the start. A dummy is counted through the NIC that it stands for.
-fn other_devices(domain: Node<'_, '_>) -> usize {
-    let all = |name: &'static str| devices(domain).filter(move |device| device.has_tag_name(name));
-    let is_free = |device: &Node<'_, '_>| matches!(guest_address(device.to_owned()), Ok(None));
-    let needs_port = |device: &Node<'_, '_>| match device.tag_name().name() {
-        // Without a bus libvirt guesses it from the target's name.
-        "disk" => child_attribute(*device, "target", "bus").is_none_or(|bus| bus == "virtio"),
-        "controller" => !matches!(
-            (device.attribute("type"), device.attribute("model")),
-            (Some("pci"), Some("pcie-root" | "pcie-root-port" | "pcie-expander-bus"))
-                | (Some("ccid" | "fdc" | "ide"), _)
-        ),
-        "input" => device.attribute("bus") == Some("virtio"),
-        "memballoon" => device.attribute("model") != Some("none"),
-        "memory" => device.attribute("model").is_some_and(|model| model.starts_with("virtio")),
-        "interface" => true,
-        "hostdev" => device.attribute("type") != Some("usb"),
-        "filesystem" | "rng" | "vsock" | "sound" | "video" | "shmem" | "watchdog" | "crypto" | "panic" => true,
-        _ => false,
-    };
-    // These three libvirt adds itself.
-    let is_controller = |kind: &'static str| all("controller").any(|node| node.attribute("type") == Some(kind));
-    let added = [
-        all("memballoon").next().is_none(),
-        !is_controller("usb"),
-        !is_controller("virtio-serial") && (all("channel").next().is_some() || all("console").next().is_some()),
-    ];
-    let asking = |device: &Node<'_, '_>| {
-        // An SR-IOV NIC with an address still brings a dummy without one.
-        device.has_tag_name("interface") || is_free(device)
-    };
-    let listed = devices(domain).filter(|device| needs_port(device) && asking(device)).count();
-    listed.saturating_add(added.into_iter().filter(|added| *added).count())
-}
-
 fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wanted {
     let nics = nics.map(|(nic, planned)| WantedNic {
         mac: nic.mac,
@@ -463,6 +323,7 @@ fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wan
         boot_order: nic.boot_order,
         vlan: planned.vlan,
         nic_id: planned.nic_id,
+        dummy: None,
         kept: Kept::default(),
     });
     Wanted { nics: nics.collect(), ..Wanted::default() }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children, content, guest_address, kibibytes,
-    mac_of, parse, pci_address, root, uuid_of,
+    ALIAS, FreeAddresses, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content, devices,
+    dummy_alias_of, guest_address, kibibytes, mac_of, parse, pci_address, root, uuid_of,
 };
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
+use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
 const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
@@ -26,6 +26,10 @@ pub struct LiveDomain {
     pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
+    /// Its mediated devices: UUID and alias of each.
+    pub mediated: Vec<(String, Option<String>)>,
+    /// The guest addresses that no device has.
+    pub free: FreeAddresses,
     /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
     /// uses, so it stands beside them.
     pub wanted: Result<Option<Wanted>, XmlError>,
@@ -41,6 +45,8 @@ pub struct LiveDomain {
     pub machine: Option<String>,
     /// OpenNebula's directory of the VM on this host; the domain of a version before 5.8 has none.
     pub vm_dir: Option<PathBuf>,
+    /// The aliases of all its devices.
+    aliases: Vec<String>,
 }
 
 /// A PCI host device of a running domain.
@@ -69,6 +75,8 @@ pub struct LiveInterface {
     pub guest: Option<PciAddress>,
     /// The host device behind an interface of type hostdev.
     pub vf: Option<PciAddress>,
+    /// The whole element: what it takes to plug it in again as it was.
+    pub xml: String,
 }
 
 impl LiveDomain {
@@ -82,36 +90,33 @@ impl LiveDomain {
         let domain = root(&document, "domain")?;
         let missing = |what: &str| XmlError::at(domain, format_args!("expected <{what}> in <domain>, found none"));
         let name = child(domain, "name").ok_or_else(|| missing("name"))?;
-        let devices = || children(domain, "devices");
+        let all = |name: &'static str| devices(domain).filter(move |device| device.has_tag_name(name));
         Ok(Self {
             name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
             uuid: uuid_of(domain)?.ok_or_else(|| missing("uuid"))?,
-            hostdevs: devices()
-                .flat_map(|block| children(block, "hostdev"))
+            hostdevs: all("hostdev")
                 .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
-            other_hostdevs: devices()
-                .flat_map(|block| children(block, "hostdev"))
+            other_hostdevs: all("hostdev")
                 .filter_map(|hostdev| hostdev.attribute("type").filter(|kind| *kind != "pci"))
                 .map(str::to_owned)
                 .collect(),
-            interfaces: devices()
-                .flat_map(|block| children(block, "interface"))
-                .map(LiveInterface::read)
-                .collect::<Result<_, _>>()?,
+            interfaces: all("interface").map(LiveInterface::read).collect::<Result<_, _>>()?,
+            mediated: all("hostdev").filter_map(mediated).collect(),
+            free: FreeAddresses::of(domain),
             wanted: wanted_of(domain),
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
             has_acpi: child(domain, "features").is_some_and(|features| child(features, "acpi").is_some()),
             mentions_acpi: text.contains("acpi"),
-            has_emulated_tpm: devices()
-                .flat_map(|block| children(block, "tpm"))
+            has_emulated_tpm: all("tpm")
                 .any(|tpm| child_attribute(tpm, "backend", "type").as_deref() == Some("emulator")),
             machine: child(domain, "os").and_then(|os| child_attribute(os, "type", "machine")),
             vm_dir: child(domain, "metadata").and_then(|metadata| {
                 let node = metadata.descendants().find(|node| node.has_tag_name((ONE, "system_datastore")))?;
                 Some(content(node).trim().to_owned()).filter(|dir| !dir.is_empty()).map(PathBuf::from)
             }),
+            aliases: devices(domain).filter_map(|device| child_attribute(device, "alias", "name")).collect(),
         })
     }
 
@@ -127,11 +132,26 @@ impl LiveDomain {
         ours().or_else(adopted)
     }
 
+    /// The dummy that carries the IP address of a NIC: the one with our alias for its position or, in a domain that was
+    /// adopted, the interface with the prefix of dummies and the NIC's last four bytes.
+    pub fn dummy_of(&self, nic: &WantedNic, prefix: Option<DummyMacPrefix>) -> Option<&LiveInterface> {
+        let alias = dummy_alias_of(nic.position);
+        let ours = || self.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
+        let is_dummy =
+            |mac: MacAddress| prefix.is_some_and(|prefix| mac.has_prefix(prefix)) && mac.tail() == nic.mac.tail();
+        let adopted = || self.interfaces.iter().find(|interface| is_dummy(interface.mac) && !interface.is_ours());
+        ours().or_else(adopted)
+    }
+
     /// Whether a device has this alias.
     pub fn shows(&self, alias: &str) -> bool {
-        let of_hostdevs = self.hostdevs.iter().filter_map(|device| device.alias.as_deref());
-        let of_interfaces = self.interfaces.iter().filter_map(|interface| interface.alias.as_deref());
-        of_hostdevs.chain(of_interfaces).any(|name| name == alias)
+        self.aliases.iter().any(|name| name == alias)
+    }
+
+    /// The positions that our aliases on its devices name, of VFs and of dummies.
+    pub fn positions(&self) -> Vec<Position> {
+        let all = (0..16).filter_map(|number| Position::new(number).ok());
+        all.filter(|position| self.shows(&alias_of(*position)) || self.shows(&dummy_alias_of(*position))).collect()
     }
 
     /// The NICs that the domain should have a VF for and has none.
@@ -163,6 +183,11 @@ impl LiveHostdev {
 }
 
 impl LiveInterface {
+    /// Whether it has an alias of ours.
+    pub fn is_ours(&self) -> bool {
+        self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
+    }
+
     fn read(interface: Node<'_, '_>) -> Result<Self, XmlError> {
         let is_hostdev = interface.attribute("type") == Some("hostdev");
         Ok(Self {
@@ -172,8 +197,15 @@ impl LiveInterface {
             target: child_attribute(interface, "target", "dev"),
             guest: guest_address(interface)?,
             vf: is_hostdev.then(|| host_address(interface)).transpose()?,
+            xml: interface.document().input_text().get(interface.range()).unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// UUID and alias of a mediated device.
+fn mediated(hostdev: Node<'_, '_>) -> Option<(String, Option<String>)> {
+    let source = child(hostdev, "source").filter(|_| hostdev.attribute("type") == Some("mdev"))?;
+    Some((child_attribute(source, "address", "uuid")?, child_attribute(hostdev, "alias", "name")))
 }
 
 fn host_address(device: Node<'_, '_>) -> Result<PciAddress, XmlError> {

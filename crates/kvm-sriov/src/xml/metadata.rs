@@ -55,6 +55,8 @@ pub struct WantedNic {
     pub vlan: Option<u16>,
     /// OpenNebula's NIC_ID, when it is known.
     pub nic_id: Option<u32>,
+    /// The dummy's XML, from the moment the guest was asked to release it: what it takes to plug it in again.
+    pub dummy: Option<String>,
     /// What a later version put here.
     pub kept: Kept,
 }
@@ -196,7 +198,7 @@ impl Wanted {
 }
 
 impl WantedNic {
-    const ATTRIBUTES: [&'static str; 8] = ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic"];
+    const ATTRIBUTES: [&'static str; 9] = ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic", "dummy"];
 
     fn read(node: Node<'_, '_>) -> Result<Self, XmlError> {
         Ok(Self {
@@ -208,6 +210,7 @@ impl WantedNic {
             boot_order: attribute(node, "boot", decimal)?,
             vlan: attribute(node, "vlan", decimal)?,
             nic_id: attribute(node, "nic", decimal)?,
+            dummy: attribute(node, "dummy", |xml| Ok(xml.to_owned()))?,
             kept: Kept::read(node, &Self::ATTRIBUTES, &[]),
         })
     }
@@ -222,6 +225,7 @@ impl WantedNic {
             ("boot", self.boot_order.map(|order| order.to_string())),
             ("vlan", self.vlan.map(|vlan| vlan.to_string())),
             ("nic", self.nic_id.map(|id| id.to_string())),
+            ("dummy", self.dummy.clone()),
         ];
         Element::new("nic", attributes).with_kept(&self.kept)
     }
@@ -443,12 +447,13 @@ mod tests {
             any::<Option<u32>>(),
             any::<Option<u16>>(),
             any::<Option<u32>>(),
+            prop::option::of("[ -~\n]{0,9}"),
             kept(),
         );
         prop::collection::vec(nic, 0..5).prop_map(|nics| {
             let number = nics.into_iter().enumerate();
             number
-                .map(|(i, (mac, root, mode, guest, boot_order, vlan, nic_id, kept))| WantedNic {
+                .map(|(i, (mac, root, mode, guest, boot_order, vlan, nic_id, dummy, kept))| WantedNic {
                     mac: mac.parse().unwrap(),
                     root: root.parse().unwrap_or_else(|_| "ib0".parse().unwrap()),
                     mode,
@@ -457,6 +462,7 @@ mod tests {
                     boot_order,
                     vlan,
                     nic_id,
+                    dummy,
                     kept,
                 })
                 .collect()

@@ -9,7 +9,9 @@
 //! for our element.
 
 mod deployment;
+mod guest_bus;
 mod image;
+mod interface;
 mod live;
 mod metadata;
 mod snapshot;
@@ -26,11 +28,13 @@ use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, dummy_of, hostdev_of};
+pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
+pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::snapshot_of;
-pub use vm::{VmData, VmNic};
+pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
 const SIZE_LIMIT: usize = 8 * 1024 * 1024;
@@ -311,6 +315,12 @@ fn children<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Ite
 /// The first child with this name: the one that libvirt takes, too.
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> Option<Node<'a, 'i>> {
     children(node, name).next()
+}
+
+/// The devices of a domain: OpenNebula writes several blocks of them.
+fn devices<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+    let devices = children(domain, "devices").flat_map(|block| block.children());
+    devices.filter(|device| device.is_element() && device.tag_name().namespace().is_none())
 }
 
 /// The text of an element: all of it, also when a comment parts it.

@@ -1,9 +1,11 @@
 //! OpenNebula's own description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
 
+use std::path::PathBuf;
+
 use roxmltree::Node;
 
 use super::{XmlError, child, children, content, decimal, parse, root};
-use crate::{MacAddress, RootName};
+use crate::{MacAddress, ParseError, PciAddress, RootName};
 
 /// What is read from the description of a VM.
 ///
@@ -12,10 +14,30 @@ use crate::{MacAddress, RootName};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmData {
     nics: Vec<VmNic>,
+    pcis: Vec<VmPci>,
+    aliases: Vec<VmAlias>,
+    vcpus: Option<u32>,
     tm_mad: Option<String>,
+    travel: Travel,
 }
 
-/// A network interface of a VM, as OpenNebula describes it.
+/// What the description says of a move of the VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Travel {
+    /// The VM's directory, as the datastore that it lies in has it; unknown before 5.0.
+    pub source_dir: Option<PathBuf>,
+    /// The VM's directory after the move.
+    pub target_dir: Option<PathBuf>,
+    /// Whether both hosts see the same files.
+    pub is_shared: bool,
+    /// The feature MIGRATE_AUTO_CONVERGE: how much the guest's CPUs are slowed down for the copy to end.
+    pub auto_converge: Option<String>,
+    /// The feature MIGRATE_COMPRESSED.
+    pub is_compressed: bool,
+}
+
+/// A network interface of a VM, as OpenNebula describes it. Texts are as they stand there, not checked: libvirt has the
+/// last word on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmNic {
     /// Its MAC.
@@ -26,17 +48,81 @@ pub struct VmNic {
     pub vlan: Option<u16>,
     /// The bridge of its network.
     pub bridge: Option<String>,
+    /// What the bridge is: linux, openvswitch, openvswitch_dpdk ...
+    pub bridge_type: Option<String>,
+    /// `dummy` for a network that no bridge is made for.
+    pub network_mode: Option<String>,
+    /// The device on the host, such as `one-42-1`.
+    pub target: Option<String>,
+    /// The model of the device that the guest sees.
+    pub model: Option<String>,
+    /// The place in the boot order, from 1.
+    pub boot_order: Option<u32>,
+    /// The program that brings the interface up.
+    pub script: Option<String>,
+    /// How many queues a virtio device has: a number, or `auto` for one a virtual CPU.
+    pub queues: Option<String>,
+    /// The network filter.
+    pub filter: Option<String>,
+    /// The IP address, for the filter.
+    pub ip: Option<String>,
+    /// The virtual router's IP address, for the filter.
+    pub vrouter_ip: Option<String>,
+    /// The limits of what comes in.
+    pub inbound: Bandwidth,
+    /// The limits of what goes out.
+    pub outbound: Bandwidth,
+    /// Whether it is the one that this action is about.
+    pub attach: bool,
+}
+
+/// The limits of one direction; all `None` where there are none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bandwidth {
+    /// In KiB a second.
+    pub average: Option<String>,
+    /// In KiB a second.
+    pub peak: Option<String>,
+    /// In KiB.
+    pub burst: Option<String>,
+}
+
+/// A PCI device of a VM, as OpenNebula describes it; with a MAC it is a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmPci {
+    /// The MAC of a NIC.
+    pub mac: Option<MacAddress>,
+    /// What it is on the host.
+    pub device: PciDevice,
+    /// The address in the guest that OpenNebula chose.
+    pub guest: Option<PciAddress>,
+    /// Whether it is the one that this action is about.
+    pub attach: bool,
+}
+
+/// What a PCI device of a VM is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PciDevice {
+    /// A function of a PCI device.
+    Function(PciAddress),
+    /// A mediated device, by its UUID.
+    Mediated(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct VmAlias {
+    mac: MacAddress,
+    attach: bool,
 }
 
 impl VmData {
-    /// Reads `<VM>`, or `<VMM_DRIVER_ACTION_DATA>` around it. NICs without a MAC are left out, and so are aliases of
-    /// NICs and PCI devices: none of them is an interface on a bridge.
+    /// Reads `<VM>`, or `<VMM_DRIVER_ACTION_DATA>` around it. NICs without a MAC are left out.
     ///
     /// # Errors
     /// The text is not XML or has no `<VM>`; a MAC is none; the VLAN_ID of an SR-IOV NIC is no number up to 65535
-    /// (without it the NIC would not be isolated).
-    pub fn parse(text: &str) -> Result<Self, XmlError> {
-        let document = parse(text)?;
+    /// (without it the NIC would not be isolated); the PCI device that the action is about has no address.
+    pub fn parse(description: &str) -> Result<Self, XmlError> {
+        let document = parse(description)?;
         let top = document.root_element();
         let vm = match top.tag_name().name() {
             "VMM_DRIVER_ACTION_DATA" => {
@@ -44,9 +130,15 @@ impl VmData {
             }
             _ => root(&document, "VM")?,
         };
-        let tm_mad = child(top, "DATASTORE").and_then(|datastore| value(datastore, "TM_MAD")).map(|(name, _)| name);
-        let nics = children(vm, "TEMPLATE").flat_map(|template| children(template, "NIC"));
-        Ok(Self { nics: nics.filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()?, tm_mad })
+        let all = |name| children(vm, "TEMPLATE").flat_map(move |template| children(template, name));
+        Ok(Self {
+            nics: all("NIC").filter_map(|nic| VmNic::read(nic).transpose()).collect::<Result<_, _>>()?,
+            pcis: all("PCI").filter_map(|pci| VmPci::read(pci).transpose()).collect::<Result<_, _>>()?,
+            aliases: all("NIC_ALIAS").filter_map(VmAlias::read).collect(),
+            vcpus: children(vm, "TEMPLATE").find_map(|template| number(template, "VCPU")),
+            tm_mad: child(top, "DATASTORE").and_then(|datastore| text(datastore, "TM_MAD")),
+            travel: Travel::read(top, vm),
+        })
     }
 
     /// The transfer driver of the system datastore that the VM lies in.
@@ -54,29 +146,181 @@ impl VmData {
         self.tm_mad.as_deref()
     }
 
+    /// What it says of a move.
+    pub fn travel(&self) -> &Travel {
+        &self.travel
+    }
+
     /// The NICs, in OpenNebula's order.
     pub fn nics(&self) -> &[VmNic] {
         &self.nics
     }
+
+    /// The NICs that should have a VF, in OpenNebula's order, each with the root that its bridge names.
+    pub fn sriov_nics(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
+        self.nics.iter().filter_map(|nic| Some((nic, nic.root()?.ok()?)))
+    }
+
+    /// The NIC with this MAC; of several, the one that the action is about.
+    pub fn nic(&self, mac: MacAddress) -> Option<&VmNic> {
+        let with = || self.nics.iter().filter(move |nic| nic.mac == mac);
+        with().find(|nic| nic.attach).or_else(|| with().next())
+    }
+
+    /// The PCI device that the action is about.
+    pub fn attached_pci(&self) -> Option<&VmPci> {
+        self.pcis.iter().find(|pci| pci.attach)
+    }
+
+    /// Whether the action is about an alias with this MAC: another address of a NIC, without a device of its own.
+    pub fn attaches_alias(&self, mac: MacAddress) -> bool {
+        self.aliases.iter().any(|alias| alias.attach && alias.mac == mac)
+    }
+
+    /// The number of virtual CPUs.
+    pub fn vcpus(&self) -> Option<u32> {
+        self.vcpus
+    }
+}
+
+impl Travel {
+    fn read(action: Node<'_, '_>, vm: Node<'_, '_>) -> Self {
+        let text = |node: Option<Node<'_, '_>>, name| Some(value(node?, name)?.0);
+        let datastore = child(action, "DATASTORE");
+        let shared = text(datastore.and_then(|datastore| child(datastore, "TEMPLATE")), "SHARED");
+        let features = child(vm, "TEMPLATE").and_then(|template| child(template, "FEATURES"));
+        let is_yes = |text: String| text.eq_ignore_ascii_case("yes");
+        let source_dir = || Some(PathBuf::from(text(datastore, "BASE_PATH")?).join(text(Some(vm), "ID")?));
+        Self {
+            source_dir: source_dir(),
+            target_dir: text(Some(action), "DISK_TARGET_PATH").map(PathBuf::from),
+            // A version that says nothing knows only shared storage.
+            is_shared: shared.is_none_or(is_yes),
+            auto_converge: text(features, "MIGRATE_AUTO_CONVERGE"),
+            is_compressed: text(features, "MIGRATE_COMPRESSED").is_some_and(is_yes),
+        }
+    }
 }
 
 impl VmNic {
+    /// A NIC of which only the arguments of an action are known.
+    pub fn new(mac: MacAddress, bridge: Option<String>) -> Self {
+        Self {
+            mac,
+            id: None,
+            vlan: None,
+            bridge,
+            bridge_type: None,
+            network_mode: None,
+            target: None,
+            model: None,
+            boot_order: None,
+            script: None,
+            queues: None,
+            filter: None,
+            ip: None,
+            vrouter_ip: None,
+            inbound: Bandwidth::default(),
+            outbound: Bandwidth::default(),
+            attach: true,
+        }
+    }
+
+    /// The root that its bridge asks a VF of: `None` for a NIC on a bridge without the prefix `sriov_`.
+    ///
+    /// # Errors
+    /// [`ParseError`] when what follows the prefix is no root name.
+    pub fn root(&self) -> Option<Result<RootName, ParseError>> {
+        self.bridge.as_deref().and_then(RootName::from_bridge)
+    }
+
     fn read(nic: Node<'_, '_>) -> Result<Option<Self>, XmlError> {
-        let Some((mac, at)) = value(nic, "MAC") else { return Ok(None) };
-        let bridge = value(nic, "BRIDGE").map(|(bridge, _)| bridge);
-        let is_sriov = bridge.as_deref().and_then(RootName::from_bridge).is_some();
+        let Some(mac) = mac(nic)? else { return Ok(None) };
+        let new = Self::new(mac, text(nic, "BRIDGE"));
         let vlan = match value(nic, "VLAN_ID").map(|(vlan, at)| (decimal(&vlan), at)) {
             Some((Ok(vlan), _)) => Some(vlan),
-            Some((Err(error), at)) if is_sriov => return Err(XmlError::at(at, format_args!("VLAN_ID: {error}"))),
+            Some((Err(error), at)) if new.root().is_some() => {
+                return Err(XmlError::at(at, format_args!("VLAN_ID: {error}")));
+            }
             Some((Err(_), _)) | None => None,
         };
         Ok(Some(Self {
-            mac: mac.parse().map_err(|error| XmlError::at(at, format_args!("MAC: {error}")))?,
-            id: value(nic, "NIC_ID").and_then(|(id, _)| decimal(&id).ok()),
+            id: number(nic, "NIC_ID"),
             vlan,
-            bridge,
+            bridge_type: text(nic, "BRIDGE_TYPE"),
+            network_mode: text(nic, "NETWORK_MODE"),
+            target: text(nic, "TARGET"),
+            model: text(nic, "MODEL"),
+            boot_order: number(nic, "ORDER"),
+            script: text(nic, "SCRIPT"),
+            queues: text(nic, "VIRTIO_QUEUES"),
+            filter: text(nic, "FILTER"),
+            ip: text(nic, "IP"),
+            vrouter_ip: text(nic, "VROUTER_IP"),
+            inbound: Bandwidth::read(nic, ["INBOUND_AVG_BW", "INBOUND_PEAK_BW", "INBOUND_PEAK_KB"]),
+            outbound: Bandwidth::read(nic, ["OUTBOUND_AVG_BW", "OUTBOUND_PEAK_BW", "OUTBOUND_PEAK_KB"]),
+            attach: is_attached(nic),
+            ..new
         }))
     }
+}
+
+impl Bandwidth {
+    fn read(nic: Node<'_, '_>, [average, peak, burst]: [&'static str; 3]) -> Self {
+        Self { average: text(nic, average), peak: text(nic, peak), burst: text(nic, burst) }
+    }
+}
+
+impl VmPci {
+    fn read(pci: Node<'_, '_>) -> Result<Option<Self>, XmlError> {
+        let attach = is_attached(pci);
+        let device = match text(pci, "UUID") {
+            Some(uuid) => PciDevice::Mediated(uuid),
+            None => match address(pci, ["DOMAIN", "BUS", "SLOT", "FUNCTION"]) {
+                Some(address) => PciDevice::Function(address),
+                None if attach => {
+                    return Err(XmlError::at(pci, "expected DOMAIN, BUS, SLOT and FUNCTION in <PCI>, found others"));
+                }
+                None => return Ok(None),
+            },
+        };
+        let guest = address(pci, ["VM_DOMAIN", "VM_BUS", "VM_SLOT", "VM_FUNCTION"]);
+        Ok(Some(Self { mac: mac(pci)?, device, guest, attach }))
+    }
+}
+
+impl VmAlias {
+    fn read(alias: Node<'_, '_>) -> Option<Self> {
+        Some(Self { mac: mac(alias).ok()??, attach: is_attached(alias) })
+    }
+}
+
+fn is_attached(device: Node<'_, '_>) -> bool {
+    text(device, "ATTACH").as_deref() == Some("YES")
+}
+
+fn mac(nic: Node<'_, '_>) -> Result<Option<MacAddress>, XmlError> {
+    let Some((mac, at)) = value(nic, "MAC") else { return Ok(None) };
+    mac.parse().map(Some).map_err(|error| XmlError::at(at, format_args!("MAC: {error}")))
+}
+
+/// A PCI address in four elements: hexadecimal, with or without `0x`.
+fn address(pci: Node<'_, '_>, names: [&'static str; 4]) -> Option<PciAddress> {
+    let [domain, bus, slot, function] = names.map(|name| {
+        let text = text(pci, name)?;
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        u32::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))
+    });
+    let small = |number: Option<u32>| u8::try_from(number?).ok();
+    PciAddress::new(domain?, small(bus)?, small(slot)?, small(function)?).ok()
+}
+
+fn text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
+    value(node, name).map(|(text, _)| text)
+}
+
+fn number(node: Node<'_, '_>, name: &'static str) -> Option<u32> {
+    text(node, name).and_then(|text| decimal(&text).ok())
 }
 
 /// The text of an element and where it stands; nothing when it is empty, which is how OpenNebula writes "not set".

@@ -16,6 +16,8 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod suspend;
+
 const STATE: &str = "/tmp/vf_interfaces";
 const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
 
@@ -33,6 +35,8 @@ type Scenario = (&'static str, fn(LabHost));
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
+
+use suspend::*;
 
 const SCENARIOS: &[Scenario] = scenarios![
     one_vf,
@@ -59,6 +63,19 @@ const SCENARIOS: &[Scenario] = scenarios![
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
+    save_and_restore_on_pc,
+    save_and_restore_on_q35,
+    save_of_a_paused_vm_touches_nothing,
+    firmware_releases_late,
+    paused_guest_releases_late_and_is_saved_afterwards,
+    restore_without_a_free_vf_keeps_the_checkpoint,
+    killed_while_saving,
+    killed_while_restoring,
+    cancel_during_a_save_that_hangs,
+    libvirtd_restarts_during_an_unplug,
+    guest_reboots_during_an_unplug,
+    an_adopted_domain_is_saved,
+    a_foreign_device_is_refused,
     host_reboot_with_claims_left_behind,
 ];
 
@@ -66,7 +83,7 @@ fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let known: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
-    assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab.rs differ");
+    assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
@@ -89,7 +106,10 @@ fn main() -> ExitCode {
             failed += 1;
             println!(
                 "{}",
-                host.root("tail -n 40 /var/log/syslog; tail -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null").out
+                host.root(
+                    "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null"
+                )
+                .out
             );
         }
     }
@@ -102,7 +122,7 @@ fn main() -> ExitCode {
 fn prepare(host: LabHost) {
     host.root(
         "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
-         rm -rf /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
+         rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
     )
     .ok();
     host.set_up();
@@ -472,14 +492,14 @@ fn reboot_and_reset(host: LabHost) {
     cancel(host, &vm);
 }
 
-/// One call as OpenNebula made it, with the arguments and the input it recorded. There is no KVM here.
+/// One call as OpenNebula made it, with the arguments and the input it recorded.
 fn recorded(host: LabHost, name: &str) -> Said {
     let dir = project().join("tests/fixtures/wire").join(name);
     let action = name.split('-').nth(1).unwrap();
     let argv = fs::read_to_string(dir.join("argv")).unwrap();
     let args: Vec<&str> = argv.lines().collect();
     let (args, [id, _]) = args.split_last_chunk().map(|(args, tail)| (args, *tail)).unwrap();
-    let stdin = fs::read_to_string(dir.join("stdin")).unwrap().replacen("<domain type='kvm'", "<domain type='qemu'", 1);
+    let stdin = fs::read_to_string(dir.join("stdin")).unwrap();
     host.action(action, args, &Vm::new(id.parse().unwrap()), stdin.trim_end_matches('\n'))
 }
 

@@ -1,0 +1,521 @@
+//! `migrate`: a running VM goes to another host, and its VFs are plugged there.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::gone;
+use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::{Host, POLL};
+use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
+use crate::sudo::Sudo;
+use crate::vm::{Found, Vm};
+use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
+use crate::{DeployId, HostName};
+
+/// A disk's block job ends by itself: how often and how long it is waited for.
+///
+/// # Source
+/// OpenNebula's stock driver: three tries, 5 s apart.
+const BLOCK_JOB_TRIES: usize = 3;
+const BLOCK_JOB_WAIT: Duration = Duration::from_secs(5);
+
+/// Between two looks at a copy that runs.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a failed move may take to become clear at the destination.
+const CLEAR: Duration = Duration::from_secs(30);
+
+/// From where to where a VM goes, as OpenNebula names the hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// This host; `None` when OpenNebula did not say.
+    pub from: Option<HostName>,
+    /// The destination.
+    pub to: HostName,
+}
+
+/// Moves a running VM to another host.
+///
+/// An agent on the destination checks everything and claims the VFs there before anything happens here; then the VFs are
+/// unplugged, libvirt moves the VM, and the agent plugs others in at the same guest addresses.
+///
+/// * `data` - OpenNebula's description of the VM and of its move
+/// * `reach` - how the destination is reached
+///
+/// # Errors
+/// The VM runs on here with its VFs, and nothing is claimed at the destination; or the error's state says exactly what is
+/// left. Once the VM runs there, nothing is an error any more: a VF that can't be plugged is logged and left to
+/// reconciliation.
+///
+/// # Source
+/// OpenNebula's stock `migrate`.
+pub fn migrate(
+    host: &Host,
+    id: &DeployId,
+    route: &Route,
+    data: Option<&VmData>,
+    reach: &dyn Reach,
+) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
+    let options = options(host, data).map_err(untouched)?;
+    let traveller = match Vm::open(host, "migrate", id, data).map_err(untouched)? {
+        Found::WithVfs(vm) => Traveller::WithVfs(vm),
+        Found::Plain(domain) => Traveller::Plain(domain),
+    };
+    Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
+}
+
+/// MIGRATE_OPTIONS and what the VM's features ask for.
+fn options(host: &Host, data: Option<&VmData>) -> Result<MigrationOptions, Cause> {
+    let wrong = |what: &str| {
+        let what = what.to_owned();
+        move |source| Cause::Value { what, source }
+    };
+    let mut options = MigrationOptions::parse(host.kvmrc().migrate_options()).map_err(wrong("MIGRATE_OPTIONS"))?;
+    if let Some(travel) = data.map(VmData::travel) {
+        options
+            .add_features(travel.auto_converge.as_deref(), travel.is_compressed)
+            .map_err(wrong("the feature MIGRATE_AUTO_CONVERGE"))?;
+    }
+    Ok(options)
+}
+
+/// The VM that is to go.
+enum Traveller<'a> {
+    WithVfs(Box<Vm<'a>>),
+    Plain(DomainRef),
+}
+
+impl<'a> Traveller<'a> {
+    fn domain(&self) -> &DomainRef {
+        match self {
+            Self::WithVfs(vm) => &vm.domain,
+            Self::Plain(domain) => domain,
+        }
+    }
+
+    fn with_vfs(&mut self) -> Option<&mut Vm<'a>> {
+        match self {
+            Self::WithVfs(vm) => Some(vm),
+            Self::Plain(_) => None,
+        }
+    }
+
+    fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            Self::WithVfs(vm) => Some(&vm.wanted),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// Refuses what can't work, before anybody is asked.
+    fn check(&self, host: &Host) -> Result<(), Cause> {
+        let Self::WithVfs(vm) = self else { return Ok(()) };
+        if host.hypervisor().job(&vm.domain)?.is_some() {
+            return Err(Cause::JobRuns { vm: vm.domain.name.clone(), what: "a copy or a save" });
+        }
+        vm.check_can_leave("migrated")
+    }
+}
+
+/// A VM whose destination is ready for it.
+struct Departure<'a> {
+    host: &'a Host,
+    traveller: Traveller<'a>,
+    agent: Agent,
+    /// Names this one move on both hosts.
+    id: String,
+    /// The dummies' bridge there.
+    bridge: Option<String>,
+    migration: Migration,
+    snapshots: Vec<(String, bool)>,
+    /// Whether libvirt was asked to move it: from then on both hosts are looked at.
+    is_under_way: bool,
+}
+
+/// What became of a VM whose move failed.
+enum Verdict {
+    /// It is here, and nowhere else.
+    Here,
+    /// It is there after all.
+    There,
+    /// It is neither here nor there.
+    Gone,
+    /// It is not known whether it runs there.
+    InDoubt,
+}
+
+impl<'a> Departure<'a> {
+    /// Has the destination check and claim everything. Nothing is changed here.
+    fn prepare(
+        host: &'a Host,
+        traveller: Traveller<'a>,
+        route: &Route,
+        options: MigrationOptions,
+        _data: Option<&VmData>,
+        reach: &dyn Reach,
+    ) -> Result<Self, Cause> {
+        traveller.check(host)?;
+        let domain = traveller.domain().clone();
+        if route.from.as_ref() == Some(&route.to) {
+            return Err(Cause::NoMove { vm: domain.name, how: format!("to {}, where it is", route.to) });
+        }
+        let migration = Migration {
+            destination: format!("{}://{}/system", host.kvmrc().qemu_protocol(), route.to),
+            options,
+            ..Migration::default()
+        };
+        let id = new_id()?;
+        let visitor = Visitor {
+            name: domain.name.clone(),
+            uuid: domain.uuid.clone(),
+            id: id.clone(),
+            wanted: traveller.wanted().cloned(),
+            dir: None,
+            is_paused: migration.paused,
+        };
+        let mut agent = Agent::start(reach, &route.to)?;
+        let bridge = match agent.ask(&Request::Prepare(Box::new(visitor)))? {
+            Answer::Ready { bridge } => bridge,
+            other => return Err(agent.unexpected(&other).into()),
+        };
+        Ok(Self { host, traveller, agent, id, bridge, migration, snapshots: Vec::new(), is_under_way: false })
+    }
+
+    fn run(mut self) -> Result<(), ActionError> {
+        match self.depart() {
+            Ok(()) => Ok(self.arrive()),
+            Err(cause) => match self.judge() {
+                Verdict::There => {
+                    log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
+                    Ok(self.arrive())
+                }
+                Verdict::Here => Err(self.stay(cause)),
+                Verdict::Gone => Err(self.lost(cause)),
+                Verdict::InDoubt => Err(self.in_doubt(cause)),
+            },
+        }
+    }
+
+    /// Everything up to libvirt's word that the VM is there.
+    fn depart(&mut self) -> Result<(), Cause> {
+        let to = self.agent.host().to_string();
+        if let Some(vm) = self.traveller.with_vfs() {
+            vm.begin(OperationKind::Migrate { to, id: self.id.clone() }, None)?;
+        }
+        self.take_snapshots()?;
+        if let Some(vm) = self.traveller.with_vfs() {
+            let devices = vm.plugged();
+            vm.unplug(&devices)?;
+        }
+        self.migration.xml = self.xml_there()?;
+        for _ in 1..BLOCK_JOB_TRIES {
+            match self.call() {
+                Err(Cause::Call { source, .. }) if source.kind() == LibvirtErrorKind::ActiveBlockJob => {
+                    log::info!("a block job runs on a disk of {}: it is waited for", self.traveller.domain().name);
+                    self.let_pass(BLOCK_JOB_WAIT)?;
+                }
+                other => return other,
+            }
+        }
+        self.call()
+    }
+
+    /// libvirt moves no domain that has snapshots: what it knows of them goes, and both hosts are told anew.
+    fn take_snapshots(&mut self) -> Result<(), Cause> {
+        let (hypervisor, domain) = (self.host.hypervisor(), self.traveller.domain());
+        let known = hypervisor.snapshots(domain)?;
+        for name in &known.names {
+            let xml = hypervisor.snapshot_xml(domain, name)?;
+            let is_current = known.current.as_ref() == Some(name);
+            self.agent.ask(&Request::Snapshot { is_current, xml: xml.clone() })?;
+            self.snapshots.push((xml, is_current));
+        }
+        // Children first: what is left by a crash has its parents.
+        for name in known.names.iter().rev() {
+            hypervisor.delete_snapshot(domain, name, true)?;
+        }
+        Ok(())
+    }
+
+    /// The domain's XML there; `None` when it is the one from here.
+    fn xml_there(&mut self) -> Result<Option<String>, Cause> {
+        let (host, bridge) = (self.host, self.bridge.clone());
+        let Some((bridge, vm)) = bridge.zip(self.traveller.with_vfs()) else { return Ok(None) };
+        if dummies_are_on(&vm.live, &vm.wanted, &bridge) {
+            return Ok(None);
+        }
+        let text = host.hypervisor().migratable_xml(&vm.domain)?;
+        image_for(&text, "".as_ref(), None, Some(&bridge))
+            .map(Some)
+            .map_err(|source| Cause::Xml { what: format!("the XML of {}", vm.domain.name), source })
+    }
+
+    /// Waits, unless there is a reason to stop.
+    fn let_pass(&mut self, time: Duration) -> Result<(), Cause> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            match self.reason_to_stop() {
+                Some(cause) => return Err(cause),
+                None => thread::sleep(POLL),
+            }
+        }
+        Ok(())
+    }
+
+    fn reason_to_stop(&mut self) -> Option<Cause> {
+        if self.agent.is_lost() {
+            return Some(self.agent.lost().into());
+        }
+        let vm = self.traveller.with_vfs()?;
+        vm.lock.cancelled().then(|| Cause::Cancelled { name: vm.domain.name.clone() })
+    }
+
+    /// Has libvirt move the domain, and aborts it when the destination is lost.
+    fn call(&mut self) -> Result<(), Cause> {
+        if let Some(cause) = self.reason_to_stop() {
+            return Err(cause);
+        }
+        self.is_under_way = true;
+        let domain = self.traveller.domain().clone();
+        let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || drop(sender.send(hypervisor.migrate(&mover, &migration))));
+        let what = format!("migrate {} to {}", domain.name, self.agent.host());
+        let mut progress = Progress::default();
+        let mut stopped: Option<(Instant, Cause)> = None;
+        let timeout = self.host.kvmrc().call_timeout();
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(source)) => return Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let text = "the call that moves it ended by a panic";
+                    return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::Other, 0, text) });
+                }
+            }
+            match &stopped {
+                Some((since, _)) if since.elapsed() >= timeout => {
+                    let text = format!("libvirt has not ended the aborted move for {} s", timeout.as_secs());
+                    return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::NoAnswer, 0, text) });
+                }
+                Some(_) => {}
+                None => {
+                    progress.look(self.host, &domain);
+                    stopped = self.reason_to_stop().map(|cause| (Instant::now(), cause));
+                    if let Some((_, cause)) = &stopped {
+                        log::warn!("{cause}; the move is aborted");
+                        if let Err(error) = self.host.hypervisor().abort_job(&domain) {
+                            log::warn!("the move of {} could not be aborted: {error}", domain.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at both hosts after a failure: only what is true there and here decides.
+    fn judge(&mut self) -> Verdict {
+        if !self.is_under_way {
+            return Verdict::Here;
+        }
+        let (host, domain) = (self.host, self.traveller.domain().clone());
+        let hypervisor = host.hypervisor();
+        let here = host.patiently(|| match hypervisor.job(&domain)? {
+            // libvirt has not let go of it: nothing is decided yet.
+            Some(_) => Ok(Err(())),
+            None => Ok(Ok(hypervisor.state(&domain)?)),
+        });
+        let here = match here {
+            Ok(Ok(state)) => state,
+            Ok(Err(())) => return Verdict::InDoubt,
+            Err(cause) => {
+                log::warn!("{cause}");
+                return Verdict::InDoubt;
+            }
+        };
+        if here.is_some_and(RunState::runs) {
+            return Verdict::Here;
+        }
+        let there = match self.there() {
+            Ok(presence) => presence,
+            Err(cause) => {
+                log::warn!("{cause}");
+                return Verdict::InDoubt;
+            }
+        };
+        match (here, there) {
+            (_, Presence::Running) => Verdict::There,
+            (_, Presence::Paused) if self.migration.paused => Verdict::There,
+            (None, Presence::Absent) => Verdict::Gone,
+            (Some(_), Presence::Absent) => match self.resume() {
+                Ok(()) => Verdict::Here,
+                Err(cause) => {
+                    log::warn!("{cause}");
+                    Verdict::InDoubt
+                }
+            },
+            _ => Verdict::InDoubt,
+        }
+    }
+
+    /// Where the VM is, seen from the destination; a move that ends just now is waited for.
+    fn there(&mut self) -> Result<Presence, Cause> {
+        let uuid = self.traveller.domain().uuid.clone();
+        let end = Instant::now() + CLEAR;
+        loop {
+            match self.agent.state(&uuid)? {
+                Presence::Incoming | Presence::Ending if Instant::now() < end => thread::sleep(POLL),
+                presence => return Ok(presence),
+            }
+        }
+    }
+
+    /// It never ran there, and libvirt left it paused here.
+    fn resume(&self) -> Result<(), Cause> {
+        let (hypervisor, domain) = (self.host.hypervisor(), self.traveller.domain());
+        match hypervisor.state(domain)? {
+            Some(RunState::PausedForMigration) => Ok(hypervisor.resume(domain)?),
+            // Paused by its user, or by an error of its disk: as it was.
+            _ => Ok(()),
+        }
+    }
+
+    /// The VM is there: nothing is an error any more.
+    fn arrive(mut self) {
+        let (host, domain) = (self.host, self.traveller.domain().clone());
+        let (name, to) = (domain.name.clone(), self.agent.host().clone());
+        match host.patiently(|| gone::is_gone(host, &domain)).and_then(|gone| match gone {
+            true => Ok(()),
+            // Its CPUs run there, so this is only a shell.
+            false => gone::destroy(host, &domain),
+        }) {
+            Ok(()) => {
+                if let Some(vm) = self.traveller.with_vfs() {
+                    if let Err(error) = gone::release(host, &vm.store, &vm.owner(), "migrate") {
+                        log::warn!("{error}; {name} has gone, its VFs here are freed by the next action that looks");
+                    }
+                }
+            }
+            Err(cause) => log::warn!("{cause}; {name} runs on {to}, its shell here must be destroyed by hand"),
+        }
+        match self.agent.ask(&Request::Finish) {
+            Ok(Answer::Done) => log::info!("{name} runs on {to}"),
+            Ok(Answer::Left(what)) => log::warn!("{name} runs on {to}, but {what}"),
+            Ok(other) => log::warn!("{name} runs on {to}; its agent answered {other}"),
+            Err(error) => log::warn!("{error}; {name} runs on {to}, what it lacks there is left to reconciliation"),
+        }
+        if host.kvmrc().cleanup_memory_on_stop() {
+            Sudo::ask().compact_memory();
+        }
+    }
+
+    /// The VM stays here: undoes everything in reverse, or says exactly what is left.
+    fn stay(mut self, cause: Cause) -> ActionError {
+        let (host, domain) = (self.host, self.traveller.domain().clone());
+        // A domain of it that is there may go only while its CPUs run here.
+        let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
+        let mut undo = None;
+        match self.agent.is_lost() {
+            true => log::warn!("{} frees what it holds for {} by itself", self.agent.host(), domain.name),
+            false => {
+                if let Err(error) = self.agent.ask(&Request::Abort { destroy }) {
+                    log::warn!("{error}; what is held there is freed by the next action that looks");
+                }
+            }
+        }
+        if let Some(vm) = self.traveller.with_vfs() {
+            undo = vm.plug_back(&cause).err();
+        }
+        for (xml, is_current) in &self.snapshots {
+            if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
+                log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
+            }
+        }
+        match undo {
+            None => {
+                let state = pending(&cause).map_or(HostState::NothingMoved, HostState::Left);
+                ActionError::new("migrate", cause, state)
+            }
+            Some(undo) => {
+                let left = format!(
+                    "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
+                    domain.name
+                );
+                let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+                ActionError::new("migrate", cause, HostState::Left(left))
+            }
+        }
+    }
+
+    /// The VM ended during its move.
+    fn lost(mut self, cause: Cause) -> ActionError {
+        if let Err(error) = self.agent.ask(&Request::Abort { destroy: false }) {
+            log::warn!("{error}; what is held there is freed by the next action that looks");
+        }
+        if let Some(vm) = self.traveller.with_vfs() {
+            if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), "migrate") {
+                log::warn!("{error}; its VFs are freed by the next action that looks");
+            }
+        }
+        let left = format!("{} has ended, here and on {}", self.traveller.domain().name, self.agent.host());
+        ActionError::new("migrate", cause, HostState::Left(left))
+    }
+
+    fn in_doubt(self, cause: Cause) -> ActionError {
+        let (vm, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
+        let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
+        ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
+    }
+}
+
+/// What is to be said when the guest may still release a VF.
+fn pending(cause: &Cause) -> Option<String> {
+    let Cause::NotReleased { .. } = cause else { return None };
+    Some(
+        "nothing was moved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
+         back (is the guest's PCI hot-plug driver loaded?)"
+            .into(),
+    )
+}
+
+/// Whether all dummies of a VM are on this bridge already.
+fn dummies_are_on(live: &LiveDomain, wanted: &Wanted, bridge: &str) -> bool {
+    wanted.nics.iter().all(|nic| {
+        let alias = dummy_alias_of(nic.position);
+        let dummy = live.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
+        dummy.is_none_or(|dummy| dummy.bridge.as_deref() == Some(bridge))
+    })
+}
+
+/// A name for this move that no other has.
+fn new_id() -> Result<String, Cause> {
+    let path = "/proc/sys/kernel/random/uuid";
+    let id = std::fs::read_to_string(path).map_err(Cause::file("read", path))?;
+    Ok(id.trim().to_owned())
+}
+
+/// Lines in the log while the copy runs.
+#[derive(Default)]
+struct Progress {
+    said: usize,
+}
+
+impl Progress {
+    /// At which parts of the copy a line is due, in percent.
+    const LINES: [u64; 4] = [10, 25, 50, 75];
+
+    fn look(&mut self, host: &Host, domain: &DomainRef) {
+        let Ok(Some(job)) = host.hypervisor().job(domain) else { return };
+        let Some((done, all)) = job.progress.filter(|(_, all)| *all > 0) else { return };
+        let percent = done.saturating_mul(100) / all;
+        let passed = Self::LINES.iter().filter(|line| percent >= **line).count();
+        if passed > self.said {
+            self.said = passed;
+            log::info!("{}: {percent} % of {} MiB copied", domain.name, all >> 20);
+        }
+    }
+}

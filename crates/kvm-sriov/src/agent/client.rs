@@ -1,0 +1,378 @@
+//! The end that asks: starts the agent on another host, and talks to it.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::conversation::{Conversation, Heard, Pulse};
+use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION};
+use crate::span::{Kind, Span};
+use crate::{DomainUuid, HostName};
+
+/// How long an agent may take from ssh to its first line.
+const START: Duration = Duration::from_secs(60);
+
+/// How many of the last lines of ssh tell why it failed.
+const LAST_WORDS: usize = 3;
+
+/// Ours, not the user's: nobody is asked for a password, a dead connection is known in a minute, and none is shared with
+/// somebody who may close it.
+const SSH_OPTIONS: [&str; 6] = [
+    "BatchMode=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=10",
+    "ServerAliveCountMax=6",
+    "ControlMaster=no",
+    "ControlPath=none",
+];
+
+/// A failure around an agent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The agent could not be started. Nothing was touched there.
+    #[error("cannot start the agent on {host}: {why}")]
+    NotStarted {
+        /// The host.
+        host: HostName,
+        /// What ssh or the system said.
+        why: String,
+    },
+    /// The agent is of another version. Nothing was touched there.
+    #[error(
+        "the agent on {host} speaks version {found} of the protocol, this host version {VERSION}: copy the drivers to \
+         all hosts (onehost sync -f)"
+    )]
+    Version {
+        /// The host.
+        host: HostName,
+        /// Its version.
+        found: String,
+    },
+    /// The agent refused. Nothing was changed there by what was asked.
+    #[error("{host}: {why}")]
+    Refused {
+        /// The host.
+        host: HostName,
+        /// Why.
+        why: String,
+    },
+    /// The connection to the agent was lost.
+    #[error("the agent on {host} was lost{why}")]
+    Lost {
+        /// The host.
+        host: HostName,
+        /// What is known, after a colon; or nothing.
+        why: String,
+    },
+    /// The agent said something that is no answer.
+    #[error("the agent on {host} said {what}")]
+    Unexpected {
+        /// The host.
+        host: HostName,
+        /// What it said.
+        what: String,
+    },
+    /// Files could not be copied to the other host.
+    #[error("cannot copy {what} to {host}: {why}")]
+    Copy {
+        /// The host.
+        host: HostName,
+        /// Which files.
+        what: String,
+        /// What rsync said.
+        why: String,
+    },
+}
+
+/// How other hosts are reached.
+pub trait Reach: Send + Sync {
+    /// Starts the agent on a host.
+    ///
+    /// # Errors
+    /// It could not be started; nothing was touched there.
+    fn start(&self, host: &HostName) -> Result<Link, AgentError>;
+
+    /// Copies files and directories into a directory of a host, under their own names.
+    ///
+    /// # Errors
+    /// Not all of them are there.
+    fn copy(&self, files: &[PathBuf], host: &HostName, dir: &Path) -> Result<(), AgentError>;
+}
+
+/// Both directions of a connection to an agent, and what keeps it.
+pub struct Link {
+    input: Box<dyn Read + Send>,
+    output: Box<dyn Write + Send>,
+    ssh: Option<SshProcess>,
+}
+
+impl Link {
+    /// A connection to an agent that is served elsewhere, such as on a thread.
+    pub fn new(input: impl Read + Send + 'static, output: impl Write + Send + 'static) -> Self {
+        Self { input: Box::new(input), output: Box::new(output), ssh: None }
+    }
+}
+
+/// Other hosts are reached through ssh.
+#[derive(Debug, Clone)]
+pub struct Ssh {
+    program: PathBuf,
+    agent: String,
+    forward: bool,
+}
+
+impl Ssh {
+    /// From a host with the driver in `driver_dir`: on the other host it lies in the same place.
+    pub fn new(driver_dir: &Path) -> Self {
+        Self { program: "ssh".into(), agent: driver_dir.join(PROGRAM).display().to_string(), forward: false }
+    }
+
+    /// From the front-end to a host, with the keys of this user's ssh agent forwarded: the host goes on to another one.
+    ///
+    /// * `driver_dir` - where the driver lies in the front-end's own remotes directory
+    ///
+    /// # Source
+    /// OpenNebula's `/var/lib/one/config` beside its remotes: SCRIPTS_REMOTE_DIR, `/var/tmp/one` when it is not set.
+    pub fn from_front_end(driver_dir: &Path) -> Self {
+        let config = std::fs::read_to_string(driver_dir.join("../../../config")).unwrap_or_default();
+        let set = config.lines().find_map(|line| line.trim().strip_prefix("SCRIPTS_REMOTE_DIR="));
+        let remotes = set.map(|value| value.trim_matches(['"', '\''])).filter(|value| value.starts_with('/'));
+        let name = driver_dir.file_name().unwrap_or("kvm-sriov".as_ref());
+        let there = Path::new(remotes.unwrap_or("/var/tmp/one")).join("vmm").join(name);
+        Self { forward: true, ..Self::new(&there) }
+    }
+
+    /// The same with another program in place of `ssh`.
+    #[must_use]
+    pub fn with_program(self, program: PathBuf) -> Self {
+        Self { program, ..self }
+    }
+
+    fn options(&self) -> impl Iterator<Item = &'static str> {
+        let forward = if self.forward { "ForwardAgent=yes" } else { "ForwardAgent=no" };
+        SSH_OPTIONS.into_iter().chain([forward]).flat_map(|option| ["-o", option])
+    }
+}
+
+impl Reach for Ssh {
+    fn start(&self, host: &HostName) -> Result<Link, AgentError> {
+        let failed = |why: String| AgentError::NotStarted { host: host.clone(), why };
+        // The one thing that a shell over there reads.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-');
+        if !self.agent.bytes().all(plain) {
+            return Err(failed(format!("its path {} is none that a shell takes as it is", self.agent)));
+        }
+        let mut child = Command::new(&self.program)
+            .args(self.options())
+            .arg("--")
+            .arg(host.as_str())
+            .arg(&self.agent)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(format!("{}: {error}", self.program.display())))?;
+        let (Some(output), Some(input), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(failed("no pipes".into()));
+        };
+        let ssh = SshProcess::new(child, errors, host);
+        Ok(Link { input: Box::new(input), output: Box::new(output), ssh: Some(ssh) })
+    }
+
+    fn copy(&self, files: &[PathBuf], host: &HostName, dir: &Path) -> Result<(), AgentError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let failed = |why: String| {
+            let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+            AgentError::Copy { host: host.clone(), what: names.join(", "), why }
+        };
+        let shell: Vec<&str> = self.options().collect();
+        // --protect-args: names travel inside of the connection, and no shell over there reads them.
+        let out = Command::new("rsync")
+            .args(["-az", "--protect-args", "-e"])
+            .arg(format!("{} {}", self.program.display(), shell.join(" ")))
+            .arg("--")
+            .args(files)
+            .arg(format!("{host}:{}/", dir.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|error| failed(format!("rsync: {error}")))?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&out.stderr);
+        Err(failed(said.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
+    }
+}
+
+/// The ssh that carries a conversation. What the agent logs is logged here, with the host's name; other lines are ssh's own and
+/// tell why it failed.
+struct SshProcess {
+    child: Child,
+    listener: Option<JoinHandle<()>>,
+    last_words: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl SshProcess {
+    fn new(child: Child, errors: impl Read + Send + 'static, host: &HostName) -> Self {
+        let last_words = Arc::new(Mutex::new(VecDeque::new()));
+        let (words, host) = (Arc::clone(&last_words), host.clone());
+        let listener = thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
+                if !relay(&host, &line) {
+                    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+                    words.push_back(line.trim().to_owned());
+                    if words.len() > LAST_WORDS {
+                        words.pop_front();
+                    }
+                }
+            }
+        });
+        Self { child, listener: Some(listener), last_words }
+    }
+
+    fn end(&mut self) {
+        // It may have ended by itself; then only its status is to be collected.
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            log::debug!("ssh: {error}");
+        }
+    }
+
+    /// What ssh said before it ended.
+    fn why(&mut self) -> String {
+        self.end();
+        if let Some(listener) = self.listener.take() {
+            // It only ends early by a panic, and then there is less to tell.
+            drop(listener.join());
+        }
+        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.iter().cloned().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Drop for SshProcess {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Logs a line of the agent's log here; `false` when it is none.
+fn relay(host: &HostName, line: &str) -> bool {
+    let Some((severity, text)) = line.split_once(": ") else { return false };
+    let level = match severity {
+        "ERROR" => log::Level::Error,
+        "WARN" => log::Level::Warn,
+        "INFO" => log::Level::Info,
+        "DEBUG" => log::Level::Debug,
+        _ => return false,
+    };
+    let text = text.strip_prefix(PROGRAM).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text);
+    log::log!(level, "{host}: {text}");
+    true
+}
+
+/// An agent that was started and answers.
+pub struct Agent {
+    host: HostName,
+    // Closed before ssh is ended: fields drop in this order.
+    conversation: Conversation,
+    ssh: Option<SshProcess>,
+}
+
+impl Agent {
+    /// Starts the agent on a host and waits for its first line.
+    ///
+    /// # Errors
+    /// It can't be reached, or is of another version; nothing was touched there.
+    pub fn start(reach: &dyn Reach, host: &HostName) -> Result<Self, AgentError> {
+        let _span = Span::begin(Kind::Ssh, "start the agent");
+        let link = reach.start(host)?;
+        let conversation = Conversation::new(link.input, link.output, Pulse::default());
+        let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh };
+        let end = Instant::now() + START;
+        loop {
+            match agent.conversation.next(end.saturating_duration_since(Instant::now())) {
+                Heard::Line(line) => match version(&line) {
+                    Some(found) if found == VERSION.to_string() => return Ok(agent),
+                    Some(found) => return Err(AgentError::Version { host: host.clone(), found: found.to_owned() }),
+                    // A greeting of the host.
+                    None => log::debug!("{host}: {line}"),
+                },
+                Heard::Nothing => {
+                    let why = format!("no answer for {} s", START.as_secs());
+                    return Err(AgentError::NotStarted { host: host.clone(), why });
+                }
+                Heard::Ended => {
+                    let why = agent.ssh.as_mut().map(SshProcess::why).filter(|why| !why.is_empty());
+                    let why = why.unwrap_or_else(|| "the connection ended before its first line".into());
+                    return Err(AgentError::NotStarted { host: host.clone(), why });
+                }
+            }
+        }
+    }
+
+    /// The host it is on.
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// Whether it is gone, or can't be heard of any more. Does not wait.
+    pub fn is_lost(&self) -> bool {
+        self.conversation.is_over()
+    }
+
+    /// Where a VM is, seen from there.
+    ///
+    /// # Errors
+    /// The agent was lost, or its libvirtd does not answer.
+    pub fn state(&mut self, uuid: &DomainUuid) -> Result<Presence, AgentError> {
+        match self.ask(&Request::State(uuid.clone()))? {
+            Answer::State(presence) => Ok(presence),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Asks, and waits for the answer as long as the agent is alive.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, AgentError> {
+        let _span = Span::begin(Kind::Ssh, "ask the agent");
+        self.conversation.say(request);
+        let Some(line) = self.conversation.wait() else { return Err(self.lost()) };
+        match line.parse() {
+            Ok(Answer::Refused(why)) => Err(AgentError::Refused { host: self.host.clone(), why }),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(self.unexpected(&line)),
+        }
+    }
+
+    /// The failure that it is lost.
+    pub(crate) fn lost(&mut self) -> AgentError {
+        let why = self.ssh.as_mut().map(SshProcess::why).filter(|why| !why.is_empty());
+        AgentError::Lost { host: self.host.clone(), why: why.map(|why| format!(": {why}")).unwrap_or_default() }
+    }
+
+    pub(crate) fn unexpected(&self, line: &impl ToString) -> AgentError {
+        AgentError::Unexpected { host: self.host.clone(), what: format!("\"{}\"", line.to_string().escape_debug()) }
+    }
+}
+
+/// The version in the first line of an agent; `None` for any other line.
+fn version(line: &str) -> Option<&str> {
+    line.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ').next()
+}
+
+/// Asks a host where a VM is.
+///
+/// # Errors
+/// The host can't be reached, or its libvirtd does not answer. Nothing was touched.
+pub fn ask_state(reach: &dyn Reach, host: &HostName, uuid: &DomainUuid) -> Result<Presence, AgentError> {
+    Agent::start(reach, host)?.state(uuid)
+}

@@ -1,0 +1,205 @@
+//! Lines both ways, and signs of life: a connection can be lost without either end being told.
+
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The line that says only that its end is alive.
+const ALIVE: &str = "alive";
+
+/// The longest line, in bytes: a snapshot's XML is below 100 KiB.
+const LINE_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// How often each end says that it is alive, and how long the other one believes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pulse {
+    pub(crate) every: Duration,
+    pub(crate) silence: Duration,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(10), silence: Duration::from_secs(60) }
+    }
+}
+
+type Writer = Arc<Mutex<Option<Box<dyn Write + Send>>>>;
+
+/// One end of a conversation. A thread listens and another one says that this end is alive, whatever its owner does.
+pub(crate) struct Conversation {
+    lines: Receiver<String>,
+    heard: Arc<Mutex<Instant>>,
+    ended: Arc<AtomicBool>,
+    writer: Writer,
+    silence: Duration,
+    _pulse: Sender<Infallible>,
+}
+
+/// What came from the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// A line.
+    Line(String),
+    /// Nothing, for as long as was asked for.
+    Nothing,
+    /// The other end closed its side, or has not been heard of for too long.
+    Ended,
+}
+
+impl Conversation {
+    pub(crate) fn new(input: impl Read + Send + 'static, output: impl Write + Send + 'static, pulse: Pulse) -> Self {
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let writer: Writer = Arc::new(Mutex::new(Some(Box::new(output))));
+        let (sender, lines) = mpsc::channel();
+        let ear = Ear { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
+        thread::spawn(move || ear.listen(input));
+        let (stop, stopped) = mpsc::channel();
+        let beat = Arc::clone(&writer);
+        thread::spawn(move || {
+            while stopped.recv_timeout(pulse.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
+        });
+        Self { lines, heard, ended, writer, silence: pulse.silence, _pulse: stop }
+    }
+
+    /// Says a line. Whether it left this end; whether it arrived, the answer tells.
+    pub(crate) fn say(&self, line: impl ToString) -> bool {
+        write(&self.writer, &line.to_string())
+    }
+
+    /// What comes next, waiting at most `timeout`.
+    pub(crate) fn next(&self, timeout: Duration) -> Heard {
+        let end = Instant::now() + timeout;
+        loop {
+            let wait = end.min(self.silent_at()).saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(wait) {
+                Ok(line) => return Heard::Line(line),
+                Err(RecvTimeoutError::Disconnected) => return Heard::Ended,
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.silent_at() => return Heard::Ended,
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => return Heard::Nothing,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// What comes next, however long it takes.
+    pub(crate) fn wait(&self) -> Option<String> {
+        loop {
+            match self.next(self.silence) {
+                Heard::Line(line) => return Some(line),
+                Heard::Nothing => {}
+                Heard::Ended => return None,
+            }
+        }
+    }
+
+    /// Whether nothing will come any more. Does not wait.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.load(Ordering::Acquire) || Instant::now() >= self.silent_at()
+    }
+
+    fn silent_at(&self) -> Instant {
+        *locked(&self.heard) + self.silence
+    }
+}
+
+impl Drop for Conversation {
+    /// The other end hears of it at once, although a thread may still hold the writer for a moment.
+    fn drop(&mut self) {
+        *locked(&self.writer) = None;
+    }
+}
+
+fn write(writer: &Writer, line: &str) -> bool {
+    let mut writer = locked(writer);
+    let Some(output) = writer.as_mut() else { return false };
+    match output.write_all(format!("{line}\n").as_bytes()).and_then(|()| output.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            log::debug!("the other end does not listen any more: {error}");
+            *writer = None;
+            false
+        }
+    }
+}
+
+/// What a panicking thread left is a line at worst.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Ear {
+    sender: Sender<String>,
+    heard: Arc<Mutex<Instant>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Ear {
+    fn listen(self, input: impl Read) {
+        let mut input = BufReader::new(input);
+        let mut bytes = Vec::new();
+        while let Ok(1..) = input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut bytes) {
+            *locked(&self.heard) = Instant::now();
+            let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            bytes.clear();
+            if line != ALIVE && self.sender.send(line).is_err() {
+                break;
+            }
+        }
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    const FAST: Pulse = Pulse { every: Duration::from_millis(20), silence: Duration::from_millis(400) };
+
+    fn pair(here: Pulse, there: Pulse) -> (Conversation, Conversation) {
+        // One for each direction, as pipes are.
+        let ((to_there, from_here), (to_here, from_there)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        (Conversation::new(from_there, to_there, here), Conversation::new(from_here, to_here, there))
+    }
+
+    #[test]
+    fn lines_arrive_in_order_and_signs_of_life_are_not_seen() {
+        let (here, there) = pair(FAST, FAST);
+        assert!(here.say("one") && here.say("two"));
+        assert_eq!(there.wait().as_deref(), Some("one"));
+        assert_eq!(there.wait().as_deref(), Some("two"));
+        assert_eq!(there.next(Duration::from_millis(100)), Heard::Nothing);
+        assert!(!there.is_over());
+    }
+
+    #[test]
+    fn an_end_that_is_busy_is_alive() {
+        let (here, there) = pair(FAST, FAST);
+        thread::sleep(FAST.silence * 2);
+        assert!(!here.is_over() && !there.is_over());
+    }
+
+    #[test]
+    fn silence_is_an_end() {
+        let mute = Pulse { every: Duration::from_secs(600), ..FAST };
+        let (here, _there) = pair(FAST, mute);
+        assert_eq!(here.wait(), None);
+        assert!(here.is_over());
+    }
+
+    #[test]
+    fn who_goes_is_heard_of_at_once_and_what_was_said_before_arrives() {
+        let (here, there) = pair(Pulse::default(), Pulse::default());
+        here.say("last");
+        drop(here);
+        assert_eq!(there.wait().as_deref(), Some("last"));
+        assert_eq!(there.wait(), None);
+        assert!(there.is_over());
+        assert!(!there.say("x") || !there.say("x"), "nobody listens");
+    }
+}

@@ -1,0 +1,374 @@
+//! The agent: the driver's process on the other host of a migration, reached through ssh, and what the two say to each
+//! other.
+//!
+//! * `conversation` - lines both ways, and signs of life
+//! * `client` - the end that asks: starts the agent through ssh
+//! * `serve` - the end that answers: claims, plugs, and looks what is true when nobody asks any more
+//!
+//! docs/agent.md describes the lines. A message is a word and `name=value` pairs; nothing of a value is ever a part of a
+//! command line.
+
+mod client;
+mod conversation;
+mod serve;
+
+pub use client::{Agent, AgentError, Link, Reach, Ssh, ask_state};
+pub use serve::serve;
+
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::Cause;
+use crate::pci::ParseError;
+use crate::xml::Wanted;
+use crate::{DeployId, DomainName, DomainUuid, HostName};
+
+/// The version of the protocol. Two ends talk to each other only with the same one.
+pub(crate) const VERSION: u32 = 1;
+
+/// The first word of the agent's first line: what comes before it is the host's greeting.
+const MAGIC: &str = "kvm-sriov-agent";
+
+/// The agent's program, beside the actions.
+const PROGRAM: &str = "sriov_agent";
+
+/// What is asked of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// A VM is to come: everything it needs is to be checked and claimed, or nothing.
+    Prepare(Box<Visitor>),
+    /// An empty image is to be made for a disk that libvirt copies.
+    Image {
+        /// Where.
+        path: PathBuf,
+        /// Its format, such as `qcow2`.
+        format: String,
+        /// How large the guest sees it, in bytes.
+        size: u64,
+    },
+    /// A symbolic link is to be made.
+    Symlink {
+        /// Where.
+        path: PathBuf,
+        /// What it points to, as it is written in the link.
+        target: PathBuf,
+    },
+    /// A snapshot that the VM's disks hold, to be made known when it is there.
+    Snapshot {
+        /// Whether it is the current one.
+        is_current: bool,
+        /// Its XML.
+        xml: String,
+    },
+    /// libvirt says that the VM is there.
+    Arrived,
+    /// It is to get its VFs, its snapshots and the time, and, if it came paused, to run.
+    Finish,
+    /// It does not come: what was claimed and made for it is to go, and a domain of it that is there.
+    Abort {
+        /// Whether a domain that is there is to be destroyed: only when the VM's CPUs run elsewhere.
+        destroy: bool,
+    },
+    /// Where is this VM?
+    State(DomainUuid),
+    /// The agent is to move a VM of its own host.
+    Migrate(Box<Order>),
+}
+
+/// A VM that is to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Visitor {
+    pub(crate) name: DomainName,
+    pub(crate) uuid: DomainUuid,
+    /// Names this one move.
+    pub(crate) id: String,
+    /// What it should have; `None` for a VM without VFs.
+    pub(crate) wanted: Option<Wanted>,
+    /// Its directory, when that is not shared and is to be made.
+    pub(crate) dir: Option<PathBuf>,
+    /// Whether it comes paused and is to run when it is complete.
+    pub(crate) is_paused: bool,
+}
+
+/// A move that another host asks this one for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) id: DeployId,
+    pub(crate) from: Option<HostName>,
+    pub(crate) to: HostName,
+    /// OpenNebula's description of the VM, if it sent one.
+    pub(crate) data: Option<String>,
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Done.
+    Done,
+    /// Everything is checked and claimed.
+    Ready {
+        /// The dummies' bridge there; `None` for a VM without VFs.
+        bridge: Option<String>,
+    },
+    /// Done as far as it goes: what is left for reconciliation.
+    Left(String),
+    /// Nothing was done, and why.
+    Refused(String),
+    /// The move it was asked for failed: the cause, and the state it leaves.
+    Failed {
+        /// Why.
+        cause: String,
+        /// The state that hosts and VM are left in.
+        state: String,
+    },
+    /// Where the VM is.
+    State(Presence),
+}
+
+/// Where a VM is, seen from one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Presence {
+    /// Not on this host.
+    Absent,
+    /// It waits for its memory, or libvirt works on it: none of its CPUs has run here, or will run again.
+    Incoming,
+    /// Its CPUs run here.
+    Running,
+    /// It is here, whole, and its CPUs stand.
+    Paused,
+    /// It is ending.
+    Ending,
+}
+
+impl Presence {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Absent, "none"),
+        (Self::Incoming, "incoming"),
+        (Self::Running, "running"),
+        (Self::Paused, "paused"),
+        (Self::Ending, "ending"),
+    ];
+}
+
+impl Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(presence, _)| presence == self).map_or("none", |(_, word)| word))
+    }
+}
+
+impl FromStr for Presence {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let found = Self::ALL.iter().find(|(_, word)| *word == text).map(|(presence, _)| *presence);
+        found.ok_or_else(|| ParseError::new("none, incoming, running, paused or ending", text))
+    }
+}
+
+/// A line: a word, and values with names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Message {
+    word: String,
+    values: Vec<(String, String)>,
+}
+
+impl Message {
+    fn new(word: &str) -> Self {
+        Self { word: word.to_owned(), values: Vec::new() }
+    }
+
+    fn with(mut self, name: &str, value: impl Display) -> Self {
+        self.values.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    fn with_some(self, name: &str, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    /// Paths come from texts: an argument, or XML.
+    fn with_path(self, name: &str, path: &std::path::Path) -> Self {
+        self.with(name, path.display())
+    }
+
+    fn parse(line: &str) -> Result<Self, ParseError> {
+        let mut parts = line.split(' ').filter(|part| !part.is_empty());
+        let word = parts.next().ok_or_else(|| ParseError::new("a word", line))?.to_owned();
+        let pair = |part: &str| {
+            let (name, value) = part.split_once('=').ok_or_else(|| ParseError::new("name=value", part))?;
+            Ok((name.to_owned(), decode(value)?))
+        };
+        Ok(Self { word, values: parts.map(pair).collect::<Result<_, ParseError>>()? })
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.values.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    fn some<T>(&self, name: &'static str) -> Result<Option<T>, ParseError>
+    where
+        T: FromStr,
+    {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| ParseError::new(name, text))
+    }
+
+    fn value<T>(&self, name: &'static str) -> Result<T, ParseError>
+    where
+        T: FromStr,
+    {
+        self.some(name)?.ok_or_else(|| ParseError::new(name, &self.word))
+    }
+}
+
+impl Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.word)?;
+        self.values.iter().try_for_each(|(name, value)| write!(f, " {name}={}", Encoded(value)))
+    }
+}
+
+/// A value as it stands in a line: every byte but letters, digits and a few signs as `%xx`.
+struct Encoded<'a>(&'a str);
+
+impl Display for Encoded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.bytes().try_for_each(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' | b':' => {
+                write!(f, "{}", char::from(byte))
+            }
+            _ => write!(f, "%{byte:02x}"),
+        })
+    }
+}
+
+fn decode(text: &str) -> Result<String, ParseError> {
+    let wrong = || ParseError::new("a value with %xx for its odd bytes, in UTF-8", text);
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit =
+            |digit: Option<u8>| char::from(digit.unwrap_or(b'?')).to_digit(16).and_then(|n| u8::try_from(n).ok());
+        let (high, low) = (digit(rest.next()).ok_or_else(wrong)?, digit(rest.next()).ok_or_else(wrong)?);
+        bytes.push((high << 4) | low);
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+impl Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = match self {
+            Self::Prepare(visitor) => Message::new("prepare")
+                .with("vm", &visitor.name)
+                .with("uuid", &visitor.uuid)
+                .with("id", &visitor.id)
+                .with("paused", visitor.is_paused)
+                .with_some("wanted", visitor.wanted.as_ref().map(Wanted::to_unqualified_xml))
+                .with_some("dir", visitor.dir.as_ref().map(|dir| dir.display())),
+            Self::Image { path, format, size } => {
+                Message::new("image").with_path("path", path).with("format", format).with("size", size)
+            }
+            Self::Symlink { path, target } => {
+                Message::new("symlink").with_path("path", path).with_path("target", target)
+            }
+            Self::Snapshot { is_current, xml } => Message::new("snapshot").with("current", is_current).with("xml", xml),
+            Self::Arrived => Message::new("arrived"),
+            Self::Finish => Message::new("finish"),
+            Self::Abort { destroy } => Message::new("abort").with("destroy", destroy),
+            Self::State(uuid) => Message::new("state").with("uuid", uuid),
+            Self::Migrate(order) => Message::new("migrate")
+                .with("vm", &order.id)
+                .with_some("from", order.from.as_ref())
+                .with("to", &order.to)
+                .with_some("data", order.data.as_ref()),
+        };
+        message.fmt(f)
+    }
+}
+
+impl FromStr for Request {
+    type Err = ParseError;
+
+    fn from_str(line: &str) -> Result<Self, ParseError> {
+        let message = Message::parse(line)?;
+        Ok(match message.word.as_str() {
+            "prepare" => Self::Prepare(Box::new(Visitor {
+                name: message.value("vm")?,
+                uuid: message.value("uuid")?,
+                id: message.value("id")?,
+                is_paused: message.value("paused")?,
+                wanted: message.text("wanted").map(wanted).transpose()?,
+                dir: message.some("dir")?,
+            })),
+            "image" => Self::Image {
+                path: message.value("path")?,
+                format: message.value("format")?,
+                size: message.value("size")?,
+            },
+            "symlink" => Self::Symlink { path: message.value("path")?, target: message.value("target")? },
+            "snapshot" => Self::Snapshot { is_current: message.value("current")?, xml: message.value("xml")? },
+            "arrived" => Self::Arrived,
+            "finish" => Self::Finish,
+            "abort" => Self::Abort { destroy: message.value("destroy")? },
+            "state" => Self::State(message.value("uuid")?),
+            "migrate" => Self::Migrate(Box::new(Order {
+                id: message.value("vm")?,
+                from: message.some("from")?,
+                to: message.value("to")?,
+                data: message.some("data")?,
+            })),
+            other => return Err(ParseError::new("a request of this version of the agent", other)),
+        })
+    }
+}
+
+/// Metadata of a newer version are refused here, before anything is touched.
+fn wanted(text: &str) -> Result<Wanted, ParseError> {
+    Wanted::parse(text).map_err(|error| ParseError::new("metadata that this host can read", &error.to_string()))
+}
+
+impl Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = match self {
+            Self::Done => Message::new("done"),
+            Self::Ready { bridge } => Message::new("ready").with_some("bridge", bridge.as_ref()),
+            Self::Left(what) => Message::new("left").with("what", what),
+            Self::Refused(why) => Message::new("refused").with("why", why),
+            Self::Failed { cause, state } => Message::new("failed").with("cause", cause).with("state", state),
+            Self::State(presence) => Message::new("state").with("is", presence),
+        };
+        message.fmt(f)
+    }
+}
+
+impl FromStr for Answer {
+    type Err = ParseError;
+
+    fn from_str(line: &str) -> Result<Self, ParseError> {
+        let message = Message::parse(line)?;
+        Ok(match message.word.as_str() {
+            "done" => Self::Done,
+            "ready" => Self::Ready { bridge: message.some("bridge")? },
+            "left" => Self::Left(message.value("what")?),
+            "refused" => Self::Refused(message.value("why")?),
+            "failed" => Self::Failed { cause: message.value("cause")?, state: message.value("state")? },
+            "state" => Self::State(message.value("is")?),
+            other => return Err(ParseError::new("an answer of this version of the agent", other)),
+        })
+    }
+}
+
+impl From<&Cause> for Answer {
+    fn from(cause: &Cause) -> Self {
+        Self::Refused(cause.to_string())
+    }
+}

@@ -1,0 +1,405 @@
+//! The end that answers: the agent on the destination of a migration, and on the source of one that the front-end asks for.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::Reach;
+use super::conversation::{Conversation, Pulse};
+use super::{Answer, MAGIC, Order, Presence, Request, VERSION, Visitor};
+use crate::actions::{self, Route, gone};
+use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLock};
+use crate::error::Cause;
+use crate::host::{Host, POLL};
+use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::vm::{self, Vm};
+use crate::xml::{Mode, VmData, Wanted};
+use crate::{DeployId, DomainName, DomainUuid, RootName};
+
+/// What the agent's locks and journal lines call it.
+const ACTION: &str = "migrate";
+
+/// How long a domain may stay on its way in when nobody asks any more. Its source takes a minute to know that this agent
+/// is gone; then it aborts, and libvirt removes the domain here.
+const WAY_IN: Duration = Duration::from_secs(180);
+
+/// Answers requests until there are no more, then leaves the host as it must be: a VM that runs here gets all that it was to
+/// get, and nothing is claimed for one that does not come.
+///
+/// * `open` - opens this host; what prevents it is the answer to every request
+/// * `reach` - how the agent itself reaches other hosts, when it is asked to move a VM of this one
+///
+/// # Source
+/// docs/agent.md.
+pub fn serve(
+    open: impl FnOnce() -> Result<Host, Cause>,
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    reach: &dyn Reach,
+) {
+    let conversation = Conversation::new(input, output, Pulse::default());
+    conversation.say(format!("{MAGIC} {VERSION} {}", env!("CARGO_PKG_VERSION")));
+    let host = match open() {
+        Ok(host) => host,
+        Err(cause) => {
+            while conversation.wait().is_some() {
+                conversation.say(Answer::from(&cause));
+            }
+            return;
+        }
+    };
+    let mut desk = Desk { host: &host, reach, expected: None };
+    while let Some(line) = conversation.wait() {
+        let answer = match line.parse() {
+            Ok(request) => desk.answer(request).unwrap_or_else(|cause| Answer::from(&cause)),
+            Err(error) => Answer::Refused(error.to_string()),
+        };
+        conversation.say(answer);
+    }
+    desk.close();
+}
+
+/// Where a VM is, seen from this host.
+///
+/// # Errors
+/// libvirtd does not answer.
+pub(crate) fn presence(host: &Host, uuid: &DomainUuid) -> Result<(Presence, Option<DomainRef>), Cause> {
+    let hypervisor = host.hypervisor();
+    let found = hypervisor.find(&DeployId::Uuid(uuid.clone()))?.filter(|domain| domain.id.is_some());
+    let Some(domain) = found else { return Ok((Presence::Absent, None)) };
+    let comes_in = hypervisor.job(&domain)?.is_some_and(|job| job.kind == JobKind::MigrationIn);
+    let presence = match hypervisor.state(&domain)? {
+        None => return Ok((Presence::Absent, None)),
+        Some(RunState::Ending) => Presence::Ending,
+        Some(RunState::PausedForMigration) => Presence::Incoming,
+        Some(_) if comes_in => Presence::Incoming,
+        Some(RunState::Running) => Presence::Running,
+        Some(_) => Presence::Paused,
+    };
+    Ok((presence, Some(domain)))
+}
+
+/// The agent at work.
+struct Desk<'h> {
+    host: &'h Host,
+    reach: &'h dyn Reach,
+    expected: Option<Expected>,
+}
+
+/// A VM that is to come, and what is held for it.
+struct Expected {
+    visitor: Visitor,
+    /// Claims and lock; `None` for a VM without VFs, which touches neither.
+    held: Option<(ClaimStore, VmLock)>,
+    snapshots: Vec<(String, bool)>,
+    made_dir: Option<PathBuf>,
+    has_arrived: bool,
+}
+
+impl Desk<'_> {
+    fn answer(&mut self, request: Request) -> Result<Answer, Cause> {
+        match request {
+            Request::Prepare(visitor) => self.prepare(*visitor),
+            Request::Image { path, format, size } => self.expected()?.make_image(&path, &format, size),
+            Request::Symlink { path, target } => self.expected()?.make_link(&path, &target),
+            Request::Snapshot { is_current, xml } => {
+                self.expected()?.snapshots.push((xml, is_current));
+                Ok(Answer::Done)
+            }
+            Request::Arrived => {
+                self.expected()?.has_arrived = true;
+                Ok(Answer::Done)
+            }
+            Request::Finish => self.finish(),
+            Request::Abort { destroy } => self.abort(destroy),
+            Request::State(uuid) => Ok(Answer::State(presence(self.host, &uuid)?.0)),
+            Request::Migrate(order) => Ok(self.migrate(&order)),
+        }
+    }
+
+    fn expected(&mut self) -> Result<&mut Expected, Cause> {
+        self.expected.as_mut().ok_or(Cause::NothingPrepared)
+    }
+
+    /// Checks and claims everything that the VM needs here, or changes nothing.
+    fn prepare(&mut self, visitor: Visitor) -> Result<Answer, Cause> {
+        if let Some(other) = &self.expected {
+            return Err(Cause::Exists { name: other.visitor.name.clone() });
+        }
+        let host = self.host;
+        let wanted = visitor.wanted.clone().filter(|wanted| !wanted.nics.is_empty());
+        let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted)).transpose()?;
+        let held = match &needs {
+            Some(_) => {
+                let store = host.claims()?;
+                let lock = store.lock_vm(&visitor.name, ACTION, host.kvmrc().lock_timeout())?;
+                Some((store, lock))
+            }
+            None => None,
+        };
+        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
+            if let Some(domain) = host.hypervisor().find(&id)? {
+                return Err(Cause::Exists { name: domain.name });
+            }
+        }
+        let mut expected = Expected { visitor, held, snapshots: Vec::new(), made_dir: None, has_arrived: false };
+        expected.make_dir()?;
+        let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
+        match needs.map_or(Ok(()), |needs| expected.claim(host, &needs)) {
+            Ok(()) => {
+                self.expected = Some(expected);
+                Ok(Answer::Ready { bridge })
+            }
+            Err(cause) => {
+                expected.forget(host)?;
+                Err(cause)
+            }
+        }
+    }
+
+    /// The VM is here: it gets what it was to get.
+    fn finish(&mut self) -> Result<Answer, Cause> {
+        let uuid = self.expected()?.visitor.uuid.clone();
+        let (_, domain) = self.wait_until_settled(&uuid, self.host.kvmrc().call_timeout())?;
+        let (Some(domain), Some(expected)) = (domain, self.expected.take()) else {
+            return Err(Cause::Absent { id: uuid.to_string() });
+        };
+        let left = expected.receive(self.host, domain);
+        Ok(if left.is_empty() { Answer::Done } else { Answer::Left(left.join("; ")) })
+    }
+
+    /// The VM stays where it was.
+    fn abort(&mut self, destroy: bool) -> Result<Answer, Cause> {
+        let expected = self.expected()?;
+        let uuid = expected.visitor.uuid.clone();
+        let host = self.host;
+        if let (_, Some(domain)) = host.patiently(|| presence(host, &uuid))? {
+            if !destroy {
+                return Err(Cause::Exists { name: domain.name });
+            }
+            gone::destroy(host, &domain)?;
+        }
+        self.expected()?.forget(host)?;
+        self.expected = None;
+        Ok(Answer::Done)
+    }
+
+    fn migrate(&self, order: &Order) -> Answer {
+        let route = Route { from: order.from.clone(), to: order.to.clone() };
+        let data = order.data.as_deref().map(VmData::parse).transpose();
+        let failed = |cause: String, state: String| Answer::Failed { cause, state };
+        match data {
+            Err(error) => failed(format!("the XML on standard input: {error}"), "nothing was changed".into()),
+            Ok(data) => match actions::migrate(self.host, &order.id, &route, data.as_ref(), self.reach) {
+                Ok(()) => Answer::Done,
+                Err(error) => failed(error.cause().to_string(), error.state().to_string()),
+            },
+        }
+    }
+
+    /// Looks until the VM is here or not here, and no longer on its way.
+    fn wait_until_settled(&self, uuid: &DomainUuid, timeout: Duration) -> Result<(Presence, Option<DomainRef>), Cause> {
+        let end = Instant::now() + timeout;
+        loop {
+            let (presence, domain) = self.host.patiently(|| presence(self.host, uuid))?;
+            if !matches!(presence, Presence::Incoming | Presence::Ending) || Instant::now() >= end {
+                return Ok((presence, domain));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Nobody asks any more. What is true decides: a VM that runs here is here to stay, for one that is not here nothing is
+    /// held, and one that could still run elsewhere is left alone.
+    fn close(mut self) {
+        let Some(expected) = &self.expected else { return };
+        let (name, uuid) = (expected.visitor.name.clone(), expected.visitor.uuid.clone());
+        log::warn!("{name}: its source was lost; what is true here decides");
+        let settled = self.wait_until_settled(&uuid, WAY_IN);
+        let Some(mut expected) = self.expected.take() else { return };
+        match settled {
+            Ok((Presence::Absent, _)) => match expected.forget(self.host) {
+                Ok(()) => log::info!("{name} did not come: nothing is held for it any more"),
+                Err(cause) => log::warn!("{cause}; what is held for {name} is freed by the next action that looks"),
+            },
+            Ok((presence, Some(domain)))
+                if presence == Presence::Running || (presence == Presence::Paused && expected.has_arrived) =>
+            {
+                for left in expected.receive(self.host, domain) {
+                    log::warn!("{left}");
+                }
+            }
+            Ok((presence, _)) => {
+                log::warn!("{name} is in doubt: it is {presence} here; kvm-sriov resolve {name} decides")
+            }
+            Err(cause) => log::warn!("{cause}; {name} is in doubt, kvm-sriov resolve {name} decides"),
+        }
+    }
+}
+
+/// What a VM with VFs needs of a host besides the VFs.
+struct Needs {
+    bridge: String,
+    maps: Vec<crate::vf_map::VfMap>,
+}
+
+impl Needs {
+    fn check(host: &Host, wanted: &Wanted) -> Result<Self, Cause> {
+        if let Some(nic) = wanted.nics.iter().find(|nic| nic.mode != Mode::Hostdev) {
+            return Err(Cause::NoMode { mac: nic.mac, mode: nic.mode });
+        }
+        let bridge = host.dummy_bridge()?.to_owned();
+        let maps = host.maps_of(wanted.nics.iter().map(|nic| &nic.root))?;
+        Ok(Self { bridge, maps })
+    }
+}
+
+impl Expected {
+    fn owner(&self) -> Owner {
+        Owner { vm: self.visitor.name.clone(), uuid: Some(self.visitor.uuid.clone()) }
+    }
+
+    /// A VF for every NIC, or none.
+    fn claim(&self, host: &Host, needs: &Needs) -> Result<(), Cause> {
+        let (Some((store, _)), Some(wanted)) = (&self.held, &self.visitor.wanted) else { return Ok(()) };
+        let backing = host.recover(store, &needs.maps, ACTION)?;
+        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        let owner = self.owner();
+        let request = ClaimRequest { owner: &owner, nics: &nics, maps: &needs.maps, refused: &[] };
+        let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &nics, &owner.vm))?;
+        for claim in &claims {
+            host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");
+        }
+        match claims.iter().find(|claim| host.sysfs().is_vf(claim.vf).is_none()) {
+            Some(absent) => Err(Cause::NoFunction { root: absent.root.clone(), vf: absent.vf }),
+            None => Ok(()),
+        }
+    }
+
+    fn make_dir(&mut self) -> Result<(), Cause> {
+        let Some(dir) = self.visitor.dir.as_ref().filter(|dir| !dir.exists()) else { return Ok(()) };
+        fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;
+        self.made_dir = Some(dir.clone());
+        Ok(())
+    }
+
+    /// Only what lies in the VM's own directory is made here.
+    fn own(&self, path: &Path) -> Result<(), Cause> {
+        let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
+        match &self.visitor.dir {
+            Some(dir) if path.starts_with(dir) && !climbs => Ok(()),
+            _ => Err(Cause::NotInVmDir { path: path.to_owned() }),
+        }
+    }
+
+    fn make_image(&self, path: &Path, format: &str, size: u64) -> Result<Answer, Cause> {
+        self.own(path)?;
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;
+        }
+        let out = Command::new("qemu-img")
+            .args(["create", "-q", "-f", format, "--"])
+            .arg(path)
+            .arg(size.to_string())
+            .stdin(Stdio::null())
+            .output()
+            .map_err(Cause::file("make", path))?;
+        if out.status.success() {
+            return Ok(Answer::Done);
+        }
+        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        Err(Cause::file("make", path)(std::io::Error::other(said)))
+    }
+
+    fn make_link(&self, path: &Path, target: &Path) -> Result<Answer, Cause> {
+        self.own(path)?;
+        if !path.is_symlink() {
+            std::os::unix::fs::symlink(target, path).map_err(Cause::file("make", path))?;
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Frees the claims, and removes the directory if it was made here.
+    fn forget(&mut self, host: &Host) -> Result<(), Cause> {
+        let owner = self.owner();
+        if let Some((store, _)) = &self.held {
+            gone::release(host, store, &owner, ACTION)?;
+        }
+        if let Some(dir) = &self.made_dir {
+            fs::remove_dir_all(dir).map_err(Cause::file("remove", dir))?;
+        }
+        self.made_dir = None;
+        Ok(())
+    }
+
+    /// Gives the VM its VFs, its snapshots and the time. There is no way back: what fails is said, and reconciliation tries
+    /// again.
+    fn receive(self, host: &Host, domain: DomainRef) -> Vec<String> {
+        let mut left = Vec::new();
+        if self.visitor.is_paused {
+            if let Err(cause) = resume(host, &domain) {
+                left.push(format!("{} does not run yet: {cause}", domain.name));
+            }
+        }
+        if let Some((store, lock)) = self.held {
+            left.extend(plug(host, &domain, store, lock));
+        }
+        for (xml, is_current) in &self.snapshots {
+            if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
+                left.push(format!("a snapshot of {} is not known to libvirt: {error}", domain.name));
+            }
+        }
+        vm::clock::start(host, &domain);
+        left
+    }
+}
+
+fn resume(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
+    host.patiently(|| match host.hypervisor().state(domain)? {
+        Some(RunState::Running) => Ok(()),
+        _ => Ok(host.hypervisor().resume(domain)?),
+    })
+}
+
+/// Gives the VM its VFs and closes the operation. What could not be done is the answer.
+fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock) -> Vec<String> {
+    let name = &domain.name;
+    let mut vm = match Vm::locked(host, ACTION, domain.clone(), store, lock, None) {
+        Ok(vm) => vm,
+        Err(cause) => return vec![format!("{name} lacks its VFs, which are plugged by reconciliation: {cause}")],
+    };
+    let mut left = Vec::new();
+    let missing = vm.missing();
+    if vm.lock.cancelled() {
+        left.push(Cause::Cancelled { name: name.clone() }.to_string());
+    } else if let Err(cause) = vm.plug(&missing) {
+        left.push(format!("{name} lacks VFs, which are plugged by reconciliation: {cause}"));
+    }
+    if let Err(cause) = vm.finish() {
+        left.push(format!("the migration of {name} is still noted as under way: {cause}"));
+    }
+    left
+}
+
+/// A map with too few free VFs, in the words of the one who asks from afar.
+fn too_few(error: ClaimError, nics: &[(RootName, crate::MacAddress)], vm: &DomainName) -> Cause {
+    let ClaimError::Exhausted { root, total, mut users, .. } = error else { return error.into() };
+    // Those that were chosen for it before the map ran out.
+    users.remove(vm.as_str());
+    let used: usize = users.values().sum();
+    Cause::TooFew {
+        free: total.saturating_sub(used),
+        needed: nics.iter().filter(|(other, _)| *other == root).count(),
+        root,
+        users: counted(&users),
+    }
+}
+
+fn counted(users: &BTreeMap<String, usize>) -> String {
+    let all: Vec<String> = users.iter().map(|(user, count)| format!("{user}: {count}")).collect();
+    if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
+}

@@ -1,0 +1,430 @@
+//! The layer against libvirt's test driver, whose domains live in this process.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, atomic::AtomicBool};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+
+use super::connection::Subscription;
+use super::watch::{self, count};
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A domain of the test driver, and a second connection that plays everybody else.
+struct TestDomain {
+    libvirt: Libvirt,
+    domain: DomainRef,
+    other: Domain,
+}
+
+impl TestDomain {
+    fn new(name: &str) -> Self {
+        Self::at("test:///default", name)
+    }
+
+    fn at(uri: &str, name: &str) -> Self {
+        let libvirt = Libvirt::open(uri, TIMEOUT).unwrap();
+        let domain = libvirt.create(&xml(name)).unwrap();
+        let other = Connect::open(Some(uri)).unwrap().lookup_domain_by_name(name).unwrap();
+        Self { libvirt, domain, other }
+    }
+
+    fn watched(self) -> (Self, Events) {
+        let events = self.libvirt.watch(&self.domain).unwrap();
+        (self, events)
+    }
+}
+
+fn xml(name: &str) -> String {
+    format!("<domain type='test'><name>{name}</name><memory>8192</memory><os><type>hvm</type></os></domain>")
+}
+
+#[test]
+fn events_come_in_order_and_only_those_of_the_domain() {
+    let test = TestDomain::new("one-1001");
+    let stranger = TestDomain::new("one-1002");
+    let events = test.libvirt.watch(&test.domain).unwrap();
+    assert_eq!(events.next(Duration::ZERO), None);
+    stranger.other.suspend().unwrap();
+    test.other.suspend().unwrap();
+    assert_eq!(events.next(TIMEOUT), Some(Event::Suspended));
+    assert_eq!(test.libvirt.state(&test.domain).unwrap(), Some(RunState::PausedByUser));
+    test.libvirt.resume(&test.domain).unwrap();
+    assert_eq!(events.next(TIMEOUT), Some(Event::Resumed));
+    assert_eq!(test.libvirt.state(&test.domain).unwrap(), Some(RunState::Running));
+    test.libvirt.destroy(&test.domain).unwrap();
+    assert_eq!(events.next(TIMEOUT), Some(Event::Ended));
+    assert_eq!(events.next(Duration::from_millis(50)), None);
+    assert_eq!(test.libvirt.state(&test.domain).unwrap(), None);
+    assert_eq!(test.libvirt.job(&test.domain).unwrap(), None);
+    assert_eq!(test.libvirt.completed_job(&test.domain).unwrap(), None);
+    assert_eq!(test.libvirt.watch(&test.domain).err().map(|e| e.kind()), Some(LibvirtErrorKind::NoDomain));
+}
+
+#[test]
+fn nothing_comes_after_the_end_of_a_subscription() {
+    let test = TestDomain::new("one-1003");
+    // libvirt's queue is stuck for good when an event comes in just while the last callback goes: it looks at the queue's
+    // timer without the lock (virObjectEventStateQueueRemote). So one stays here.
+    let _stays = TestDomain::new("one-1010").watched();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (seen, other) = (Arc::clone(&stop), test.other.clone());
+    let noise = thread::spawn(move || {
+        while !seen.load(Ordering::Acquire) {
+            other.suspend().unwrap();
+            other.resume().unwrap();
+        }
+    });
+    let connection = test.libvirt.connection().unwrap();
+    for round in 0..500 {
+        let (sender, receiver) = mpsc::channel();
+        let subscription =
+            Subscription::new(Arc::clone(&connection), test.domain.uuid.as_str(), sender, TIMEOUT).unwrap();
+        if round % 2 == 0 {
+            assert!(receiver.recv_timeout(TIMEOUT).is_ok());
+        }
+        drop(subscription);
+        // What came before may still be read, then the channel is closed: no sender is left anywhere.
+        while receiver.try_recv().is_ok() {}
+        assert_eq!(receiver.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
+    }
+    stop.store(true, Ordering::Release);
+    noise.join().unwrap();
+}
+
+#[test]
+fn all_watchers_of_a_connection_that_breaks_are_told_and_the_next_call_opens_a_new_one() {
+    let test = TestDomain::new("one-1004");
+    let first = test.libvirt.watch(&test.domain).unwrap();
+    let second = test.libvirt.watch(&test.domain).unwrap();
+    let gone = test.libvirt.watch(&test.domain).unwrap();
+    drop(gone);
+    let broken = test.libvirt.connection().unwrap();
+    watch::closed(broken.closing.number());
+    for events in [&first, &second] {
+        assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
+        // It stays so.
+        assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
+    }
+    // A failure on it is a disconnection, but what libvirtd answered stands.
+    assert_eq!(broken.judge(LibvirtError::other("odd")).kind(), LibvirtErrorKind::Disconnected);
+    let absent = LibvirtError::new(LibvirtErrorKind::NoDomain, 42, "gone");
+    assert_eq!(broken.judge(absent.clone()), absent);
+    assert!(test.libvirt.live_xml(&test.domain).unwrap().is_some());
+    let new = test.libvirt.connection().unwrap();
+    assert!(!Arc::ptr_eq(&broken, &new));
+    let third = test.libvirt.watch(&test.domain).unwrap();
+    test.other.suspend().unwrap();
+    assert_eq!(third.next(TIMEOUT), Some(Event::Suspended));
+}
+
+#[test]
+fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
+    let test = TestDomain::new("one-1005");
+    let number = test.libvirt.connection().unwrap().closing.number();
+    let begin = Instant::now();
+    let error = test
+        .libvirt
+        .long_call("virSlow", move |_| {
+            watch::closed(number);
+            thread::sleep(Duration::from_secs(600));
+            Ok(())
+        })
+        .unwrap_err();
+    assert_eq!(error.kind(), LibvirtErrorKind::Disconnected);
+    assert!(error.to_string().contains("virSlow"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(300));
+    let error = test.libvirt.long_call("virOdd", |_| -> Result<(), _> { panic!("odd") }).unwrap_err();
+    assert_eq!(error.to_string(), "virOdd ended by a panic");
+}
+
+#[test]
+fn a_domain_goes_into_a_file_and_comes_back() {
+    let test = TestDomain::new("one-1006");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("checkpoint");
+    fs::write(&file, "").unwrap();
+    let events = test.libvirt.watch(&test.domain).unwrap();
+    test.libvirt.save(&test.domain, &file).unwrap();
+    assert_eq!(events.next(TIMEOUT), Some(Event::Ended));
+    assert_eq!(test.libvirt.live_xml(&test.domain).unwrap(), None);
+    let image = test.libvirt.image_xml(&file).unwrap();
+    assert!(image.contains("<name>one-1006</name>"), "{image}");
+    // The test driver takes no other XML.
+    assert!(test.libvirt.restore(&file, &image, true).is_err());
+    Connect::open(Some("test:///default")).unwrap().restore_domain(file.to_str().unwrap()).unwrap();
+    assert_eq!(test.libvirt.state(&test.domain).unwrap(), Some(RunState::Running));
+    let error = test.libvirt.save(&test.domain, &dir.path().join("a\0b")).unwrap_err();
+    assert!(error.text().contains("NUL"), "{error}");
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
+    let error = test.libvirt.image_xml(Path::new::<std::ffi::OsStr>(odd)).unwrap_err();
+    assert!(error.text().contains("not UTF-8"), "{error}");
+}
+
+#[test]
+fn snapshots_are_listed_parents_first_and_can_be_defined_again() {
+    let test = TestDomain::new("one-1007");
+    let (libvirt, domain) = (&test.libvirt, &test.domain);
+    assert_eq!(libvirt.snapshots(domain).unwrap(), Snapshots::default());
+    for name in ["snap-2", "snap-0", "snap-1"] {
+        libvirt.create_snapshot(domain, &format!("<domainsnapshot><name>{name}</name></domainsnapshot>")).unwrap();
+    }
+    let snapshots = libvirt.snapshots(domain).unwrap();
+    assert_eq!(snapshots.names, ["snap-2", "snap-0", "snap-1"]);
+    assert_eq!(snapshots.current.as_deref(), Some("snap-1"));
+    let xml = libvirt.snapshot_xml(domain, "snap-0").unwrap();
+    assert!(xml.contains("<parent>"), "{xml}");
+    libvirt.revert_snapshot(domain, "snap-2").unwrap();
+    assert_eq!(libvirt.snapshots(domain).unwrap().current.as_deref(), Some("snap-2"));
+    let last = libvirt.snapshot_xml(domain, "snap-1").unwrap();
+    libvirt.delete_snapshot(domain, "snap-1", false).unwrap();
+    assert_eq!(libvirt.snapshots(domain).unwrap().names, ["snap-2", "snap-0"]);
+    libvirt.redefine_snapshot(domain, &last, true).unwrap();
+    let snapshots = libvirt.snapshots(domain).unwrap();
+    assert_eq!(
+        snapshots,
+        Snapshots { names: vec!["snap-2".into(), "snap-0".into(), "snap-1".into()], current: Some("snap-1".into()) }
+    );
+    let error = libvirt.revert_snapshot(domain, "none").unwrap_err();
+    assert_eq!(error.kind(), LibvirtErrorKind::NoSnapshot);
+}
+
+#[test]
+fn what_the_test_driver_has_and_what_it_lacks() {
+    let test = TestDomain::new("one-1008");
+    let (libvirt, domain) = (&test.libvirt, &test.domain);
+    let migration = Migration { destination: "test:///default".into(), ..Migration::default() };
+    let no_support = 3;
+    for (call, result) in [
+        ("virDomainAbortJob", libvirt.abort_job(domain)),
+        ("virDomainGetJobStats", libvirt.job(domain).map(drop)),
+        ("virDomainGetJobStats", libvirt.completed_job(domain).map(drop)),
+        ("virDomainDetachDeviceAlias", libvirt.detach_alias(domain, "ua-sriov-0")),
+        ("virDomainDetachDeviceFlags", libvirt.detach(domain, "<hostdev/>")),
+        ("virDomainPMWakeup", libvirt.wake_up(domain)),
+        ("virDomainMigrate3", libvirt.migrate(domain, &migration)),
+        ("virDomainBlockCopy", libvirt.block_copy(domain, "vda", "<disk/>", true)),
+        ("virDomainGetBlockJobInfo", libvirt.block_job(domain, "vda").map(drop)),
+        ("virDomainBlockJobAbort", libvirt.finish_block_job(domain, "vda", true)),
+    ] {
+        let error = result.unwrap_err();
+        assert!(error.code() == no_support && error.text().contains(call), "{call}: {error}");
+    }
+    libvirt.sync_time(domain).unwrap();
+    let uri = "qemu+unix:///system?socket=/nowhere";
+    let nowhere = Migration { destination: uri.into(), ..Migration::default() };
+    let error = libvirt.migrate(domain, &nowhere).unwrap_err();
+    assert_eq!(error.kind(), LibvirtErrorKind::Unreachable);
+    assert!(
+        error.to_string().starts_with("cannot connect to the destination's libvirtd at test:///nowhere: "),
+        "{error}"
+    );
+    for nul in [libvirt.detach_alias(domain, "a\0"), libvirt.restore(Path::new("/x"), "\0", true)] {
+        assert!(nul.unwrap_err().text().contains("NUL"));
+    }
+    let hostdev = "<hostdev mode='subsystem' type='pci' managed='yes'><source>\
+                   <address domain='0x0000' bus='0x07' slot='0x00' function='0x3'/></source>\
+                   <alias name='ua-sriov-0'/></hostdev>";
+    match libvirt.attach(domain, hostdev) {
+        Ok(()) => assert!(libvirt.live_xml(domain).unwrap().unwrap().contains("ua-sriov-0")),
+        // Before libvirt 10 the test driver has none of it.
+        Err(error) => assert_eq!(error.code(), no_support, "{error}"),
+    }
+}
+
+/// Watches a domain 10 000 times and counts what is left. In a process where nothing else opens files, starts threads or
+/// subscribes.
+fn ten_thousand_subscriptions(uri: &str) {
+    // libvirt's loop opens what wakes it once, and keeps it.
+    drop(Libvirt::open(uri, TIMEOUT).unwrap());
+    let outside = settled(2);
+    let test = TestDomain::at(uri, "one-1009");
+    let round = || {
+        let events = test.libvirt.watch(&test.domain).unwrap();
+        test.other.suspend().unwrap();
+        test.other.resume().unwrap();
+        // The first may be the last one's of the round before.
+        while events.next(TIMEOUT) != Some(Event::Suspended) {}
+        drop(events);
+    };
+    for _ in 0..100 {
+        round();
+    }
+    let (before, memory) = (settled(3), resident_kib());
+    for _ in 0..10_000 {
+        round();
+    }
+    assert_eq!(settled(3), before);
+    // 60 000 references that were kept would be more.
+    assert!(resident_kib() < memory + 2048, "{} KiB, before {memory} KiB", resident_kib());
+    assert_eq!(count::REGISTERED.load(Ordering::SeqCst), 10_100 * 6);
+    assert_eq!(count::FREED.load(Ordering::SeqCst), 10_100 * 6);
+    // No callback holds the connection any more: it closes, and the loop ends.
+    let connection = Arc::downgrade(&test.libvirt.connection().unwrap());
+    let TestDomain { libvirt, other, .. } = test;
+    drop(other);
+    drop(libvirt);
+    assert!(connection.upgrade().is_none());
+    assert_eq!(settled(2), outside);
+}
+
+/// Threads, when those of workers that are ending have ended, and open files.
+fn settled(expected: usize) -> (usize, usize) {
+    let deadline = Instant::now() + TIMEOUT;
+    while entries("/proc/self/task") > expected && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    (entries("/proc/self/task"), entries("/proc/self/fd"))
+}
+
+fn entries(dir: &str) -> usize {
+    fs::read_dir(dir).unwrap().count()
+}
+
+fn resident_kib() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn ten_thousand_subscriptions_leave_nothing_behind() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--test-threads=1", "libvirt::tests::ten_thousand_subscriptions_in_one_process"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+#[ignore = "part of ten_thousand_subscriptions_leave_nothing_behind"]
+fn ten_thousand_subscriptions_in_one_process() {
+    ten_thousand_subscriptions("test:///default");
+}
+
+#[test]
+#[ignore = "needs libvirtd (LIBVIRTD=/usr/sbin/libvirtd) and root, and a process of its own"]
+fn ten_thousand_subscriptions_over_a_daemon() {
+    let daemon = Daemon::new();
+    ten_thousand_subscriptions(&daemon.uri());
+}
+
+/// A libvirtd of this test with the test driver behind it.
+struct Daemon {
+    dir: tempfile::TempDir,
+    child: Option<std::process::Child>,
+}
+
+impl Daemon {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().display();
+        let text = format!("unix_sock_dir = \"{place}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\n");
+        fs::write(dir.path().join("conf"), text).unwrap();
+        let mut daemon = Self { dir, child: None };
+        daemon.start();
+        daemon
+    }
+
+    fn uri(&self) -> String {
+        format!("test+unix:///default?socket={}/libvirt-sock", self.dir.path().display())
+    }
+
+    fn start(&mut self) {
+        let path = |name| self.dir.path().join(name);
+        let program = std::env::var("LIBVIRTD").unwrap_or_else(|_| "/usr/sbin/libvirtd".into());
+        let mut command = std::process::Command::new(program);
+        command.arg("-f").arg(path("conf")).arg("-p").arg(path("pid")).stderr(fs::File::create(path("log")).unwrap());
+        self.child = Some(command.spawn().unwrap());
+        let deadline = Instant::now() + TIMEOUT;
+        while std::os::unix::net::UnixStream::connect(path("libvirt-sock")).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "libvirtd does not listen: {}",
+                fs::read_to_string(path("log")).unwrap()
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs libvirtd (LIBVIRTD=/usr/sbin/libvirtd) and root"]
+fn libvirtd_is_restarted() {
+    let mut daemon = Daemon::new();
+    let libvirt = Libvirt::open(&daemon.uri(), TIMEOUT).unwrap();
+    let domain = libvirt.find(&"test".parse().unwrap()).unwrap().unwrap();
+    let events = [libvirt.watch(&domain).unwrap(), libvirt.watch(&domain).unwrap()];
+    thread::scope(|scope| {
+        let (begun, has_begun) = mpsc::channel();
+        let long = scope.spawn(|| {
+            libvirt.long_call("virLong", move |connect| {
+                begun.send(()).unwrap();
+                // As a save does: it comes back when the connection breaks.
+                while connect.is_alive().unwrap() {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                Ok(connect.hostname().map(drop)?)
+            })
+        });
+        has_begun.recv().unwrap();
+        daemon.kill();
+        assert_eq!(long.join().unwrap().unwrap_err().kind(), LibvirtErrorKind::Disconnected);
+    });
+    for events in &events {
+        assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
+    }
+    let error = libvirt.live_xml(&domain).unwrap_err();
+    assert_eq!(error.kind(), LibvirtErrorKind::Disconnected, "{error}");
+    println!("{error}");
+    drop(events);
+    daemon.start();
+    assert!(libvirt.live_xml(&domain).unwrap().is_some());
+    let events = libvirt.watch(&domain).unwrap();
+    libvirt.destroy(&domain).unwrap();
+    assert_eq!(events.next(TIMEOUT), Some(Event::Ended));
+    drop(events);
+    // The test driver's own domain is persistent.
+    assert_eq!(libvirt.state(&domain).unwrap(), Some(RunState::Ending));
+    daemon.kill();
+    assert_eq!(libvirt.destroy(&domain).unwrap_err().kind(), LibvirtErrorKind::Disconnected);
+    drop(libvirt);
+    assert_eq!(count::FREED.load(Ordering::SeqCst), count::REGISTERED.load(Ordering::SeqCst));
+}
+
+#[test]
+#[ignore = "needs libvirtd (LIBVIRTD=/usr/sbin/libvirtd) and root, takes more than a minute"]
+fn libvirtd_hangs() {
+    let daemon = Daemon::new();
+    let libvirt = Libvirt::open(&daemon.uri(), Duration::from_secs(120)).unwrap();
+    let domain = libvirt.find(&"test".parse().unwrap()).unwrap().unwrap();
+    let events = libvirt.watch(&domain).unwrap();
+    let pid = nix::unistd::Pid::from_raw(daemon.child.as_ref().unwrap().id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
+    let error = libvirt.live_xml(&domain).unwrap_err();
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT).unwrap();
+    assert_eq!(error.kind(), LibvirtErrorKind::Disconnected);
+    println!("{error}");
+    assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
+    assert!(libvirt.live_xml(&domain).unwrap().is_some());
+}

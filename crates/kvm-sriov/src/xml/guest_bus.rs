@@ -1,0 +1,249 @@
+//! Guest PCI addresses: which ones are free, and which one a VF gets, so that ascending position is ascending address.
+
+use std::ops::RangeInclusive;
+
+use roxmltree::Node;
+
+use super::{WantedNic, attribute, c_number, child, child_attribute, devices, guest_address};
+use crate::{PciAddress, Position};
+
+/// The guest addresses of a running domain that no device has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FreeAddresses {
+    /// Where VFs are put, ascending.
+    preferred: Vec<PciAddress>,
+    /// Other addresses that take a device, ascending.
+    others: Vec<PciAddress>,
+    /// Whether this machine's addresses are known to us at all.
+    known: bool,
+}
+
+/// The place of a VF that is new in its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its position among the SR-IOV NICs.
+    pub position: Position,
+    /// Its address in the guest; libvirt chooses one without it.
+    pub guest: Option<PciAddress>,
+    /// Whether it is between the addresses of the NICs before and after it.
+    pub in_order: bool,
+}
+
+impl FreeAddresses {
+    /// Reads them from a live domain.
+    pub(super) fn of(domain: Node<'_, '_>) -> Self {
+        match Machine::of(domain) {
+            // Slots 0 to 2 are the chip set's and the graphics adapter's, listed or not.
+            Machine::I440fx => {
+                Self { preferred: slots(domain, 0x10..=0x1f), others: slots(domain, 3..=0xf), known: true }
+            }
+            Machine::Q35 => {
+                let mut others = free_ports(domain);
+                let preferred = others.split_off(others.len() / 2);
+                Self { preferred, others, known: true }
+            }
+            Machine::Other => Self::default(),
+        }
+    }
+
+    /// The place of a new NIC: the lowest position for which there is a free address between its neighbours', otherwise the
+    /// next after the highest, at whatever address is free.
+    ///
+    /// * `nics` - the SR-IOV NICs of the VM, also those whose VF is out: their addresses are kept for them
+    /// * `taken` - positions that can't be had although no NIC is there
+    /// * returns `None` when all 16 positions are taken
+    pub fn place(&self, nics: &[WantedNic], taken: &[Position]) -> Option<Place> {
+        let is_free =
+            |position: &Position| nics.iter().all(|nic| nic.position != *position) && !taken.contains(position);
+        let positions: Vec<_> = (0..16).filter_map(|number| Position::new(number).ok()).filter(is_free).collect();
+        if self.known {
+            let ordered = positions.iter().find_map(|position| {
+                let guest = self.between(nics, *position)?;
+                Some(Place { position: *position, guest: Some(guest), in_order: true })
+            });
+            if ordered.is_some() {
+                return ordered;
+            }
+        }
+        let highest = nics.iter().map(|nic| nic.position).max();
+        let next = positions.iter().find(|position| Some(**position) > highest).or(positions.first());
+        let guest = || self.candidates(nics).next();
+        next.map(|position| Place { position: *position, guest: guest(), in_order: nics.is_empty() || !self.known })
+    }
+
+    /// The address for a NIC that has its position already and lost its address to another device: one between its
+    /// neighbours' if there is one, otherwise any; libvirt chooses where none is known.
+    pub fn address_for(&self, nics: &[WantedNic], position: Position) -> Option<PciAddress> {
+        self.between(nics, position).or_else(|| self.candidates(nics).next())
+    }
+
+    /// Whether no device has this address, as far as it is known.
+    pub fn has(&self, address: PciAddress) -> bool {
+        !self.known || self.preferred.contains(&address) || self.others.contains(&address)
+    }
+
+    fn between(&self, nics: &[WantedNic], position: Position) -> Option<PciAddress> {
+        // One whose address is not known may be anywhere.
+        if nics.iter().any(|nic| nic.guest.is_none()) {
+            return None;
+        }
+        let below = nics.iter().filter(|nic| nic.position < position).filter_map(|nic| nic.guest).max();
+        let above = nics.iter().filter(|nic| nic.position > position).filter_map(|nic| nic.guest).min();
+        let fits =
+            |address: &PciAddress| below.is_none_or(|low| low < *address) && above.is_none_or(|high| *address < high);
+        self.candidates(nics).find(fits)
+    }
+
+    /// The free addresses, those that VFs are put at first, without those that belong to a VF that is out.
+    fn candidates(&self, nics: &[WantedNic]) -> impl Iterator<Item = PciAddress> {
+        let kept = |address: &PciAddress| nics.iter().any(|nic| nic.guest == Some(*address));
+        self.preferred.iter().chain(&self.others).copied().filter(move |address| !kept(address))
+    }
+}
+
+/// Chooses guest addresses for NICs of which some may ask for one themselves.
+pub(super) fn choose_guest_addresses(domain: Node<'_, '_>, asked: &[Option<PciAddress>]) -> Vec<Option<PciAddress>> {
+    let missing = asked.iter().filter(|address| address.is_none()).count();
+    let free = match Machine::of(domain) {
+        Machine::I440fx => free_slots(domain),
+        Machine::Q35 => spare_ports(domain, missing),
+        Machine::Other => Vec::new(),
+    };
+    let mut free = free.into_iter().peekable();
+    let mut last = None;
+    let mut chosen = Vec::new();
+    for address in asked {
+        let next = address.or_else(|| free.find(|candidate| last.is_none_or(|last| last < *candidate)));
+        if next.is_none() || next <= last {
+            // One that breaks the order leaves them all to libvirt, which fills from below: no order is worse than
+            // one that only part of the NICs has.
+            return asked.to_vec();
+        }
+        last = next;
+        chosen.push(next);
+    }
+    chosen
+}
+
+enum Machine {
+    I440fx,
+    Q35,
+    Other,
+}
+
+impl Machine {
+    fn of(domain: Node<'_, '_>) -> Self {
+        let kind = child(domain, "os").and_then(|os| child(os, "type"));
+        let arch = kind.and_then(|kind| kind.attribute("arch")).unwrap_or("x86_64");
+        match kind.and_then(|kind| kind.attribute("machine")) {
+            Some(machine) if machine.contains("q35") => Self::Q35,
+            Some(machine) if machine == "pc" || machine.starts_with("pc-") || machine.contains("i440fx") => {
+                Self::I440fx
+            }
+            // libvirt's own default for PCs.
+            None if matches!(arch, "x86_64" | "i686") => Self::I440fx,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
+/// The upper half of the slots on the only bus, without those that somebody names. libvirt fills from below, and so
+/// does whatever is plugged in later: the upper half stays free for a VF that comes back, at the place it had.
+fn free_slots(domain: Node<'_, '_>) -> Vec<PciAddress> {
+    slots(domain, 0x10..=0x1f)
+}
+
+/// Those of these slots on the root bus that nobody names.
+fn slots(domain: Node<'_, '_>, range: RangeInclusive<u8>) -> Vec<PciAddress> {
+    let used: Vec<_> = used_addresses(domain).filter(|used| (used.domain(), used.bus()) == (0, 0)).collect();
+    let free = range.filter(|slot| used.iter().all(|used| used.slot() != *slot));
+    free.filter_map(|slot| PciAddress::new(0, 0, slot, 0).ok()).collect()
+}
+
+/// Root ports that nobody names for `wanted` VFs, provided that enough are left below them: libvirt hands out free ports
+/// from the lowest to the other devices. What is left over is shared: half of it below, for devices that are plugged in
+/// later, half of it above, for VFs that are.
+fn spare_ports(domain: Node<'_, '_>, wanted: usize) -> Vec<PciAddress> {
+    let ports = free_ports(domain);
+    let spare = ports.len().checked_sub(wanted).and_then(|rest| rest.checked_sub(other_devices(domain)));
+    match spare {
+        Some(spare) => ports.into_iter().skip(other_devices(domain).saturating_add(spare.div_ceil(2))).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The addresses behind the root ports that take devices of a running guest and that nobody names, ascending.
+fn free_ports(domain: Node<'_, '_>) -> Vec<PciAddress> {
+    let used: Vec<_> = used_addresses(domain).map(|used| used.bus()).collect();
+    let mut ports = root_ports(domain);
+    ports.retain(|port| !used.contains(port));
+    ports.sort_unstable();
+    ports.into_iter().filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
+}
+
+/// The buses behind the root ports that are listed: a port's index is its bus. One without index gets the lowest that
+/// is free, as libvirt does it.
+fn root_ports(domain: Node<'_, '_>) -> Vec<u8> {
+    let controllers = || {
+        devices(domain)
+            .filter(|device| device.has_tag_name("controller") && device.attribute("type") == Some("pci"))
+            .map(|controller| (controller, attribute(controller, "index", c_number).ok().flatten()))
+    };
+    // Bus 0 is the root, listed or not.
+    let mut taken: Vec<u32> = controllers().filter_map(|(_, index)| index).chain([0]).collect();
+    let mut ports = Vec::new();
+    for (controller, index) in controllers() {
+        let model = controller.attribute("model");
+        if index.is_none() && model == Some("pcie-root") {
+            continue;
+        }
+        let index = index.or_else(|| (1..=0xff).find(|free| !taken.contains(free)));
+        taken.extend(index);
+        let is_hot_plug = child_attribute(controller, "target", "hotplug").as_deref() != Some("off");
+        if model == Some("pcie-root-port") && is_hot_plug {
+            ports.extend(index.and_then(|index| u8::try_from(index).ok()));
+        }
+    }
+    ports
+}
+
+/// The guest addresses that somebody names. What can't be read is libvirt's to refuse.
+fn used_addresses<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = PciAddress> {
+    devices(domain).filter_map(|device| guest_address(device).ok().flatten())
+}
+
+/// How many devices may need a root port and name no address: rather too many than too few, because a device that
+/// finds none stops the start. A dummy is counted through the NIC that it stands for.
+fn other_devices(domain: Node<'_, '_>) -> usize {
+    let all = |name: &'static str| devices(domain).filter(move |device| device.has_tag_name(name));
+    let is_free = |device: &Node<'_, '_>| matches!(guest_address(device.to_owned()), Ok(None));
+    let needs_port = |device: &Node<'_, '_>| match device.tag_name().name() {
+        // Without a bus libvirt guesses it from the target's name.
+        "disk" => child_attribute(*device, "target", "bus").is_none_or(|bus| bus == "virtio"),
+        "controller" => !matches!(
+            (device.attribute("type"), device.attribute("model")),
+            (Some("pci"), Some("pcie-root" | "pcie-root-port" | "pcie-expander-bus"))
+                | (Some("ccid" | "fdc" | "ide"), _)
+        ),
+        "input" => device.attribute("bus") == Some("virtio"),
+        "memballoon" => device.attribute("model") != Some("none"),
+        "memory" => device.attribute("model").is_some_and(|model| model.starts_with("virtio")),
+        "interface" => true,
+        "hostdev" => device.attribute("type") != Some("usb"),
+        "filesystem" | "rng" | "vsock" | "sound" | "video" | "shmem" | "watchdog" | "crypto" | "panic" => true,
+        _ => false,
+    };
+    // These three libvirt adds itself.
+    let is_controller = |kind: &'static str| all("controller").any(|node| node.attribute("type") == Some(kind));
+    let added = [
+        all("memballoon").next().is_none(),
+        !is_controller("usb"),
+        !is_controller("virtio-serial") && (all("channel").next().is_some() || all("console").next().is_some()),
+    ];
+    let asking = |device: &Node<'_, '_>| {
+        // An SR-IOV NIC with an address still brings a dummy without one.
+        device.has_tag_name("interface") || is_free(device)
+    };
+    let listed = devices(domain).filter(|device| needs_port(device) && asking(device)).count();
+    listed.saturating_add(added.into_iter().filter(|added| *added).count())
+}
