@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::path::PathBuf;
+
+use kvm_sriov::reconcile::{Options, Verdict};
 use kvm_sriov::{ActionError, Cause, actions};
 use kvm_sriov_tests::model::Guest;
 use kvm_sriov_tests::model::check::Stage;
@@ -166,6 +169,87 @@ fn shutdown_with_every_fault() {
         repairs: &[|host| {
             shutdown(host, &vm()).unwrap();
             cancelled(host);
+        }],
+    };
+    scenario.with_every_fault();
+}
+
+fn checkpoint(host: &ModelHost) -> PathBuf {
+    host.vm_dir(&vm()).join("checkpoint")
+}
+
+fn save(host: &ModelHost) -> Result<(), ActionError> {
+    actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint(host), None)
+}
+
+fn restore(host: &ModelHost) -> Result<(), ActionError> {
+    actions::restore(&host.host(), &checkpoint(host), None)
+}
+
+/// Reconciliation finds nothing that it can't put right.
+fn reconcile(host: &ModelHost) {
+    let report = kvm_sriov::reconcile::reconcile(&host.host(), &Options::default()).unwrap();
+    assert_eq!(report.verdict(false), Verdict::Right, "{report:?}");
+}
+
+/// The VM is in its checkpoint, complete and with its newest memory, and nowhere else.
+fn is_saved(host: &ModelHost) {
+    is_gone(host);
+    assert_eq!(host.model().is_newest(&checkpoint(host)), Ok(true));
+    assert_eq!(host.vm_files().len(), 1, "{:?}", host.vm_files().keys());
+}
+
+/// The VM runs, and no image of it is left.
+fn runs_alone(host: &ModelHost) {
+    runs(host);
+    assert_eq!(host.vm_files().len(), 0, "{:?}", host.vm_files().keys());
+}
+
+/// The VM is in one of both places.
+fn runs_or_is_saved(host: &ModelHost) {
+    if host.domain("one-42").is_some() { runs_alone(host) } else { is_saved(host) }
+}
+
+fn reconciled(host: &ModelHost) {
+    reconcile(host);
+    runs_or_is_saved(host);
+}
+
+#[test]
+fn save_with_every_fault() {
+    let scenario = Scenario {
+        given: a_running_vm,
+        action: save,
+        done: is_saved,
+        repairs: &[reconciled, |host| {
+            reconcile(host);
+            if host.domain("one-42").is_some() {
+                save(host).unwrap();
+            }
+            is_saved(host);
+            restore(host).unwrap();
+            runs_alone(host);
+        }],
+    };
+    scenario.with_every_fault();
+}
+
+#[test]
+fn restore_with_every_fault() {
+    let scenario = Scenario {
+        given: || {
+            let host = a_running_vm();
+            save(&host).unwrap();
+            host
+        },
+        action: restore,
+        done: runs_alone,
+        repairs: &[reconciled, |host| {
+            reconcile(host);
+            if host.domain("one-42").is_none() {
+                restore(host).unwrap();
+            }
+            runs_alone(host);
         }],
     };
     scenario.with_every_fault();

@@ -7,6 +7,7 @@ use std::thread;
 use kvm_sriov::libvirt::LibvirtErrorKind;
 use kvm_sriov::{ActionError, HostState};
 
+use super::Course;
 use super::check::Stage;
 use super::faults::Fault;
 use super::host::Ended;
@@ -47,7 +48,8 @@ impl<S: Stage> Scenario<S> {
     pub fn with_every_fault(&self) {
         let calls = self.without_faults();
         let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
-        let during: Vec<_> = long.map(|(n, _)| (n, Fault::DiesDuring)).collect();
+        let during = |n| [false, true].map(|is_done| (n, Fault::DiesDuring { is_done }));
+        let during: Vec<_> = long.flat_map(|(n, _)| during(n)).collect();
         let wrong: Vec<String> = thread::scope(|scope| {
             let anywhere = |fault| move || self.until_it_is_not_reached(fault);
             let each: Vec<_> = FAULTS.into_iter().map(|fault| scope.spawn(anywhere(fault))).collect();
@@ -96,6 +98,9 @@ impl<S: Stage> Scenario<S> {
             let host = stage.hosts()[0];
             let before = stage.portrait();
             host.faults().arm(n, fault);
+            if matches!(fault, Fault::DiesDuring { .. }) {
+                host.model().set_course(Course::Hangs);
+            }
             let ended = host.run(|| (self.action)(&stage));
             let (calls, hit) = (host.faults().calls(), host.faults().fired());
             host.faults().disarm();
@@ -103,6 +108,10 @@ impl<S: Stage> Scenario<S> {
             match ended {
                 Ended::Killed => {
                     fired = true;
+                    if fault == (Fault::DiesDuring { is_done: true }) {
+                        host.model().let_go();
+                        host.model().finishes_jobs();
+                    }
                     stage.check_safe();
                     repair(&stage);
                     stage.check();

@@ -20,8 +20,11 @@ pub enum Fault {
     FailsAfter(LibvirtErrorKind),
     /// The calling process dies before it.
     Dies,
-    /// The calling process dies when libvirtd works on it; libvirtd does its work. The call must be one that takes long.
-    DiesDuring,
+    /// The calling process dies when libvirtd works on it, which goes on with it. The call must be one that takes long.
+    DiesDuring {
+        /// Whether libvirtd is done with it when others look; otherwise it works for ever.
+        is_done: bool,
+    },
     /// The calling process dies when it has had its effect.
     DiesAfter,
 }
@@ -29,7 +32,7 @@ pub enum Fault {
 impl Fault {
     /// Whether the calling process dies.
     pub fn kills(self) -> bool {
-        matches!(self, Self::Dies | Self::DiesDuring | Self::DiesAfter)
+        matches!(self, Self::Dies | Self::DiesDuring { .. } | Self::DiesAfter)
     }
 }
 
@@ -158,7 +161,7 @@ impl Faults {
                 drop(result);
                 self.die()
             }
-            Some(Fault::Dies | Fault::DiesDuring) | None => call(self.inner.as_ref()),
+            Some(Fault::Dies | Fault::DiesDuring { .. }) | None => call(self.inner.as_ref()),
         }
     }
 
@@ -170,7 +173,8 @@ impl Faults {
         call: impl FnOnce(&dyn Hypervisor) -> Result<(), LibvirtError> + Send + 'static,
     ) -> Result<(), LibvirtError> {
         let book = self.book();
-        let during = book.armed == Some((book.calls.len() + 1, Fault::DiesDuring)) && !book.dead;
+        let next = book.calls.len() + 1;
+        let during = matches!(book.armed, Some((n, Fault::DiesDuring { .. })) if n == next) && !book.dead;
         drop(book);
         if !during {
             return self.call(name, call);

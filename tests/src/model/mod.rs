@@ -114,6 +114,14 @@ impl Model {
         self.change_site(|site| site.let_go = true);
     }
 
+    /// Waits until no job runs here any more.
+    pub fn finishes_jobs(&self) {
+        let mut world = self.shared.lock();
+        while world.sites[self.site].domains.iter().any(|domain| domain.job.is_some()) {
+            world = self.shared.wait(world, ANSWER);
+        }
+    }
+
     /// The next requests to destroy a domain end none: its process waits for the kernel.
     pub fn stick(&self, times: usize) {
         self.change_site(|site| site.stuck = times);
