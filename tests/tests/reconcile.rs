@@ -747,7 +747,7 @@ fn every_row_of_what_is_gone_comes_true() {
             ["restore image"] => {
                 assert_eq!(
                     done,
-                    ["restore image", "plug", "plug", "spend checkpoint", "resume", "close", "remove used"]
+                    ["restore image", "plug", "plug", "spend checkpoint", "resume", "remove used", "close"]
                 );
                 assert_eq!(host.model().state(&domain(&host)).unwrap(), Some(RunState::Running));
                 assert!(!path.exists() && !used(&path).exists());

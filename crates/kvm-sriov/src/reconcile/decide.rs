@@ -148,13 +148,13 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
         (Open::Restore(Checkpoint::Untouched), true) => end(),
         // Somebody let it run by hand: what it came from must not be used again.
         (Open::Restore(Checkpoint::Untouched | Checkpoint::Unfinished), false) => {
-            [Repair::Spend].into_iter().chain(nics()).chain([Repair::Close, Repair::RemoveUsed]).collect()
+            [Repair::Spend].into_iter().chain(nics()).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Unfinished), true) => {
-            nics().chain([Repair::Spend, Repair::Resume, Repair::Close, Repair::RemoveUsed]).collect()
+            nics().chain([Repair::Spend, Repair::Resume, Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Used), _) => {
-            nics().chain(resume).chain([Repair::Close, Repair::RemoveUsed]).collect()
+            nics().chain(resume).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Nowhere), true) => known(Doubt::NoCheckpoint),
         (Open::Migrate, _) if state.runs() => nics().chain([Repair::Close]).collect(),
