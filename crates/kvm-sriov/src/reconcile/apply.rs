@@ -129,7 +129,7 @@ impl Work<'_, '_> {
                 Ok(())
             }
             Repair::Close => self.close(),
-            Repair::RemoveUsed => self.report.used.take().map_or(Ok(()), |image: Image| image.remove_used()),
+            Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |image| image.remove_used()),
             Repair::RemoveImage => self.remove_image(),
             Repair::Destroy => {
                 gone::destroy(host, &self.vm.domain)?;
@@ -153,7 +153,6 @@ impl Work<'_, '_> {
     }
 
     fn close(&mut self) -> Result<(), Cause> {
-        self.report.used = self.checkpoint();
         let what = self.vm.wanted.operation.as_ref().map_or_else(String::new, |operation| operation.kind.to_string());
         self.vm.finish()?;
         self.journal(&format!("{what}-closed"));

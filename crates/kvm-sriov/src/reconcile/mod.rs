@@ -32,6 +32,7 @@ mod facts;
 mod report;
 
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,7 +147,7 @@ impl Look<'_> {
         let work = || std::iter::from_fn(next).map(|subject| self.at(subject)).collect::<Vec<_>>();
         let results: Vec<_> = thread::scope(|scope| {
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
         });
         let (mut vms, mut problems) = (Vec::new(), Vec::new());
         for result in results {
