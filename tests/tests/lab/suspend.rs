@@ -6,9 +6,7 @@ use std::time::Duration;
 use kvm_sriov_tests::lab::{LabHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
-use super::{
-    GUEST_BOOT, Plugged, STATE, cancel, claim_names, deploy, foreign_domain, interfaces, kvmrc, map, plugged,
-};
+use super::{GUEST_BOOT, Plugged, STATE, cancel, claim_names, deploy, foreign_domain, interfaces, kvmrc, map, plugged};
 
 /// A guest releases three VFs within 8 s, and shows one that came back within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
