@@ -158,6 +158,12 @@ impl Model {
         self.shared.lock().stop_cpus(self.site, &uuid, RunState::PmSuspended);
     }
 
+    /// The CPUs of the domain stand, and this is how libvirt says so.
+    pub fn stands(&self, name: &str, state: RunState) {
+        let uuid = self.uuid(name);
+        self.shared.lock().stop_cpus(self.site, &uuid, state);
+    }
+
     /// An event that nothing explains.
     pub fn emits(&self, name: &str, event: &Event) {
         let uuid = self.uuid(name);

@@ -25,7 +25,7 @@ pub struct Facts {
     pub nics: Vec<Nic>,
     /// VFs that it claims and that belong to none of its NICs.
     pub spare: Vec<PciAddress>,
-    /// The file that its claims name.
+    /// The file that its claims name, unless it is the checkpoint of a restore that is open.
     pub image: Noted,
     /// What is known of the domain on another host.
     pub elsewhere: Elsewhere,
@@ -161,7 +161,11 @@ impl Facts {
     ) -> Self {
         let owner = domain.owner();
         let own = claimants.iter().find(|claimant| claimant.owner.is(&owner));
-        let image = own.and_then(|claimant| claimant.image.as_deref());
+        let is_checkpoint = |path: &&Path| {
+            let operation = wanted.operation.as_ref().map(|operation| &operation.kind);
+            matches!(operation, Some(OperationKind::Restore { checkpoint }) if checkpoint == path)
+        };
+        let image = own.and_then(|claimant| claimant.image.as_deref()).filter(|path| !is_checkpoint(path));
         Self {
             busy: Busy::Nobody,
             domain: Some(RunState::Running),
