@@ -432,7 +432,7 @@ impl<'a> Gone<'a> {
         let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
         let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
-        self.store.hold(&self.owner, Some(path))?;
+        // A claim that names an image is nobody else's to free: it needs no holder.
         hypervisor.restore(path, &xml, true).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),
             source,
