@@ -62,6 +62,17 @@ impl Caller {
         self.at_least(5, 12)
     }
 
+    /// Whether this version sends the VM's XML to an action on standard input. Where it does not, standard input may be the
+    /// channel of the caller itself: reading it would swallow what comes next.
+    pub fn reads_stdin(&self, action: &str) -> bool {
+        match action {
+            "deploy" => true,
+            "reboot" | "reset" | "snapshot_revert" | "snapshot_delete" => self.at_least(5, 10),
+            "snapshot_create" => self.at_least(5, 4),
+            _ => self.at_least(5, 0),
+        }
+    }
+
     fn at_least(&self, major: u32, minor: u32) -> bool {
         match self.version {
             Some(version) => version >= (major, minor),
@@ -143,6 +154,21 @@ impl Call {
         text.parse().map_err(|error: T::Err| wrong(error.to_string()))
     }
 
+    /// The argument with this number, parsed; `None` when it is empty, `-`, or OpenNebula's version does not give it.
+    ///
+    /// # Errors
+    /// Nothing was touched; says what was expected of it.
+    pub fn optional_arg<T>(&self, number: usize, name: &'static str) -> Result<Option<T>, ActionError>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        // The last two are always OpenNebula's own.
+        let own = self.args.len().saturating_sub(2);
+        let given = self.args.get(number).filter(|text| number < own && !matches!(text.as_str(), "" | "-"));
+        given.map(|_| self.arg(number, name)).transpose()
+    }
+
     /// OpenNebula's number of the VM: the first of the two arguments it appends; `None` when called by hand without it.
     pub fn vm_id(&self) -> Option<u32> {
         self.args.iter().rev().nth(1).and_then(|id| id.parse().ok())
@@ -162,13 +188,28 @@ impl Call {
         String::from_utf8(bytes).map_err(|e| failed(format!("it is not UTF-8 ({e})")))
     }
 
-    /// OpenNebula's description of the VM on standard input; `None` from versions before 5.0, which send none: up to 4.14
-    /// the input would be the caller's own channel.
+    /// OpenNebula's description of the VM on the standard input of an action that runs on the front-end, where it is sent as
+    /// base64; `None` from versions before 5.0, which send none.
+    ///
+    /// # Errors
+    /// Nothing was touched; it could not be read, or is not base64 of text.
+    pub fn encoded_stdin(&self) -> Result<Option<String>, ActionError> {
+        if !self.caller.at_least(5, 0) {
+            return Ok(None);
+        }
+        let failed = |why: &str| ActionError::untouched(self.action, Cause::Stdin { why: why.into() });
+        let bytes = base64(&self.stdin()?).ok_or_else(|| failed("it is not base64"))?;
+        let text = String::from_utf8(bytes).map_err(|_| failed("what it encodes is not UTF-8"))?;
+        Ok(Some(text).filter(|text| !text.trim().is_empty()))
+    }
+
+    /// OpenNebula's description of the VM on standard input; `None` from versions that send none to this
+    /// action: see [`Caller::reads_stdin`].
     ///
     /// # Errors
     /// Nothing was touched; it could not be read, or is no such description (because it was cut short, for example).
     pub fn data(&self) -> Result<Option<Input>, ActionError> {
-        if !self.caller.at_least(5, 0) {
+        if !self.caller.reads_stdin(self.action) {
             return Ok(None);
         }
         let text = self.stdin()?;
@@ -206,6 +247,36 @@ impl Call {
     pub fn deploy_id(&self, domain: &DomainRef) -> String {
         if self.caller.deploys_by_uuid() { domain.uuid.to_string() } else { domain.name.to_string() }
     }
+}
+
+/// The bytes that a text in base64 stands for, whatever blanks are in it; `None` for other texts.
+///
+/// # Source
+/// RFC 4648, section 4. OpenNebula up to 5.10 wraps the lines.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let padding = digits.iter().rev().take_while(|byte| **byte == b'=').count();
+    if digits.len() % 4 != 0 || padding > 2 {
+        return None;
+    }
+    let value = |digit: u8| match digit {
+        b'A'..=b'Z' => Some(digit - b'A'),
+        b'a'..=b'z' => Some(digit - b'a' + 26),
+        b'0'..=b'9' => Some(digit - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let (mut bytes, mut bits, mut held) = (Vec::with_capacity(digits.len() / 4 * 3), 0_u32, 0_u32);
+    for digit in digits.iter().take(digits.len() - padding) {
+        held = (held << 6) | u32::from(value(*digit)?);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from((held >> bits) & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
 }
 
 /// Runs one action and answers as the caller's version expects. What a shim's `main` is.
@@ -300,6 +371,24 @@ mod tests {
             assert_eq!(caller.deploys_by_uuid(), uuid, "{version:?}");
             assert_eq!(caller.absent_is_shut_down(), absent, "{version:?}");
             assert_eq!(caller.failure("x").contains("--8<------\nx.\nERROR"), common == block, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn base64_is_read_in_one_line_or_in_many() {
+        for (text, bytes) in [
+            ("", Some("")),
+            ("Zg==", Some("f")),
+            ("Zm8=", Some("fo")),
+            ("Zm9v", Some("foo")),
+            ("PFZN\nPsO8\r\nPC9WTT4=\n", Some("<VM>ü</VM>")),
+            ("Zg", None),
+            ("Zg=a", None),
+            ("Z===", None),
+            ("Zm9\0", None),
+            ("Zm9é", None),
+        ] {
+            assert_eq!(base64(text).as_deref(), bytes.map(str::as_bytes), "{text:?}");
         }
     }
 

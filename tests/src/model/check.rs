@@ -123,7 +123,14 @@ impl ModelHost {
             let live = Element::parse(&live).unwrap();
             lines.extend(live.child("metadata").map(ToString::to_string));
             let devices = live.child("devices").unwrap();
-            let mut devices: Vec<String> = devices.children().map(ToString::to_string).collect();
+            // The order of what is in a device says nothing.
+            let sorted = |device: &Element| {
+                let text = device.to_string();
+                let mut lines: Vec<&str> = text.lines().collect();
+                lines.sort_unstable();
+                lines.join("\n")
+            };
+            let mut devices: Vec<String> = devices.children().map(sorted).collect();
             devices.sort();
             lines.extend(devices);
         }

@@ -388,19 +388,14 @@ impl<'a> Departure<'a> {
     fn arrive(mut self) {
         let (host, domain) = (self.host, self.traveller.domain().clone());
         let (name, to) = (domain.name.clone(), self.agent.host().clone());
-        match host.patiently(|| gone::is_gone(host, &domain)).and_then(|gone| match gone {
+        let left = host.patiently(|| gone::is_gone(host, &domain)).and_then(|gone| match gone {
             true => Ok(()),
-            // Its CPUs run there, so this is only a shell.
+            // Its CPUs run there: what is here is a shell.
             false => gone::destroy(host, &domain),
-        }) {
-            Ok(()) => {
-                if let Some(vm) = self.traveller.with_vfs() {
-                    if let Err(error) = gone::release(host, &vm.store, &vm.owner(), "migrate") {
-                        log::warn!("{error}; {name} has gone, its VFs here are freed by the next action that looks");
-                    }
-                }
-            }
-            Err(cause) => log::warn!("{cause}; {name} runs on {to}, its shell here must be destroyed by hand"),
+        });
+        self.let_go_of_claims(left.is_ok());
+        if let Err(cause) = left {
+            log::warn!("{cause}; {name} runs on {to}, and it was not seen that it is gone here");
         }
         match self.agent.ask(&Request::Finish) {
             Ok(Answer::Done) => log::info!("{name} runs on {to}"),
@@ -451,21 +446,32 @@ impl<'a> Departure<'a> {
         }
     }
 
+    /// Frees what the VM claims here or, when it may still be here, says that no process works on it any more.
+    fn let_go_of_claims(&mut self, is_gone: bool) {
+        let Some(vm) = self.traveller.with_vfs() else { return };
+        let owner = vm.owner();
+        let done = if is_gone {
+            gone::release(vm.host, &vm.store, &owner, "migrate")
+        } else {
+            vm.store.settle(&owner).map(drop)
+        };
+        if let Err(error) = done {
+            log::warn!("{error}; what {} claims here is put right by the next action that looks", owner.vm);
+        }
+    }
+
     /// The VM ended during its move.
     fn lost(mut self, cause: Cause) -> ActionError {
         if let Err(error) = self.agent.ask(&Request::Abort { destroy: false }) {
             log::warn!("{error}; what is held there is freed by the next action that looks");
         }
-        if let Some(vm) = self.traveller.with_vfs() {
-            if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), "migrate") {
-                log::warn!("{error}; its VFs are freed by the next action that looks");
-            }
-        }
+        self.let_go_of_claims(true);
         let left = format!("{} has ended, here and on {}", self.traveller.domain().name, self.agent.host());
         ActionError::new("migrate", cause, HostState::Left(left))
     }
 
-    fn in_doubt(self, cause: Cause) -> ActionError {
+    fn in_doubt(mut self, cause: Cause) -> ActionError {
+        self.let_go_of_claims(false);
         let (vm, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
         ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))

@@ -25,19 +25,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attach_nic;
 mod cancel;
 mod deploy;
+mod detach_nic;
 pub(crate) mod gone;
 mod migrate;
+mod migrate_local;
 mod reboot;
 mod reset;
 mod restore;
 mod save;
 mod shutdown;
 
+pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;
 pub use deploy::deploy;
+pub use detach_nic::detach_nic;
 pub use migrate::{Route, migrate};
+pub use migrate_local::migrate_local;
 pub use reboot::reboot;
 pub use reset::reset;
 pub use restore::restore;

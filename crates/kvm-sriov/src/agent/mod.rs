@@ -372,3 +372,112 @@ impl From<&Cause> for Answer {
         Self::Refused(cause.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const UUID: &str = "7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10";
+    const WANTED: &str = "<domain version='1.0'><nic mac='02:00:c0:a8:01:05' root='ib0' mode='hostdev' position='0'/>\
+                          </domain>";
+
+    fn requests(text: &str, number: u64, flag: bool) -> Vec<Request> {
+        let path = || PathBuf::from(text);
+        vec![
+            Request::Prepare(Box::new(Visitor {
+                name: "one-42".parse().unwrap(),
+                uuid: UUID.parse().unwrap(),
+                id: text.to_owned(),
+                wanted: flag.then(|| Wanted::parse(WANTED).unwrap()),
+                dir: (!flag).then(path),
+                is_paused: flag,
+            })),
+            Request::Image { path: path(), format: text.to_owned(), size: number },
+            Request::Symlink { path: path(), target: path() },
+            Request::Snapshot { is_current: flag, xml: text.to_owned() },
+            Request::Arrived,
+            Request::Finish,
+            Request::Abort { destroy: flag },
+            Request::State(UUID.parse().unwrap()),
+            Request::Migrate(Box::new(Order {
+                id: UUID.parse().unwrap(),
+                from: flag.then(|| "host1".parse().unwrap()),
+                to: "host2".parse().unwrap(),
+                data: (!flag).then(|| text.to_owned()),
+            })),
+        ]
+    }
+
+    fn answers(text: &str) -> Vec<Answer> {
+        let text = || text.to_owned();
+        let states = Presence::ALL.iter().map(|(presence, _)| Answer::State(*presence));
+        vec![
+            Answer::Done,
+            Answer::Ready { bridge: None },
+            Answer::Ready { bridge: Some(text()) },
+            Answer::Left(text()),
+            Answer::Refused(text()),
+            Answer::Failed { cause: text(), state: text() },
+        ]
+        .into_iter()
+        .chain(states)
+        .collect()
+    }
+
+    #[test]
+    fn the_lines_are_those_of_the_document() {
+        let document = include_str!("../../../../docs/agent.md");
+        let all = requests("", 0, true).iter().map(ToString::to_string).collect::<Vec<_>>();
+        for line in all.into_iter().chain(answers("").iter().map(ToString::to_string)) {
+            let word = line.split(' ').next().unwrap();
+            assert!(document.contains(&format!("`{word}")), "{word} is not in docs/agent.md");
+        }
+        assert!(document.contains(&format!("{MAGIC} {VERSION} ")));
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        for (line, problem) in [
+            ("", "expected a word"),
+            ("dance", "expected a request of this version of the agent, found \"dance\""),
+            ("abort", "expected destroy, found \"abort\""),
+            ("abort destroy=perhaps", "expected destroy, found \"perhaps\""),
+            ("state uuid=%zz", "expected a value with %xx"),
+            ("state uuid", "expected name=value, found \"uuid\""),
+            ("migrate vm=one-1 to=-oProxyCommand", "expected to, found \"-oProxyCommand\""),
+        ] {
+            let error = line.parse::<Request>().unwrap_err().to_string();
+            assert!(error.starts_with(problem), "{line:?}: {error}");
+        }
+        let newer =
+            Message::new("prepare").with("vm", "one-42").with("uuid", UUID).with("id", "x").with("paused", false);
+        let newer = newer.with("wanted", WANTED.replace("1.0", "2.0")).to_string();
+        assert!(newer.parse::<Request>().unwrap_err().to_string().contains("a newer kvm-sriov"), "{newer}");
+        assert_eq!("finish later=1".parse::<Request>().unwrap(), Request::Finish, "a value of a later version");
+    }
+
+    proptest! {
+        #[test]
+        fn every_message_is_one_line_and_comes_back(text in any::<String>(), number in any::<u64>(), flag in any::<bool>()) {
+            for request in requests(&text, number, flag) {
+                let line = request.to_string();
+                prop_assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
+                prop_assert_eq!(line.parse::<Request>().unwrap(), request);
+            }
+            for answer in answers(&text) {
+                let line = answer.to_string();
+                prop_assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
+                prop_assert_eq!(line.parse::<Answer>().unwrap(), answer);
+            }
+        }
+
+        #[test]
+        fn no_line_is_a_panic(line in any::<String>(), word in "(prepare|image|snapshot|abort|state|migrate|failed)( [a-z]{2,6}=[%a-f0-9]{0,8}){0,4}") {
+            for line in [line, word] {
+                drop(line.parse::<Request>());
+                drop(line.parse::<Answer>());
+            }
+        }
+    }
+}

@@ -368,19 +368,25 @@ fn resume(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
 /// Gives the VM its VFs and closes the operation. What could not be done is the answer.
 fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock) -> Vec<String> {
     let name = &domain.name;
-    let mut vm = match Vm::locked(host, ACTION, domain.clone(), store, lock, None) {
-        Ok(vm) => vm,
-        Err(cause) => return vec![format!("{name} lacks its VFs, which are plugged by reconciliation: {cause}")],
-    };
+    let claims = store.clone();
     let mut left = Vec::new();
-    let missing = vm.missing();
-    if vm.lock.cancelled() {
-        left.push(Cause::Cancelled { name: name.clone() }.to_string());
-    } else if let Err(cause) = vm.plug(&missing) {
-        left.push(format!("{name} lacks VFs, which are plugged by reconciliation: {cause}"));
+    match Vm::locked(host, ACTION, domain.clone(), store, lock, None) {
+        Err(cause) => left.push(format!("{name} lacks its VFs, which are plugged by reconciliation: {cause}")),
+        Ok(mut vm) => {
+            let missing = vm.missing();
+            if vm.lock.cancelled() {
+                left.push(Cause::Cancelled { name: name.clone() }.to_string());
+            } else if let Err(cause) = vm.plug(&missing) {
+                left.push(format!("{name} lacks VFs, which are plugged by reconciliation: {cause}"));
+            }
+            if let Err(cause) = vm.finish() {
+                left.push(format!("the migration of {name} is still noted as under way: {cause}"));
+            }
+        }
     }
-    if let Err(cause) = vm.finish() {
-        left.push(format!("the migration of {name} is still noted as under way: {cause}"));
+    // Whatever failed: the domain backs its claims, and nobody works on it any more.
+    if let Err(error) = claims.settle(&domain.owner()) {
+        left.push(format!("the claims of {name} still name the agent: {error}"));
     }
     left
 }

@@ -751,6 +751,39 @@ mod tests {
     use crate::libvirt::LibvirtErrorKind;
 
     #[test]
+    fn states_are_sorted_by_what_an_action_may_do() {
+        use RunState::*;
+        for (state, reason, expected) in [
+            (sys::VIR_DOMAIN_RUNNING, sys::VIR_DOMAIN_RUNNING_UNPAUSED, Running),
+            (sys::VIR_DOMAIN_BLOCKED, 0, Running),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_USER, PausedByUser),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_MIGRATION, PausedForMigration),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_STARTING_UP, PausedForMigration),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_UNKNOWN, PausedOtherwise),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR, PausedOtherwise),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_SHUTTING_DOWN, Ending),
+            (sys::VIR_DOMAIN_PAUSED, 4711, PausedOtherwise),
+            (sys::VIR_DOMAIN_SHUTDOWN, 0, Ending),
+            (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SAVED, Ending),
+            (sys::VIR_DOMAIN_CRASHED, 0, Ending),
+            (sys::VIR_DOMAIN_PMSUSPENDED, 0, PmSuspended),
+            (sys::VIR_DOMAIN_NOSTATE, 0, PausedOtherwise),
+        ] {
+            assert_eq!(run_state(state as c_int, reason as c_int), expected, "{state} {reason}");
+        }
+        assert_eq!(run_state(-1, -1), PausedOtherwise);
+    }
+
+    #[test]
+    fn a_job_is_what_libvirt_tells_of_it() {
+        let stats = ffi::JobStats { operation: Some(5), done: Some(1), all: Some(2), downtime_ms: Some(148) };
+        let moved = Job { kind: JobKind::MigrationOut, progress: Some((1, 2)), downtime_ms: Some(148) };
+        assert_eq!(job(stats), moved);
+        let unknown = ffi::JobStats { operation: None, done: Some(1), all: None, downtime_ms: None };
+        assert_eq!(job(unknown), Job::default());
+    }
+
+    #[test]
     fn a_call_that_does_not_return_is_left_behind() {
         let begin = std::time::Instant::now();
         let error = with_deadline("virSlow", Duration::from_millis(50), || {

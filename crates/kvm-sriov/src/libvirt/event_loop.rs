@@ -1,12 +1,14 @@
 //! The thread that runs libvirt's event loop, as long as a connection needs it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use virt::event::{event_add_timeout, event_register_default_impl, event_run_default_impl};
+use virt::event::{event_register_default_impl, event_run_default_impl};
 
 use super::error::LibvirtError;
+use super::ffi::WakeUp;
+use super::watch::lock;
 
 /// The loop of this process; libvirt has one for all connections.
 static LOOP: Mutex<Option<Running>> = Mutex::new(None);
@@ -27,7 +29,7 @@ impl LoopUser {
     /// libvirt `virEventRegisterDefaultImpl`: once, before the first connection.
     pub(super) fn start() -> Result<Self, LibvirtError> {
         static REGISTERED: OnceLock<Result<(), LibvirtError>> = OnceLock::new();
-        let mut running = lock();
+        let mut running = lock(&LOOP);
         if let Some(running) = running.as_mut() {
             running.users += 1;
             return Ok(Self(()));
@@ -52,7 +54,7 @@ impl LoopUser {
 
 impl Drop for LoopUser {
     fn drop(&mut self) {
-        let mut running = lock();
+        let mut running = lock(&LOOP);
         let last = match running.as_mut() {
             Some(running) => {
                 running.users -= 1;
@@ -63,21 +65,13 @@ impl Drop for LoopUser {
         let Some(ending) = running.take_if(|_| last) else { return };
         ending.stop.store(true, Ordering::Release);
         // The loop waits for events; a timer that is due at once wakes it. Its round also frees what closed connections left.
-        match event_add_timeout(0, |_, _| {}, std::ptr::null_mut()) {
-            Ok(timer) => {
+        match WakeUp::new() {
+            Ok(_due) => {
                 if ending.thread.join().is_err() {
                     log::warn!("libvirt's event loop ended by a panic");
-                }
-                if let Err(error) = timer.event_remove_timeout() {
-                    log::debug!("libvirt kept a timer: {}", error.message());
                 }
             }
             Err(error) => log::warn!("libvirt's event loop can't be woken, so it runs on: {}", error.message()),
         }
     }
-}
-
-/// A panic elsewhere does not make the count wrong.
-fn lock() -> MutexGuard<'static, Option<Running>> {
-    LOOP.lock().unwrap_or_else(PoisonError::into_inner)
 }

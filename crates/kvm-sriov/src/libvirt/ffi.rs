@@ -4,7 +4,7 @@
 //! and libvirt's objects may be used from any thread. Texts for C are `CStr`s that outlive the call; libvirt copies what it
 //! keeps. `virt`'s `Error::last_error` reads the error of the calling thread, so it is asked at once, on the same thread.
 //!
-//! Callbacks get in Rust what they need and no more: they only send, never panic and never call libvirt.
+//! Callbacks only send: they never panic and never call libvirt.
 
 #![allow(unsafe_code)]
 
@@ -315,11 +315,14 @@ pub(super) enum Value {
     Text(CString),
 }
 
+/// A parameter of a call.
+pub(super) type Parameter = (&'static CStr, Value);
+
 /// Moves a domain to where `destination` leads, driven by this process.
 pub(super) fn migrate(
     domain: &Domain,
     destination: &Connect,
-    parameters: &[(&CStr, Value)],
+    parameters: &[Parameter],
     flags: u32,
 ) -> Result<Domain, Error> {
     let mut list = Parameters::new();
@@ -359,6 +362,29 @@ pub(super) fn block_job_abort(domain: &Domain, disk: &CStr, flags: u32) -> Resul
     // SAFETY: domain and text are alive.
     zero(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) })
 }
+
+/// A timer of libvirt's event loop that is due at once, which wakes the loop.
+#[derive(Debug)]
+pub(super) struct WakeUp(c_int);
+
+impl WakeUp {
+    pub(super) fn new() -> Result<Self, Error> {
+        // SAFETY: the callback uses no data, so there is nothing to keep alive or to free.
+        let timer = unsafe { sys::virEventAddTimeout(0, Some(awake), ptr::null_mut(), None) };
+        if timer < 0 { Err(Error::last_error()) } else { Ok(Self(timer)) }
+    }
+}
+
+impl Drop for WakeUp {
+    fn drop(&mut self) {
+        // SAFETY: takes a number; one that is no timer is an error.
+        if let Err(error) = zero(unsafe { sys::virEventRemoveTimeout(self.0) }) {
+            log::debug!("libvirt kept a timer: {}", error.message());
+        }
+    }
+}
+
+extern "C" fn awake(_timer: c_int, _: *mut c_void) {}
 
 /// A list of typed parameters in libvirt's memory (`virt`'s form makes a `Vec` of what libvirt allocated, and loses texts
 /// when a call fails).

@@ -7,7 +7,7 @@ use std::time::Duration;
 use virt::sys;
 
 use super::error::LibvirtError;
-use super::ffi::Value;
+use super::ffi::{Parameter, Value};
 use crate::ParseError;
 
 /// One move of a running domain.
@@ -38,7 +38,7 @@ pub struct Migration {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MigrationOptions {
     flags: u32,
-    parameters: Vec<(&'static CStr, Value)>,
+    parameters: Vec<Parameter>,
     suspend_after: Option<Duration>,
 }
 
@@ -300,7 +300,7 @@ impl MigrationOptions {
 
 impl Migration {
     /// Parameters and flags for libvirt.
-    pub(super) fn parameters(&self) -> Result<(Vec<(&'static CStr, Value)>, u32), LibvirtError> {
+    pub(super) fn parameters(&self) -> Result<(Vec<Parameter>, u32), LibvirtError> {
         let text = |text: &str| {
             CString::new(text)
                 .map(Value::Text)

@@ -169,3 +169,27 @@ pub(super) mod count {
     pub(crate) static REGISTERED: AtomicUsize = AtomicUsize::new(0);
     pub(crate) static FREED: AtomicUsize = AtomicUsize::new(0);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifecycle_event_tells_whether_the_cpus_run() {
+        for (event, detail, expected) in [
+            (sys::VIR_DOMAIN_EVENT_RESUMED, 0, Some(Event::Resumed)),
+            (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_RESTORED, Some(Event::Resumed)),
+            (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED, None),
+            (sys::VIR_DOMAIN_EVENT_SUSPENDED, 0, Some(Event::Suspended)),
+            (sys::VIR_DOMAIN_EVENT_PMSUSPENDED, 0, Some(Event::Suspended)),
+            (sys::VIR_DOMAIN_EVENT_STOPPED, sys::VIR_DOMAIN_EVENT_STOPPED_SAVED, Some(Event::Ended)),
+            (sys::VIR_DOMAIN_EVENT_CRASHED, 0, Some(Event::Ended)),
+            (sys::VIR_DOMAIN_EVENT_SHUTDOWN, 0, None),
+            (sys::VIR_DOMAIN_EVENT_DEFINED, 0, None),
+            (4711, 0, None),
+        ] {
+            assert_eq!(lifecycle(event as c_int, detail as c_int), expected, "{event} {detail}");
+        }
+        assert_eq!(lifecycle(-1, 0), None);
+    }
+}

@@ -14,8 +14,7 @@ use crate::image::Image;
 use crate::libvirt::{JobKind, LibvirtErrorKind};
 use crate::vm::{self, Outcome, Vm, unplug};
 use crate::xml::{
-    LiveDomain, OperationKind, WantedNic, alias_of, device_position, dummy_alias_of, dummy_of, dummy_position,
-    image_for,
+    LiveDomain, OperationKind, WantedNic, alias_of, device_position, dummy_alias_of, dummy_position, image_for,
 };
 use crate::{DeployId, PciAddress, Position};
 
@@ -273,23 +272,8 @@ impl Work<'_, '_> {
     }
 
     fn plug_dummy(&mut self, position: Position) -> Result<(), Cause> {
-        let (host, nic) = (self.vm.host, self.nic(position)?);
-        let bridge = host.dummy_bridge()?;
-        let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
-        let prefix = host.kvmrc().dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
-        let mac = nic
-            .mac
-            .dummy(prefix, position)
-            .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
-        let xml = dummy_of(&nic, mac, bridge, host.kvmrc().nic_model());
-        host.hypervisor().attach(&self.vm.domain, &xml).map_err(|source| Cause::Call {
-            what: format!("plug the dummy of NIC {} into {}", nic.mac, self.vm.domain.name),
-            source,
-        })?;
-        self.vm.reread()?;
-        if !self.vm.live.shows(&dummy_alias_of(position)) {
-            return Err(self.not_as_asked(format!("the dummy of NIC {} is missing although it was plugged", nic.mac)));
-        }
+        let nic = self.nic(position)?;
+        self.vm.plug_dummy_back(&nic)?;
         self.journal("dummy-plugged");
         Ok(())
     }

@@ -174,7 +174,11 @@ impl Look<'_> {
 
     fn at_domain(&self, domain: DomainRef) -> Result<Option<VmReport>, Cause> {
         let live = vm::read(self.host, &domain)?;
-        let Some(wanted) = vm::wanted(&live)? else { return Ok(None) };
+        let wanted = match vm::wanted(&live)? {
+            // Devices of ours without a note: the action that brought the first one died before it could write it.
+            None if live.positions().is_empty() => return Ok(None),
+            wanted => wanted.unwrap_or_default(),
+        };
         let report = self.glance(&domain, &live, &wanted)?;
         if self.dry_run || report.left.iter().all(Repair::is_note) {
             return Ok(Some(report));

@@ -7,7 +7,7 @@ use crate::error::{Cause, Refusal};
 use crate::libvirt::LibvirtErrorKind;
 use crate::sysfs;
 use crate::vf_map::VfMap;
-use crate::xml::{WantedNic, hostdev_of};
+use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
     /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
@@ -15,7 +15,8 @@ impl Vm<'_> {
     /// A VF that libvirt refuses is left out with a line in the log, and the next free one is tried.
     ///
     /// # Errors
-    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none. [`Cause::AllRefused`]
+    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none, but for the one whose call has
+    /// not answered. [`Cause::AllRefused`]
     /// lists why each VF was refused.
     pub(crate) fn plug(&mut self, nics: &[WantedNic]) -> Result<Vec<Claim>, Cause> {
         if nics.is_empty() {
@@ -60,8 +61,9 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Releases the claims of the NICs that got no VF.
+    /// Releases the claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
     fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
+        let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
         let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,
@@ -96,6 +98,12 @@ impl Vm<'_> {
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
         let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        // Whatever the call said: only the live XML tells.
+        let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
+        if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {
+            log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
+            return Ok(());
+        }
         let text = error.text().to_owned();
         match error.kind() {
             LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {

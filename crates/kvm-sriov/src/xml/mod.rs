@@ -27,7 +27,7 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, dummy_of, hostdev_of};
+pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};

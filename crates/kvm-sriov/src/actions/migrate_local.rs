@@ -1,0 +1,42 @@
+//! `migrate_local`: the front-end has a VM moved.
+
+use super::Route;
+use crate::DeployId;
+use crate::agent::{Agent, AgentError, Answer, Order, Reach, Request};
+use crate::error::{ActionError, Cause, HostState};
+
+/// Has the agent on the source move a running VM, as [`migrate`](super::migrate) does there. Nothing of the move is kept on
+/// the front-end: when this process or its connection ends, the move goes on and ends as it would.
+///
+/// * `data` - OpenNebula's description of the VM and of its move
+/// * `reach` - how the source is reached, with the keys for its own way to the destination
+///
+/// # Errors
+/// As [`migrate`](super::migrate); or the source could not be reached and nothing was changed; or it was lost, and what
+/// became of the VM is seen there.
+///
+/// # Source
+/// OpenNebula's stock `migrate_local`.
+pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: &dyn Reach) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched("migrate_local", cause);
+    let Some(from) = route.from.clone() else {
+        let problem = "expected the host that the VM is on, found none".into();
+        return Err(untouched(Cause::Argument { name: "source", problem }));
+    };
+    let order = Order { id: id.clone(), from: Some(from.clone()), to: route.to.clone(), data };
+    let mut agent = Agent::start(reach, &from).map_err(|error| untouched(error.into()))?;
+    match agent.ask(&Request::Migrate(Box::new(order))) {
+        Ok(Answer::Done) => Ok(()),
+        Ok(Answer::Failed { cause: text, state }) => {
+            Err(ActionError::new("migrate_local", Cause::Elsewhere { host: from, text }, HostState::Left(state)))
+        }
+        Err(error @ AgentError::Refused { .. }) => Err(untouched(error.into())),
+        Ok(other) => Err(lost(agent.unexpected(&other), id)),
+        Err(error) => Err(lost(error, id)),
+    }
+}
+
+fn lost(error: AgentError, id: &DeployId) -> ActionError {
+    let left = format!("the move may go on there; kvm-sriov explain {id} on both hosts tells where the VM is");
+    ActionError::new("migrate_local", error, HostState::Left(left))
+}
