@@ -429,13 +429,9 @@ impl ClaimStore {
         let stale = match &entry.content {
             // An image that was not finished may hold the VM: reconciliation looks at it first.
             Content::Ours(record) => {
-                !record.is_held()
-                    && record.image.is_none()
-                    && !backing.backs(&record.owner(), record.vf, record.mac)
+                !record.is_held() && record.image.is_none() && !backing.backs(&record.owner(), record.vf, record.mac)
             }
-            Content::Original => {
-                self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none())
-            }
+            Content::Original => self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none()),
             Content::Unreadable { .. } => false,
         };
         stale && seen.contains(entry)
