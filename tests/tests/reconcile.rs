@@ -9,16 +9,17 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_sriov::claims::Owner;
-use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, Migration, RunState};
+use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
 use kvm_sriov::reconcile::{
-    Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open, Options, Repair, VmReport, decide, reconcile,
-    resolve,
+    Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open, Options, Repair, Verdict, VmReport, decide,
+    reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{PciAddress, Position, actions};
 use kvm_sriov_tests::model::Course;
 use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model::faults::Fault;
+use kvm_sriov_tests::model::host::{Ended, ModelHost};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::vm::Vm;
 
@@ -694,18 +695,24 @@ fn every_row_of_a_nic_comes_true() {
     });
 }
 
+/// The VM is in the file of a save whose process is dead.
+fn lead_to_image(host: &ModelHost) -> PathBuf {
+    for number in 0..2 {
+        leaves(host, &alias_of(position(number)));
+    }
+    change_wanted(host, |wanted| wanted.operation = Some(OperationKind::Save.into()));
+    let path = unfinished(host);
+    host.model().save(&domain(host), &path).unwrap();
+    path
+}
+
 #[test]
 fn every_row_of_what_is_gone_comes_true() {
     let table = gone();
     walk(table.combinations(), |combination| {
         let [works, image, there] = combination[..] else { panic!() };
         let host = deployed();
-        for number in 0..2 {
-            leaves(&host, &alias_of(position(number)));
-        }
-        change_wanted(&host, |wanted| wanted.operation = Some(OperationKind::Save.into()));
-        let path = unfinished(&host);
-        host.model().save(&domain(&host), &path).unwrap();
+        let path = lead_to_image(&host);
         if image != "none" {
             note_image(&host, &path);
         }
@@ -761,5 +768,67 @@ fn every_row_of_what_is_gone_comes_true() {
             }
         }
         drop(held);
+    });
+}
+
+/// What a repair begins with, and whether the VM runs after it.
+const BROKEN: [(&str, fn(&ModelHost), bool); 6] = [
+    ("save", |host| lead_to(host, "running", "save", "named"), true),
+    ("image", |host| note_image(host, &lead_to_image(host)), true),
+    ("restored", |host| lead_to(host, "paused for migration", "restore, used", "none"), true),
+    ("to be restored", |host| lead_to(host, "paused for migration", "restore, untouched", "none"), false),
+    ("pending", |host| lead_to(host, "running", "pending, all left", "none"), true),
+    (
+        "an attach cut off",
+        |host| {
+            change_wanted(host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
+            leaves(host, &dummy_alias_of(position(1)));
+        },
+        true,
+    ),
+];
+
+const FAULTS: [Fault; 4] = [
+    Fault::Fails(LibvirtErrorKind::Other),
+    Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
+    Fault::Dies,
+    Fault::DiesAfter,
+];
+
+/// Every call of libvirt fails, and the process dies at every call: a second look makes it good, and nothing was lost.
+#[test]
+fn a_repair_that_is_cut_off_is_taken_up_again() {
+    let names = BROKEN.iter().map(|(name, ..)| *name);
+    let each = names.flat_map(|name| ["0", "1", "2", "3"].map(|fault| vec![name, fault]));
+    walk(each.collect(), |combination| {
+        let (_, broken, runs) = BROKEN.iter().find(|(name, ..)| *name == combination[0]).unwrap();
+        let fault = FAULTS[combination[1].parse::<usize>().unwrap()];
+        for n in 1.. {
+            let host = deployed();
+            broken(&host);
+            host.faults().arm(n, fault);
+            let ended = host.run(|| reconcile(&host.host(), &Options::default()));
+            let fired = host.faults().fired() || matches!(ended, Ended::Killed);
+            let calls = host.faults().calls();
+            host.faults().disarm();
+            host.check_safe();
+            let again = reconcile(&host.host(), &Options::default()).unwrap();
+            if let Ended::With(Ok(report)) = &ended {
+                let was_left = !again.claims.is_empty() || again.vms.iter().any(|vm| !vm.done.is_empty());
+                assert!(!was_left || report.verdict(false) != Verdict::Right, "call {n} of {calls:?}: {report:?}");
+            }
+            assert_eq!(host.domain("one-42").is_some(), *runs, "{fault:?} at call {n} of {calls:?}");
+            if *runs {
+                assert_eq!(host.model().state(&domain(&host)).unwrap(), Some(RunState::Running));
+            } else {
+                assert!(host.model().is_newest(&checkpoint(&host)).unwrap());
+            }
+            host.check();
+            is_settled(&host);
+            if !fired {
+                assert!(n > 3);
+                break;
+            }
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! Repairs are done, one after the other, until nothing is left to do or something does not go on.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::decide::{Repair, decide};
 use super::facts::{Elsewhere, Facts};
@@ -12,10 +12,8 @@ use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::image::Image;
 use crate::libvirt::{JobKind, LibvirtErrorKind};
-use crate::vm::{self, Outcome, Vm, unplug};
-use crate::xml::{
-    LiveDomain, OperationKind, WantedNic, alias_of, device_position, dummy_alias_of, dummy_position, image_for,
-};
+use crate::vm::{self, Device, DeviceKind, Vm, unplug};
+use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
 use crate::{DeployId, PciAddress, Position};
 
 /// What is true is looked at anew after each round; an aborted save, or a domain that was started from its image, takes one
@@ -24,7 +22,8 @@ const ROUNDS: usize = 4;
 
 /// What is known of a locked VM. libvirt is asked how it runs only when that matters.
 pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause> {
-    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, &vm.store.claimants()?, elsewhere);
+    let prefix = vm.host.kvmrc().dummy_mac_prefix();
+    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, prefix, &vm.store.claimants()?, elsewhere);
     if decide(&facts).is_empty() { Ok(facts) } else { facts.ask(vm.host, &vm.domain) }
 }
 
@@ -170,34 +169,23 @@ impl Work<'_, '_> {
 
     /// Asks the guest to release everything that is not wanted, all at once.
     fn unplug(&mut self, leaving: &[Repair]) {
-        if leaving.is_empty() {
-            return;
-        }
-        let alias = |repair: &Repair| match repair {
-            Repair::UnplugDummy(position) => dummy_alias_of(*position),
-            Repair::Unplug(position) => alias_of(*position),
-            _ => String::new(),
-        };
-        let aliases: Vec<String> = leaving.iter().map(alias).collect();
+        let leaving: Vec<(&Repair, Device)> =
+            leaving.iter().filter_map(|repair| Some((repair, self.device(repair)?))).collect();
+        let Some((first, _)) = leaving.first() else { return };
         let timeout = self.vm.host.kvmrc().unplug_timeout().min(self.until.saturating_duration_since(Instant::now()));
-        let outcomes = unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout);
-        let outcomes = match outcomes {
-            Ok(outcomes) => outcomes,
+        let aliases: Vec<String> = leaving.iter().map(|(_, device)| device.alias.clone()).collect();
+        match unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout) {
+            Ok(outcomes) => {
+                for ((repair, device), outcome) in leaving.iter().zip(outcomes) {
+                    let stayed = self.vm.not_released(std::slice::from_ref(device), &[outcome]);
+                    let done = stayed.map_or_else(|| device.vf().map_or(Ok(()), |vf| self.release(vf)), Err);
+                    self.note(repair, done);
+                }
+            }
             Err(source) => {
                 let what = format!("the live XML of {}", self.vm.domain.name);
-                if let Some(repair) = leaving.first() {
-                    self.note(repair, Err(Cause::Xml { what, source }));
-                }
-                return;
+                self.note(first, Err(Cause::Xml { what, source }));
             }
-        };
-        for ((repair, alias), outcome) in leaving.iter().zip(&aliases).zip(outcomes) {
-            let vf = self.vm.live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias)).map(|d| d.vf);
-            let done = match outcome {
-                Outcome::Released => vf.map_or(Ok(()), |vf| self.release(vf)),
-                other => Err(self.not_released(alias, vf, other, timeout)),
-            };
-            self.note(repair, done);
         }
         // What is plugged in next must know what has left.
         if let Err(cause) = self.vm.reread() {
@@ -205,29 +193,27 @@ impl Work<'_, '_> {
         }
     }
 
-    fn not_released(&self, alias: &str, vf: Option<PciAddress>, outcome: Outcome, waited: Duration) -> Cause {
-        match (device_position(alias), vf) {
-            (Some(position), Some(vf)) => Cause::NotReleased {
-                vm: self.vm.domain.name.clone(),
-                seconds: waited.as_secs(),
-                kept: vec![(position, vf, outcome)],
-            },
-            _ => {
-                let position = dummy_position(alias).map_or_else(String::new, |position| position.to_string());
-                self.not_as_asked(format!("the dummy at position {position} did not leave: {outcome}"))
+    /// The device that is to leave.
+    fn device(&self, repair: &Repair) -> Option<Device> {
+        let live = &self.vm.live;
+        match repair {
+            Repair::Unplug(position) => {
+                let alias = alias_of(*position);
+                let found = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(&*alias))?;
+                Some(Device { kind: DeviceKind::Vf(found.vf), position: *position, alias })
             }
+            Repair::UnplugDummy(position) => {
+                let alias = dummy_alias_of(*position);
+                let found = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&*alias))?;
+                Some(Device { kind: DeviceKind::Dummy(found.mac), position: *position, alias })
+            }
+            _ => None,
         }
     }
 
     /// Releases what the VM claims of this VF.
     fn release(&self, vf: PciAddress) -> Result<(), Cause> {
-        let claims: Vec<Claim> =
-            self.vm.store.claims_of(&self.vm.owner())?.into_iter().filter(|claim| claim.vf == vf).collect();
-        self.vm.store.release(&claims)?;
-        for claim in &claims {
-            self.vm.host.journal().vf(self.vm.action, &claim.owner.vm, &claim.root, vf, "released");
-        }
-        Ok(())
+        self.vm.free(|_, claimed| claimed == vf)
     }
 
     /// Makes the claims say what the domain shows.
@@ -416,7 +402,7 @@ impl<'a> Gone<'a> {
         let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
         let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
-        self.store.hold(&self.owner, Some(path))?;
+        // A claim that names an image is nobody else's to free: it needs no holder.
         hypervisor.restore(path, &xml, true).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),
             source,

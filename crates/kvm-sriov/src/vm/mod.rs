@@ -24,7 +24,7 @@ pub use watcher::watch;
 
 pub(crate) use dummy::nic_defaults;
 pub(crate) use plug::with_refusals;
-pub(crate) use take_out::{Device, aliases};
+pub(crate) use take_out::{Device, DeviceKind, aliases};
 pub(crate) use unplug::is_passing;
 
 use crate::claims::{ClaimStore, Owner, VmLock};

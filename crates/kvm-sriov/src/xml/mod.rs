@@ -153,16 +153,6 @@ pub fn dummy_alias_of(position: Position) -> String {
     format!("{DUMMY_ALIAS}{position}")
 }
 
-/// The position that an alias of [`alias_of`] stands for.
-pub fn device_position(alias: &str) -> Option<Position> {
-    position(alias.strip_prefix(ALIAS)?).ok()
-}
-
-/// The position that an alias of [`dummy_alias_of`] stands for.
-pub fn dummy_position(alias: &str) -> Option<Position> {
-    position(alias.strip_prefix(DUMMY_ALIAS)?).ok()
-}
-
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.
 fn parse(text: &str) -> Result<Document<'_>, XmlError> {
     let read = || {
