@@ -13,7 +13,7 @@ use super::faults::Fault;
 use super::host::Ended;
 
 /// The faults that any call may have.
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Fails(LibvirtErrorKind::Other),
     Fault::FailsAfter(LibvirtErrorKind::Other),
     Fault::Fails(LibvirtErrorKind::Disconnected),
@@ -22,6 +22,7 @@ const FAULTS: [Fault; 8] = [
     Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
     Fault::Dies,
     Fault::DiesAfter,
+    Fault::Restart,
 ];
 
 /// The calls in the middle of which a process may die.
@@ -46,6 +47,7 @@ impl<S: Stage> Scenario<S> {
     /// An error must be true: if it says that nothing was changed, or that the domain runs on, everything is as it was.
     /// Success in spite of a fault must be complete.
     pub fn with_every_fault(&self) {
+        assert!(!self.repairs.is_empty(), "nothing shows that a death can be repaired");
         let calls = self.without_faults();
         let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
         let during = |n| [false, true].map(|is_done| (n, Fault::DiesDuring { is_done }));
@@ -58,6 +60,29 @@ impl<S: Stage> Scenario<S> {
             each.into_iter().flat_map(|thread| thread.join().unwrap()).chain(during).collect()
         });
         assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
+    }
+
+    /// Runs it with this VM ending just before each call.
+    ///
+    /// * `repair` - what is done then; nothing of the VM may be left after it
+    pub fn with_every_end_of(&self, vm: &'static str, repair: fn(&S)) {
+        for n in 1.. {
+            let stage = (self.given)();
+            let host = stage.hosts()[0];
+            let model = host.model().clone();
+            host.faults().disarm();
+            host.faults().before(n, move || model.ends(vm));
+            let ended = host.run(|| (self.action)(&stage));
+            let calls = host.faults().calls();
+            if calls.len() < n {
+                break;
+            }
+            eprintln!("{vm} ended before call {n} of {calls:?}: {}", said(&ended));
+            stage.check_safe();
+            host.bury();
+            repair(&stage);
+            stage.check();
+        }
     }
 
     /// Lets call 1, 2, ... have this fault; what went wrong.
@@ -98,8 +123,13 @@ impl<S: Stage> Scenario<S> {
             let host = stage.hosts()[0];
             let before = stage.portrait();
             host.faults().arm(n, fault);
-            if matches!(fault, Fault::DiesDuring { .. }) {
-                host.model().set_course(Course::Hangs);
+            match fault {
+                Fault::DiesDuring { .. } => host.model().set_course(Course::Hangs),
+                Fault::Restart => {
+                    let model = host.model().clone();
+                    host.faults().before(n, move || model.restart_daemon());
+                }
+                _ => {}
             }
             let ended = host.run(|| (self.action)(&stage));
             let (calls, hit) = (host.faults().calls(), host.faults().fired());

@@ -27,6 +27,8 @@ pub enum Fault {
     },
     /// The calling process dies when it has had its effect.
     DiesAfter,
+    /// libvirtd restarts just before it. Whoever arms this must have it done: see [`Faults::before`].
+    Restart,
 }
 
 impl Fault {
@@ -45,14 +47,33 @@ pub struct Faults {
     book: Mutex<Book>,
 }
 
+/// The call that is to go wrong.
+#[derive(Clone, Copy)]
+enum Which {
+    Number(usize),
+    First(&'static str),
+}
+
 #[derive(Default)]
 struct Book {
     calls: Vec<&'static str>,
-    armed: Option<(usize, Fault)>,
+    armed: Option<(Which, Fault)>,
     fired: bool,
     dead: bool,
     at_death: Option<Box<dyn Fn() + Send>>,
     before: Vec<(usize, Box<dyn FnOnce() + Send>)>,
+}
+
+impl Book {
+    /// The fault of the next call, if it has this name.
+    fn next(&self, name: &str) -> Option<Fault> {
+        let (which, fault) = self.armed?;
+        let is_it = match which {
+            Which::Number(number) => number == self.calls.len() + 1,
+            Which::First(first) => first == name && !self.calls.contains(&name),
+        };
+        is_it.then_some(fault)
+    }
 }
 
 impl Faults {
@@ -67,14 +88,22 @@ impl Faults {
 
     /// Counts from 1 again, as for a new process, and lets call `n` go wrong.
     pub fn arm(&self, n: usize, fault: Fault) {
-        let mut book = self.book();
-        *book = Book { armed: Some((n, fault)), at_death: book.at_death.take(), ..Book::default() };
+        self.begin(Some((Which::Number(n), fault)));
+    }
+
+    /// Counts from 1 again, as for a new process, and lets the first call of this name go wrong.
+    pub fn arm_first(&self, name: &'static str, fault: Fault) {
+        self.begin(Some((Which::First(name), fault)));
     }
 
     /// Counts from 1 again, as for a new process, and lets nothing go wrong.
     pub fn disarm(&self) {
+        self.begin(None);
+    }
+
+    fn begin(&self, armed: Option<(Which, Fault)>) {
         let mut book = self.book();
-        *book = Book { at_death: book.at_death.take(), ..Book::default() };
+        *book = Book { armed, at_death: book.at_death.take(), ..Book::default() };
     }
 
     /// Does something to the world just before call `n`.
@@ -90,6 +119,11 @@ impl Faults {
     /// Whether the call that was to go wrong was made.
     pub fn fired(&self) -> bool {
         self.book().fired
+    }
+
+    /// Whether the process has died.
+    pub fn is_dead(&self) -> bool {
+        self.book().dead
     }
 
     /// The calls since counting began, in order, by their names in the trait.
@@ -109,6 +143,8 @@ impl Faults {
             drop(book);
             return Self::unwind();
         }
+        let fault = book.next(name);
+        book.fired |= fault.is_some();
         book.calls.push(name);
         let number = book.calls.len();
         while let Some(at) = book.before.iter().position(|(n, _)| *n == number) {
@@ -117,8 +153,6 @@ impl Faults {
             what();
             book = self.book();
         }
-        let fault = book.armed.filter(|(n, _)| *n == number).map(|(_, fault)| fault);
-        book.fired |= fault.is_some();
         drop(book);
         if fault == Some(Fault::Dies) { self.die() } else { Ok(fault) }
     }
@@ -161,7 +195,7 @@ impl Faults {
                 drop(result);
                 self.die()
             }
-            Some(Fault::Dies | Fault::DiesDuring { .. }) | None => call(self.inner.as_ref()),
+            Some(Fault::Dies | Fault::DiesDuring { .. } | Fault::Restart) | None => call(self.inner.as_ref()),
         }
     }
 
@@ -173,8 +207,7 @@ impl Faults {
         call: impl FnOnce(&dyn Hypervisor) -> Result<(), LibvirtError> + Send + 'static,
     ) -> Result<(), LibvirtError> {
         let book = self.book();
-        let next = book.calls.len() + 1;
-        let during = matches!(book.armed, Some((n, Fault::DiesDuring { .. })) if n == next) && !book.dead;
+        let during = matches!(book.next(name), Some(Fault::DiesDuring { .. })) && !book.dead;
         drop(book);
         if !during {
             return self.call(name, call);

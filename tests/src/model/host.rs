@@ -192,16 +192,20 @@ impl ModelHost {
 
     /// Runs an action to its end, or to the death of its process by an armed fault.
     pub fn run<T>(&self, action: impl FnOnce() -> T) -> Ended<T> {
-        match catch_unwind(AssertUnwindSafe(action)) {
-            Ok(result) => Ended::With(result),
-            Err(payload) if payload.is::<Killed>() => {
-                self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
-                self.bury();
-                self.faults.disarm();
-                Ended::Killed
-            }
-            Err(payload) => resume_unwind(payload),
+        let ended = catch_unwind(AssertUnwindSafe(action));
+        // Another thread of it may have been the one that died.
+        if !self.faults.is_dead() {
+            return ended.map_or_else(|payload| resume_unwind(payload), Ended::With);
         }
+        if let Err(payload) = ended {
+            if !payload.is::<Killed>() {
+                resume_unwind(payload);
+            }
+        }
+        self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
+        self.bury();
+        self.faults.disarm();
+        Ended::Killed
     }
 
     /// The process of the last action has ended: claims that name this one name one that ended long ago.

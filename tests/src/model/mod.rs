@@ -138,10 +138,12 @@ impl Model {
         self.shared.lock().begin_anew(self.site, &uuid);
     }
 
-    /// The domain ends by itself.
+    /// The domain ends by itself, if it is there.
     pub fn ends(&self, name: &str) {
-        let uuid = self.uuid(name);
-        self.shared.lock().end(self.site, &uuid);
+        let uuid = self.change_site(|site| site.named(name).map(|domain| domain.definition.uuid.clone()));
+        if let Some(uuid) = uuid {
+            self.shared.lock().end(self.site, &uuid);
+        }
     }
 
     /// An administrator pauses the domain.

@@ -475,7 +475,9 @@ fn job(stats: ffi::JobStats) -> Job {
         Some(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT) => JobKind::MigrationOut,
         _ => JobKind::Other,
     };
-    Job { kind, progress: stats.done.zip(stats.all), downtime_ms: stats.downtime_ms }
+    // What was sent tells nothing: zero pages cost no bytes, and changed ones are sent again.
+    let progress = stats.remaining.zip(stats.all).map(|(remaining, all)| (all.saturating_sub(remaining), all));
+    Job { kind, progress, downtime_ms: stats.downtime_ms }
 }
 
 /// Suspends a domain when its move has not ended in time, which lets the copy catch up: `virsh migrate --timeout`.
@@ -600,7 +602,7 @@ impl Hypervisor for Libvirt {
                 return Ok(None);
             };
             match ffi::job_stats(&domain, false) {
-                Ok(stats) => Ok(stats.map(job)),
+                Ok(stats) => Ok(stats.map(|stats| Job { downtime_ms: None, ..job(stats) })),
                 // The test driver has no jobs.
                 Err(error) if number(&error) == Some(ErrorNumber::NoSupport) => Ok(None),
                 // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that comes in,
@@ -819,10 +821,10 @@ mod tests {
 
     #[test]
     fn a_job_is_what_libvirt_tells_of_it() {
-        let stats = ffi::JobStats { operation: Some(5), done: Some(1), all: Some(2), downtime_ms: Some(148) };
-        let moved = Job { kind: JobKind::MigrationOut, progress: Some((1, 2)), downtime_ms: Some(148) };
+        let stats = ffi::JobStats { operation: Some(5), remaining: Some(3), all: Some(10), downtime_ms: Some(148) };
+        let moved = Job { kind: JobKind::MigrationOut, progress: Some((7, 10)), downtime_ms: Some(148) };
         assert_eq!(job(stats), moved);
-        let unknown = ffi::JobStats { operation: None, done: Some(1), all: None, downtime_ms: None };
+        let unknown = ffi::JobStats { operation: None, remaining: Some(1), all: None, downtime_ms: None };
         assert_eq!(job(unknown), Job::default());
     }
 

@@ -42,6 +42,8 @@ pub enum LibvirtErrorKind {
     ActiveBlockJob,
     /// Another call or job holds the domain, and has not let go of it in libvirt's own 30 s.
     DomainBusy,
+    /// There is no job that could be aborted.
+    NoJob,
     /// The job was aborted: by us, or by a person.
     Aborted,
     /// The host can't lock the guest's memory.
@@ -117,6 +119,7 @@ impl LibvirtError {
     pub(super) fn by_disconnection(mut self) -> Self {
         if self.kind == LibvirtErrorKind::Other {
             self.kind = LibvirtErrorKind::Disconnected;
+            self.text = format!("the connection to libvirtd broke: {}", self.text);
         }
         self
     }
@@ -170,12 +173,16 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
 
 /// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its daemon,
 /// which is none unless somebody sets one.
-const TEXTS: [(&str, LibvirtErrorKind); 5] = [
+const TEXTS: [(&str, LibvirtErrorKind); 7] = [
     // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
     ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
     // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power indicator
     // blinking)".
     ("guest is busy", LibvirtErrorKind::GuestBusy),
+    // libvirt virDomainDefFindDevice, an internal error: "no device found with alias ua-sriov-0".
+    ("no device found with alias", LibvirtErrorKind::NoDevice),
+    // libvirt qemuDomainAbortJobFlags: "no job is active on the domain".
+    ("no job is active", LibvirtErrorKind::NoJob),
     // libvirt qemuMigrationSrcIsAllowed, qemuSnapshotRevert: "domain has active block job".
     ("active block job", LibvirtErrorKind::ActiveBlockJob),
     // QEMU vfio_container_dma_map: "vfio_dma_map(...) = -12 (Cannot allocate memory)".
@@ -210,7 +217,9 @@ mod tests {
         use LibvirtErrorKind::*;
         for (number, text, expected) in [
             (ErrorNumber::NoDomain, "Domain not found: no domain with matching uuid", NoDomain),
-            (ErrorNumber::DeviceMissing, "device not found: no device found with alias ua-sriov-0", NoDevice),
+            (ErrorNumber::DeviceMissing, "device not found: host pci device 0000:07:00.3 not found", NoDevice),
+            (ErrorNumber::InternalError, "internal error: no device found with alias ua-sriov-0", NoDevice),
+            (ErrorNumber::OperationInvalid, "Requested operation is not valid: no job is active on the domain", NoJob),
             (ErrorNumber::NoDomainSnapshot, "Domain snapshot not found: ...", NoSnapshot),
             (
                 ErrorNumber::BlockCopyActive,

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use virt::event::{event_register_default_impl, event_run_default_impl};
 
 use super::error::LibvirtError;
-use super::ffi::WakeUp;
+use super::ffi;
 use super::watch::lock;
 
 /// The loop of this process; libvirt has one for all connections.
@@ -41,10 +41,9 @@ impl LoopUser {
             .name("libvirt-events".into())
             .spawn(move || {
                 while !seen.load(Ordering::Acquire) {
-                    if let Err(error) = event_run_default_impl() {
-                        log::warn!("libvirt's event loop: {}", error.message());
-                    }
+                    run();
                 }
+                free_what_is_left();
             })
             .map_err(|error| LibvirtError::other(format!("cannot start the event loop's thread: {error}")))?;
         *running = Some(Running { users: 1, stop, thread });
@@ -64,14 +63,39 @@ impl Drop for LoopUser {
         };
         let Some(ending) = running.take_if(|_| last) else { return };
         ending.stop.store(true, Ordering::Release);
-        // The loop waits for events; a timer that is due at once wakes it. Its round also frees what closed connections left.
-        match WakeUp::new() {
-            Ok(_due) => {
+        // The loop waits for events: this is one.
+        match ffi::mark_loop() {
+            Ok(_) => {
                 if ending.thread.join().is_err() {
                     log::warn!("libvirt's event loop ended by a panic");
                 }
             }
             Err(error) => log::warn!("libvirt's event loop can't be woken, so it runs on: {}", error.message()),
         }
+    }
+}
+
+/// Runs the loop until what the last connection left is freed. Handles and timers hold what they are for, so that freeing one may
+/// end the next: socket, client, keepalive.
+///
+/// # Source
+/// libvirt `virEventGLibHandleRemove`, `virNetClientDispose`.
+fn free_what_is_left() {
+    for _ in 0..4 {
+        match ffi::mark_loop() {
+            Ok(freed) => {
+                while !freed.load(Ordering::Acquire) {
+                    run();
+                }
+            }
+            Err(error) => log::debug!("the end of a connection may have left something: {}", error.message()),
+        }
+    }
+}
+
+/// One round: waits for something to do, does it, and frees what was removed.
+fn run() {
+    if let Err(error) = event_run_default_impl() {
+        log::warn!("libvirt's event loop: {}", error.message());
     }
 }

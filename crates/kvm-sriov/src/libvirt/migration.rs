@@ -19,7 +19,7 @@ pub struct Migration {
     pub xml: Option<String>,
     /// Disks that are copied, by target, such as `vda`; none with shared storage.
     pub copied_disks: Vec<String>,
-    /// Whether the domain stays paused there.
+    /// Whether the domain stays paused there. libvirt then says of it what it says of one that its user paused.
     pub paused: bool,
     /// Further flags and parameters.
     pub options: MigrationOptions,

@@ -78,7 +78,8 @@ impl RunState {
 pub struct Job {
     /// What it does.
     pub kind: JobKind,
-    /// Bytes done and all bytes, as far as QEMU tells.
+    /// Bytes of the guest that need no more copying and all its bytes, as far as QEMU tells. A guest that goes on writing lets
+    /// the first go down, too.
     pub progress: Option<(u64, u64)>,
     /// How long the guest stood still at the end, in milliseconds, when the job is completed and QEMU told.
     pub downtime_ms: Option<u64>,
@@ -212,7 +213,7 @@ pub trait Hypervisor: Send + Sync {
     fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError>;
     /// The job that runs on a domain; `None` when none does, or the domain is gone.
     fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
-    /// What is known of the last job of a domain that was completed.
+    /// What is known of the last job of a domain that was completed: on a migration's destination, that migration.
     fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
     /// Aborts the job that runs on a domain. `Ok` means "asked".
     fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
