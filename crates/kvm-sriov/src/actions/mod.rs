@@ -31,10 +31,12 @@ pub(crate) mod gone;
 mod migrate;
 mod migrate_local;
 mod reboot;
+mod relocate;
 mod reset;
 mod restore;
 mod save;
 mod shutdown;
+pub(crate) mod storage;
 
 pub use cancel::cancel;
 pub use deploy::deploy;
