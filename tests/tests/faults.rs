@@ -2,11 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use kvm_sriov::{ActionError, Cause, actions};
-use kvm_sriov_tests::model::Guest;
+use std::path::PathBuf;
+use std::thread;
+
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::reconcile::{self, Options, Verdict};
+use kvm_sriov::{ActionError, Cause, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model::faults::Fault;
+use kvm_sriov_tests::model::host::{Ended, ModelHost};
+use kvm_sriov_tests::model::{Course, Guest};
 use kvm_sriov_tests::vm::Vm;
 
 /// Two VFs of one root, one of the other, and a NIC that is none.
@@ -169,6 +175,210 @@ fn shutdown_with_every_fault() {
         }],
     };
     scenario.with_every_fault();
+}
+
+fn checkpoint(host: &ModelHost) -> PathBuf {
+    host.vm_dir(&vm()).join("checkpoint")
+}
+
+fn save(host: &ModelHost) -> Result<(), ActionError> {
+    actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint(host), None)
+}
+
+fn restore(host: &ModelHost) -> Result<(), ActionError> {
+    actions::restore(&host.host(), &checkpoint(host), None)
+}
+
+/// Reconciliation finds nothing that it can't put right.
+fn reconcile(host: &ModelHost) {
+    let report = reconcile::reconcile(&host.host(), &Options::default()).unwrap();
+    assert_eq!(report.verdict(false), Verdict::Right, "{report:?}");
+}
+
+/// The VM is in its checkpoint, complete and with its newest memory, and nowhere else.
+fn is_saved(host: &ModelHost) {
+    is_gone(host);
+    assert_eq!(host.model().is_newest(&checkpoint(host)), Ok(true));
+    assert_eq!(host.vm_files().len(), 1, "{:?}", host.vm_files().keys());
+}
+
+/// The VM runs, and no image of it is left.
+fn runs_alone(host: &ModelHost) {
+    runs(host);
+    assert_eq!(host.vm_files().len(), 0, "{:?}", host.vm_files().keys());
+}
+
+/// The VM is in one of both places.
+fn runs_or_is_saved(host: &ModelHost) {
+    if host.domain("one-42").is_some() { runs_alone(host) } else { is_saved(host) }
+}
+
+fn reconciled(host: &ModelHost) {
+    reconcile(host);
+    runs_or_is_saved(host);
+}
+
+#[test]
+fn save_with_every_fault() {
+    let scenario = Scenario {
+        given: a_running_vm,
+        action: save,
+        done: is_saved,
+        repairs: &[reconciled, |host| {
+            reconcile(host);
+            if host.domain("one-42").is_some() {
+                save(host).unwrap();
+            }
+            is_saved(host);
+            restore(host).unwrap();
+            runs_alone(host);
+        }],
+    };
+    scenario.with_every_fault();
+}
+
+#[test]
+fn restore_with_every_fault() {
+    let scenario = Scenario {
+        given: || {
+            let host = a_running_vm();
+            save(&host).unwrap();
+            host
+        },
+        action: restore,
+        done: runs_alone,
+        repairs: &[reconciled, |host| {
+            reconcile(host);
+            if host.domain("one-42").is_none() {
+                restore(host).unwrap();
+            }
+            runs_alone(host);
+        }],
+    };
+    scenario.with_every_fault();
+}
+
+/// The VM's process died in the middle of an action.
+fn killed_after(host: ModelHost, call: &'static str, action: fn(&ModelHost) -> Result<(), ActionError>) -> ModelHost {
+    host.faults().arm_first(call, Fault::DiesAfter);
+    assert!(matches!(host.run(|| action(&host)), Ended::Killed), "{call} was not called");
+    host
+}
+
+/// Reconciliation, as an action.
+fn mend(host: &ModelHost) -> Result<(), ActionError> {
+    let report = reconcile::reconcile(&host.host(), &Options::default())
+        .map_err(|cause| ActionError::new("reconcile", cause, HostState::Left("as it was".into())))?;
+    match report.verdict(false) {
+        Verdict::Right => Ok(()),
+        verdict => {
+            let cause = Cause::Absent { id: format!("{verdict:?} {report:?}") };
+            Err(ActionError::new("reconcile", cause, HostState::Left("some of it".into())))
+        }
+    }
+}
+
+#[test]
+fn reconcile_of_a_save_that_was_killed_with_every_fault() {
+    for given in [|| killed_after(a_running_vm(), "detach_alias", save), || killed_after(a_running_vm(), "save", save)]
+    {
+        Scenario { given, action: mend, done: runs_alone, repairs: &[reconciled] }.with_every_fault();
+    }
+}
+
+#[test]
+fn reconcile_of_a_restore_that_was_killed_with_every_fault() {
+    fn saved() -> ModelHost {
+        let host = a_running_vm();
+        save(&host).unwrap();
+        host
+    }
+    let before = || killed_after(saved(), "restore", restore);
+    Scenario { given: before, action: mend, done: is_saved, repairs: &[reconciled] }.with_every_fault();
+    let after = || killed_after(saved(), "resume", restore);
+    Scenario { given: after, action: mend, done: runs_alone, repairs: &[reconciled] }.with_every_fault();
+}
+
+#[test]
+fn a_vm_that_ends_in_the_middle_of_a_save_leaves_nothing() {
+    let scenario = Scenario { given: a_running_vm, action: save, done: is_saved, repairs: &[] };
+    scenario.with_every_end_of("one-42", |host| {
+        reconcile(host);
+        // It may have ended just after it was saved.
+        if checkpoint(host).exists() { is_saved(host) } else { is_gone(host) }
+    });
+}
+
+#[test]
+fn a_vm_that_ends_in_the_middle_of_a_start_leaves_nothing() {
+    let start = Scenario { given: a_host, action: |host| deploy(host, &vm()), done: runs, repairs: &[] };
+    start.with_every_end_of("one-42", |host| {
+        reconcile(host);
+        // Before it was there, nothing could end.
+        if host.domain("one-42").is_some() { runs(host) } else { is_gone(host) }
+    });
+}
+
+#[test]
+fn a_save_that_hangs_is_cancelled() {
+    let host = a_running_vm();
+    host.model().set_course(Course::Hangs);
+    thread::scope(|scope| {
+        let saving = scope.spawn(|| save(&host).unwrap_err().to_string());
+        let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
+        while host.model().job(&domain).unwrap().is_none() {
+            thread::yield_now();
+        }
+        cancel(&host, &vm()).unwrap();
+        let error = saving.join().unwrap();
+        assert!(error.starts_with("save: ") && error.contains("domain is gone"), "{error}");
+    });
+    is_gone(&host);
+    assert!(host.vm_files().is_empty());
+    host.check();
+}
+
+/// What makes a guest release late what it was asked for while it did not hear.
+fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
+    let host = a_running_vm();
+    host.set_kvmrc("SRIOV_UNPLUG_GRACE=20\n");
+    let before = host.portrait();
+    host.model().set_guest("one-42", guest);
+    let error = save(&host).unwrap_err();
+    assert!(error.to_string().contains("did not release VF"), "{error}");
+    host.bury();
+    host.check();
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+        // It must be watching before anything happens.
+        while host.model().watches() == 0 {
+            thread::yield_now();
+        }
+        wakes(&host);
+        watching.join().unwrap().unwrap();
+    });
+    host.bury();
+    runs(&host);
+    host.check();
+    assert_eq!(host.portrait(), before);
+    host.model().set_guest("one-42", Guest::default());
+    save(&host).unwrap();
+    is_saved(&host);
+}
+
+#[test]
+fn what_leaves_at_a_reset_is_plugged_back_and_a_save_works_then() {
+    late_removal(Guest::Silent, |host| host.model().guest_reboots("one-42"));
+}
+
+#[test]
+fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then() {
+    late_removal(Guest::InFirmware, |host| {
+        host.model().boots("one-42");
+        // The guest forgot what it was asked: the next request for anything reminds it.
+        let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
+        host.model().detach_alias(&domain, "ua-sriov-1").unwrap();
+    });
 }
 
 #[test]

@@ -394,7 +394,9 @@ fn a_source_that_dies_while_it_copies_is_settled_by_what_is_true() {
             hosts[0].faults().calls()
         };
         let n = calls.iter().position(|call| *call == "migrate").unwrap() + 1;
-        assert!(with_fault(0, course, n, Fault::DiesDuring, &mut String::new()));
+        for is_done in [false, true] {
+            assert!(with_fault(0, course, n, Fault::DiesDuring { is_done }, &mut String::new()));
+        }
     }
 }
 

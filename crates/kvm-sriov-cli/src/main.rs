@@ -66,7 +66,8 @@ enum Command {
     },
     /// Decides where a VM lives that is in doubt; without a word, shows what is known of both sides.
     ///
-    /// Look first: a VM whose CPUs run on two hosts destroys its disks.
+    /// Asks the destination of a move through ssh, as this user. If the VM runs there, that decides; anything else is a person's
+    /// word. Look first: a VM whose CPUs run on two hosts destroys its disks.
     #[command(group = ArgGroup::new("word").args(["here", "there"]))]
     Resolve {
         /// The VM: its domain's name, UUID or number.
@@ -77,7 +78,7 @@ enum Command {
         /// It lives elsewhere, or nowhere: what is here of it is destroyed, and its VFs are freed.
         #[arg(long)]
         there: bool,
-        /// Prints JSON: an object as `explain --json` prints it.
+        /// Prints JSON: an object with the VM's state, what was done, what is left, and what the other host says.
         #[arg(long)]
         json: bool,
     },

@@ -1,11 +1,14 @@
-//! `kvm-sriov resolve`: a person says where a VM lives.
+//! `kvm-sriov resolve`: a person says where a VM lives, or the other host does.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use kvm_sriov::reconcile::{self, Elsewhere, Verdict};
-use kvm_sriov::{DeployId, Host};
+use kvm_sriov::agent::{Presence, Ssh, ask_state};
+use kvm_sriov::reconcile::{self, Elsewhere, Explanation, Verdict};
+use kvm_sriov::xml::OperationKind;
+use kvm_sriov::{DeployId, Host, HostName};
+use serde::Serialize;
 
 use crate::view::{self, VmView};
 use crate::{Failure, exit_code, explain};
@@ -15,6 +18,58 @@ use crate::{Failure, exit_code, explain};
 pub(crate) enum Word {
     Here,
     There,
+}
+
+#[derive(Serialize)]
+struct View {
+    #[serde(flatten)]
+    vm: VmView,
+    /// The other host, and what it says of the VM.
+    there: Option<ThereView>,
+}
+
+#[derive(Serialize)]
+struct ThereView {
+    host: String,
+    says: Option<String>,
+    problem: Option<String>,
+}
+
+/// The destination of a move, and where the VM is, seen from there.
+struct There {
+    host: HostName,
+    says: Result<Presence, String>,
+}
+
+impl There {
+    /// Asks the destination. `None` when no move is what the doubt is about.
+    fn ask(driver: &Path, explanation: &Explanation) -> Option<Self> {
+        let uuid = explanation.report.owner.uuid.as_ref()?;
+        let OperationKind::Migrate { to, .. } = &explanation.wanted.operation.as_ref()?.kind else { return None };
+        let host: HostName = to.parse().ok()?;
+        let says = ask_state(&Ssh::new(driver), &host, uuid).map_err(|error| error.to_string());
+        Some(Self { host, says })
+    }
+
+    fn runs(&self) -> bool {
+        self.says == Ok(Presence::Running)
+    }
+
+    fn text(&self, vm: &str) -> String {
+        match &self.says {
+            Ok(Presence::Absent) => format!("{} says: no domain {vm} is there", self.host),
+            Ok(presence) => format!("{} says: {vm} is {presence} there", self.host),
+            Err(problem) => format!("the other host can't be asked: {problem}"),
+        }
+    }
+
+    fn view(&self) -> ThereView {
+        ThereView {
+            host: self.host.to_string(),
+            says: self.says.as_ref().ok().map(ToString::to_string),
+            problem: self.says.as_ref().err().cloned(),
+        }
+    }
 }
 
 pub(crate) fn resolve(
@@ -27,39 +82,63 @@ pub(crate) fn resolve(
 ) -> Result<ExitCode, Failure> {
     let host = Host::open_lenient(driver)?;
     let explanation = reconcile::explain(&host, vm)?;
+    let name = explanation.report.owner.vm.to_string();
     // A word that nobody asked for decides nothing: it would destroy or resume a VM that needs neither.
     if explanation.report.verdict() != Verdict::InDoubt {
-        if json {
-            view::json(&VmView::of(&explanation.report), out)?;
-        } else {
-            explain::write(&explanation, colours, out)?;
-            writeln!(out, "{} is not in doubt; nothing was changed", explanation.report.owner.vm)?;
-        }
-        return Ok(exit_code(explanation.report.verdict()));
+        let said = format!("{name} is not in doubt; nothing was changed");
+        return show(&explanation, None, &[said], json, colours, out);
     }
+    let there = if word == Some(Word::There) { None } else { There::ask(driver, &explanation) };
+    let runs_there = there.as_ref().is_some_and(There::runs);
     let elsewhere = match word {
+        Some(Word::Here) if runs_there => {
+            let said = format!("{name} runs there, so it does not live here; nothing was changed");
+            return show(&explanation, there.as_ref(), &[said], json, colours, out);
+        }
         Some(Word::Here) => Elsewhere::Never,
         Some(Word::There) => Elsewhere::Runs,
-        None => Elsewhere::Unknown,
-    };
-    if elsewhere == Elsewhere::Unknown {
-        if json {
-            view::json(&VmView::of(&explanation.report), out)?;
-        } else {
-            explain::write(&explanation, colours, out)?;
-            let name = &explanation.report.owner.vm;
-            writeln!(out, "look where {name} runs, then say so:")?;
-            writeln!(out, "  kvm-sriov resolve {name} --here    it has never run elsewhere: it is let run here")?;
-            writeln!(out, "  kvm-sriov resolve {name} --there   it runs elsewhere, or is to end: what is here goes")?;
+        None if runs_there => Elsewhere::Runs,
+        None => {
+            let said = [
+                format!("look where {name} runs, then say so:"),
+                format!("  kvm-sriov resolve {name} --here    it has never run elsewhere: it is let run here"),
+                format!("  kvm-sriov resolve {name} --there   it runs elsewhere, or is to end: what is here goes"),
+            ];
+            return show(&explanation, there.as_ref(), &said, json, colours, out);
         }
-        return Ok(exit_code(Verdict::InDoubt));
-    }
+    };
     let report = reconcile::resolve(&host, vm, elsewhere)?;
     if json {
-        view::json(&VmView::of(&report), out)?;
+        view::json(&View { vm: VmView::of(&report), there: there.as_ref().map(There::view) }, out)?;
     } else {
-        writeln!(out, "{}: {}, operation {}", report.owner.vm, report.found.standing(), report.found.operation)?;
+        if let Some(there) = &there {
+            writeln!(out, "{}", there.text(&name))?;
+        }
+        writeln!(out, "{name}: {}, operation {}", report.found.standing(), report.found.operation)?;
         view::write_steps(&report, false, colours, out)?;
     }
     Ok(exit_code(report.verdict()))
+}
+
+/// Shows what is known, and changes nothing.
+fn show(
+    explanation: &Explanation,
+    there: Option<&There>,
+    said: &[String],
+    json: bool,
+    colours: bool,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
+    if json {
+        view::json(&View { vm: VmView::of(&explanation.report), there: there.map(There::view) }, out)?;
+    } else {
+        explain::write(explanation, colours, out)?;
+        if let Some(there) = there {
+            writeln!(out, "{}", there.text(explanation.report.owner.vm.as_str()))?;
+        }
+        for line in said {
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(exit_code(explanation.report.verdict()))
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::agent::AgentError;
 use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
-use crate::libvirt::LibvirtError;
+use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 use crate::reconcile::{Doubt, Why};
 use crate::vf_map::VfMapError;
 use crate::vm::{self, Outcome};
@@ -221,6 +221,40 @@ pub enum Cause {
         /// What stayed: the NIC's position, its VF, and why.
         kept: Vec<(Position, PciAddress, Outcome)>,
     },
+    /// The guest did not release a device that is no VF of ours.
+    #[error("{vm} did not release {device}{}", In(outcome, *seconds))]
+    DeviceNotReleased {
+        /// The domain.
+        vm: DomainName,
+        /// Which device.
+        device: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+        /// Why it stayed.
+        outcome: Outcome,
+    },
+    /// OpenNebula's note of the VM's directory is missing.
+    #[error("cannot read 'system_datastore' from domain {vm}")]
+    NoVmDir {
+        /// The domain.
+        vm: DomainName,
+    },
+    /// The domain has a NIC with this MAC that is another one.
+    #[error("{vm} already has a NIC {mac}: {what}")]
+    OtherNic {
+        /// The domain.
+        vm: DomainName,
+        /// The MAC.
+        mac: MacAddress,
+        /// What it is.
+        what: String,
+    },
+    /// There is no position left for an SR-IOV NIC.
+    #[error("{vm} already has 16 SR-IOV NICs, and a 17th can't be told from them")]
+    TooMany {
+        /// The domain.
+        vm: DomainName,
+    },
     /// The domain has a host device that is not ours and stays with its host.
     #[error("{vm} also has host device {device}, which can't be {what}")]
     ForeignDevice {
@@ -232,7 +266,7 @@ pub enum Cause {
         what: &'static str,
     },
     /// The domain's CPUs do not run, so its guest can't answer.
-    #[error("{vm} is {how}, so its guest can't release its VFs; resume it first")]
+    #[error("{vm} is {how}, so its guest can't release a device; resume it first")]
     NotRunning {
         /// The domain.
         vm: DomainName,
@@ -382,6 +416,16 @@ impl Cause {
         }
     }
 
+    /// Whether it is not known if what failed took effect, or still will.
+    pub(crate) fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Libvirt(source) | Self::Call { source, .. } => {
+                matches!(source.kind(), LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected)
+            }
+            _ => false,
+        }
+    }
+
     /// For `map_err`: a failure to `verb` the file at `path`.
     pub(crate) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -392,15 +436,24 @@ impl Cause {
 /// What stayed, for a person.
 struct Kept<'a>(&'a [(Position, PciAddress, Outcome)], u64);
 
+/// Why a device stayed, as the end of a sentence.
+struct In<'a>(&'a Outcome, u64);
+
+impl fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(Outcome::Pending, seconds) => write!(f, " in {seconds} s"),
+            Self(outcome, _) => write!(f, " ({outcome})"),
+        }
+    }
+}
+
 impl fmt::Display for Kept<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(kept, seconds) = self;
         for (number, (_, vf, outcome)) in kept.iter().enumerate() {
             let comma = if number == 0 { "" } else { ", " };
-            match outcome {
-                Outcome::Pending => write!(f, "{comma}VF {vf} in {seconds} s")?,
-                other => write!(f, "{comma}VF {vf} ({other})")?,
-            }
+            write!(f, "{comma}VF {vf}{}", In(outcome, *seconds))?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::libvirt::{DomainRef, Hypervisor, Libvirt};
 use crate::sysfs::Sysfs;
 use crate::vf_map::{MapDirs, VfMap};
 use crate::xml::LiveDomain;
-use crate::{DeployId, PciAddress, RootName};
+use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
 
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
@@ -231,6 +231,16 @@ impl Host {
         let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
         let bridge = self.kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
         if self.sysfs.is_bridge(bridge) { Ok(bridge) } else { Err(Cause::NoBridge { bridge: bridge.to_owned() }) }
+    }
+
+    /// The MAC of the dummy for the NIC with this MAC at this position.
+    ///
+    /// # Errors
+    /// DUMMY_MAC_PREFIX is not set in kvmrc, or is the first byte of the NIC's own MAC.
+    pub(crate) fn dummy_mac(&self, nic: MacAddress, position: Position) -> Result<MacAddress, Cause> {
+        let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
+        let prefix = self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
+        nic.dummy(prefix, position).map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })
     }
 
     /// The maps of these roots, each once.

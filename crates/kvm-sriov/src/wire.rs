@@ -62,6 +62,17 @@ impl Caller {
         self.at_least(5, 12)
     }
 
+    /// Whether this version sends the VM's XML to an action on standard input. Where it does not, standard input may be the
+    /// channel of the caller itself: reading it would swallow what comes next.
+    pub fn reads_stdin(&self, action: &str) -> bool {
+        match action {
+            "deploy" => true,
+            "reboot" | "reset" | "snapshot_revert" | "snapshot_delete" => self.at_least(5, 10),
+            "snapshot_create" => self.at_least(5, 4),
+            _ => self.at_least(5, 0),
+        }
+    }
+
     fn at_least(&self, major: u32, minor: u32) -> bool {
         match self.version {
             Some(version) => version >= (major, minor),
@@ -143,6 +154,21 @@ impl Call {
         text.parse().map_err(|error: T::Err| wrong(error.to_string()))
     }
 
+    /// The argument with this number, parsed; `None` when it is empty, `-`, or OpenNebula's version does not give it.
+    ///
+    /// # Errors
+    /// Nothing was touched; says what was expected of it.
+    pub fn optional_arg<T>(&self, number: usize, name: &'static str) -> Result<Option<T>, ActionError>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        // The last two are always OpenNebula's own.
+        let own = self.args.len().saturating_sub(2);
+        let given = self.args.get(number).filter(|text| number < own && !matches!(text.as_str(), "" | "-"));
+        given.map(|_| self.arg(number, name)).transpose()
+    }
+
     /// OpenNebula's number of the VM: the first of the two arguments it appends; `None` when called by hand without it.
     pub fn vm_id(&self) -> Option<u32> {
         self.args.iter().rev().nth(1).and_then(|id| id.parse().ok())
@@ -177,13 +203,13 @@ impl Call {
         Ok(Some(text).filter(|text| !text.trim().is_empty()))
     }
 
-    /// OpenNebula's description of the VM on standard input; `None` from versions before 5.0, which send none: up to 4.14
-    /// the input would be the caller's own channel.
+    /// OpenNebula's description of the VM on standard input; `None` from versions that send none to this
+    /// action: see [`Caller::reads_stdin`].
     ///
     /// # Errors
     /// Nothing was touched; it could not be read, or is no such description (because it was cut short, for example).
     pub fn data(&self) -> Result<Option<Input>, ActionError> {
-        if !self.caller.at_least(5, 0) {
+        if !self.caller.reads_stdin(self.action) {
             return Ok(None);
         }
         let text = self.stdin()?;

@@ -42,8 +42,10 @@ impl Element {
     }
 
     pub(super) fn name_device(&mut self, alias: &str) {
-        self.take(|child| child.name() == "alias");
+        let last = self.take(|child| matches!(child.name(), "alias" | "address"));
         self.push(Self::new("alias", &[("name", alias)]));
+        // libvirt's order: the address is last.
+        last.into_iter().filter(|child| child.name() == "address").for_each(|address| self.push(address));
     }
 
     pub(super) fn put_at(&mut self, guest: PciAddress) {

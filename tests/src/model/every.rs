@@ -7,12 +7,13 @@ use std::thread;
 use kvm_sriov::libvirt::LibvirtErrorKind;
 use kvm_sriov::{ActionError, HostState};
 
+use super::Course;
 use super::check::Stage;
 use super::faults::Fault;
 use super::host::Ended;
 
 /// The faults that any call may have.
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Fails(LibvirtErrorKind::Other),
     Fault::FailsAfter(LibvirtErrorKind::Other),
     Fault::Fails(LibvirtErrorKind::Disconnected),
@@ -21,6 +22,7 @@ const FAULTS: [Fault; 8] = [
     Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
     Fault::Dies,
     Fault::DiesAfter,
+    Fault::Restart,
 ];
 
 /// The calls in the middle of which a process may die.
@@ -45,9 +47,11 @@ impl<S: Stage> Scenario<S> {
     /// An error must be true: if it says that nothing was changed, or that the domain runs on, everything is as it was.
     /// Success in spite of a fault must be complete.
     pub fn with_every_fault(&self) {
+        assert!(!self.repairs.is_empty(), "nothing shows that a death can be repaired");
         let calls = self.without_faults();
         let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
-        let during: Vec<_> = long.map(|(n, _)| (n, Fault::DiesDuring)).collect();
+        let during = |n| [false, true].map(|is_done| (n, Fault::DiesDuring { is_done }));
+        let during: Vec<_> = long.flat_map(|(n, _)| during(n)).collect();
         let wrong: Vec<String> = thread::scope(|scope| {
             let anywhere = |fault| move || self.until_it_is_not_reached(fault);
             let each: Vec<_> = FAULTS.into_iter().map(|fault| scope.spawn(anywhere(fault))).collect();
@@ -56,6 +60,29 @@ impl<S: Stage> Scenario<S> {
             each.into_iter().flat_map(|thread| thread.join().unwrap()).chain(during).collect()
         });
         assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
+    }
+
+    /// Runs it with this VM ending just before each call.
+    ///
+    /// * `repair` - what is done then; nothing of the VM may be left after it
+    pub fn with_every_end_of(&self, vm: &'static str, repair: fn(&S)) {
+        for n in 1.. {
+            let stage = (self.given)();
+            let host = stage.hosts()[0];
+            let model = host.model().clone();
+            host.faults().disarm();
+            host.faults().before(n, move || model.ends(vm));
+            let ended = host.run(|| (self.action)(&stage));
+            let calls = host.faults().calls();
+            if calls.len() < n {
+                break;
+            }
+            eprintln!("{vm} ended before call {n} of {calls:?}: {}", said(&ended));
+            stage.check_safe();
+            host.bury();
+            repair(&stage);
+            stage.check();
+        }
     }
 
     /// Lets call 1, 2, ... have this fault; what went wrong.
@@ -96,6 +123,14 @@ impl<S: Stage> Scenario<S> {
             let host = stage.hosts()[0];
             let before = stage.portrait();
             host.faults().arm(n, fault);
+            match fault {
+                Fault::DiesDuring { .. } => host.model().set_course(Course::Hangs),
+                Fault::Restart => {
+                    let model = host.model().clone();
+                    host.faults().before(n, move || model.restart_daemon());
+                }
+                _ => {}
+            }
             let ended = host.run(|| (self.action)(&stage));
             let (calls, hit) = (host.faults().calls(), host.faults().fired());
             host.faults().disarm();
@@ -103,6 +138,10 @@ impl<S: Stage> Scenario<S> {
             match ended {
                 Ended::Killed => {
                     fired = true;
+                    if fault == (Fault::DiesDuring { is_done: true }) {
+                        host.model().let_go();
+                        host.model().finishes_jobs();
+                    }
                     stage.check_safe();
                     repair(&stage);
                     stage.check();

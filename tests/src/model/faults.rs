@@ -20,16 +20,21 @@ pub enum Fault {
     FailsAfter(LibvirtErrorKind),
     /// The calling process dies before it.
     Dies,
-    /// The calling process dies when libvirtd works on it; libvirtd does its work. The call must be one that takes long.
-    DiesDuring,
+    /// The calling process dies when libvirtd works on it, which goes on with it. The call must be one that takes long.
+    DiesDuring {
+        /// Whether libvirtd is done with it when others look; otherwise it works for ever.
+        is_done: bool,
+    },
     /// The calling process dies when it has had its effect.
     DiesAfter,
+    /// libvirtd restarts just before it. Whoever arms this must have it done: see [`Faults::before`].
+    Restart,
 }
 
 impl Fault {
     /// Whether the calling process dies.
     pub fn kills(self) -> bool {
-        matches!(self, Self::Dies | Self::DiesDuring | Self::DiesAfter)
+        matches!(self, Self::Dies | Self::DiesDuring { .. } | Self::DiesAfter)
     }
 }
 
@@ -42,14 +47,33 @@ pub struct Faults {
     book: Mutex<Book>,
 }
 
+/// The call that is to go wrong.
+#[derive(Clone, Copy)]
+enum Which {
+    Number(usize),
+    First(&'static str),
+}
+
 #[derive(Default)]
 struct Book {
     calls: Vec<&'static str>,
-    armed: Option<(usize, Fault)>,
+    armed: Option<(Which, Fault)>,
     fired: bool,
     dead: bool,
     at_death: Option<Box<dyn Fn() + Send>>,
     before: Vec<(usize, Box<dyn FnOnce() + Send>)>,
+}
+
+impl Book {
+    /// The fault of the next call, if it has this name.
+    fn next(&self, name: &str) -> Option<Fault> {
+        let (which, fault) = self.armed?;
+        let is_it = match which {
+            Which::Number(number) => number == self.calls.len() + 1,
+            Which::First(first) => first == name && !self.calls.contains(&name),
+        };
+        is_it.then_some(fault)
+    }
 }
 
 impl Faults {
@@ -64,14 +88,22 @@ impl Faults {
 
     /// Counts from 1 again, as for a new process, and lets call `n` go wrong.
     pub fn arm(&self, n: usize, fault: Fault) {
-        let mut book = self.book();
-        *book = Book { armed: Some((n, fault)), at_death: book.at_death.take(), ..Book::default() };
+        self.begin(Some((Which::Number(n), fault)));
+    }
+
+    /// Counts from 1 again, as for a new process, and lets the first call of this name go wrong.
+    pub fn arm_first(&self, name: &'static str, fault: Fault) {
+        self.begin(Some((Which::First(name), fault)));
     }
 
     /// Counts from 1 again, as for a new process, and lets nothing go wrong.
     pub fn disarm(&self) {
+        self.begin(None);
+    }
+
+    fn begin(&self, armed: Option<(Which, Fault)>) {
         let mut book = self.book();
-        *book = Book { at_death: book.at_death.take(), ..Book::default() };
+        *book = Book { armed, at_death: book.at_death.take(), ..Book::default() };
     }
 
     /// Does something to the world just before call `n`.
@@ -87,6 +119,11 @@ impl Faults {
     /// Whether the call that was to go wrong was made.
     pub fn fired(&self) -> bool {
         self.book().fired
+    }
+
+    /// Whether the process has died.
+    pub fn is_dead(&self) -> bool {
+        self.book().dead
     }
 
     /// The calls since counting began, in order, by their names in the trait.
@@ -106,6 +143,8 @@ impl Faults {
             drop(book);
             return Self::unwind();
         }
+        let fault = book.next(name);
+        book.fired |= fault.is_some();
         book.calls.push(name);
         let number = book.calls.len();
         while let Some(at) = book.before.iter().position(|(n, _)| *n == number) {
@@ -114,8 +153,6 @@ impl Faults {
             what();
             book = self.book();
         }
-        let fault = book.armed.filter(|(n, _)| *n == number).map(|(_, fault)| fault);
-        book.fired |= fault.is_some();
         drop(book);
         if fault == Some(Fault::Dies) { self.die() } else { Ok(fault) }
     }
@@ -158,7 +195,7 @@ impl Faults {
                 drop(result);
                 self.die()
             }
-            Some(Fault::Dies | Fault::DiesDuring) | None => call(self.inner.as_ref()),
+            Some(Fault::Dies | Fault::DiesDuring { .. } | Fault::Restart) | None => call(self.inner.as_ref()),
         }
     }
 
@@ -170,7 +207,7 @@ impl Faults {
         call: impl FnOnce(&dyn Hypervisor) -> Result<(), LibvirtError> + Send + 'static,
     ) -> Result<(), LibvirtError> {
         let book = self.book();
-        let during = book.armed == Some((book.calls.len() + 1, Fault::DiesDuring)) && !book.dead;
+        let during = matches!(book.next(name), Some(Fault::DiesDuring { .. })) && !book.dead;
         drop(book);
         if !during {
             return self.call(name, call);
@@ -260,6 +297,10 @@ impl Hypervisor for Faults {
 
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
         self.call("detach", |inner| inner.detach(domain, device_xml))
+    }
+
+    fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError> {
+        self.call("change_medium", |inner| inner.change_medium(domain, disk_xml))
     }
 
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {

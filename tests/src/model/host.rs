@@ -114,7 +114,7 @@ impl ModelHost {
         let state = self.at("state");
         let text = format!(
             "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nVF_STATE_DIR={}\nSHUTDOWN_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=1\n\
-             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nSRIOV_CALL_TIMEOUT=2\nLIBVIRT_URI=model:///{}\n{lines}",
+             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nSRIOV_CALL_TIMEOUT=2\nVIRSH_RETRIES=1\nLIBVIRT_URI=model:///{}\n{lines}",
             state.display(),
             self.model.name(),
         );
@@ -192,16 +192,20 @@ impl ModelHost {
 
     /// Runs an action to its end, or to the death of its process by an armed fault.
     pub fn run<T>(&self, action: impl FnOnce() -> T) -> Ended<T> {
-        match catch_unwind(AssertUnwindSafe(action)) {
-            Ok(result) => Ended::With(result),
-            Err(payload) if payload.is::<Killed>() => {
-                self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
-                self.bury();
-                self.faults.disarm();
-                Ended::Killed
-            }
-            Err(payload) => resume_unwind(payload),
+        let ended = catch_unwind(AssertUnwindSafe(action));
+        // Another thread of it may have been the one that died.
+        if !self.faults.is_dead() {
+            return ended.map_or_else(|payload| resume_unwind(payload), Ended::With);
         }
+        if let Err(payload) = ended {
+            if !payload.is::<Killed>() {
+                resume_unwind(payload);
+            }
+        }
+        self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
+        self.bury();
+        self.faults.disarm();
+        Ended::Killed
     }
 
     /// The process of the last action has ended: claims that name this one name one that ended long ago.

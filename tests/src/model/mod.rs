@@ -114,6 +114,14 @@ impl Model {
         self.change_site(|site| site.let_go = true);
     }
 
+    /// Waits until no job runs here any more.
+    pub fn finishes_jobs(&self) {
+        let mut world = self.shared.lock();
+        while world.sites[self.site].domains.iter().any(|domain| domain.job.is_some()) {
+            world = self.shared.wait(world, ANSWER);
+        }
+    }
+
     /// The next requests to destroy a domain end none: its process waits for the kernel.
     pub fn stick(&self, times: usize) {
         self.change_site(|site| site.stuck = times);
@@ -130,10 +138,12 @@ impl Model {
         self.shared.lock().begin_anew(self.site, &uuid);
     }
 
-    /// The domain ends by itself.
+    /// The domain ends by itself, if it is there.
     pub fn ends(&self, name: &str) {
-        let uuid = self.uuid(name);
-        self.shared.lock().end(self.site, &uuid);
+        let uuid = self.change_site(|site| site.named(name).map(|domain| domain.definition.uuid.clone()));
+        if let Some(uuid) = uuid {
+            self.shared.lock().end(self.site, &uuid);
+        }
     }
 
     /// An administrator pauses the domain.
@@ -146,6 +156,12 @@ impl Model {
     pub fn sleeps(&self, name: &str) {
         let uuid = self.uuid(name);
         self.shared.lock().stop_cpus(self.site, &uuid, RunState::PmSuspended);
+    }
+
+    /// The CPUs of the domain stand, and this is how libvirt says so.
+    pub fn stands(&self, name: &str, state: RunState) {
+        let uuid = self.uuid(name);
+        self.shared.lock().stop_cpus(self.site, &uuid, state);
     }
 
     /// An event that nothing explains.

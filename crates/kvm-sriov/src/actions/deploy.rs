@@ -126,16 +126,9 @@ impl Start<'_> {
     }
 
     fn needs(&self) -> Result<Needs, Cause> {
-        let kvmrc = self.host.kvmrc();
         let bridge = self.host.dummy_bridge()?;
-        let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
-        let prefix = kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         let nics = self.deployment.sriov_nics();
-        let dummy_macs = nics
-            .iter()
-            .map(|nic| nic.mac.dummy(prefix, nic.position))
-            .collect::<Result<_, _>>()
-            .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
+        let dummy_macs = nics.iter().map(|nic| self.host.dummy_mac(nic.mac, nic.position)).collect::<Result<_, _>>()?;
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let nics = nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
         Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })

@@ -25,8 +25,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attach_nic;
+mod block_job;
 mod cancel;
 mod deploy;
+mod detach_nic;
 pub(crate) mod gone;
 mod migrate;
 mod migrate_local;
@@ -36,10 +39,15 @@ mod reset;
 mod restore;
 mod save;
 mod shutdown;
+mod snapshot_create;
+mod snapshot_delete;
+mod snapshot_revert;
 pub(crate) mod storage;
 
+pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;
 pub use deploy::deploy;
+pub use detach_nic::detach_nic;
 pub use migrate::{Route, migrate};
 pub use migrate_local::migrate_local;
 pub use reboot::reboot;
@@ -47,3 +55,6 @@ pub use reset::reset;
 pub use restore::restore;
 pub use save::save;
 pub use shutdown::shutdown;
+pub use snapshot_create::snapshot_create;
+pub use snapshot_delete::snapshot_delete;
+pub use snapshot_revert::snapshot_revert;

@@ -207,8 +207,9 @@ impl Restoring<'_> {
         let finished = self
             .host
             .patiently(|| Ok(self.host.hypervisor().resume(&vm.domain)?))
-            .and_then(|()| vm.finish())
-            .and_then(|()| self.image.remove_used());
+            // While the operation is open, what is left of the checkpoint is still known.
+            .and_then(|()| self.image.remove_used())
+            .and_then(|()| vm.finish());
         match finished {
             Ok(()) => Ok(domain),
             Err(cause) => Err(ActionError::new(

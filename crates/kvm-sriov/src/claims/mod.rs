@@ -61,10 +61,12 @@ impl Backing {
         self.devices.get(&vf)
     }
 
-    /// Whether a claim of `owner` for this VF and NIC is backed.
+    /// Whether a claim of `owner` for this VF and NIC is backed. A VF that a domain shows is nobody else's.
     pub fn backs(&self, owner: &Owner, vf: PciAddress, mac: Option<MacAddress>) -> bool {
-        let wants = || self.wanting.iter().any(|(who, nic)| who.is(owner) && Some(*nic) == mac);
-        self.devices.contains_key(&vf) || wants()
+        match self.user(vf) {
+            Some(user) => user.is(owner),
+            None => self.wanting.iter().any(|(who, nic)| who.is(owner) && Some(*nic) == mac),
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub enum LibvirtErrorKind {
     ActiveBlockJob,
     /// Another call or job holds the domain, and has not let go of it in libvirt's own 30 s.
     DomainBusy,
+    /// There is no job that could be aborted.
+    NoJob,
     /// The job was aborted: by us, or by a person.
     Aborted,
     /// The host can't lock the guest's memory.
@@ -117,6 +119,7 @@ impl LibvirtError {
     pub(super) fn by_disconnection(mut self) -> Self {
         if self.kind == LibvirtErrorKind::Other {
             self.kind = LibvirtErrorKind::Disconnected;
+            self.text = format!("the connection to libvirtd broke: {}", self.text);
         }
         self
     }
@@ -154,8 +157,7 @@ fn denied(error: &Error) -> bool {
         || matches!(number(error), Some(ErrorNumber::AuthFailed | ErrorNumber::AuthUnavailable))
 }
 
-/// What kind of failure code and text are. libvirt has codes for most; its own texts may be translated, those of QEMU that it
-/// passes on never are.
+/// What kind of failure code and text are.
 fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
     match number {
         Some(ErrorNumber::NoDomain) => LibvirtErrorKind::NoDomain,
@@ -163,21 +165,30 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
         Some(ErrorNumber::NoDomainSnapshot) => LibvirtErrorKind::NoSnapshot,
         Some(ErrorNumber::BlockCopyActive) => LibvirtErrorKind::ActiveBlockJob,
         Some(ErrorNumber::OperationAborted) => LibvirtErrorKind::Aborted,
+        // virDomainObjBeginJobInternal: "cannot acquire state change lock".
         Some(ErrorNumber::OperationTimeout) => LibvirtErrorKind::DomainBusy,
         _ => TEXTS.iter().find(|(part, _)| text.contains(part)).map_or(LibvirtErrorKind::Other, |(_, kind)| *kind),
     }
 }
 
-/// Failures that have no code of their own.
-const TEXTS: [(&str, LibvirtErrorKind); 4] = [
-    // QEMU qmp_device_del.
-    ("is already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
-    // QEMU pcie_cap_slot_unplug_request_cb.
-    ("guest is busy (power indicator blinking)", LibvirtErrorKind::GuestBusy),
-    // libvirt qemuMigrationSrcIsAllowed.
+/// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its daemon,
+/// which is none unless somebody sets one.
+const TEXTS: [(&str, LibvirtErrorKind); 7] = [
+    // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
+    ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
+    // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power indicator
+    // blinking)".
+    ("guest is busy", LibvirtErrorKind::GuestBusy),
+    // libvirt virDomainDefFindDevice, an internal error: "no device found with alias ua-sriov-0".
+    ("no device found with alias", LibvirtErrorKind::NoDevice),
+    // libvirt qemuDomainAbortJobFlags: "no job is active on the domain".
+    ("no job is active", LibvirtErrorKind::NoJob),
+    // libvirt qemuMigrationSrcIsAllowed, qemuSnapshotRevert: "domain has active block job".
     ("active block job", LibvirtErrorKind::ActiveBlockJob),
-    // strerror(ENOMEM), from QEMU's vfio_dma_map and libvirt's setrlimit.
+    // QEMU vfio_container_dma_map: "vfio_dma_map(...) = -12 (Cannot allocate memory)".
     ("Cannot allocate memory", LibvirtErrorKind::NoMemory),
+    // libvirt virDomainObjBeginJobInternal: "cannot acquire state change lock ... due to max_queued limit".
+    ("cannot acquire state change lock", LibvirtErrorKind::DomainBusy),
 ];
 
 impl From<Error> for LibvirtError {
@@ -196,3 +207,59 @@ impl fmt::Display for LibvirtError {
 }
 
 impl std::error::Error for LibvirtError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_come_from_codes_and_from_qemus_texts() {
+        use LibvirtErrorKind::*;
+        for (number, text, expected) in [
+            (ErrorNumber::NoDomain, "Domain not found: no domain with matching uuid", NoDomain),
+            (ErrorNumber::DeviceMissing, "device not found: host pci device 0000:07:00.3 not found", NoDevice),
+            (ErrorNumber::InternalError, "internal error: no device found with alias ua-sriov-0", NoDevice),
+            (ErrorNumber::OperationInvalid, "Requested operation is not valid: no job is active on the domain", NoJob),
+            (ErrorNumber::NoDomainSnapshot, "Domain snapshot not found: ...", NoSnapshot),
+            (
+                ErrorNumber::BlockCopyActive,
+                "block copy still active: disk vda already in active block job",
+                ActiveBlockJob,
+            ),
+            (
+                ErrorNumber::OperationInvalid,
+                "Requested operation is not valid: domain has active block job",
+                ActiveBlockJob,
+            ),
+            (ErrorNumber::OperationAborted, "operation aborted: migration out job: canceled by client", Aborted),
+            (
+                ErrorNumber::OperationTimeout,
+                "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainSave)",
+                DomainBusy,
+            ),
+            (
+                ErrorNumber::InternalError,
+                "internal error: unable to execute QEMU command 'device_del': Device ua-sriov-0 is already in the process \
+                 of unplug",
+                UnplugInProgress,
+            ),
+            (
+                ErrorNumber::InternalError,
+                "internal error: unable to execute QEMU command 'device_del': Hot-unplug failed: guest is busy (power \
+                 indicator blinking)",
+                GuestBusy,
+            ),
+            (
+                ErrorNumber::InternalError,
+                "internal error: unable to execute QEMU command 'device_add': vfio 0000:07:00.3: failed to setup container \
+                 for group 11: memory listener initialization failed: Region pc.ram: vfio_dma_map(0x1, 0x0, 0x10000, 0x2) = \
+                 -12 (Cannot allocate memory)",
+                NoMemory,
+            ),
+            (ErrorNumber::OperationInvalid, "Requested operation is not valid: domain is not running", Other),
+        ] {
+            assert_eq!(kind(Some(number), text), expected, "{text}");
+        }
+        assert_eq!(kind(None, "odd"), Other);
+    }
+}

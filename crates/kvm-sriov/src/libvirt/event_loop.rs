@@ -1,12 +1,14 @@
 //! The thread that runs libvirt's event loop, as long as a connection needs it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use virt::event::{event_add_timeout, event_register_default_impl, event_run_default_impl};
+use virt::event::{event_register_default_impl, event_run_default_impl};
 
 use super::error::LibvirtError;
+use super::ffi;
+use super::watch::lock;
 
 /// The loop of this process; libvirt has one for all connections.
 static LOOP: Mutex<Option<Running>> = Mutex::new(None);
@@ -27,7 +29,7 @@ impl LoopUser {
     /// libvirt `virEventRegisterDefaultImpl`: once, before the first connection.
     pub(super) fn start() -> Result<Self, LibvirtError> {
         static REGISTERED: OnceLock<Result<(), LibvirtError>> = OnceLock::new();
-        let mut running = lock();
+        let mut running = lock(&LOOP);
         if let Some(running) = running.as_mut() {
             running.users += 1;
             return Ok(Self(()));
@@ -39,10 +41,9 @@ impl LoopUser {
             .name("libvirt-events".into())
             .spawn(move || {
                 while !seen.load(Ordering::Acquire) {
-                    if let Err(error) = event_run_default_impl() {
-                        log::warn!("libvirt's event loop: {}", error.message());
-                    }
+                    run();
                 }
+                free_what_is_left();
             })
             .map_err(|error| LibvirtError::other(format!("cannot start the event loop's thread: {error}")))?;
         *running = Some(Running { users: 1, stop, thread });
@@ -52,7 +53,7 @@ impl LoopUser {
 
 impl Drop for LoopUser {
     fn drop(&mut self) {
-        let mut running = lock();
+        let mut running = lock(&LOOP);
         let last = match running.as_mut() {
             Some(running) => {
                 running.users -= 1;
@@ -62,14 +63,11 @@ impl Drop for LoopUser {
         };
         let Some(ending) = running.take_if(|_| last) else { return };
         ending.stop.store(true, Ordering::Release);
-        // The loop waits for events; a timer that is due at once wakes it. Its round also frees what closed connections left.
-        match event_add_timeout(0, |_, _| {}, std::ptr::null_mut()) {
-            Ok(timer) => {
+        // The loop waits for events: this is one.
+        match ffi::mark_loop() {
+            Ok(_) => {
                 if ending.thread.join().is_err() {
                     log::warn!("libvirt's event loop ended by a panic");
-                }
-                if let Err(error) = timer.event_remove_timeout() {
-                    log::debug!("libvirt kept a timer: {}", error.message());
                 }
             }
             Err(error) => log::warn!("libvirt's event loop can't be woken, so it runs on: {}", error.message()),
@@ -77,7 +75,27 @@ impl Drop for LoopUser {
     }
 }
 
-/// A panic elsewhere does not make the count wrong.
-fn lock() -> MutexGuard<'static, Option<Running>> {
-    LOOP.lock().unwrap_or_else(PoisonError::into_inner)
+/// Runs the loop until what the last connection left is freed. Handles and timers hold what they are for, so that freeing one may
+/// end the next: socket, client, keepalive.
+///
+/// # Source
+/// libvirt `virEventGLibHandleRemove`, `virNetClientDispose`.
+fn free_what_is_left() {
+    for _ in 0..4 {
+        match ffi::mark_loop() {
+            Ok(freed) => {
+                while !freed.load(Ordering::Acquire) {
+                    run();
+                }
+            }
+            Err(error) => log::debug!("the end of a connection may have left something: {}", error.message()),
+        }
+    }
+}
+
+/// One round: waits for something to do, does it, and frees what was removed.
+fn run() {
+    if let Err(error) = event_run_default_impl() {
+        log::warn!("libvirt's event loop: {}", error.message());
+    }
 }

@@ -4,13 +4,14 @@
 //! and libvirt's objects may be used from any thread. Texts for C are `CStr`s that outlive the call; libvirt copies what it
 //! keeps. `virt`'s `Error::last_error` reads the error of the calling thread, so it is asked at once, on the same thread.
 //!
-//! Callbacks get in Rust what they need and no more: they only send, never panic and never call libvirt.
+//! Callbacks only send: they never panic and never call libvirt.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -115,7 +116,7 @@ pub(super) fn register(
     };
     if id >= 0 {
         #[cfg(test)]
-        watch::count::REGISTERED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        watch::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
         return Ok(Callback(id));
     }
     let error = Error::last_error();
@@ -139,7 +140,7 @@ pub(super) fn deregister(connect: &Connect, callback: Callback) -> Result<(), Er
 /// libvirt's free callback of [`register`].
 unsafe extern "C" fn release(opaque: *mut c_void) {
     #[cfg(test)]
-    watch::count::FREED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    watch::count::FREED.fetch_add(1, Ordering::SeqCst);
     // SAFETY: `opaque` is from `Arc::into_raw` in `register`; libvirt calls this once, when it needs it no more.
     drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Sink>()) });
 }
@@ -280,8 +281,9 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
 pub(super) struct JobStats {
     /// `virDomainJobOperation`, when libvirt told.
     pub(super) operation: Option<c_int>,
-    pub(super) done: Option<u64>,
+    pub(super) remaining: Option<u64>,
     pub(super) all: Option<u64>,
+    /// What it was for a completed job, what QEMU may make of it for one that runs.
     pub(super) downtime_ms: Option<u64>,
 }
 
@@ -301,7 +303,7 @@ pub(super) fn job_stats(domain: &Domain, completed: bool) -> Result<Option<JobSt
     }
     Ok(Some(JobStats {
         operation: parameters.int(sys::VIR_DOMAIN_JOB_OPERATION),
-        done: parameters.unsigned(sys::VIR_DOMAIN_JOB_DATA_PROCESSED),
+        remaining: parameters.unsigned(sys::VIR_DOMAIN_JOB_DATA_REMAINING),
         all: parameters.unsigned(sys::VIR_DOMAIN_JOB_DATA_TOTAL),
         downtime_ms: parameters.unsigned(sys::VIR_DOMAIN_JOB_DOWNTIME),
     }))
@@ -315,11 +317,14 @@ pub(super) enum Value {
     Text(CString),
 }
 
+/// A parameter of a call.
+pub(super) type Parameter = (&'static CStr, Value);
+
 /// Moves a domain to where `destination` leads, driven by this process.
 pub(super) fn migrate(
     domain: &Domain,
     destination: &Connect,
-    parameters: &[(&CStr, Value)],
+    parameters: &[Parameter],
     flags: u32,
 ) -> Result<Domain, Error> {
     let mut list = Parameters::new();
@@ -358,6 +363,34 @@ pub(super) fn block_job(domain: &Domain, disk: &CStr) -> Result<Option<(u64, u64
 pub(super) fn block_job_abort(domain: &Domain, disk: &CStr, flags: u32) -> Result<(), Error> {
     // SAFETY: domain and text are alive.
     zero(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) })
+}
+
+/// Puts a mark into libvirt's event loop, and wakes it: true when everything is freed that was removed from the loop before.
+///
+/// The loop frees what is removed in a later round, one after the other. So the mark is a timer that never fires and is removed
+/// at once: its data is freed after that of the ones before.
+pub(super) fn mark_loop() -> Result<Arc<AtomicBool>, Error> {
+    let freed = Arc::new(AtomicBool::new(false));
+    let opaque = Arc::into_raw(Arc::clone(&freed)).cast_mut().cast::<c_void>();
+    // SAFETY: `opaque` is a counted reference, valid until `marked` gives it back, which libvirt calls once.
+    let timer = unsafe { sys::virEventAddTimeout(-1, Some(never), opaque, Some(marked)) };
+    if timer < 0 {
+        let error = Error::last_error();
+        // SAFETY: the pointer is from `Arc::into_raw` above; a timer that was not added frees nothing.
+        drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<AtomicBool>()) });
+        return Err(error);
+    }
+    // SAFETY: takes a number; one that is no timer is an error.
+    zero(unsafe { sys::virEventRemoveTimeout(timer) })?;
+    Ok(freed)
+}
+
+extern "C" fn never(_timer: c_int, _: *mut c_void) {}
+
+/// libvirt's free callback of [`mark_loop`].
+unsafe extern "C" fn marked(opaque: *mut c_void) {
+    // SAFETY: `opaque` is from `Arc::into_raw` in `mark_loop`; libvirt calls this once.
+    unsafe { Arc::from_raw(opaque.cast_const().cast::<AtomicBool>()) }.store(true, Ordering::Release);
 }
 
 /// A list of typed parameters in libvirt's memory (`virt`'s form makes a `Vec` of what libvirt allocated, and loses texts

@@ -7,7 +7,7 @@ use std::time::Duration;
 use virt::sys;
 
 use super::error::LibvirtError;
-use super::ffi::Value;
+use super::ffi::{Parameter, Value};
 use crate::ParseError;
 
 /// One move of a running domain.
@@ -19,7 +19,7 @@ pub struct Migration {
     pub xml: Option<String>,
     /// Disks that are copied, by target, such as `vda`; none with shared storage.
     pub copied_disks: Vec<String>,
-    /// Whether the domain stays paused there.
+    /// Whether the domain stays paused there. libvirt then says of it what it says of one that its user paused.
     pub paused: bool,
     /// Further flags and parameters.
     pub options: MigrationOptions,
@@ -38,7 +38,7 @@ pub struct Migration {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MigrationOptions {
     flags: u32,
-    parameters: Vec<(&'static CStr, Value)>,
+    parameters: Vec<Parameter>,
     suspend_after: Option<Duration>,
 }
 
@@ -300,7 +300,7 @@ impl MigrationOptions {
 
 impl Migration {
     /// Parameters and flags for libvirt.
-    pub(super) fn parameters(&self) -> Result<(Vec<(&'static CStr, Value)>, u32), LibvirtError> {
+    pub(super) fn parameters(&self) -> Result<(Vec<Parameter>, u32), LibvirtError> {
         let text = |text: &str| {
             CString::new(text)
                 .map(Value::Text)

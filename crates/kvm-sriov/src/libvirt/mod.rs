@@ -55,7 +55,8 @@ pub enum RunState {
     Running,
     /// Its user, or its administrator, paused it.
     PausedByUser,
-    /// It waits for its memory: the incoming side of a migration, or a restore that is not resumed.
+    /// It is not whole yet, or not any more: it is being started, it waits for its memory (the incoming side of a migration, a
+    /// restore that is not resumed), or it has sent its memory and waits for the end of its migration.
     PausedForMigration,
     /// It is paused for another reason, such as an I/O error.
     PausedOtherwise,
@@ -77,7 +78,8 @@ impl RunState {
 pub struct Job {
     /// What it does.
     pub kind: JobKind,
-    /// Bytes done and all bytes, as far as QEMU tells.
+    /// Bytes of the guest that need no more copying and all its bytes, as far as QEMU tells. A guest that goes on writing lets
+    /// the first go down, too.
     pub progress: Option<(u64, u64)>,
     /// How long the guest stood still at the end, in milliseconds, when the job is completed and QEMU told.
     pub downtime_ms: Option<u64>,
@@ -89,7 +91,7 @@ pub struct Job {
 pub enum JobKind {
     /// The domain goes into a file.
     Save,
-    /// The domain comes from another host.
+    /// The domain comes from another host. libvirt tells no more of it on this side.
     MigrationIn,
     /// The domain goes to another host.
     MigrationOut,
@@ -175,8 +177,13 @@ pub struct Snapshots {
 /// What the actions ask of libvirtd. Every call looks its domain up anew, by UUID.
 ///
 /// # Errors
-/// Every method: libvirt's refusal, or [`LibvirtErrorKind::NoAnswer`] when the call did not return in time; then it is not
-/// known whether it took effect.
+/// Every method: libvirt's refusal; [`LibvirtErrorKind::NoAnswer`] when the call did not return in time, or
+/// [`LibvirtErrorKind::Disconnected`] when libvirtd went away under it: then it is not known whether it took effect. After
+/// `Disconnected` a caller may ask again, as long as it likes to wait for libvirtd; nothing is repeated inside.
+///
+/// Calls whose time is that of a guest's memory or disks (`save`, `restore`, `migrate`, taking, reverting and deleting snapshots)
+/// have no deadline: they end when libvirt is done, when [`Hypervisor::abort_job`] stops the job, or when the connection
+/// breaks.
 #[allow(clippy::missing_errors_doc)]
 pub trait Hypervisor: Send + Sync {
     /// The running domains.
@@ -206,11 +213,14 @@ pub trait Hypervisor: Send + Sync {
     fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError>;
     /// The job that runs on a domain; `None` when none does, or the domain is gone.
     fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
-    /// What is known of the last job of a domain that was completed.
+    /// What is known of the last job of a domain that was completed: on a migration's destination, that migration.
     fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
     /// Aborts the job that runs on a domain. `Ok` means "asked".
     fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
     /// Watches a domain. To be called before what is to be seen is asked for.
+    ///
+    /// An event is a reason to look, not a proof: the first ones may be from the moment before, and libvirt may lose one. Several
+    /// watchers of a domain each get all of them.
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError>;
     /// Plugs a device into a running domain. `Ok` means "done", and is to be verified.
     fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
@@ -220,13 +230,12 @@ pub trait Hypervisor: Send + Sync {
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
     /// Changes the medium of a drive, as this XML of its `<disk>` says, even while the guest has locked it.
     fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError>;
-    /// Saves a domain into a file that exists already, and ends it. Takes as long as the memory takes to write: the call
-    /// has no deadline of its own.
+    /// Saves a domain into a file that exists already (libvirtd keeps its owner and mode), and ends it.
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError>;
     /// The domain XML in a save image, with its passwords.
     fn image_xml(&self, file: &Path) -> Result<String, LibvirtError>;
     /// Starts a domain from a save image, with this XML in place of the image's own. `paused`: its CPUs stand until
-    /// [`Hypervisor::resume`], whatever the image says.
+    /// [`Hypervisor::resume`]; otherwise they run, or stand if they did when it was saved.
     fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError>;
     /// Lets the CPUs of a paused domain run.
     fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
@@ -234,7 +243,10 @@ pub trait Hypervisor: Send + Sync {
     fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
     /// Asks the guest's agent to set the clock from the hardware's.
     fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
-    /// Moves a running domain to another host. Takes as long as the copy takes: the call has no deadline of its own.
+    /// Moves a running domain to another host. This process is connected to both libvirtds and drives the move.
+    ///
+    /// # Errors
+    /// [`LibvirtErrorKind::Unreachable`] when it is the destination's libvirtd that can't be reached or was lost.
     fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError>;
     /// The names of a domain's snapshots, parents before children, and which one is current.
     fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError>;

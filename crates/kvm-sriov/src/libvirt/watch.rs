@@ -54,12 +54,13 @@ impl Sink {
 /// What a lifecycle event means for a watcher; `None` for what changes nothing for it.
 ///
 /// # Source
-/// libvirt `virDomainEventType`. An incoming migration begins with `STARTED`/`MIGRATED`, when its CPUs stand, and ends with
-/// `RESUMED`. `SHUTDOWN` only says that the guest powered off; QEMU is still there, and may boot it again.
+/// libvirt `virDomainEventType`. `STARTED` says that QEMU is there, also when its CPUs stand, as on the incoming side of a
+/// migration; `RESUMED` follows when they run (qemuProcessHandleResume), except after a wake-up. `SHUTDOWN` only says that the
+/// guest powered off; QEMU is still there, and may boot it again.
 pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
     match (u32::try_from(event).ok()?, u32::try_from(detail).ok()?) {
-        (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED) => None,
-        (sys::VIR_DOMAIN_EVENT_STARTED | sys::VIR_DOMAIN_EVENT_RESUMED, _) => Some(Event::Resumed),
+        (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP) => Some(Event::Resumed),
+        (sys::VIR_DOMAIN_EVENT_RESUMED, _) => Some(Event::Resumed),
         (sys::VIR_DOMAIN_EVENT_SUSPENDED | sys::VIR_DOMAIN_EVENT_PMSUSPENDED, _) => Some(Event::Suspended),
         (sys::VIR_DOMAIN_EVENT_STOPPED | sys::VIR_DOMAIN_EVENT_CRASHED, _) => Some(Event::Ended),
         _ => None,
@@ -168,4 +169,29 @@ pub(super) mod count {
 
     pub(crate) static REGISTERED: AtomicUsize = AtomicUsize::new(0);
     pub(crate) static FREED: AtomicUsize = AtomicUsize::new(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifecycle_event_tells_whether_the_cpus_run() {
+        for (event, detail, expected) in [
+            (sys::VIR_DOMAIN_EVENT_RESUMED, 0, Some(Event::Resumed)),
+            (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_RESTORED, None),
+            (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP, Some(Event::Resumed)),
+            (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED, None),
+            (sys::VIR_DOMAIN_EVENT_SUSPENDED, 0, Some(Event::Suspended)),
+            (sys::VIR_DOMAIN_EVENT_PMSUSPENDED, 0, Some(Event::Suspended)),
+            (sys::VIR_DOMAIN_EVENT_STOPPED, sys::VIR_DOMAIN_EVENT_STOPPED_SAVED, Some(Event::Ended)),
+            (sys::VIR_DOMAIN_EVENT_CRASHED, 0, Some(Event::Ended)),
+            (sys::VIR_DOMAIN_EVENT_SHUTDOWN, 0, None),
+            (sys::VIR_DOMAIN_EVENT_DEFINED, 0, None),
+            (4711, 0, None),
+        ] {
+            assert_eq!(lifecycle(event as c_int, detail as c_int), expected, "{event} {detail}");
+        }
+        assert_eq!(lifecycle(-1, 0), None);
+    }
 }

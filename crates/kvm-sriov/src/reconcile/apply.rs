@@ -1,22 +1,19 @@
 //! Repairs are done, one after the other, until nothing is left to do or something does not go on.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::decide::{Repair, decide};
 use super::facts::{Elsewhere, Facts};
-use super::report::{Failure, VmReport};
+use super::report::VmReport;
 use crate::actions::gone;
 use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::image::Image;
 use crate::libvirt::{JobKind, LibvirtErrorKind};
-use crate::vm::{self, Outcome, Vm, unplug};
-use crate::xml::{
-    LiveDomain, OperationKind, WantedNic, alias_of, device_position, dummy_alias_of, dummy_of, dummy_position,
-    image_for,
-};
+use crate::vm::{self, Device, DeviceKind, Vm, unplug};
+use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
 use crate::{DeployId, PciAddress, Position};
 
 /// What is true is looked at anew after each round; an aborted save, or a domain that was started from its image, takes one
@@ -25,7 +22,8 @@ const ROUNDS: usize = 4;
 
 /// What is known of a locked VM. libvirt is asked how it runs only when that matters.
 pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause> {
-    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, &vm.store.claimants()?, elsewhere);
+    let prefix = vm.host.kvmrc().dummy_mac_prefix();
+    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, prefix, &vm.store.claimants()?, elsewhere);
     if decide(&facts).is_empty() { Ok(facts) } else { facts.ask(vm.host, &vm.domain) }
 }
 
@@ -99,10 +97,7 @@ impl Work<'_, '_> {
                 log::info!("{name}: {repair}: done");
                 self.report.done.push(repair.clone());
             }
-            Err(cause) => {
-                log::warn!("{name}: cannot {repair}: {cause}");
-                self.report.failures.push(Failure { repair: repair.clone(), cause });
-            }
+            Err(cause) => self.report.fail(repair.clone(), cause),
         }
     }
 
@@ -130,7 +125,7 @@ impl Work<'_, '_> {
                 Ok(())
             }
             Repair::Close => self.close(),
-            Repair::RemoveUsed => self.report.used.take().map_or(Ok(()), |image: Image| image.remove_used()),
+            Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |image| image.remove_used()),
             Repair::RemoveImage => self.remove_image(),
             Repair::Destroy => {
                 gone::destroy(host, &self.vm.domain)?;
@@ -154,7 +149,6 @@ impl Work<'_, '_> {
     }
 
     fn close(&mut self) -> Result<(), Cause> {
-        self.report.used = self.checkpoint();
         let what = self.vm.wanted.operation.as_ref().map_or_else(String::new, |operation| operation.kind.to_string());
         self.vm.finish()?;
         self.journal(&format!("{what}-closed"));
@@ -172,34 +166,25 @@ impl Work<'_, '_> {
 
     /// Asks the guest to release everything that is not wanted, all at once.
     fn unplug(&mut self, leaving: &[Repair]) {
-        if leaving.is_empty() {
-            return;
-        }
-        let alias = |repair: &Repair| match repair {
-            Repair::UnplugDummy(position) => dummy_alias_of(*position),
-            Repair::Unplug(position) => alias_of(*position),
-            _ => String::new(),
-        };
-        let aliases: Vec<String> = leaving.iter().map(alias).collect();
-        let timeout = self.vm.host.kvmrc().unplug_timeout().min(self.until.saturating_duration_since(Instant::now()));
-        let outcomes = unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout);
-        let outcomes = match outcomes {
-            Ok(outcomes) => outcomes,
+        let leaving: Vec<(&Repair, Device)> =
+            leaving.iter().filter_map(|repair| Some((repair, self.device(repair)?))).collect();
+        let Some((first, _)) = leaving.first() else { return };
+        // A silent guest must leave time for what can be done without it.
+        let half = self.until.saturating_duration_since(Instant::now()) / 2;
+        let timeout = self.vm.host.kvmrc().unplug_timeout().min(half);
+        let aliases: Vec<String> = leaving.iter().map(|(_, device)| device.alias.clone()).collect();
+        match unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout) {
+            Ok(outcomes) => {
+                for ((repair, device), outcome) in leaving.iter().zip(outcomes) {
+                    let stayed = self.vm.not_released(std::slice::from_ref(device), &[outcome]);
+                    let done = stayed.map_or_else(|| device.vf().map_or(Ok(()), |vf| self.release(vf)), Err);
+                    self.note(repair, done);
+                }
+            }
             Err(source) => {
                 let what = format!("the live XML of {}", self.vm.domain.name);
-                if let Some(repair) = leaving.first() {
-                    self.note(repair, Err(Cause::Xml { what, source }));
-                }
-                return;
+                self.note(first, Err(Cause::Xml { what, source }));
             }
-        };
-        for ((repair, alias), outcome) in leaving.iter().zip(&aliases).zip(outcomes) {
-            let vf = self.vm.live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias)).map(|d| d.vf);
-            let done = match outcome {
-                Outcome::Released => vf.map_or(Ok(()), |vf| self.release(vf)),
-                other => Err(self.not_released(alias, vf, other, timeout)),
-            };
-            self.note(repair, done);
         }
         // What is plugged in next must know what has left.
         if let Err(cause) = self.vm.reread() {
@@ -207,29 +192,27 @@ impl Work<'_, '_> {
         }
     }
 
-    fn not_released(&self, alias: &str, vf: Option<PciAddress>, outcome: Outcome, waited: Duration) -> Cause {
-        match (device_position(alias), vf) {
-            (Some(position), Some(vf)) => Cause::NotReleased {
-                vm: self.vm.domain.name.clone(),
-                seconds: waited.as_secs(),
-                kept: vec![(position, vf, outcome)],
-            },
-            _ => {
-                let position = dummy_position(alias).map_or_else(String::new, |position| position.to_string());
-                self.not_as_asked(format!("the dummy at position {position} did not leave: {outcome}"))
+    /// The device that is to leave.
+    fn device(&self, repair: &Repair) -> Option<Device> {
+        let live = &self.vm.live;
+        match repair {
+            Repair::Unplug(position) => {
+                let alias = alias_of(*position);
+                let found = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(&*alias))?;
+                Some(Device { kind: DeviceKind::Vf(found.vf), position: *position, alias })
             }
+            Repair::UnplugDummy(position) => {
+                let alias = dummy_alias_of(*position);
+                let found = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&*alias))?;
+                Some(Device { kind: DeviceKind::Dummy(found.mac), position: *position, alias })
+            }
+            _ => None,
         }
     }
 
     /// Releases what the VM claims of this VF.
     fn release(&self, vf: PciAddress) -> Result<(), Cause> {
-        let claims: Vec<Claim> =
-            self.vm.store.claims_of(&self.vm.owner())?.into_iter().filter(|claim| claim.vf == vf).collect();
-        self.vm.store.release(&claims)?;
-        for claim in &claims {
-            self.vm.host.journal().vf(self.vm.action, &claim.owner.vm, &claim.root, vf, "released");
-        }
-        Ok(())
+        self.vm.free(|_, claimed| claimed == vf)
     }
 
     /// Makes the claims say what the domain shows.
@@ -274,23 +257,8 @@ impl Work<'_, '_> {
     }
 
     fn plug_dummy(&mut self, position: Position) -> Result<(), Cause> {
-        let (host, nic) = (self.vm.host, self.nic(position)?);
-        let bridge = host.dummy_bridge()?;
-        let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
-        let prefix = host.kvmrc().dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
-        let mac = nic
-            .mac
-            .dummy(prefix, position)
-            .map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })?;
-        let xml = dummy_of(&nic, mac, bridge, host.kvmrc().nic_model());
-        host.hypervisor().attach(&self.vm.domain, &xml).map_err(|source| Cause::Call {
-            what: format!("plug the dummy of NIC {} into {}", nic.mac, self.vm.domain.name),
-            source,
-        })?;
-        self.vm.reread()?;
-        if !self.vm.live.shows(&dummy_alias_of(position)) {
-            return Err(self.not_as_asked(format!("the dummy of NIC {} is missing although it was plugged", nic.mac)));
-        }
+        let nic = self.nic(position)?;
+        self.vm.plug_dummy_back(&nic)?;
         self.journal("dummy-plugged");
         Ok(())
     }
@@ -433,7 +401,7 @@ impl<'a> Gone<'a> {
         let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
         let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
-        self.store.hold(&self.owner, Some(path))?;
+        // A claim that names an image is nobody else's to free: it needs no holder.
         hypervisor.restore(path, &xml, true).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),
             source,

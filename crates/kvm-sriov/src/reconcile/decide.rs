@@ -129,52 +129,45 @@ fn gone(facts: &Facts) -> Vec<Repair> {
 
 /// A VM whose domain is here and not ending.
 fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
-    let nics = of_nics(facts, state);
     // A guest that suspended itself ran here: only its CPUs rest, and only the guest's user wakes them.
     let stands = matches!(state, RunState::PausedByUser | RunState::PausedForMigration | RunState::PausedOtherwise);
+    let image = || (facts.image != Noted::Nothing).then_some(Repair::RemoveImage).into_iter();
+    let nics = || of_nics(facts, state).into_iter().chain(image());
     let resume = stands.then_some(Repair::Resume);
-    let close = [Repair::Close];
-    let image = (facts.image != Noted::Nothing).then_some(Repair::RemoveImage);
+    let end = || vec![Repair::Destroy].into_iter().chain(image()).chain([Repair::ReleaseAll]).collect();
+    // CPUs that stand here may run elsewhere: nobody resumes or destroys before both sides are known.
+    let known = |doubt| match facts.elsewhere {
+        Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
+        Elsewhere::Runs => end(),
+        Elsewhere::Never => nics().chain(resume.clone()).chain([Repair::Close]).collect(),
+    };
     match (&facts.operation, stands) {
-        (Open::Nothing | Open::Newer, _) => chain([nics, image.into_iter().collect()]),
-        (Open::Save, _) => chain([nics, image.into_iter().collect(), close.into()]),
-        (Open::PendingUnplug(positions), _) => {
-            let stays = |position: &&Position| {
-                facts.nics.iter().any(|nic| nic.position == **position && nic.wanted && nic.device)
-            };
-            let rest: Vec<Position> = positions.iter().filter(stays).copied().collect();
-            let pending = match rest {
-                rest if rest.is_empty() => Some(Repair::Close),
-                rest if rest == *positions => None,
-                rest => Some(Repair::KeepPending(rest)),
-            };
-            chain([nics, image.into_iter().collect(), pending.into_iter().collect()])
-        }
-        (Open::Restore(Checkpoint::Untouched), true) => vec![Repair::Destroy, Repair::ReleaseAll],
+        (Open::Nothing | Open::Newer, _) => nics().collect(),
+        (Open::Save, _) | (Open::Restore(Checkpoint::Nowhere), false) => nics().chain([Repair::Close]).collect(),
+        (Open::PendingUnplug(positions), _) => nics().chain(pending(facts, positions)).collect(),
+        (Open::Restore(Checkpoint::Untouched), true) => end(),
         // Somebody let it run by hand: what it came from must not be used again.
         (Open::Restore(Checkpoint::Untouched | Checkpoint::Unfinished), false) => {
-            chain([vec![Repair::Spend], nics, close.into(), vec![Repair::RemoveUsed]])
+            [Repair::Spend].into_iter().chain(nics()).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Unfinished), true) => {
-            chain([nics, vec![Repair::Spend, Repair::Resume, Repair::Close, Repair::RemoveUsed]])
+            nics().chain([Repair::Spend, Repair::Resume, Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Used), _) => {
-            chain([nics, resume.into_iter().collect(), close.into(), vec![Repair::RemoveUsed]])
+            nics().chain(resume).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
-        (Open::Restore(Checkpoint::Nowhere), false) => chain([nics, close.into()]),
-        (Open::Restore(Checkpoint::Nowhere), true) => known(facts, Doubt::NoCheckpoint, nics, resume),
-        (Open::Migrate, _) if state.runs() => chain([nics, close.into()]),
-        (Open::Migrate, _) => known(facts, Doubt::Migration, nics, resume),
+        (Open::Restore(Checkpoint::Nowhere), true) => known(Doubt::NoCheckpoint),
+        (Open::Migrate, _) if state.runs() => nics().chain([Repair::Close]).collect(),
+        (Open::Migrate, _) => known(Doubt::Migration),
     }
 }
 
-/// CPUs that stand here, and that may run elsewhere: nobody resumes or destroys before both sides are known.
-fn known(facts: &Facts, doubt: Doubt, nics: Vec<Repair>, resume: Option<Repair>) -> Vec<Repair> {
-    match facts.elsewhere {
-        Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
-        Elsewhere::Runs => vec![Repair::Destroy, Repair::ReleaseAll],
-        Elsewhere::Never => chain([nics, resume.into_iter().collect(), vec![Repair::Close]]),
-    }
+/// What becomes of the note that these positions are pending: those stay whose VF has not left.
+fn pending(facts: &Facts, positions: &[Position]) -> Option<Repair> {
+    let stays =
+        |position: &&Position| facts.nics.iter().any(|nic| nic.position == **position && nic.wanted && nic.device);
+    let rest: Vec<Position> = positions.iter().filter(stays).copied().collect();
+    if rest.is_empty() { Some(Repair::Close) } else { (rest != *positions).then_some(Repair::KeepPending(rest)) }
 }
 
 /// What leaves goes first: it makes room. Plugging is in ascending order of position.
@@ -195,10 +188,6 @@ fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
     repairs.extend(wanted().filter(|nic| !nic.device).map(|nic| Repair::Plug(nic.position)));
     repairs.extend(wanted().filter(|nic| !nic.dummy).map(|nic| Repair::PlugDummy(nic.position)));
     repairs
-}
-
-fn chain<const N: usize>(parts: [Vec<Repair>; N]) -> Vec<Repair> {
-    parts.into_iter().flatten().collect()
 }
 
 impl Repair {

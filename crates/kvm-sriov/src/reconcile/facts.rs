@@ -9,8 +9,8 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::image::{self, Image};
 use crate::libvirt::{DomainRef, JobKind, RunState};
-use crate::xml::{LiveDomain, LiveInterface, Mode, OperationKind, Wanted, WantedNic, device_position, dummy_position};
-use crate::{PciAddress, Position};
+use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
+use crate::{DummyMacPrefix, PciAddress, Position};
 
 /// What is known of a VM: what it wants, what it has, what it claims, and the operation that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Facts {
     pub nics: Vec<Nic>,
     /// VFs that it claims and that belong to none of its NICs.
     pub spare: Vec<PciAddress>,
-    /// The file that its claims name.
+    /// The file that its claims name, unless it is the checkpoint of a restore that is open.
     pub image: Noted,
     /// What is known of the domain on another host.
     pub elsewhere: Elsewhere,
@@ -156,17 +156,22 @@ impl Facts {
         domain: &DomainRef,
         live: &LiveDomain,
         wanted: &Wanted,
+        prefix: Option<DummyMacPrefix>,
         claimants: &[Claimant],
         elsewhere: Elsewhere,
     ) -> Self {
         let owner = domain.owner();
         let own = claimants.iter().find(|claimant| claimant.owner.is(&owner));
-        let image = own.and_then(|claimant| claimant.image.as_deref());
+        let is_checkpoint = |path: &&Path| {
+            let operation = wanted.operation.as_ref().map(|operation| &operation.kind);
+            matches!(operation, Some(OperationKind::Restore { checkpoint }) if checkpoint == path)
+        };
+        let image = own.and_then(|claimant| claimant.image.as_deref()).filter(|path| !is_checkpoint(path));
         Self {
             busy: Busy::Nobody,
             domain: Some(RunState::Running),
             operation: Open::of(wanted),
-            nics: nics(live, wanted, own, claimants),
+            nics: nics(live, wanted, prefix, own, claimants),
             spare: spare(live, wanted, own),
             image: image.map_or(Noted::Nothing, |path| Noted::at(path, true)),
             elsewhere,
@@ -262,21 +267,30 @@ impl Noted {
 }
 
 /// Every position that is wanted or that a device with our alias has, in ascending order.
-fn nics(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>, claimants: &[Claimant]) -> Vec<Nic> {
-    let aliases = live.hostdevs.iter().filter_map(|device| device_position(device.alias.as_deref()?));
-    let dummies = live.interfaces.iter().filter_map(|dummy| dummy_position(dummy.alias.as_deref()?));
-    let mut positions: Vec<Position> =
-        wanted.nics.iter().map(|nic| nic.position).chain(aliases).chain(dummies).collect();
+fn nics(
+    live: &LiveDomain,
+    wanted: &Wanted,
+    prefix: Option<DummyMacPrefix>,
+    own: Option<&Claimant>,
+    claimants: &[Claimant],
+) -> Vec<Nic> {
+    let mut positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
     positions.sort();
     positions.dedup();
     let described = |position| match wanted.nics.iter().find(|nic| nic.position == position) {
-        Some(nic) => wanted_nic(live, nic, own, claimants),
+        Some(nic) => wanted_nic(live, nic, prefix, own, claimants),
         None => unwanted(live, position, own),
     };
     positions.into_iter().map(described).collect()
 }
 
-fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claimants: &[Claimant]) -> Nic {
+fn wanted_nic(
+    live: &LiveDomain,
+    nic: &WantedNic,
+    prefix: Option<DummyMacPrefix>,
+    own: Option<&Claimant>,
+    claimants: &[Claimant],
+) -> Nic {
     let device = live.device_of(nic);
     let mut of_nic = own.into_iter().flat_map(|own| &own.claims).filter(|claim| claim.mac == Some(nic.mac)).peekable();
     let has_other = of_nic.peek().is_some();
@@ -296,27 +310,22 @@ fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claima
             }
         }
     };
-    let dummy = nic.mode != Mode::Hostdev || live.interfaces.iter().any(|interface| is_dummy_of(interface, nic));
+    let dummy = nic.mode != Mode::Hostdev || live.dummy_of(nic, prefix).is_some();
     Nic { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
 }
 
-/// By its alias or, in a domain that was adopted, by the address that it carries.
-fn is_dummy_of(interface: &LiveInterface, nic: &WantedNic) -> bool {
-    match interface.alias.as_deref().and_then(dummy_position) {
-        Some(position) => position == nic.position,
-        None => interface.vf.is_none() && interface.mac != nic.mac && interface.mac.tail() == nic.mac.tail(),
-    }
-}
-
 fn unwanted(live: &LiveDomain, position: Position, own: Option<&Claimant>) -> Nic {
-    let at = |alias: Option<&str>| alias.and_then(device_position) == Some(position);
-    let device = live.hostdevs.iter().find(|device| at(device.alias.as_deref()));
-    let is_own = device
-        .is_some_and(|device| own.into_iter().flat_map(|claimant| &claimant.claims).any(|claim| claim.vf == device.vf));
-    let claim = if is_own { Claimed::Own } else { Claimed::Nobody };
-    let at = |alias: Option<&str>| alias.and_then(dummy_position) == Some(position);
-    let dummy = live.interfaces.iter().any(|interface| at(interface.alias.as_deref()));
-    Nic { position, wanted: false, device: device.is_some(), claim, dummy }
+    let alias = alias_of(position);
+    let device = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
+    let mut claims = own.into_iter().flat_map(|own| &own.claims);
+    let is_own = device.is_some_and(|device| claims.any(|claim| claim.vf == device.vf));
+    Nic {
+        position,
+        wanted: false,
+        device: device.is_some(),
+        claim: if is_own { Claimed::Own } else { Claimed::Nobody },
+        dummy: live.shows(&dummy_alias_of(position)),
+    }
 }
 
 /// What the VM claims although no NIC of it is to have it and no device of it shows it.

@@ -32,6 +32,7 @@ mod facts;
 mod report;
 
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,7 +147,7 @@ impl Look<'_> {
         let work = || std::iter::from_fn(next).map(|subject| self.at(subject)).collect::<Vec<_>>();
         let results: Vec<_> = thread::scope(|scope| {
             let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
         });
         let (mut vms, mut problems) = (Vec::new(), Vec::new());
         for result in results {
@@ -173,7 +174,11 @@ impl Look<'_> {
 
     fn at_domain(&self, domain: DomainRef) -> Result<Option<VmReport>, Cause> {
         let live = vm::read(self.host, &domain)?;
-        let Some(wanted) = vm::wanted(&live)? else { return Ok(None) };
+        let wanted = match vm::wanted(&live)? {
+            // Devices of ours without a note: the action that brought the first one died before it could write it.
+            None if live.positions().is_empty() => return Ok(None),
+            wanted => wanted.unwrap_or_default(),
+        };
         let report = self.glance(&domain, &live, &wanted)?;
         if self.dry_run || report.left.iter().all(Repair::is_note) {
             return Ok(Some(report));
@@ -200,7 +205,9 @@ impl Look<'_> {
     fn glance(&self, domain: &DomainRef, live: &LiveDomain, wanted: &Wanted) -> Result<VmReport, Cause> {
         let store = self.host.existing_claims()?;
         let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
-        let mut facts = Facts::of_domain(domain, live, wanted, &claimants, self.elsewhere).ask(self.host, domain)?;
+        let mut facts =
+            Facts::of_domain(domain, live, wanted, self.host.kvmrc().dummy_mac_prefix(), &claimants, self.elsewhere)
+                .ask(self.host, domain)?;
         if is_locked(store.as_ref(), &domain.name)? {
             facts.busy = Busy::Locked;
         }
@@ -270,9 +277,17 @@ pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
             _ => {}
         }
     }
-    // A claim that is not as it should be keeps no action from its work.
-    let matters = |failure: &Failure| !matches!(failure.repair, Repair::Claim(_) | Repair::Release(_));
-    report.failures.into_iter().find(matters).map_or(Ok(()), |failure| Err(failure.cause))
+    let mut worst = None;
+    for Failure { repair, cause } in report.failures {
+        // A claim that is not as it should be keeps no action from its work.
+        let matters = !matches!(repair, Repair::Claim(_) | Repair::Release(_));
+        if worst.is_none() && matters {
+            worst = Some(cause);
+        } else {
+            log::warn!("{}: cannot {repair}: {cause}", vm.domain.name);
+        }
+    }
+    worst.map_or(Ok(()), Err)
 }
 
 /// All that is known of one VM, and what [`reconcile`] would do to it.

@@ -4,7 +4,6 @@ use super::decide::{Repair, Why};
 use super::facts::Facts;
 use crate::claims::{self, Owner};
 use crate::error::Cause;
-use crate::image::Image;
 
 /// What was found and done on a host.
 #[derive(Debug, Default)]
@@ -32,8 +31,6 @@ pub struct VmReport {
     pub left: Vec<Repair>,
     /// Whether its domain went while it was being put right.
     pub(super) is_gone: bool,
-    /// The checkpoint that the operation that was closed had used.
-    pub(super) used: Option<Image>,
 }
 
 /// A repair that failed.
@@ -58,11 +55,11 @@ pub enum Verdict {
 
 impl VmReport {
     pub(super) fn new(owner: Owner, found: Facts) -> Self {
-        Self { owner, found, done: Vec::new(), failures: Vec::new(), left: Vec::new(), is_gone: false, used: None }
+        Self { owner, found, done: Vec::new(), failures: Vec::new(), left: Vec::new(), is_gone: false }
     }
 
     pub(super) fn fail(&mut self, repair: Repair, cause: Cause) {
-        log::warn!("{}: cannot {repair}: {cause}", self.owner.vm);
+        log::debug!("{}: cannot {repair}: {cause}", self.owner.vm);
         self.failures.push(Failure { repair, cause });
     }
 

@@ -15,7 +15,9 @@ const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
 pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, LiveInterface)> {
     let Some(prefix) = host.kvmrc().dummy_mac_prefix().filter(|_| !live.hostdevs.is_empty()) else { return Vec::new() };
     let is_dummy = |interface: &&LiveInterface| {
-        interface.mac.has_prefix(prefix) && interface.bridge.as_deref() == host.kvmrc().dummy_bridge()
+        interface.mac.has_prefix(prefix)
+            && !interface.is_ours()
+            && interface.bridge.as_deref() == host.kvmrc().dummy_bridge()
     };
     let mut dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
     if dummies.is_empty() {
@@ -23,7 +25,8 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, Liv
     }
     dummies.sort_by_key(|dummy| dummy.mac.octets());
     let maps = host.all_maps().unwrap_or_default();
-    let mut devices: Vec<_> = live.hostdevs.iter().filter(|device| map_of(&maps, device).is_some()).cloned().collect();
+    let mut devices: Vec<_> =
+        live.hostdevs.iter().filter(|device| !device.is_ours() && map_of(&maps, device).is_some()).cloned().collect();
     devices.sort_by_key(|device| device.guest);
     devices.into_iter().zip(dummies).collect()
 }

@@ -2,13 +2,17 @@
 //!
 //! * `unplug` - the engine that asks a guest to release devices
 //! * `plug` - free VFs are claimed and plugged in, in order
+//! * `dummy` - the interfaces that carry the IP addresses of VFs into the guest
+//! * `take_out` - devices that leave for good
 //! * `adopt` - a domain of the stock driver, or of the driver of 2013, becomes one of ours
 //! * `clock` - sets the clock of a guest that stood still
 //! * `watcher` - plugs back what leaves after everybody stopped waiting
 
 mod adopt;
 pub(crate) mod clock;
+mod dummy;
 mod plug;
+mod take_out;
 mod unplug;
 mod watcher;
 
@@ -18,16 +22,18 @@ pub use clock::sync_clock;
 pub use unplug::{Outcome, unplug};
 pub use watcher::watch;
 
+pub(crate) use dummy::nic_defaults;
 pub(crate) use plug::with_refusals;
+pub(crate) use take_out::{Device, DeviceKind, aliases};
 pub(crate) use unplug::is_passing;
 
-use crate::DeployId;
 use crate::claims::{ClaimStore, Owner, VmLock};
 use crate::detached;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, RunState};
 use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
+use crate::{DeployId, Position};
 
 /// What an action finds when it looks for its VM.
 pub(crate) enum Found<'a> {
@@ -35,6 +41,16 @@ pub(crate) enum Found<'a> {
     WithVfs(Box<Vm<'a>>),
     /// A VM without: neither claims nor maps were touched.
     Plain(DomainRef),
+}
+
+impl Found<'_> {
+    /// The domain.
+    pub(crate) fn domain(&self) -> &DomainRef {
+        match self {
+            Self::WithVfs(vm) => &vm.domain,
+            Self::Plain(domain) => domain,
+        }
+    }
 }
 
 /// A running VM with VFs, whose lock is held.
@@ -78,6 +94,29 @@ pub(crate) fn wanted(live: &LiveDomain) -> Result<Option<Wanted>, Cause> {
         .map_err(|source| Cause::Xml { what: format!("the metadata of kvm-sriov in {}", live.name), source })
 }
 
+/// Refuses what needs an answer of a guest whose CPUs stand.
+///
+/// # Errors
+/// [`Cause::NotRunning`], or libvirtd does not answer; nothing was touched.
+pub(crate) fn check_answers(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
+    let how = match host.hypervisor().state(domain)? {
+        Some(RunState::Running) | None => return Ok(()),
+        Some(RunState::PmSuspended) => "suspended by itself",
+        Some(_) => "paused",
+    };
+    Err(Cause::NotRunning { vm: domain.name.clone(), how })
+}
+
+/// What is to be said when the guest may still release a VF that it was asked for.
+pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
+    let Cause::NotReleased { kept, .. } = cause else { return None };
+    let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+    kept.iter().any(|(.., outcome)| is_pending(outcome)).then_some(
+        "the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged back (is the guest's \
+         PCI hot-plug driver loaded?)",
+    )
+}
+
 impl<'a> Vm<'a> {
     /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left.
     ///
@@ -92,12 +131,28 @@ impl<'a> Vm<'a> {
         id: &DeployId,
         data: Option<&VmData>,
     ) -> Result<Found<'a>, Cause> {
+        let mut found = Self::open_as_is(host, action, id, data)?;
+        if let Found::WithVfs(vm) = &mut found {
+            crate::reconcile::mend(vm)?;
+        }
+        Ok(found)
+    }
+
+    /// As [`Vm::open`], but what an earlier action left stays as it is: for an action that would take it out again.
+    pub(crate) fn open_as_is(
+        host: &'a Host,
+        action: &'static str,
+        id: &DeployId,
+        data: Option<&VmData>,
+    ) -> Result<Found<'a>, Cause> {
         let domain = host.find(id)?;
         let live = read(host, &domain)?;
-        if wanted(&live)?.is_none() && adopt::adoptable(host, &live).is_empty() {
+        // A device with our alias alone: the action that brought it died before it could say so.
+        let has_ours = || !live.positions().is_empty() || !adopt::adoptable(host, &live).is_empty();
+        if wanted(&live)?.is_none() && !has_ours() {
             return Ok(Found::Plain(domain));
         }
-        Ok(Found::WithVfs(Box::new(Self::lock(host, action, domain, data)?)))
+        Ok(Found::WithVfs(Box::new(Self::lock_as_is(host, action, domain, data)?)))
     }
 
     /// Takes the lock of a VM that has VFs, or is about to get its first one, and puts right what an earlier action left.
@@ -110,11 +165,20 @@ impl<'a> Vm<'a> {
         domain: DomainRef,
         data: Option<&VmData>,
     ) -> Result<Self, Cause> {
-        let store = host.claims()?;
-        let lock = store.lock_vm(&domain.name, action, host.kvmrc().lock_timeout())?;
-        let mut vm = Self::locked(host, action, domain, store, lock, data)?;
+        let mut vm = Self::lock_as_is(host, action, domain, data)?;
         crate::reconcile::mend(&mut vm)?;
         Ok(vm)
+    }
+
+    fn lock_as_is(
+        host: &'a Host,
+        action: &'static str,
+        domain: DomainRef,
+        data: Option<&VmData>,
+    ) -> Result<Self, Cause> {
+        let store = host.claims()?;
+        let lock = store.lock_vm(&domain.name, action, host.kvmrc().lock_timeout())?;
+        Self::locked(host, action, domain, store, lock, data)
     }
 
     /// A VM whose lock is held already. Read anew: before the lock was taken it may have been another action's.
@@ -153,12 +217,7 @@ impl<'a> Vm<'a> {
         {
             return Err(Cause::ForeignDevice { vm, device, what });
         }
-        let how = match self.host.hypervisor().state(&self.domain)? {
-            Some(RunState::Running) | None => return Ok(()),
-            Some(RunState::PmSuspended) => "suspended by itself",
-            Some(_) => "paused",
-        };
-        if ours.is_empty() { Ok(()) } else { Err(Cause::NotRunning { vm, how }) }
+        if ours.is_empty() { Ok(()) } else { check_answers(self.host, &self.domain) }
     }
 
     /// Reads the live XML anew. What is wanted stays as this action knows it.
@@ -182,13 +241,21 @@ impl<'a> Vm<'a> {
         self.wanted.nics.iter().filter(|nic| self.live.device_of(nic).is_none()).cloned().collect()
     }
 
-    /// Writes what the VM should have into the domain.
+    /// Writes what the VM should have into the domain. One that should have nothing is none of ours any more.
     ///
     /// # Errors
     /// libvirt refused; what was there is still there.
     pub(crate) fn write_wanted(&self) -> Result<(), Cause> {
-        let text = self.wanted.to_unqualified_xml();
-        Ok(self.host.hypervisor().set_metadata(&self.domain, Some(&text), Wanted::PREFIX, Wanted::NAMESPACE)?)
+        let text = (self.wanted != Wanted::default()).then(|| self.wanted.to_unqualified_xml());
+        let hypervisor = self.host.hypervisor();
+        Ok(hypervisor.set_metadata(&self.domain, text.as_deref(), Wanted::PREFIX, Wanted::NAMESPACE)?)
+    }
+
+    /// Writes what the VM should have unless the domain, as it was read last, says so: of a write that failed nobody knows
+    /// whether it took effect.
+    pub(crate) fn ensure_written(&self) -> Result<(), Cause> {
+        let written = wanted(&self.live)?.unwrap_or_default();
+        if written == self.wanted { Ok(()) } else { self.host.patiently(|| self.write_wanted()) }
     }
 
     /// Notes in the domain which operation is under way, or that none is.
@@ -199,6 +266,14 @@ impl<'a> Vm<'a> {
         let before = self.wanted.operation.take();
         self.wanted.operation = operation.map(Into::into);
         self.write_wanted().inspect_err(|_| self.wanted.operation = before)
+    }
+
+    /// The positions of the NICs whose VF or dummy the guest may still release.
+    pub(crate) fn pending(&self) -> Vec<Position> {
+        match self.wanted.operation.as_ref().map(|operation| &operation.kind) {
+            Some(OperationKind::PendingUnplug { positions }) => positions.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// Begins an operation during which VFs are out of the domain: the claims are held by this process, and the domain says
@@ -224,6 +299,21 @@ impl<'a> Vm<'a> {
         }
     }
 
+    /// Asks the guest to release the devices with these aliases, all at once, and waits for all of them.
+    ///
+    /// * returns an outcome for each, in their order
+    ///
+    /// # Errors
+    /// [`Cause::Absent`] when the domain ended meanwhile; or its XML can't be read, and devices may have left.
+    pub(crate) fn ask_for(&self, aliases: &[String]) -> Result<Vec<Outcome>, Cause> {
+        let outcomes = unplug(self.host.hypervisor(), &self.domain, aliases, self.host.kvmrc().unplug_timeout())
+            .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })?;
+        if outcomes.contains(&Outcome::DomainGone) {
+            return Err(Cause::Absent { id: self.domain.name.to_string() });
+        }
+        Ok(outcomes)
+    }
+
     /// Asks the guest to release these VFs and waits for all of them.
     ///
     /// # Errors
@@ -233,12 +323,7 @@ impl<'a> Vm<'a> {
             return Ok(());
         }
         let aliases: Vec<String> = devices.iter().map(|device| device.alias.clone()).collect();
-        let timeout = self.host.kvmrc().unplug_timeout();
-        let outcomes = unplug(self.host.hypervisor(), &self.domain, &aliases, timeout)
-            .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })?;
-        if outcomes.contains(&Outcome::DomainGone) {
-            return Err(Cause::Absent { id: self.domain.name.to_string() });
-        }
+        let outcomes = self.ask_for(&aliases)?;
         let (released, kept): (Vec<_>, Vec<_>) =
             devices.iter().cloned().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::Released);
         let released: Vec<Plugged> = released.into_iter().map(|(device, _)| device).collect();
@@ -249,7 +334,7 @@ impl<'a> Vm<'a> {
         }
         Err(Cause::NotReleased {
             vm: self.domain.name.clone(),
-            seconds: timeout.as_secs(),
+            seconds: self.host.kvmrc().unplug_timeout().as_secs(),
             kept: kept.into_iter().map(|(device, outcome)| (device.nic.position, device.device.vf, outcome)).collect(),
         })
     }
@@ -274,6 +359,7 @@ impl<'a> Vm<'a> {
         }
         let missing = self.missing();
         self.plug(&missing)?;
+        self.plug_dummies()?;
         if pending.is_empty() {
             return self.finish();
         }

@@ -7,7 +7,7 @@ use crate::error::{Cause, Refusal};
 use crate::libvirt::LibvirtErrorKind;
 use crate::sysfs;
 use crate::vf_map::VfMap;
-use crate::xml::{WantedNic, hostdev_of};
+use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
     /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
@@ -61,12 +61,10 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Releases the claims of the NICs that got no VF. A VF that may be in all the same, because its call has not answered,
-    /// stays claimed.
+    /// Releases the claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
     fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
-        let is_open = matches!(&cause, Cause::Call { source, .. }
-            if matches!(source.kind(), LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected));
-        let unused: Vec<Claim> = claims.iter().skip(done.saturating_add(usize::from(is_open))).cloned().collect();
+        let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
+        let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,
             Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo.into()) },
@@ -100,6 +98,12 @@ impl Vm<'_> {
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
         let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        // Whatever the call said: only the live XML tells.
+        let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
+        if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {
+            log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
+            return Ok(());
+        }
         let text = error.text().to_owned();
         match error.kind() {
             LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {

@@ -65,7 +65,7 @@ pub fn unplug(
     aliases: &[String],
     timeout: Duration,
 ) -> Result<Vec<Outcome>, XmlError> {
-    let requests = aliases.iter().map(|alias| Request { alias, asked: None, again: Duration::ZERO, outcome: None });
+    let requests = aliases.iter().map(Request::new);
     let deadline = Instant::now() + timeout;
     Engine { hypervisor, domain, requests: requests.collect(), deadline }.run()
 }
@@ -77,10 +77,16 @@ struct Request<'a> {
     asked: Option<Instant>,
     /// How long after that it is asked for again.
     again: Duration,
+    /// libvirt's refusal: believed when it is repeated, because an error may come although the device is on its way.
+    refused: Option<String>,
     outcome: Option<Outcome>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    fn new(alias: &'a String) -> Self {
+        Self { alias, asked: None, again: Duration::ZERO, refused: None, outcome: None }
+    }
+
     fn is_open(&self) -> bool {
         self.outcome.is_none()
     }
@@ -131,7 +137,11 @@ impl Engine<'_> {
             }
         }
         let rest = if events.is_some() { Outcome::Pending } else { Outcome::DaemonGone };
-        Ok(self.requests.into_iter().map(|request| request.outcome.unwrap_or_else(|| rest.clone())).collect())
+        let outcome = |request: Request<'_>| {
+            let refused = request.refused.map(Outcome::Refused);
+            request.outcome.or(refused).unwrap_or_else(|| rest.clone())
+        };
+        Ok(self.requests.into_iter().map(outcome).collect())
     }
 
     /// Watches the domain; tries again until the deadline when libvirtd is away.
@@ -175,7 +185,9 @@ impl Engine<'_> {
                 }
                 // An error may come although the device is gone, or on its way: only the live XML decides.
                 _ => {
-                    request.outcome = Some(Outcome::Refused(error.to_string()));
+                    let again = request.refused.replace(error.to_string());
+                    request.outcome = again.map(|_| Outcome::Refused(error.to_string()));
+                    request.again = NEVER_SOONER;
                     return Some(Next::Look);
                 }
             }

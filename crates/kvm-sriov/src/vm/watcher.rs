@@ -54,11 +54,13 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     match super::read(host, domain) {
         Ok(live) => {
             let wanted = super::wanted(&live)?.unwrap_or_default();
-            let pending = matches!(wanted.operation.map(|o| o.kind), Some(OperationKind::PendingUnplug { .. }));
+            let pending =
+                matches!(wanted.operation.as_ref().map(|o| &o.kind), Some(OperationKind::PendingUnplug { .. }));
             if !pending {
                 return Ok(true);
             }
-            if live.missing().next().is_none() {
+            let prefix = host.kvmrc().dummy_mac_prefix();
+            if live.missing().next().is_none() && wanted.nics.iter().all(|nic| live.dummy_of(nic, prefix).is_some()) {
                 return Ok(false);
             }
         }

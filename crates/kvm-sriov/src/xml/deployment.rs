@@ -343,19 +343,6 @@ pub fn hostdev_of(nic: &WantedNic, vf: PciAddress) -> String {
     lay_out(&hostdev(nic, vf), None, "")
 }
 
-/// The XML of the dummy interface of this NIC, for a running domain.
-///
-/// * `mac` - the dummy's own, see [`MacAddress::dummy`]
-pub fn dummy_of(nic: &WantedNic, mac: MacAddress, bridge: &str, model: &str) -> String {
-    let inner = vec![
-        format!("<source bridge='{}'/>", Escaped(bridge)),
-        format!("<mac address='{mac}'/>"),
-        format!("<model type='{}'/>", Escaped(model)),
-        format!("<alias name='{}'/>", dummy_alias_of(nic.position)),
-    ];
-    lay_out(&element("<interface type='bridge'>", inner, "</interface>"), None, "")
-}
-
 /// A line of an element and how deep it is in there.
 #[derive(Debug)]
 struct Line {
@@ -573,55 +560,6 @@ mod tests {
         let deployment = Deployment::parse(SIMPLE).unwrap();
         let error = deployment.rewrite(&[], &[], "br").unwrap_err();
         assert_eq!(error.to_string(), "1:1: expected a VF for each of 1 SR-IOV NICs, found 0");
-    }
-
-    #[test]
-    fn sixteen_nics_fit_a_pc() {
-        let devices = domain(&format!("<devices>{}</devices>", nic("sriov_a", "").repeat(16)));
-        let addresses = guests(&devices);
-        assert_eq!((addresses[0].as_str(), addresses[15].as_str()), ("0000:00:10.0", "0000:00:1f.0"));
-        assert!(addresses.is_sorted());
-        let taken = devices.replace("<devices>", "<devices><rng><address type='pci' slot='0x12'/></rng>");
-        assert!(guests(&taken).iter().all(|address| address == "-"));
-        let fewer = taken.replacen(&nic("sriov_a", ""), "", 13);
-        assert_eq!(guests(&fewer), ["0000:00:10.0", "0000:00:11.0", "0000:00:13.0"]);
-    }
-
-    #[test]
-    fn other_machines_are_left_to_libvirt() {
-        for (os, expected) in [
-            ("<os><type arch='aarch64' machine='virt'/></os>", "-"),
-            ("<os><type arch='aarch64'/></os>", "-"),
-            ("<os><type arch='s390x' machine='s390-ccw-virtio'/></os>", "-"),
-            ("<os><type machine='isapc'/></os>", "-"),
-            ("<os><type machine='pc-q35-9.0'/></os>", "-"),
-            ("<os><type machine='pc-i440fx-9.0'/></os>", "0000:00:10.0"),
-            ("", "0000:00:10.0"),
-        ] {
-            let text = domain(&format!("{os}<devices>{}</devices>", nic("sriov_a", "")));
-            assert_eq!(guests(&text), [expected], "{os}");
-        }
-    }
-
-    fn q35(ports: usize, devices: &str) -> String {
-        let ports = "<controller type='pci' model='pcie-root-port'/>".repeat(ports);
-        domain(&format!("<os><type machine='q35'/></os><devices>{devices}</devices><devices>{ports}</devices>"))
-    }
-
-    #[test]
-    fn q35_gives_the_last_ports_when_enough_are_left() {
-        assert_eq!(guests(RICH), ["0000:0f:00.0", "0000:10:00.0"]);
-        let two = nic("sriov_a", "").repeat(2);
-        // Two dummies, balloon and USB controller come from libvirt's share.
-        assert_eq!(guests(&q35(6, &two)), ["0000:05:00.0", "0000:06:00.0"]);
-        assert_eq!(guests(&q35(5, &two)), ["-", "-"]);
-        let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
-        assert_eq!(guests(&q35(6, &format!("{two}{disk}"))), ["-", "-"]);
-        let taken = format!("{two}<rng><address type='pci' bus='7'/></rng>");
-        assert_eq!(guests(&q35(7, &taken)), ["0000:05:00.0", "0000:06:00.0"]);
-        // A port without index takes the lowest that is free.
-        let with_index = format!("{two}<controller type='pci' index='2' model='pcie-to-pci-bridge'/>");
-        assert_eq!(guests(&q35(7, &with_index)), ["0000:07:00.0", "0000:08:00.0"]);
     }
 
     #[test]

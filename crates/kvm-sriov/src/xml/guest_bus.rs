@@ -88,10 +88,15 @@ impl FreeAddresses {
             return None;
         }
         let below = nics.iter().filter(|nic| nic.position < position).filter_map(|nic| nic.guest).max();
-        let above = nics.iter().filter(|nic| nic.position > position).filter_map(|nic| nic.guest).min();
-        let fits =
-            |address: &PciAddress| below.is_none_or(|low| low < *address) && above.is_none_or(|high| *address < high);
-        self.candidates(nics).find(fits)
+        let above = nics.iter().filter(|nic| nic.position > position).min_by_key(|nic| nic.position);
+        let is_above = |address: &PciAddress| below.is_none_or(|low| low < *address);
+        let Some(above) = above else { return self.candidates(nics).find(is_above) };
+        // As close to it as the positions in between allow: what is below is for other devices.
+        let is_between = |address: &PciAddress| is_above(address) && Some(*address) < above.guest;
+        let mut between: Vec<_> = self.candidates(nics).filter(is_between).collect();
+        between.sort_unstable();
+        let room = usize::from(above.position.number().saturating_sub(position.number()));
+        between.get(between.len().saturating_sub(room)).copied()
     }
 
     /// The free addresses, those that VFs are put at first, without those that belong to a VF that is out.
@@ -246,4 +251,220 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
     };
     let listed = devices(domain).filter(|device| needs_port(device) && asking(device)).count();
     listed.saturating_add(added.into_iter().filter(|added| *added).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{LIVE, RICH};
+    use super::*;
+    use crate::xml::{Deployment, Kept, LiveDomain, Mode};
+
+    fn domain(inside: &str) -> String {
+        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
+    }
+
+    fn nic(bridge: &str, rest: &str) -> String {
+        format!(
+            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
+        )
+    }
+
+    fn guests(text: &str) -> Vec<String> {
+        let addresses = Deployment::parse(text).unwrap().guest_addresses();
+        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
+    }
+
+    #[test]
+    fn sixteen_nics_fit_a_pc() {
+        let devices = domain(&format!("<devices>{}</devices>", nic("sriov_a", "").repeat(16)));
+        let addresses = guests(&devices);
+        assert_eq!((addresses[0].as_str(), addresses[15].as_str()), ("0000:00:10.0", "0000:00:1f.0"));
+        assert!(addresses.is_sorted());
+        let taken = devices.replace("<devices>", "<devices><rng><address type='pci' slot='0x12'/></rng>");
+        assert!(guests(&taken).iter().all(|address| address == "-"));
+        let fewer = taken.replacen(&nic("sriov_a", ""), "", 13);
+        assert_eq!(guests(&fewer), ["0000:00:10.0", "0000:00:11.0", "0000:00:13.0"]);
+    }
+
+    #[test]
+    fn other_machines_are_left_to_libvirt() {
+        for (os, expected) in [
+            ("<os><type arch='aarch64' machine='virt'/></os>", "-"),
+            ("<os><type arch='aarch64'/></os>", "-"),
+            ("<os><type arch='s390x' machine='s390-ccw-virtio'/></os>", "-"),
+            ("<os><type machine='isapc'/></os>", "-"),
+            ("<os><type machine='pc-q35-9.0'/></os>", "-"),
+            ("<os><type machine='pc-i440fx-9.0'/></os>", "0000:00:10.0"),
+            ("", "0000:00:10.0"),
+        ] {
+            let text = domain(&format!("{os}<devices>{}</devices>", nic("sriov_a", "")));
+            assert_eq!(guests(&text), [expected], "{os}");
+        }
+    }
+
+    fn q35(ports: usize, devices: &str) -> String {
+        let ports = "<controller type='pci' model='pcie-root-port'/>".repeat(ports);
+        domain(&format!("<os><type machine='q35'/></os><devices>{devices}</devices><devices>{ports}</devices>"))
+    }
+
+    #[test]
+    fn q35_gives_high_ports_when_enough_are_left() {
+        // Two of 16 are left above for VFs that are plugged in later.
+        assert_eq!(guests(RICH), ["0000:0d:00.0", "0000:0e:00.0"]);
+        let two = nic("sriov_a", "").repeat(2);
+        // Two dummies, balloon and USB controller come from libvirt's share.
+        assert_eq!(guests(&q35(6, &two)), ["0000:05:00.0", "0000:06:00.0"]);
+        assert_eq!(guests(&q35(5, &two)), ["-", "-"]);
+        // One to spare is left below, the second one above.
+        assert_eq!(guests(&q35(7, &two)), ["0000:06:00.0", "0000:07:00.0"]);
+        assert_eq!(guests(&q35(8, &two)), ["0000:06:00.0", "0000:07:00.0"]);
+        let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
+        assert_eq!(guests(&q35(6, &format!("{two}{disk}"))), ["-", "-"]);
+        let taken = format!("{two}<rng><address type='pci' bus='7'/></rng>");
+        assert_eq!(guests(&q35(7, &taken)), ["0000:05:00.0", "0000:06:00.0"]);
+        // A port without index takes the lowest that is free.
+        let with_index = format!("{two}<controller type='pci' index='2' model='pcie-to-pci-bridge'/>");
+        assert_eq!(guests(&q35(7, &with_index)), ["0000:07:00.0", "0000:08:00.0"]);
+    }
+
+    #[test]
+    fn a_port_that_takes_nothing_while_the_guest_runs_is_left_out() {
+        let port = "<controller type='pci' index='9' model='pcie-root-port'><target hotplug='off'/></controller>";
+        let two = nic("sriov_a", "").repeat(2);
+        assert_eq!(guests(&q35(6, &format!("{two}{port}"))), ["0000:05:00.0", "0000:06:00.0"]);
+    }
+
+    fn position(number: usize) -> Position {
+        Position::new(number).unwrap()
+    }
+
+    /// NICs by position and guest address.
+    fn nics(places: &[(usize, &str)]) -> Vec<WantedNic> {
+        let nic = |(number, guest): &(usize, &str)| WantedNic {
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            root: "a".parse().unwrap(),
+            mode: Mode::Hostdev,
+            position: position(*number),
+            guest: guest.parse().ok(),
+            boot_order: None,
+            vlan: None,
+            nic_id: None,
+            dummy: None,
+            kept: Kept::default(),
+        };
+        places.iter().map(nic).collect()
+    }
+
+    /// A running domain whose devices have these addresses.
+    fn live(machine: &str, devices: &str) -> FreeAddresses {
+        let text = format!(
+            "<domain><name>one-1</name><uuid>0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77</uuid>\
+             <os><type arch='x86_64' machine='{machine}'>hvm</type></os><devices>{devices}</devices></domain>"
+        );
+        LiveDomain::parse(&text).unwrap().free
+    }
+
+    fn pc(slots: impl IntoIterator<Item = u8>) -> FreeAddresses {
+        let device =
+            |slot: u8| format!("<rng><address type='pci' domain='0' bus='0' slot='{slot:#x}' function='0'/></rng>");
+        live("pc-i440fx-9.0", &slots.into_iter().map(device).collect::<String>())
+    }
+
+    /// Root ports 1 to `ports`, with devices on these buses.
+    fn running_q35(ports: u8, buses: &[u8]) -> FreeAddresses {
+        let port = |bus: u8| {
+            format!(
+                "<controller type='pci' index='{bus}' model='pcie-root-port'><alias name='pci.{bus}'/>\
+                 <address type='pci' bus='0' slot='0x2' function='{:#x}'/></controller>",
+                bus % 8
+            )
+        };
+        let device = |bus: &u8| format!("<rng><address type='pci' bus='{bus:#x}' slot='0' function='0'/></rng>");
+        let ports: String = (1..=ports).map(port).collect();
+        live("pc-q35-9.0", &(ports + &buses.iter().map(device).collect::<String>()))
+    }
+
+    fn place(free: &FreeAddresses, nics: &[WantedNic], taken: &[usize]) -> String {
+        let taken: Vec<_> = taken.iter().map(|number| position(*number)).collect();
+        let Some(place) = free.place(nics, &taken) else { return "none".into() };
+        let guest = place.guest.map_or("-".into(), |guest| guest.to_string());
+        format!("{} {guest}{}", place.position, if place.in_order { "" } else { " out of order" })
+    }
+
+    #[test]
+    fn the_first_vf_of_a_running_pc_is_where_deploy_would_put_it() {
+        assert_eq!(place(&pc([3, 4]), &[], &[]), "0 0000:00:10.0");
+        assert_eq!(place(&pc([3, 4, 0x10, 0x11]), &[], &[]), "0 0000:00:12.0");
+        // What an action that died has left keeps its position.
+        assert_eq!(place(&pc([3, 0x10]), &[], &[0]), "1 0000:00:11.0");
+    }
+
+    #[test]
+    fn the_next_vf_is_above_the_last() {
+        let two = nics(&[(0, "0000:00:10.0"), (1, "0000:00:11.0")]);
+        assert_eq!(place(&pc([0x10, 0x11]), &two, &[]), "2 0000:00:12.0");
+        assert_eq!(place(&pc([0x10, 0x11, 0x12]), &two, &[]), "2 0000:00:13.0");
+    }
+
+    #[test]
+    fn the_middle_one_comes_back_to_its_place() {
+        let (low, high) = ((0, "0000:00:10.0"), (2, "0000:00:12.0"));
+        let rest = nics(&[low, high]);
+        assert_eq!(place(&pc([0x10, 0x12]), &rest, &[]), "1 0000:00:11.0");
+        // Its place is taken meanwhile: the next after the highest.
+        assert_eq!(place(&pc([0x10, 0x11, 0x12]), &rest, &[]), "3 0000:00:13.0");
+        assert_eq!(
+            place(&running_q35(9, &[5, 7]), &nics(&[(0, "0000:05:00.0"), (2, "0000:07:00.0")]), &[]),
+            "1 0000:06:00.0"
+        );
+        // The lowest one, too.
+        assert_eq!(place(&pc([0x11]), &nics(&[(1, "0000:00:11.0")]), &[]), "0 0000:00:10.0");
+        assert_eq!(place(&pc([0x10]), &nics(&[(1, "0000:00:10.0")]), &[]), "0 0000:00:0f.0");
+        // One of two that are gone leaves room for the other.
+        assert_eq!(place(&pc([0x12]), &nics(&[(2, "0000:00:12.0")]), &[]), "0 0000:00:10.0");
+        assert_eq!(place(&pc([0x10, 0x13]), &nics(&[(0, "0000:00:10.0"), (3, "0000:00:13.0")]), &[]), "1 0000:00:11.0");
+    }
+
+    #[test]
+    fn a_vf_that_is_out_keeps_its_address() {
+        let two = nics(&[(0, "0000:00:10.0"), (1, "0000:00:11.0")]);
+        assert_eq!(place(&pc([0x10]), &two, &[]), "2 0000:00:12.0");
+    }
+
+    #[test]
+    fn where_no_order_is_possible_any_address_is_taken_and_said() {
+        let last = nics(&[(0, "0000:00:1f.0")]);
+        assert_eq!(place(&pc([0x1f]), &last, &[]), "1 0000:00:10.0 out of order");
+        assert_eq!(place(&pc(3..=0x1f), &last, &[]), "1 - out of order");
+        let unknown = nics(&[(0, "-")]);
+        assert_eq!(place(&pc([0x10]), &unknown, &[]), "1 0000:00:11.0 out of order");
+        let highest = nics(&[(15, "0000:00:10.0"), (3, "0000:00:11.0")]);
+        assert_eq!(place(&pc([0x10, 0x11]), &highest, &[]), "0 0000:00:0d.0");
+    }
+
+    #[test]
+    fn sixteen_are_the_most() {
+        let slots: Vec<String> = (0..16).map(|number| format!("0000:00:{:02x}.0", 0x10 + number)).collect();
+        let places: Vec<(usize, &str)> = slots.iter().map(String::as_str).enumerate().collect();
+        assert_eq!(place(&pc(0x10..=0x1f), &nics(&places), &[]), "none");
+        assert_eq!(place(&pc(0x10..=0x1e), &nics(&places[..15]), &[]), "15 0000:00:1f.0");
+        assert_eq!(place(&pc(0x10..=0x1f), &nics(&places[..15]), &[]), "15 0000:00:03.0 out of order");
+    }
+
+    #[test]
+    fn q35_uses_the_upper_half_of_its_free_ports() {
+        assert_eq!(place(&running_q35(8, &[1, 2]), &[], &[]), "0 0000:06:00.0");
+        assert_eq!(place(&running_q35(8, &[1, 2, 6]), &nics(&[(0, "0000:06:00.0")]), &[]), "1 0000:07:00.0");
+        assert_eq!(place(&running_q35(3, &[1, 2, 3]), &[], &[]), "0 -");
+        // All that LIVE lists is the two host devices and the NICs, without ports.
+        assert_eq!(LiveDomain::parse(LIVE).unwrap().free.place(&[], &[]).unwrap().guest, None);
+    }
+
+    #[test]
+    fn other_machines_are_left_to_libvirt_when_they_run_too() {
+        let free = live("virt-9.0", "");
+        assert_eq!(place(&free, &[], &[]), "0 -");
+        assert_eq!(place(&free, &nics(&[(0, "0000:05:00.0")]), &[]), "1 -");
+        assert!(free.has("0000:05:00.0".parse().unwrap()));
+    }
 }

@@ -128,3 +128,148 @@ pub fn pci_of(pci: &VmPci, is_vf: bool, guest: Option<PciAddress>) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::VmData;
+    use super::*;
+
+    const DEFAULTS: NicDefaults<'_> = NicDefaults { model: "virtio", filter: None, vcpus: Some(4) };
+
+    fn described(nic: &str) -> VmNic {
+        let text = format!("<VM><TEMPLATE><NIC><MAC>02:00:c0:a8:01:05</MAC>{nic}</NIC></TEMPLATE></VM>");
+        VmData::parse(&text).unwrap().nics()[0].clone()
+    }
+
+    fn recorded(text: &str) -> VmData {
+        VmData::parse(text).unwrap()
+    }
+
+    #[test]
+    fn recorded_nics_become_exactly_this() {
+        let first = recorded(include_str!("../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
+        let nic = first.nic("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
+        assert!(nic.attach);
+        assert_eq!(
+            interface_of(nic, DEFAULTS),
+            "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0b'/>\
+             <target dev='one-0-1'/><model type='virtio'/></interface>"
+        );
+        let limited = recorded(include_str!("../../../../tests/fixtures/wire/46-attach_nic-on-hostA/stdin"));
+        let nic = limited.nic("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
+        assert_eq!(
+            interface_of(nic, DEFAULTS),
+            "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0e'/>\
+             <target dev='one-1-1'/><model type='virtio'/><bandwidth><inbound average='1000'/></bandwidth></interface>"
+        );
+    }
+
+    #[test]
+    fn a_recorded_pci_nic_becomes_exactly_this() {
+        let data = recorded(include_str!("../../../../tests/fixtures/wire/12-attach_nic-on-hostA/stdin"));
+        let pci = data.attached_pci().unwrap();
+        assert_eq!(pci.mac, Some("02:00:c6:33:64:0a".parse().unwrap()));
+        assert_eq!(
+            pci_of(pci, true, None),
+            "<interface type='hostdev' managed='yes'><source>\
+             <address type='pci' domain='0x0000' bus='0xaf' slot='0x01' function='0x0'/></source></interface>"
+        );
+        assert_eq!(
+            pci_of(pci, false, pci.guest),
+            "<hostdev mode='subsystem' type='pci' managed='yes'><source>\
+             <address domain='0x0000' bus='0xaf' slot='0x01' function='0x0'/></source>\
+             <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></hostdev>"
+        );
+    }
+
+    #[test]
+    fn a_mediated_device_is_named_by_its_uuid() {
+        let data = "<VM><TEMPLATE><PCI><ATTACH>YES</ATTACH><UUID>a'b</UUID></PCI></TEMPLATE></VM>";
+        assert_eq!(
+            pci_of(recorded(data).attached_pci().unwrap(), false, None),
+            "<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='a&apos;b'/></source></hostdev>"
+        );
+        let nothing = "<VM><TEMPLATE><PCI><ATTACH>YES</ATTACH></PCI></TEMPLATE></VM>";
+        assert!(VmData::parse(nothing).unwrap_err().to_string().contains("expected DOMAIN, BUS, SLOT and FUNCTION"));
+        assert!(recorded(&nothing.replace("YES", "NO")).attached_pci().is_none());
+    }
+
+    #[test]
+    fn every_kind_of_bridge_has_its_interface() {
+        for (nic, expected) in [
+            ("", "<interface type='ethernet'><mac address='02:00:c0:a8:01:05'/>"),
+            (
+                "<BRIDGE>br0</BRIDGE><NETWORK_MODE>dummy</NETWORK_MODE>",
+                "<interface type='ethernet'><mac address='02:00:c0:a8:01:05'/>",
+            ),
+            (
+                "<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>openvswitch</BRIDGE_TYPE>",
+                "<interface type='bridge'><virtualport type='openvswitch'/><source bridge='br0'/><mac ",
+            ),
+            (
+                "<BRIDGE>br0</BRIDGE><BRIDGE_TYPE>openvswitch_dpdk</BRIDGE_TYPE><TARGET>one-7-1</TARGET>",
+                "<interface type='vhostuser'>\
+                 <source type='unix' mode='server' path='/var/run/one/vhost-socks/one-7-1'/><mac ",
+            ),
+            ("<BRIDGE>a'&lt;b</BRIDGE>", "<interface type='bridge'><source bridge='a&apos;&lt;b'/><mac "),
+        ] {
+            let xml = interface_of(&described(nic), DEFAULTS);
+            assert!(xml.starts_with(expected), "{nic}: {xml}");
+        }
+    }
+
+    const EVERYTHING: &str = "<BRIDGE>br0</BRIDGE><SCRIPT>/etc/up</SCRIPT><TARGET>one-7-1</TARGET><ORDER>2</ORDER>\
+        <MODEL>virtio</MODEL><VIRTIO_QUEUES>auto</VIRTIO_QUEUES><FILTER>clean-traffic</FILTER><IP>192.168.1.5</IP>\
+        <VROUTER_IP>192.168.1.1</VROUTER_IP><INBOUND_AVG_BW>1</INBOUND_AVG_BW><INBOUND_PEAK_BW>2</INBOUND_PEAK_BW>\
+        <INBOUND_PEAK_KB>3</INBOUND_PEAK_KB><OUTBOUND_PEAK_KB>4</OUTBOUND_PEAK_KB>";
+
+    #[test]
+    fn everything_that_a_nic_can_have_is_there_in_order() {
+        let rest = "<model type='virtio'/><driver name='vhost' queues='4'/><filterref filter='clean-traffic'>\
+            <parameter name='IP' value='192.168.1.5'/><parameter name='IP' value='192.168.1.1'/></filterref>\
+            <bandwidth><inbound average='1' peak='2' burst='3'/><outbound burst='4'/></bandwidth>";
+        let nic = described(EVERYTHING);
+        assert_eq!(
+            interface_of(&nic, DEFAULTS),
+            format!(
+                "<interface type='bridge'><source bridge='br0'/><mac address='02:00:c0:a8:01:05'/>\
+                 <script path='/etc/up'/><target dev='one-7-1'/><boot order='2'/>{rest}</interface>"
+            )
+        );
+        let mac = "aa:02:c0:a8:01:05".parse().unwrap();
+        assert_eq!(
+            dummy_interface_of(&nic, DEFAULTS, Position::new(2).unwrap(), mac, "dummybr"),
+            format!(
+                "<interface type='bridge'><source bridge='dummybr'/><mac address='{mac}'/><target dev='one-7-1'/>\
+                 {rest}<alias name='ua-sriov-dummy-2'/></interface>"
+            )
+        );
+    }
+
+    #[test]
+    fn queues_are_virtio_s_and_numbers() {
+        for (nic, queues) in [
+            ("<VIRTIO_QUEUES>auto</VIRTIO_QUEUES>", Some("queues='4'")),
+            ("<VIRTIO_QUEUES>2</VIRTIO_QUEUES>", Some("queues='2'")),
+            ("<VIRTIO_QUEUES>many</VIRTIO_QUEUES>", None),
+            ("<VIRTIO_QUEUES>2</VIRTIO_QUEUES><MODEL>e1000</MODEL>", None),
+            ("", None),
+        ] {
+            let xml = interface_of(&described(nic), DEFAULTS);
+            assert_eq!(xml.contains("<driver"), queues.is_some(), "{nic}: {xml}");
+            assert!(queues.is_none_or(|queues| xml.contains(queues)), "{nic}: {xml}");
+        }
+        let unknown = NicDefaults { vcpus: None, ..DEFAULTS };
+        assert!(!interface_of(&described("<VIRTIO_QUEUES>auto</VIRTIO_QUEUES>"), unknown).contains("<driver"));
+    }
+
+    #[test]
+    fn what_the_nic_does_not_say_comes_from_kvmrc() {
+        let defaults = NicDefaults { model: "e1000", filter: Some("clean-traffic"), vcpus: None };
+        let with_ip = interface_of(&described("<IP>192.168.1.5</IP>"), defaults);
+        assert!(with_ip.contains("<model type='e1000'/><filterref filter='clean-traffic'>"), "{with_ip}");
+        // A filter without an address would let nothing through.
+        assert!(!interface_of(&described(""), defaults).contains("filterref"));
+        assert!(!interface_of(&described(""), NicDefaults { model: "", ..defaults }).contains("<model"));
+    }
+}

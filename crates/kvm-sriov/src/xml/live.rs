@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, FreeAddresses, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content, devices,
+    ALIAS, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content, devices,
     dummy_alias_of, guest_address, kibibytes, mac_of, parse, pci_address, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
@@ -47,6 +47,8 @@ pub struct LiveDomain {
     pub vm_dir: Option<PathBuf>,
     /// The aliases of all its devices.
     aliases: Vec<String>,
+    /// The guest addresses of all its devices.
+    used: Vec<PciAddress>,
 }
 
 /// A PCI host device of a running domain.
@@ -116,6 +118,7 @@ impl LiveDomain {
                 let node = metadata.descendants().find(|node| node.has_tag_name((ONE, "system_datastore")))?;
                 Some(content(node).trim().to_owned()).filter(|dir| !dir.is_empty()).map(PathBuf::from)
             }),
+            used: devices(domain).filter_map(|device| guest_address(device).ok().flatten()).collect(),
             aliases: devices(domain).filter_map(|device| child_attribute(device, "alias", "name")).collect(),
         })
     }
@@ -143,9 +146,39 @@ impl LiveDomain {
         ours().or_else(adopted)
     }
 
+    /// Leaves out the devices with these aliases, which have left since this was read.
+    pub(crate) fn forget(&mut self, aliases: &[String]) {
+        let stays = |alias: Option<&String>| alias.is_none_or(|alias| !aliases.contains(alias));
+        self.hostdevs.retain(|device| stays(device.alias.as_ref()));
+        self.interfaces.retain(|interface| stays(interface.alias.as_ref()));
+        self.aliases.retain(|alias| stays(Some(alias)));
+    }
+
     /// Whether a device has this alias.
     pub fn shows(&self, alias: &str) -> bool {
         self.aliases.iter().any(|name| name == alias)
+    }
+
+    /// The alias of a PCI or mediated device of the host, if the domain has it and it is none of ours.
+    pub fn pci_alias(&self, device: &PciDevice) -> Option<&str> {
+        match device {
+            PciDevice::Function(address) => {
+                let hostdevs = self.hostdevs.iter().filter(|hostdev| hostdev.vf == *address && !hostdev.is_ours());
+                let interfaces = self.interfaces.iter().filter(|interface| interface.vf == Some(*address));
+                let aliases =
+                    hostdevs.map(|hostdev| &hostdev.alias).chain(interfaces.map(|interface| &interface.alias));
+                aliases.flatten().map(String::as_str).next()
+            }
+            PciDevice::Mediated(uuid) => {
+                let with = self.mediated.iter().filter(|(mediated, _)| mediated.eq_ignore_ascii_case(uuid));
+                with.filter_map(|(_, alias)| alias.as_deref()).next()
+            }
+        }
+    }
+
+    /// Whether a device has this guest address.
+    pub fn uses(&self, guest: PciAddress) -> bool {
+        self.used.contains(&guest)
     }
 
     /// The positions that our aliases on its devices name, of VFs and of dummies.

@@ -28,7 +28,7 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, dummy_of, hostdev_of};
+pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
 pub use disk::{Disk, with_system_datastore};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
@@ -36,7 +36,7 @@ pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
 pub(crate) use live::ONE;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
-pub use snapshot::snapshot_of;
+pub use snapshot::{snapshot_of, wanted_in_snapshot};
 pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
@@ -154,16 +154,6 @@ pub fn alias_of(position: Position) -> String {
 /// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
 pub fn dummy_alias_of(position: Position) -> String {
     format!("{DUMMY_ALIAS}{position}")
-}
-
-/// The position that an alias of [`alias_of`] stands for.
-pub fn device_position(alias: &str) -> Option<Position> {
-    position(alias.strip_prefix(ALIAS)?).ok()
-}
-
-/// The position that an alias of [`dummy_alias_of`] stands for.
-pub fn dummy_position(alias: &str) -> Option<Position> {
-    position(alias.strip_prefix(DUMMY_ALIAS)?).ok()
 }
 
 /// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.

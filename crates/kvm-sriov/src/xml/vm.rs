@@ -1,5 +1,6 @@
 //! OpenNebula's own description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use roxmltree::Node;
@@ -109,6 +110,15 @@ pub enum PciDevice {
     Mediated(String),
 }
 
+impl fmt::Display for PciDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function(address) => address.fmt(f),
+            Self::Mediated(uuid) => uuid.fmt(f),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct VmAlias {
     mac: MacAddress,
@@ -136,7 +146,7 @@ impl VmData {
             pcis: all("PCI").filter_map(|pci| VmPci::read(pci).transpose()).collect::<Result<_, _>>()?,
             aliases: all("NIC_ALIAS").filter_map(VmAlias::read).collect(),
             vcpus: children(vm, "TEMPLATE").find_map(|template| number(template, "VCPU")),
-            tm_mad: child(top, "DATASTORE").and_then(|datastore| text(datastore, "TM_MAD")),
+            tm_mad: child(top, "DATASTORE").and_then(|datastore| text_of(datastore, "TM_MAD")),
             travel: Travel::read(top, vm),
         })
     }
@@ -236,7 +246,7 @@ impl VmNic {
 
     fn read(nic: Node<'_, '_>) -> Result<Option<Self>, XmlError> {
         let Some(mac) = mac(nic)? else { return Ok(None) };
-        let new = Self::new(mac, text(nic, "BRIDGE"));
+        let new = Self::new(mac, text_of(nic, "BRIDGE"));
         let vlan = match value(nic, "VLAN_ID").map(|(vlan, at)| (decimal(&vlan), at)) {
             Some((Ok(vlan), _)) => Some(vlan),
             Some((Err(error), at)) if new.root().is_some() => {
@@ -247,16 +257,16 @@ impl VmNic {
         Ok(Some(Self {
             id: number(nic, "NIC_ID"),
             vlan,
-            bridge_type: text(nic, "BRIDGE_TYPE"),
-            network_mode: text(nic, "NETWORK_MODE"),
-            target: text(nic, "TARGET"),
-            model: text(nic, "MODEL"),
+            bridge_type: text_of(nic, "BRIDGE_TYPE"),
+            network_mode: text_of(nic, "NETWORK_MODE"),
+            target: text_of(nic, "TARGET"),
+            model: text_of(nic, "MODEL"),
             boot_order: number(nic, "ORDER"),
-            script: text(nic, "SCRIPT"),
-            queues: text(nic, "VIRTIO_QUEUES"),
-            filter: text(nic, "FILTER"),
-            ip: text(nic, "IP"),
-            vrouter_ip: text(nic, "VROUTER_IP"),
+            script: text_of(nic, "SCRIPT"),
+            queues: text_of(nic, "VIRTIO_QUEUES"),
+            filter: text_of(nic, "FILTER"),
+            ip: text_of(nic, "IP"),
+            vrouter_ip: text_of(nic, "VROUTER_IP"),
             inbound: Bandwidth::read(nic, ["INBOUND_AVG_BW", "INBOUND_PEAK_BW", "INBOUND_PEAK_KB"]),
             outbound: Bandwidth::read(nic, ["OUTBOUND_AVG_BW", "OUTBOUND_PEAK_BW", "OUTBOUND_PEAK_KB"]),
             attach: is_attached(nic),
@@ -267,14 +277,14 @@ impl VmNic {
 
 impl Bandwidth {
     fn read(nic: Node<'_, '_>, [average, peak, burst]: [&'static str; 3]) -> Self {
-        Self { average: text(nic, average), peak: text(nic, peak), burst: text(nic, burst) }
+        Self { average: text_of(nic, average), peak: text_of(nic, peak), burst: text_of(nic, burst) }
     }
 }
 
 impl VmPci {
     fn read(pci: Node<'_, '_>) -> Result<Option<Self>, XmlError> {
         let attach = is_attached(pci);
-        let device = match text(pci, "UUID") {
+        let device = match text_of(pci, "UUID") {
             Some(uuid) => PciDevice::Mediated(uuid),
             None => match address(pci, ["DOMAIN", "BUS", "SLOT", "FUNCTION"]) {
                 Some(address) => PciDevice::Function(address),
@@ -296,7 +306,7 @@ impl VmAlias {
 }
 
 fn is_attached(device: Node<'_, '_>) -> bool {
-    text(device, "ATTACH").as_deref() == Some("YES")
+    text_of(device, "ATTACH").as_deref() == Some("YES")
 }
 
 fn mac(nic: Node<'_, '_>) -> Result<Option<MacAddress>, XmlError> {
@@ -307,7 +317,7 @@ fn mac(nic: Node<'_, '_>) -> Result<Option<MacAddress>, XmlError> {
 /// A PCI address in four elements: hexadecimal, with or without `0x`.
 fn address(pci: Node<'_, '_>, names: [&'static str; 4]) -> Option<PciAddress> {
     let [domain, bus, slot, function] = names.map(|name| {
-        let text = text(pci, name)?;
+        let text = text_of(pci, name)?;
         let digits = text.strip_prefix("0x").unwrap_or(&text);
         u32::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))
     });
@@ -315,12 +325,12 @@ fn address(pci: Node<'_, '_>, names: [&'static str; 4]) -> Option<PciAddress> {
     PciAddress::new(domain?, small(bus)?, small(slot)?, small(function)?).ok()
 }
 
-fn text(node: Node<'_, '_>, name: &'static str) -> Option<String> {
+fn text_of(node: Node<'_, '_>, name: &'static str) -> Option<String> {
     value(node, name).map(|(text, _)| text)
 }
 
 fn number(node: Node<'_, '_>, name: &'static str) -> Option<u32> {
-    text(node, name).and_then(|text| decimal(&text).ok())
+    text_of(node, name).and_then(|text| decimal(&text).ok())
 }
 
 /// The text of an element and where it stands; nothing when it is empty, which is how OpenNebula writes "not set".
@@ -350,6 +360,25 @@ mod tests {
         let ids: Vec<_> = data.nics().iter().map(|nic| nic.id).collect();
         assert_eq!(ids, [Some(0), Some(1)]);
         assert_eq!(data.nics()[1].mac.to_string(), "02:00:c0:00:02:0b");
+    }
+
+    #[test]
+    fn the_nic_that_the_action_is_about_is_found() {
+        let nic = |rest: &str| format!("<NIC><MAC>02:00:00:00:00:01</MAC>{rest}</NIC>");
+        let alias = "<NIC_ALIAS><MAC>02:00:00:00:00:02</MAC><ATTACH>YES</ATTACH></NIC_ALIAS>";
+        let text = format!(
+            "<VM><TEMPLATE><VCPU>2</VCPU>{}{}{alias}</TEMPLATE></VM>",
+            nic("<NIC_ID>0</NIC_ID>"),
+            nic("<NIC_ID>1</NIC_ID><BRIDGE>sriov_a</BRIDGE><ATTACH>YES</ATTACH>")
+        );
+        let data = VmData::parse(&text).unwrap();
+        let mac = |text: &str| text.parse::<MacAddress>().unwrap();
+        assert_eq!(data.nic(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
+        assert!(data.nic(mac("02:00:00:00:00:02")).is_none());
+        assert!(data.attaches_alias(mac("02:00:00:00:00:02")) && !data.attaches_alias(mac("02:00:00:00:00:01")));
+        assert_eq!(data.vcpus(), Some(2));
+        let roots: Vec<_> = data.sriov_nics().map(|(nic, root)| (nic.id, root.to_string())).collect();
+        assert_eq!(roots, [(Some(1), "a".into())]);
     }
 
     #[test]

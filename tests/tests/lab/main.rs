@@ -16,6 +16,8 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod suspend;
+
 const STATE: &str = "/tmp/vf_interfaces";
 const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
 
@@ -33,6 +35,8 @@ type Scenario = (&'static str, fn(LabHost));
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
+
+use suspend::*;
 
 const SCENARIOS: &[Scenario] = scenarios![
     one_vf,
@@ -59,6 +63,19 @@ const SCENARIOS: &[Scenario] = scenarios![
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
+    save_and_restore_on_pc,
+    save_and_restore_on_q35,
+    save_of_a_paused_vm_touches_nothing,
+    firmware_releases_late,
+    paused_guest_releases_late_and_is_saved_afterwards,
+    restore_without_a_free_vf_keeps_the_checkpoint,
+    killed_while_saving,
+    killed_while_restoring,
+    cancel_during_a_save_that_hangs,
+    libvirtd_restarts_during_an_unplug,
+    guest_reboots_during_an_unplug,
+    an_adopted_domain_is_saved,
+    a_foreign_device_is_refused,
     host_reboot_with_claims_left_behind,
 ];
 
@@ -66,7 +83,7 @@ fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let known: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
-    assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab.rs differ");
+    assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();

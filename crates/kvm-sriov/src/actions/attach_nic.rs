@@ -1,0 +1,262 @@
+//! `attach_nic`: plugs a NIC into a running VM, with a VF if its bridge asks for one.
+
+use std::slice;
+
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::vm::{self, Vm, nic_defaults};
+use crate::wire::Call;
+use crate::xml::{
+    Kept, LiveDomain, Mode, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, pci_of,
+};
+use crate::{DeployId, MacAddress, RootName};
+
+const ACTION: &str = "attach_nic";
+
+/// What the arguments say of a NIC: all that is known of it before OpenNebula 5.0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicArgs {
+    /// Its MAC.
+    pub mac: MacAddress,
+    /// The bridge of its network.
+    pub bridge: Option<String>,
+    /// The model of the device that the guest sees.
+    pub model: Option<String>,
+    /// The network driver, such as `ovswitch` (4.4 and later).
+    pub vn_mad: Option<String>,
+    /// The device on the host (5.0 and later).
+    pub target: Option<String>,
+}
+
+impl NicArgs {
+    /// Reads them from a call.
+    ///
+    /// # Errors
+    /// Nothing was touched; the MAC is missing or is none.
+    pub fn of(call: &Call) -> Result<Self, ActionError> {
+        Ok(Self {
+            mac: call.arg(1, "MAC")?,
+            bridge: call.optional_arg(2, "bridge")?,
+            model: call.optional_arg(3, "model")?,
+            vn_mad: call.optional_arg(4, "network driver")?,
+            target: call.optional_arg(5, "target")?,
+        })
+    }
+
+    /// The NIC as OpenNebula describes it, or as far as the arguments do.
+    fn described(&self, data: Option<&VmData>) -> VmNic {
+        let by_arguments = || {
+            let is_ovs = self.vn_mad.as_deref().is_some_and(|driver| driver.starts_with("ovswitch"));
+            VmNic {
+                bridge_type: is_ovs.then(|| "openvswitch".to_owned()),
+                model: self.model.clone(),
+                target: self.target.clone(),
+                ..VmNic::new(self.mac, self.bridge.clone())
+            }
+        };
+        data.and_then(|data| data.nic(self.mac)).cloned().unwrap_or_else(by_arguments)
+    }
+}
+
+/// Plugs a NIC into a running VM. Success when it is there already.
+///
+/// On a bridge `sriov_<root>` it gets a free VF of that root and a dummy interface, at the lowest position that keeps the
+/// VM's VFs in the order of their guest addresses. On any other bridge it is what the stock driver makes of it, and so is a
+/// PCI device. An alias is another address of a NIC: there is nothing to plug in.
+///
+/// * `data` - OpenNebula's description of the VM; without it (before 5.0) the arguments are all there is
+///
+/// # Errors
+/// Nothing was changed, or the error's state says exactly what is left.
+///
+/// # Source
+/// OpenNebula's stock `attach_nic`.
+pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmData>) -> Result<(), ActionError> {
+    let nic = args.described(data);
+    if data.is_some_and(|data| data.attaches_alias(args.mac)) {
+        log::info!("{} is an alias: there is nothing to plug in", args.mac);
+        return Ok(());
+    }
+    let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|mac| mac == args.mac));
+    if let Some(pci) = pci {
+        let device = |live: &LiveDomain| pci_xml(host, pci, live);
+        return as_stock(host, id, data, &device, &|live| live.pci_alias(&pci.device).is_some());
+    }
+    let root = nic.root().transpose().map_err(|source| {
+        ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
+    })?;
+    if let Some(root) = root {
+        return with_vf(host, id, &nic, root, data);
+    }
+    let vcpus = data.and_then(VmData::vcpus);
+    let is_it = |live: &LiveDomain| {
+        live.interfaces.iter().any(|interface| {
+            let same = |mine: &Option<String>, theirs: &Option<String>| mine.is_some() && mine == theirs;
+            interface.mac == nic.mac && (same(&nic.target, &interface.target) || same(&nic.bridge, &interface.bridge))
+        })
+    };
+    as_stock(host, id, data, &|_| interface_of(&nic, nic_defaults(host, vcpus)), &is_it)
+}
+
+/// The device for a PCI NIC. OpenNebula's guest address is only used where the bus is there and the place is free.
+fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
+    let is_vf = matches!(&pci.device, PciDevice::Function(address) if host.sysfs().is_vf(*address) == Some(true));
+    let guest = pci.guest.filter(|guest| live.shows("pci.1") && !live.uses(*guest));
+    pci_of(pci, is_vf, guest)
+}
+
+/// Plugs in a device that is no VF of ours.
+fn as_stock(
+    host: &Host,
+    id: &DeployId,
+    data: Option<&VmData>,
+    device: &dyn Fn(&LiveDomain) -> String,
+    shows: &dyn Fn(&LiveDomain) -> bool,
+) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
+    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    let found = Vm::open(host, ACTION, id, data).map_err(failed)?;
+    let domain = found.domain();
+    let live = vm::read(host, domain).map_err(failed)?;
+    if shows(&live) {
+        log::info!("{} has this NIC already", domain.name);
+        return Ok(());
+    }
+    let attached = host.hypervisor().attach(domain, &device(&live));
+    // Whatever the call said: only the live XML tells.
+    let there = host.patiently(|| vm::read(host, domain)).map(|live| shows(&live));
+    let what = || format!("attach NIC to {}", domain.name);
+    match (attached, there) {
+        (_, Ok(true)) => Ok(()),
+        (Ok(()), Ok(false)) => Err(failed(Cause::NotAsAsked {
+            name: domain.name.clone(),
+            what: "the NIC is missing although it was plugged in".into(),
+        })),
+        (Err(source), there) => {
+            let cause = Cause::Call { what: what(), source };
+            let known = there.is_ok() && !cause.leaves_doubt();
+            Err(if known { failed(cause) } else { ActionError::new(ACTION, cause, in_doubt()) })
+        }
+        (Ok(()), Err(cause)) => Err(ActionError::new(ACTION, cause, in_doubt())),
+    }
+}
+
+fn in_doubt() -> HostState {
+    HostState::Left("whether the NIC was plugged in is not known; detach_nic takes it out".into())
+}
+
+/// Plugs in a VF and its dummy.
+fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option<&VmData>) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    // What the VF needs besides the VF is checked before anything is claimed.
+    let bridge = host.dummy_bridge().map_err(untouched)?;
+    host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
+    let domain = host.find(id).map_err(untouched)?;
+    let mut vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
+    if let Some(known) = known(&vm, nic, &root).map_err(untouched)? {
+        log::info!("{} has NIC {} already", vm.domain.name, known.mac);
+        return Ok(());
+    }
+    let (new, place) = plan(&vm, nic, root).map_err(untouched)?;
+    let mac = host.dummy_mac(nic.mac, new.position).map_err(untouched)?;
+    let defaults = nic_defaults(host, data.and_then(VmData::vcpus));
+    let dummy = dummy_interface_of(nic, defaults, new.position, mac, bridge);
+    if let Err(cause) = plug(&mut vm, &new, mac, &dummy) {
+        return Err(undo(vm, &new, cause));
+    }
+    let before = vm.wanted.clone();
+    if let Err(cause) = commit(&mut vm, &new, place) {
+        vm.wanted = before;
+        return Err(undo(vm, &new, cause));
+    }
+    if let Err(error) = vm.store.settle(&vm.owner()) {
+        log::warn!("{error}; the claims of {} are put right by the next action that looks", vm.domain.name);
+    }
+    Ok(())
+}
+
+/// The NIC, if the VM is to have it already: then it has it, because what was missing has just been plugged in.
+fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName) -> Result<Option<WantedNic>, Cause> {
+    let other = |what: String| Err(Cause::OtherNic { vm: vm.domain.name.clone(), mac: nic.mac, what });
+    match vm.wanted.nics.iter().find(|known| known.mac == nic.mac) {
+        Some(known) if known.root == *root => Ok(Some(known.clone())),
+        Some(known) => other(format!("it has a VF of {}", known.root)),
+        None => match vm.live.interfaces.iter().find(|interface| interface.mac == nic.mac) {
+            Some(interface) => {
+                let bridge = interface.bridge.as_deref().map(|bridge| format!("an interface on {bridge}"));
+                other(bridge.unwrap_or_else(|| "an interface without a VF of ours".into()))
+            }
+            None => Ok(None),
+        },
+    }
+}
+
+/// Where the NIC goes.
+fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, Place), Cause> {
+    let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
+    let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
+    let new = WantedNic {
+        mac: nic.mac,
+        root,
+        mode: Mode::Hostdev,
+        position: place.position,
+        guest: place.guest,
+        boot_order: nic.boot_order,
+        vlan: nic.vlan,
+        nic_id: nic.id,
+        dummy: None,
+        kept: Kept::default(),
+    };
+    Ok((new, place))
+}
+
+fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {
+    // A claim that an earlier try left must not be freed while it is used.
+    vm.store.hold(&vm.owner(), None)?;
+    vm.plug(slice::from_ref(new))?;
+    vm.plug_dummy(new, mac, dummy)
+}
+
+/// From here on the VM is to have the NIC.
+fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: Place) -> Result<(), Cause> {
+    let guest = vm.live.device_of(new).and_then(|device| device.guest);
+    vm.wanted.nics.push(WantedNic { guest, ..new.clone() });
+    vm.wanted.nics.sort_by_key(|nic| nic.position);
+    let guests: Vec<_> = vm.wanted.nics.iter().map(|nic| nic.guest).collect();
+    if !place.in_order || !guests.is_sorted() {
+        log::warn!("the VF of NIC {} is not at a guest address in the order of the VM's NICs: none was free", new.mac);
+    }
+    vm.write_wanted()
+}
+
+/// Takes out what was plugged in, and frees its VF.
+fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
+    // A VF that is still on its way can't be taken out, and must not be given to another VM meanwhile. Nobody holds the
+    // claim any more: whoever looks next sees whether it came in.
+    let undone = vm.undo_plug(new, cause.leaves_doubt()).and_then(|is_out| {
+        vm.ensure_written()?;
+        vm.store.settle(&vm.owner())?;
+        Ok(is_out)
+    });
+    match undone {
+        Ok(true) => ActionError::untouched(ACTION, cause),
+        Ok(false) => {
+            let name = &vm.domain.name;
+            let text = format!(
+                "a VF may still come into {name}; then the next action of {name}, or kvm-sriov reconcile, takes it out"
+            );
+            ActionError::new(ACTION, cause, HostState::Left(text))
+        }
+        Err(undo) => twice(cause, undo, left(&vm, new)),
+    }
+}
+
+fn left(vm: &Vm<'_>, new: &WantedNic) -> String {
+    let name = &vm.domain.name;
+    format!("NIC {} may still be in {name}; the next action of {name}, or kvm-sriov reconcile, takes it out", new.mac)
+}
+
+fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
+    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+    ActionError::new(ACTION, cause, HostState::Left(left))
+}

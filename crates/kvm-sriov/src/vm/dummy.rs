@@ -1,0 +1,76 @@
+//! The dummies of a VM: interfaces that carry the IP addresses of its SR-IOV NICs into the guest.
+
+use super::Vm;
+use crate::MacAddress;
+use crate::error::Cause;
+use crate::host::Host;
+use crate::xml::{LiveInterface, Mode, NicDefaults, VmNic, WantedNic, dummy_interface_of};
+
+/// What holds for a NIC whose description does not say.
+pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
+    NicDefaults { model: host.kvmrc().nic_model(), filter: host.kvmrc().nic_filter(), vcpus }
+}
+
+impl Vm<'_> {
+    /// The dummy of a NIC, if it is there.
+    pub(crate) fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
+        self.live.dummy_of(nic, self.host.kvmrc().dummy_mac_prefix())
+    }
+
+    /// The NICs whose dummy is not there.
+    pub(crate) fn missing_dummies(&self) -> Vec<WantedNic> {
+        let lacks = |nic: &&WantedNic| nic.mode == Mode::Hostdev && self.dummy_of(nic).is_none();
+        self.wanted.nics.iter().filter(lacks).cloned().collect()
+    }
+
+    /// Plugs in every dummy that is not there.
+    ///
+    /// # Errors
+    /// Not every NIC has its dummy: those of a lower position have theirs.
+    pub(crate) fn plug_dummies(&mut self) -> Result<(), Cause> {
+        for nic in self.missing_dummies() {
+            self.plug_dummy_back(&nic)?;
+        }
+        Ok(())
+    }
+
+    /// Plugs in the dummy of a NIC: as it was when the guest was asked to release it or, where that is not known, without
+    /// what only OpenNebula's description says (host device, filter, bandwidth).
+    ///
+    /// # Errors
+    /// As [`Vm::plug_dummy`].
+    pub(crate) fn plug_dummy_back(&mut self, nic: &WantedNic) -> Result<(), Cause> {
+        let (bridge, mac) = (self.host.dummy_bridge()?, self.host.dummy_mac(nic.mac, nic.position)?);
+        let rebuilt = || {
+            log::warn!("the dummy of NIC {} is plugged in without its host device, filter and bandwidth", nic.mac);
+            let described = VmNic::new(nic.mac, None);
+            dummy_interface_of(&described, nic_defaults(self.host, None), nic.position, mac, bridge)
+        };
+        let xml = nic.dummy.clone().unwrap_or_else(rebuilt);
+        self.plug_dummy(nic, mac, &xml)
+    }
+
+    /// Plugs in the dummy of a NIC.
+    ///
+    /// * `mac` - the dummy's own; `xml` - the whole interface
+    ///
+    /// # Errors
+    /// It is not there, unless libvirt did not answer: then it is not known.
+    pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, mac: MacAddress, xml: &str) -> Result<(), Cause> {
+        let attached = self.host.hypervisor().attach(&self.domain, xml);
+        // Whatever the call said: only the live XML tells.
+        self.live = self.host.patiently(|| super::read(self.host, &self.domain))?;
+        if self.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac) {
+            return Ok(());
+        }
+        let name = self.domain.name.clone();
+        attached.map_err(|source| Cause::Call {
+            what: format!("plug dummy interface {mac} of NIC {} into {name}", nic.mac),
+            source,
+        })?;
+        Err(Cause::NotAsAsked {
+            name,
+            what: format!("the dummy interface {mac} is missing although it was plugged in"),
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! Devices that leave a VM for good.
+
+use super::{Outcome, Vm};
+use crate::error::Cause;
+use crate::xml::WantedNic;
+use crate::{MacAddress, PciAddress, Position};
+
+/// A device of ours that is to leave, and what it is: its VF, or its MAC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) alias: String,
+    pub(crate) position: Position,
+    pub(crate) kind: DeviceKind,
+}
+
+/// What a device of ours is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    Vf(PciAddress),
+    Dummy(MacAddress),
+}
+
+impl Vm<'_> {
+    /// The devices that a NIC has: its VF and its dummy, whichever is there.
+    pub(crate) fn devices_of(&self, nic: &WantedNic) -> Vec<Device> {
+        let position = nic.position;
+        let device = |alias: Option<&String>, kind| Some(Device { alias: alias?.clone(), position, kind });
+        let vf = self.live.device_of(nic).and_then(|vf| device(vf.alias.as_ref(), DeviceKind::Vf(vf.vf)));
+        let dummy = self.dummy_of(nic).and_then(|dummy| device(dummy.alias.as_ref(), DeviceKind::Dummy(dummy.mac)));
+        vf.into_iter().chain(dummy).collect()
+    }
+
+    /// Takes a NIC out that the VM is not to have: VF and dummy, whichever is there, and then its claim.
+    ///
+    /// * `in_doubt` - whether its VF may still come in: then the claim stays until somebody has seen that it did not
+    /// * returns whether the claim is released
+    ///
+    /// # Errors
+    /// The guest did not release all of it: the claim stays.
+    pub(crate) fn undo_plug(&mut self, nic: &WantedNic, in_doubt: bool) -> Result<bool, Cause> {
+        let mut is_known = !in_doubt;
+        match self.host.patiently(|| super::read(self.host, &self.domain)) {
+            Ok(live) => {
+                self.live = live;
+                is_known |= self.live.device_of(nic).is_some();
+                let devices = self.devices_of(nic);
+                self.take_out(&devices)?;
+            }
+            // With the domain its devices are gone.
+            Err(Cause::Absent { .. }) => is_known = true,
+            Err(cause) => return Err(cause),
+        }
+        if is_known {
+            self.free(|mac, _| mac == Some(nic.mac))?;
+        }
+        Ok(is_known)
+    }
+
+    /// Takes out the dummies that stand for another NIC than the one that should have their position.
+    ///
+    /// # Errors
+    /// The guest did not release them.
+    pub(crate) fn unplug_wrong_dummies(&mut self) -> Result<(), Cause> {
+        let mut wrong = Vec::new();
+        for nic in &self.wanted.nics {
+            let Some(dummy) = self.dummy_of(nic).filter(|dummy| dummy.is_ours()) else { continue };
+            if dummy.mac != self.host.dummy_mac(nic.mac, nic.position)? {
+                let (alias, position) = (dummy.alias.clone().unwrap_or_default(), nic.position);
+                wrong.push(Device { alias, position, kind: DeviceKind::Dummy(dummy.mac) });
+            }
+        }
+        self.take_out(&wrong)?;
+        self.live.forget(&aliases(&wrong));
+        Ok(())
+    }
+
+    /// Asks the guest to release devices; all of them must leave.
+    fn take_out(&self, devices: &[Device]) -> Result<(), Cause> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        super::check_answers(self.host, &self.domain)?;
+        let outcomes = self.ask_for(&aliases(devices))?;
+        self.not_released(devices, &outcomes).map_or(Ok(()), Err)
+    }
+
+    /// The error that names what stayed; `None` when all left.
+    pub(crate) fn not_released(&self, devices: &[Device], outcomes: &[Outcome]) -> Option<Cause> {
+        let seconds = self.host.kvmrc().unplug_timeout().as_secs();
+        let vm = || self.domain.name.clone();
+        let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != Outcome::Released);
+        let kept: Vec<_> =
+            stayed().filter_map(|(device, outcome)| Some((device.position, device.vf()?, outcome.clone()))).collect();
+        if !kept.is_empty() {
+            return Some(Cause::NotReleased { vm: vm(), seconds, kept });
+        }
+        let (device, outcome) = stayed().next()?;
+        let DeviceKind::Dummy(mac) = device.kind else { return None };
+        let device = format!("the dummy interface {mac}");
+        Some(Cause::DeviceNotReleased { vm: vm(), device, seconds, outcome: outcome.clone() })
+    }
+
+    /// Releases those claims of the VM that are meant, and says so in the journal.
+    ///
+    /// * `meant` - by the NIC's MAC and the VF
+    pub(crate) fn free(&self, meant: impl Fn(Option<MacAddress>, PciAddress) -> bool) -> Result<(), Cause> {
+        let mut claims = self.store.claims_of(&self.owner())?;
+        claims.retain(|claim| meant(claim.mac, claim.vf));
+        self.store.release(&claims)?;
+        for claim in &claims {
+            log::info!("VF {} of {} is free", claim.vf, claim.root);
+            self.host.journal().vf(self.action, &self.domain.name, &claim.root, claim.vf, "released");
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// The VF; `None` for a dummy.
+    pub(crate) fn vf(&self) -> Option<PciAddress> {
+        match self.kind {
+            DeviceKind::Vf(vf) => Some(vf),
+            DeviceKind::Dummy(_) => None,
+        }
+    }
+}
+
+/// The aliases of devices, in their order.
+pub(crate) fn aliases(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|device| device.alias.clone()).collect()
+}

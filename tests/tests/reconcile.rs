@@ -1,0 +1,908 @@
+//! Reconciliation: docs/reconcile.md is complete, the program follows it, and every row comes true on a model host.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_sriov::claims::Owner;
+use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
+use kvm_sriov::reconcile::{
+    Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open, Options, Repair, Verdict, VmReport, decide,
+    reconcile, resolve,
+};
+use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
+use kvm_sriov::{PciAddress, Position, actions};
+use kvm_sriov_tests::model::check::Stage;
+use kvm_sriov_tests::model::faults::Fault;
+use kvm_sriov_tests::model::host::{Ended, ModelHost};
+use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::vm::Vm;
+
+/// A table of docs/reconcile.md.
+struct Table {
+    /// The columns that a row is chosen by, and every value that each can have.
+    columns: Vec<(&'static str, Vec<&'static str>)>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    cells: Vec<String>,
+    done: Vec<String>,
+}
+
+impl Table {
+    /// Reads the table under the heading `### Table <number>`, whose last two columns are what is done, and why.
+    fn read(number: usize, columns: Vec<(&'static str, Vec<&'static str>)>) -> Self {
+        let text = fs::read_to_string(project().join("docs/reconcile.md")).unwrap();
+        let section = text.split(&format!("\n### Table {number}:")).nth(1).unwrap().split("\n#").next().unwrap();
+        let cells = |line: &str| -> Vec<String> {
+            line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+        };
+        let mut lines = section.lines().filter(|line| line.starts_with('|')).map(cells);
+        let mut expected: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+        expected.extend(["what is done", "why"]);
+        assert_eq!(lines.next().unwrap(), expected);
+        assert!(lines.next().unwrap().iter().all(|cell| cell == "---"));
+        let rows = lines.map(|mut cells| {
+            let why = cells.pop().unwrap();
+            assert!(why.len() > 10, "a row does not say why: {cells:?}");
+            let done = cells.pop().unwrap().split(", ").map(str::to_owned).collect();
+            assert_eq!(cells.len(), columns.len(), "{cells:?}");
+            Row { cells, done }
+        });
+        Self { rows: rows.collect(), columns }
+    }
+
+    fn fits(cell: &str, value: &str, values: &[&str]) -> bool {
+        let known = |name: &str| assert!(values.contains(&name), "{name:?} is none of {values:?}");
+        if cell == "any" {
+            return true;
+        }
+        if let Some(other) = cell.strip_prefix("but ") {
+            known(other);
+            return other != value;
+        }
+        cell.split(" / ").inspect(|name| known(name)).any(|name| name == value)
+    }
+
+    /// Every combination of values.
+    fn combinations(&self) -> Vec<Vec<&'static str>> {
+        let mut all: Vec<Vec<&'static str>> = vec![Vec::new()];
+        for (_, values) in &self.columns {
+            all = all.iter().flat_map(|one| values.iter().map(|value| [&one[..], &[value]].concat())).collect();
+        }
+        all
+    }
+
+    /// The one row for this combination.
+    fn row(&self, combination: &[&str]) -> usize {
+        let fits = |row: &Row| {
+            let cells = row.cells.iter().zip(combination).zip(&self.columns);
+            cells.fold(true, |fits, ((cell, value), (_, values))| Self::fits(cell, value, values) && fits)
+        };
+        let found: Vec<usize> = (0..self.rows.len()).filter(|number| fits(&self.rows[*number])).collect();
+        match found[..] {
+            [one] => one,
+            [] => panic!("no row for {combination:?}"),
+            _ => panic!("{} rows for {combination:?}: {:?}", found.len(), found.iter().map(|n| &self.rows[*n].cells)),
+        }
+    }
+
+    fn done(&self, combination: &[&str]) -> &[String] {
+        &self.rows[self.row(combination)].done
+    }
+
+    /// Checks that every combination has its row, and every row a combination.
+    fn check(&self) {
+        let used: BTreeSet<usize> = self.combinations().iter().map(|combination| self.row(combination)).collect();
+        for (number, row) in self.rows.iter().enumerate() {
+            assert!(used.contains(&number), "nothing is ever in this row: {:?}", row.cells);
+        }
+    }
+}
+
+fn elsewhere_column() -> (&'static str, Vec<&'static str>) {
+    ("elsewhere", vec!["unknown", "runs", "never ran"])
+}
+
+fn vms() -> Table {
+    Table::read(
+        1,
+        vec![
+            ("works on it", vec!["nobody", "an action", "libvirt saves", "libvirt works"]),
+            ("domain", vec!["running", "paused by user", "paused for migration", "paused", "suspended", "ending"]),
+            (
+                "operation",
+                vec![
+                    "none",
+                    "save",
+                    "pending, all there",
+                    "pending, some left",
+                    "pending, all left",
+                    "restore, untouched",
+                    "restore, unfinished",
+                    "restore, used",
+                    "restore, gone",
+                    "migrate",
+                    "newer",
+                ],
+            ),
+            elsewhere_column(),
+        ],
+    )
+}
+
+fn images() -> Table {
+    Table::read(4, vec![("image", vec!["none", "named"])])
+}
+
+fn nics() -> Table {
+    Table::read(
+        2,
+        vec![
+            ("wanted", vec!["yes", "no"]),
+            ("device", vec!["yes", "no"]),
+            ("claim", vec!["its own", "none", "for another VF", "another VM's"]),
+            ("CPUs", vec!["run", "stand"]),
+        ],
+    )
+}
+
+fn dummies() -> Table {
+    Table::read(3, vec![("wanted", vec!["yes", "no"]), ("dummy", vec!["yes", "no"]), ("CPUs", vec!["run", "stand"])])
+}
+
+fn gone() -> Table {
+    let images = vec!["none", "missing", "incomplete", "complete", "before boot", "outlived", "unreadable"];
+    Table::read(5, vec![("works on it", vec!["nobody", "an action"]), ("image", images), elsewhere_column()])
+}
+
+#[test]
+fn every_combination_is_in_exactly_one_row() {
+    for table in [vms(), nics(), dummies(), images(), gone()] {
+        table.check();
+    }
+}
+
+fn position(number: usize) -> Position {
+    Position::new(number).unwrap()
+}
+
+fn vf() -> PciAddress {
+    "0000:07:00.1".parse().unwrap()
+}
+
+fn elsewhere(word: &str) -> Elsewhere {
+    match word {
+        "unknown" => Elsewhere::Unknown,
+        "runs" => Elsewhere::Runs,
+        "never ran" => Elsewhere::Never,
+        other => panic!("{other}"),
+    }
+}
+
+/// The NIC of a combination of tables 2 and 3, at position 0, or the VF that is claimed for none.
+fn nic(wanted: bool, device: bool, claim: &str, dummy: bool) -> (Vec<Nic>, Vec<PciAddress>) {
+    let claim = match claim {
+        "its own" => Claimed::Own,
+        "none" => Claimed::Nobody,
+        "for another VF" => Claimed::Other,
+        "another VM's" => Claimed::Theirs,
+        other => panic!("{other}"),
+    };
+    let nic = Nic { position: position(0), wanted, device, claim, dummy };
+    let is_spare = !wanted && !device && claim == Claimed::Own;
+    (if wanted || device || dummy { vec![nic] } else { Vec::new() }, if is_spare { vec![vf()] } else { Vec::new() })
+}
+
+/// The order in which a NIC's repairs are done.
+const ORDER: [&str; 7] = ["unplug", "unplug dummy", "leave", "release", "claim", "plug", "plug dummy"];
+
+fn words(repairs: &[Repair]) -> Vec<&'static str> {
+    repairs.iter().map(Repair::word).collect()
+}
+
+#[test]
+fn the_rules_are_those_of_the_document() {
+    let (vms, nics, dummies, images) = (vms(), nics(), dummies(), images());
+    let mut walked = 0;
+    for of_nic in nics.combinations() {
+        for dummy in ["yes", "no"] {
+            let [wanted, device, claim, cpus] = of_nic[..] else { panic!() };
+            let mut expected: Vec<&str> = nics.done(&of_nic).iter().map(String::as_str).collect();
+            expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
+            let expected: Vec<&str> = ORDER.into_iter().filter(|word| expected.contains(word)).collect();
+            let (found, spare) = nic(wanted == "yes", device == "yes", claim, dummy == "yes");
+            for of_vm in vms.combinations().into_iter().filter(|vm| (vm[1] == "running") == (cpus == "run")) {
+                for image in ["none", "named"] {
+                    let facts = facts(&of_vm, image, found.clone(), spare.clone());
+                    let all = vms.done(&of_vm).iter().flat_map(|word| match word.as_str() {
+                        "NICs" => with_plugs(&expected, of_vm[2]),
+                        "image" if images.done(&[image]) == ["nothing"] => Vec::new(),
+                        "image" => images.done(&[image]).iter().map(String::as_str).collect(),
+                        word => vec![word],
+                    });
+                    let all: Vec<&str> = all.collect();
+                    assert_eq!(words(&decide(&facts)), all, "{of_vm:?} {of_nic:?} dummy {dummy} image {image}");
+                    walked += 1;
+                }
+            }
+        }
+    }
+    assert!(walked > 20_000, "{walked}");
+}
+
+/// The repairs of a NIC, together with those of what is pending in [`facts`], at positions of its own.
+fn with_plugs<'a>(expected: &[&'a str], operation: &str) -> Vec<&'a str> {
+    let left = match operation {
+        "pending, some left" => 1,
+        "pending, all left" => 2,
+        _ => 0,
+    };
+    let before: Vec<&str> = expected.iter().copied().filter(|word| *word != "plug dummy").collect();
+    let after = expected.iter().copied().filter(|word| *word == "plug dummy");
+    before.into_iter().chain(std::iter::repeat_n("plug", left)).chain(after).collect()
+}
+
+/// The facts of a combination of table 1.
+fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAddress>) -> Facts {
+    let [works, domain, operation, there] = combination[..] else { panic!() };
+    let pending = || vec![position(4), position(5)];
+    let there_is = |position, device| Nic { position, wanted: true, device, claim: Claimed::Own, dummy: true };
+    let devices = match operation {
+        "pending, all there" => Some([true, true]),
+        "pending, some left" => Some([false, true]),
+        "pending, all left" => Some([false, false]),
+        _ => None,
+    };
+    nics.extend(devices.into_iter().flatten().zip(pending()).map(|(device, position)| there_is(position, device)));
+    Facts {
+        busy: match works {
+            "nobody" => Busy::Nobody,
+            "an action" => Busy::Locked,
+            "libvirt saves" => Busy::Job(JobKind::Save),
+            "libvirt works" => Busy::Job(JobKind::MigrationOut),
+            other => panic!("{other}"),
+        },
+        domain: Some(state(domain)),
+        operation: match operation {
+            "none" => Open::Nothing,
+            "save" => Open::Save,
+            "restore, untouched" => Open::Restore(Checkpoint::Untouched),
+            "restore, unfinished" => Open::Restore(Checkpoint::Unfinished),
+            "restore, used" => Open::Restore(Checkpoint::Used),
+            "restore, gone" => Open::Restore(Checkpoint::Nowhere),
+            "migrate" => Open::Migrate,
+            "newer" => Open::Newer,
+            _ => Open::PendingUnplug(pending()),
+        },
+        nics,
+        spare,
+        image: if image == "named" { Noted::Incomplete } else { Noted::Nothing },
+        elsewhere: elsewhere(there),
+    }
+}
+
+fn state(word: &str) -> RunState {
+    match word {
+        "running" => RunState::Running,
+        "paused by user" => RunState::PausedByUser,
+        "paused for migration" => RunState::PausedForMigration,
+        "paused" => RunState::PausedOtherwise,
+        "suspended" => RunState::PmSuspended,
+        "ending" => RunState::Ending,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_rules_for_what_is_gone_are_those_of_the_document() {
+    let table = gone();
+    for combination in table.combinations() {
+        let [works, image, there] = combination[..] else { panic!() };
+        let facts = Facts {
+            busy: if works == "nobody" { Busy::Nobody } else { Busy::Locked },
+            domain: None,
+            operation: Open::Nothing,
+            nics: Vec::new(),
+            spare: vec![vf()],
+            image: match image {
+                "none" => Noted::Nothing,
+                "missing" => Noted::Missing,
+                "incomplete" => Noted::Incomplete,
+                "complete" => Noted::Complete,
+                "before boot" => Noted::BeforeBoot,
+                "outlived" => Noted::Outlived,
+                "unreadable" => Noted::Unreadable,
+                other => panic!("{other}"),
+            },
+            elsewhere: elsewhere(there),
+        };
+        assert_eq!(words(&decide(&facts)), table.done(&combination), "{combination:?}");
+    }
+}
+
+/// The VM on the model host.
+fn vm() -> Vm {
+    Vm::new(42).nic("sriov_ib0").nic("sriov_ib1")
+}
+
+fn deployed() -> ModelHost {
+    let host = ModelHost::default();
+    // Even where everything is slow a guest that answers is heard.
+    host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=60\n");
+    actions::deploy(&host.host(), &host.deployment_file(&vm()), &host.deployment(&vm())).unwrap();
+    host
+}
+
+fn domain(host: &ModelHost) -> DomainRef {
+    host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap()
+}
+
+fn owner() -> Owner {
+    Owner { vm: "one-42".parse().unwrap(), uuid: Some(vm().uuid().parse().unwrap()) }
+}
+
+/// A device leaves the guest.
+fn leaves(host: &ModelHost, alias: &str) {
+    host.model().detach_alias(&domain(host), alias).unwrap();
+    while host.domain("one-42").unwrap().shows(alias) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn change_wanted(host: &ModelHost, change: impl FnOnce(&mut Wanted)) {
+    let mut wanted = wanted(host);
+    change(&mut wanted);
+    let text = wanted.to_unqualified_xml();
+    host.model().set_metadata(&domain(host), Some(&text), Wanted::PREFIX, Wanted::NAMESPACE).unwrap();
+}
+
+fn wanted(host: &ModelHost) -> Wanted {
+    host.domain("one-42").unwrap().wanted.unwrap().unwrap()
+}
+
+/// Changes the text of every claim; what becomes empty is removed.
+fn change_claims(host: &ModelHost, change: impl Fn(&str) -> String) {
+    for (name, text) in host.claims() {
+        let path = host.state_dir().join(name);
+        match change(&text) {
+            text if text.is_empty() => fs::remove_file(path).unwrap(),
+            text => fs::write(path, text).unwrap(),
+        }
+    }
+}
+
+fn checkpoint(host: &ModelHost) -> PathBuf {
+    host.vm_dir(&vm()).join("checkpoint")
+}
+
+fn unfinished(host: &ModelHost) -> PathBuf {
+    host.vm_dir(&vm()).join(".checkpoint.kvm-sriov")
+}
+
+fn used(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{}.used", path.file_name().unwrap().to_str().unwrap()))
+}
+
+/// The claims name the file of a save.
+fn note_image(host: &ModelHost, path: &Path) {
+    change_claims(host, |text| format!("{text}image={}\n", path.display()));
+}
+
+/// Does on a host what leads to this combination of table 1.
+fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
+    let pending = || OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
+    let restore = |path: &Path| OperationKind::Restore { checkpoint: path.to_owned() };
+    let from = if operation == "restore, unfinished" { unfinished(host) } else { checkpoint(host) };
+    let (kind, left): (_, &[usize]) = match operation {
+        "none" => (None, &[1]),
+        "newer" => (Some(OperationKind::Other("frobnicate".into())), &[1]),
+        "save" => (Some(OperationKind::Save), &[0, 1]),
+        "migrate" => (Some(OperationKind::Migrate { to: "host2".into(), id: "7".into() }), &[0, 1]),
+        "pending, all there" => (Some(pending()), &[]),
+        "pending, some left" => (Some(pending()), &[0]),
+        "pending, all left" => (Some(pending()), &[0, 1]),
+        _ => (Some(restore(&from)), &[0, 1]),
+    };
+    for number in left {
+        leaves(host, &alias_of(position(*number)));
+    }
+    change_wanted(host, |wanted| wanted.operation = kind.map(Into::into));
+    if image == "named" {
+        fs::write(unfinished(host), "LibvirtQemudPart").unwrap();
+        note_image(host, &unfinished(host));
+    }
+    let model = host.model();
+    if operation.starts_with("restore") {
+        model.save(&domain(host), &from).unwrap();
+        let xml = model.image_xml(&from).unwrap();
+        model.restore(&from, &xml, true).unwrap();
+        match operation {
+            "restore, used" => fs::rename(&from, used(&from)).unwrap(),
+            "restore, gone" => fs::remove_file(&from).unwrap(),
+            _ => {}
+        }
+        if domain_word == "running" || domain_word == "suspended" {
+            model.resume(&domain(host)).unwrap();
+        }
+    }
+    match domain_word {
+        "running" => {}
+        word => model.stands("one-42", state(word)),
+    }
+}
+
+/// Puts the host right as the combination says: by reconciliation, or with a word of what is elsewhere.
+fn put_right(host: &ModelHost, there: &str) -> VmReport {
+    match elsewhere(there) {
+        Elsewhere::Unknown => {
+            let mut report = reconcile(&host.host(), &Options::default()).unwrap();
+            assert!(report.problems.is_empty(), "{:?}", report.problems);
+            let found = report.vms.iter().position(|vm| vm.owner.vm.as_str() == "one-42").unwrap();
+            report.vms.remove(found)
+        }
+        known => resolve(&host.host(), &"one-42".parse().unwrap(), known).unwrap(),
+    }
+}
+
+/// The second look finds nothing to do.
+fn is_settled(host: &ModelHost) {
+    let before = host.portrait();
+    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    assert!(report.claims.is_empty() && report.problems.is_empty(), "{report:?}");
+    for vm in report.vms {
+        assert!(vm.done.is_empty() && vm.failures.is_empty(), "{vm:?}");
+        assert!(vm.left.iter().all(Repair::is_note), "{vm:?}");
+    }
+    assert_eq!(host.portrait(), before);
+}
+
+/// Walks these in a few threads; a failure says which.
+fn walk(combinations: Vec<Vec<&'static str>>, step: impl Fn(&[&'static str]) + Sync) {
+    let waiting = std::sync::Mutex::new(combinations.into_iter());
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    let Some(combination) = waiting.lock().unwrap().next() else { break };
+                    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| step(&combination)));
+                    assert!(tried.is_ok(), "went wrong, see above: {combination:?}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn every_row_of_a_vm_nobody_works_on_comes_true() {
+    let table = vms();
+    let matters = |combination: &Vec<&str>| {
+        let column = &table.rows[table.row(combination)].cells[3];
+        combination[0] == "nobody" && (combination[3] == "unknown" || column != "any")
+    };
+    let combinations = table.combinations().into_iter().filter(matters);
+    let with_images = combinations.flat_map(|one| ["none", "named"].map(|image| [&one[..], &[image]].concat()));
+    walk(with_images.collect(), |combination| {
+        let [_, domain_word, operation, there, image] = combination[..] else { panic!() };
+        let host = deployed();
+        lead_to(&host, domain_word, operation, image);
+        let (before, missing) = (host.portrait(), missing(&host));
+        let done = table.done(&combination[..4]);
+        let report = put_right(&host, there);
+        assert!(report.failures.is_empty(), "{report:?}");
+        let said: Vec<&str> = done.iter().map(String::as_str).collect();
+        if said == ["leave"] || said == ["in doubt"] {
+            assert_eq!((words(&report.done), words(&report.left)), (Vec::new(), said.clone()));
+            assert_eq!(host.portrait(), before);
+        } else {
+            let expected = said.iter().flat_map(|word| match *word {
+                "NICs" => vec!["plug"; missing],
+                // An unfinished image that the domain came from is its checkpoint.
+                "image" if image == "none" || operation == "restore, unfinished" => Vec::new(),
+                "image" => vec!["remove image"],
+                word => vec![word],
+            });
+            assert_eq!(words(&report.done), expected.collect::<Vec<_>>());
+            assert!(report.left.is_empty(), "{report:?}");
+            came_true(&host, &said, domain_word, operation);
+        }
+        host.check_safe();
+        is_settled(&host);
+    });
+}
+
+/// How many NICs lack their VF.
+fn missing(host: &ModelHost) -> usize {
+    host.domain("one-42").unwrap().missing().count()
+}
+
+fn came_true(host: &ModelHost, said: &[&str], domain_word: &str, operation: &str) {
+    if said.contains(&"destroy") {
+        assert!(host.domain("one-42").is_none());
+        assert!(host.claims().is_empty(), "{:?}", host.claims());
+        if operation == "restore, untouched" {
+            assert!(host.model().is_newest(&checkpoint(host)).unwrap(), "the checkpoint can't be restored");
+        }
+        return;
+    }
+    let expected = if said.contains(&"resume") { RunState::Running } else { state(domain_word) };
+    assert_eq!(host.model().state(&domain(host)).unwrap(), Some(expected));
+    for path in [checkpoint(host), unfinished(host)] {
+        assert!(!path.exists() && !used(&path).exists(), "{} is still there", path.display());
+    }
+    match said.contains(&"close") || operation == "none" {
+        true => host.check(),
+        false => {
+            assert_eq!(missing(host), 0);
+            let positions =
+                if said.contains(&"keep pending") { vec![position(1)] } else { vec![position(0), position(1)] };
+            let kind = wanted(host).operation.unwrap().kind;
+            assert_eq!(kind, OperationKind::PendingUnplug { positions });
+        }
+    }
+}
+
+#[test]
+fn what_somebody_works_on_is_left_alone() {
+    let table = vms();
+    let host = deployed();
+    lead_to(&host, "running", "none", "none");
+    let store = host.host().claims().unwrap();
+    let lock = store.lock_vm(&owner().vm, "save", Duration::ZERO).unwrap();
+    let before = host.portrait();
+    assert_eq!(table.done(&["an action", "running", "none", "unknown"]), ["leave"]);
+    assert_eq!(words(&put_right(&host, "unknown").left), ["leave"]);
+    assert_eq!(host.portrait(), before);
+    drop(lock);
+    assert_eq!(words(&put_right(&host, "unknown").done), ["plug"]);
+    host.check();
+}
+
+/// A copy that hangs, of a domain whose VFs are out.
+fn hanging(
+    host: &ModelHost,
+    operation: &str,
+    copy: impl FnOnce(&DomainRef) -> bool + Send + 'static,
+) -> thread::JoinHandle<bool> {
+    lead_to(host, "running", operation, "none");
+    if operation == "none" {
+        leaves(host, &alias_of(position(0)));
+    }
+    host.model().set_course(Course::Hangs);
+    let there = domain(host);
+    let thread = thread::spawn({
+        let there = there.clone();
+        move || copy(&there)
+    });
+    while host.model().job(&there).unwrap().is_none() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    thread
+}
+
+#[test]
+fn a_save_that_nobody_waits_for_is_aborted_and_no_other() {
+    let table = vms();
+    for operation in ["none", "save"] {
+        let host = deployed();
+        let (model, path) = (host.model().clone(), unfinished(&host));
+        let saving = hanging(&host, operation, move |domain| model.save(domain, &path).is_ok());
+        let before = host.portrait();
+        let said = table.done(&["libvirt saves", "paused", operation, "unknown"]);
+        let report = put_right(&host, "unknown");
+        if operation == "none" {
+            assert_eq!(words(&report.left), said);
+            assert_eq!(host.portrait(), before);
+            host.model().let_go();
+            assert!(saving.join().unwrap());
+        } else {
+            assert_eq!(words(&report.done), [said[0].as_str(), "plug", "plug", "close"]);
+            assert_eq!(host.model().state(&domain(&host)).unwrap(), Some(RunState::Running));
+            assert!(!saving.join().unwrap());
+            host.check();
+        }
+    }
+}
+
+#[test]
+fn a_move_under_way_is_left_alone_at_both_ends() {
+    let table = vms();
+    let host = deployed();
+    let other = host.beside("host2", 4);
+    let model = host.model().clone();
+    let moving = hanging(&host, "migrate", move |domain| {
+        let migration = Migration { destination: "qemu+ssh://host2/system".into(), ..Migration::default() };
+        model.migrate(domain, &migration).is_ok()
+    });
+    for (side, word) in [(&host, "running"), (&other, "paused for migration")] {
+        let before = side.portrait();
+        let said = table.done(&["libvirt works", word, "migrate", "unknown"]);
+        assert_eq!(words(&put_right(side, "unknown").left), said);
+        assert_eq!(side.portrait(), before);
+    }
+    host.model().let_go();
+    assert!(moving.join().unwrap());
+    // It has arrived, and nobody is there to receive it.
+    assert_eq!(words(&put_right(&other, "unknown").done), ["plug", "plug", "close"]);
+    reconcile(&host.host(), &Options::default()).unwrap();
+    [host, other].check();
+}
+
+/// What is claimed becomes what this word of table 2 says.
+fn change_claim(host: &ModelHost, claim: &str) {
+    let nic_0 = format!("mac={}", vm().mac(0));
+    let vfs = host.vfs("ib0");
+    let of_nic_0 = |change: &dyn Fn(&str) -> String| {
+        change_claims(host, |text| if text.contains(&nic_0) { change(text) } else { text.to_owned() });
+    };
+    match claim {
+        "its own" => {}
+        "none" => of_nic_0(&|_| String::new()),
+        "for another VF" => {
+            of_nic_0(&|text| text.replace(&vfs[0].to_string(), &vfs[2].to_string()));
+            fs::rename(host.state_dir().join("ib0/0"), host.state_dir().join("ib0/2")).unwrap();
+        }
+        "another VM's" => of_nic_0(&|text| text.replace("vm=one-42", "vm=one-77").replace("00042", "00077")),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn every_row_of_a_nic_comes_true() {
+    let (nics, dummies) = (nics(), dummies());
+    let combinations =
+        nics.combinations().into_iter().flat_map(|nic| ["yes", "no"].map(|dummy| [&nic[..], &[dummy]].concat()));
+    walk(combinations.collect(), |combination| {
+        let [wanted, device, claim, cpus, dummy] = combination[..] else { panic!() };
+        let host = deployed();
+        if device == "no" {
+            leaves(&host, &alias_of(position(0)));
+        }
+        if dummy == "no" {
+            leaves(&host, &dummy_alias_of(position(0)));
+        }
+        if wanted == "no" {
+            change_wanted(&host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
+        }
+        change_claim(&host, claim);
+        if cpus == "stand" {
+            host.model().pauses("one-42");
+        }
+        let mut expected: Vec<&str> = nics.done(&combination[..4]).iter().map(String::as_str).collect();
+        expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
+        let report = put_right(&host, "unknown");
+        assert!(report.failures.is_empty(), "{report:?}");
+        // Claims are put right first, for all roots: what is left of that for the VM depends on what they were.
+        let of_claims = |word: &&&str| ["claim", "release"].contains(*word);
+        let said = words(&report.done);
+        let said: Vec<&str> = said.iter().filter(|word| !of_claims(word)).copied().collect();
+        let done = ORDER.iter().filter(|word| expected.contains(word) && **word != "leave" && !of_claims(word));
+        assert_eq!(said, done.copied().collect::<Vec<_>>());
+        if expected.contains(&"leave") {
+            assert_eq!(words(&report.left), ["leave"]);
+            host.check_safe();
+        } else {
+            assert!(report.left.is_empty(), "{report:?}");
+            host.check();
+        }
+        is_settled(&host);
+    });
+}
+
+/// The VM is in the file of a save whose process is dead.
+fn lead_to_image(host: &ModelHost) -> PathBuf {
+    for number in 0..2 {
+        leaves(host, &alias_of(position(number)));
+    }
+    change_wanted(host, |wanted| wanted.operation = Some(OperationKind::Save.into()));
+    let path = unfinished(host);
+    host.model().save(&domain(host), &path).unwrap();
+    path
+}
+
+#[test]
+fn every_row_of_what_is_gone_comes_true() {
+    let table = gone();
+    walk(table.combinations(), |combination| {
+        let [works, image, there] = combination[..] else { panic!() };
+        let host = deployed();
+        let path = lead_to_image(&host);
+        if image != "none" {
+            note_image(&host, &path);
+        }
+        match image {
+            "missing" => fs::rename(&path, checkpoint(&host)).unwrap(),
+            "incomplete" => fs::write(&path, "LibvirtQemudPart").unwrap(),
+            "before boot" => change_claims(&host, |text| {
+                let lines = text.lines().map(|line| if line.starts_with("boot=") { "boot=another" } else { line });
+                lines.map(|line| format!("{line}\n")).collect()
+            }),
+            "outlived" => {
+                let xml =
+                    "<domain type='qemu'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
+                host.model().create(xml).unwrap();
+            }
+            "unreadable" => {
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+            }
+            _ => {}
+        }
+        let store = host.host().claims().unwrap();
+        let held = (works == "an action").then(|| {
+            let noted = (image != "none").then_some(path.as_path());
+            store.hold(&owner(), noted).unwrap();
+            store.lock_vm(&owner().vm, "restore", Duration::ZERO).unwrap()
+        });
+        let before = host.portrait();
+        let said = table.done(combination);
+        let id = vm().uuid().parse().unwrap();
+        let report = match elsewhere(there) {
+            Elsewhere::Unknown => reconcile(&host.host(), &Options::default()).unwrap().vms,
+            known => resolve(&host.host(), &id, known).into_iter().collect(),
+        };
+        let done: Vec<&str> = report.iter().flat_map(|vm| words(&vm.done)).collect();
+        assert!(report.iter().all(|vm| vm.failures.is_empty()), "{report:?}");
+        match said.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["leave"] | ["in doubt"] => assert_eq!(host.portrait(), before),
+            ["restore image"] => {
+                assert_eq!(
+                    done,
+                    ["restore image", "plug", "plug", "spend checkpoint", "resume", "remove used", "close"]
+                );
+                assert_eq!(host.model().state(&domain(&host)).unwrap(), Some(RunState::Running));
+                assert!(!path.exists() && !used(&path).exists());
+                host.check();
+            }
+            ref said => {
+                assert!(host.claims().is_empty(), "{:?}", host.claims());
+                assert_eq!(path.exists(), image == "none", "{said:?}");
+                assert_eq!(checkpoint(&host).exists(), image == "missing");
+                host.check();
+            }
+        }
+        drop(held);
+    });
+}
+
+/// What a repair begins with, and whether the VM runs after it.
+const BROKEN: [(&str, fn(&ModelHost), bool); 6] = [
+    ("save", |host| lead_to(host, "running", "save", "named"), true),
+    ("image", |host| note_image(host, &lead_to_image(host)), true),
+    ("restored", |host| lead_to(host, "paused for migration", "restore, used", "none"), true),
+    ("to be restored", |host| lead_to(host, "paused for migration", "restore, untouched", "none"), false),
+    ("pending", |host| lead_to(host, "running", "pending, all left", "none"), true),
+    (
+        "an attach cut off",
+        |host| {
+            change_wanted(host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
+            leaves(host, &dummy_alias_of(position(1)));
+        },
+        true,
+    ),
+];
+
+const FAULTS: [Fault; 4] = [
+    Fault::Fails(LibvirtErrorKind::Other),
+    Fault::FailsAfter(LibvirtErrorKind::NoAnswer),
+    Fault::Dies,
+    Fault::DiesAfter,
+];
+
+/// Every call of libvirt fails, and the process dies at every call: a second look makes it good, and nothing was lost.
+#[test]
+fn a_repair_that_is_cut_off_is_taken_up_again() {
+    let names = BROKEN.iter().map(|(name, ..)| *name);
+    let each = names.flat_map(|name| ["0", "1", "2", "3"].map(|fault| vec![name, fault]));
+    walk(each.collect(), |combination| {
+        let (_, broken, runs) = BROKEN.iter().find(|(name, ..)| *name == combination[0]).unwrap();
+        let fault = FAULTS[combination[1].parse::<usize>().unwrap()];
+        for n in 1.. {
+            let host = deployed();
+            broken(&host);
+            host.faults().arm(n, fault);
+            let ended = host.run(|| reconcile(&host.host(), &Options::default()));
+            let fired = host.faults().fired() || matches!(ended, Ended::Killed);
+            let calls = host.faults().calls();
+            host.faults().disarm();
+            host.check_safe();
+            let again = reconcile(&host.host(), &Options::default()).unwrap();
+            if let Ended::With(Ok(report)) = &ended {
+                let was_left = !again.claims.is_empty() || again.vms.iter().any(|vm| !vm.done.is_empty());
+                assert!(!was_left || report.verdict(false) != Verdict::Right, "call {n} of {calls:?}: {report:?}");
+            }
+            assert_eq!(host.domain("one-42").is_some(), *runs, "{fault:?} at call {n} of {calls:?}");
+            if *runs {
+                assert_eq!(host.model().state(&domain(&host)).unwrap(), Some(RunState::Running));
+            } else {
+                assert!(host.model().is_newest(&checkpoint(&host)).unwrap());
+            }
+            host.check();
+            is_settled(&host);
+            if !fired {
+                assert!(n > 3);
+                break;
+            }
+        }
+    });
+}
+
+/// libvirt does not know whether it runs there: here it waits for a word, and there what is true decides.
+#[test]
+fn a_move_in_doubt_ends_in_one_place() {
+    for runs_there in [true, false] {
+        let host = deployed();
+        let other = host.beside("host2", 4);
+        lead_to(&host, "running", "migrate", "none");
+        host.model().set_course(Course::InDoubt { runs_there });
+        let migration = Migration { destination: "qemu+ssh://host2/system".into(), ..Migration::default() };
+        host.model().migrate(&domain(&host), &migration).unwrap_err();
+        let before = host.portrait();
+        assert_eq!(words(&put_right(&host, "unknown").left), ["in doubt"]);
+        assert_eq!(host.portrait(), before);
+        let there = reconcile(&other.host(), &Options::default()).unwrap();
+        assert_eq!(there.vms.len(), usize::from(runs_there));
+        let id = vm().uuid().parse().unwrap();
+        if runs_there {
+            assert_eq!(words(&there.vms[0].done), ["plug", "plug", "close"]);
+            let report = resolve(&host.host(), &id, Elsewhere::Runs).unwrap();
+            assert_eq!(words(&report.done), ["destroy", "release all"]);
+        } else {
+            let report = resolve(&host.host(), &id, Elsewhere::Never).unwrap();
+            assert_eq!(words(&report.done), ["plug", "plug", "resume", "close"]);
+        }
+        assert_eq!(other.domain("one-42").is_some(), runs_there);
+        [host, other].check();
+    }
+}
+
+/// A guest that says nothing holds nobody up, and is heard when it answers.
+#[test]
+fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
+    let host = deployed();
+    host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=600\n");
+    let second = Vm::new(43).nic("sriov_ib0");
+    actions::deploy(&host.host(), &host.deployment_file(&second), &host.deployment(&second)).unwrap();
+    leaves(&host, &alias_of(position(1)));
+    change_wanted(&host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
+    host.model().set_guest("one-42", Guest::Silent);
+    host.model().ends("one-43");
+    let begin = Instant::now();
+    let options = Options { timeout: Duration::from_secs(2), ..Options::default() };
+    let report = reconcile(&host.host(), &options).unwrap();
+    let of_42 = report.vms.iter().find(|vm| vm.owner == owner()).unwrap();
+    assert_eq!((words(&of_42.done), of_42.failures.len()), (vec!["plug"], 2));
+    assert!(begin.elapsed() < Duration::from_secs(60));
+    assert_eq!(report.verdict(false), Verdict::Left);
+    assert_eq!(host.claims().values().filter(|text| text.contains("one-43")).count(), 0);
+    host.model().boots("one-42");
+    put_right(&host, "unknown");
+    host.check();
+}
+
+/// What would be done is said, and nothing is: no lock is taken, no file is written.
+#[test]
+fn a_dry_run_changes_nothing() {
+    for (name, broken, _) in BROKEN {
+        let host = deployed();
+        broken(&host);
+        let lock = host.state_dir().join(".locks/vm-one-42");
+        let written = || fs::metadata(&lock).and_then(|metadata| metadata.modified()).unwrap();
+        let before = (host.portrait(), written());
+        let options = Options { dry_run: true, ..Options::default() };
+        let planned = reconcile(&host.host(), &options).unwrap();
+        assert_eq!((host.portrait(), written()), before, "{name}");
+        assert_eq!(planned.verdict(true), Verdict::Left, "{name}");
+        let done = reconcile(&host.host(), &Options::default()).unwrap();
+        assert_eq!(planned.claims, done.claims, "{name}");
+        let planned: Vec<&str> = planned.vms.iter().flat_map(|vm| words(&vm.left)).collect();
+        let done: Vec<&str> = done.vms.iter().flat_map(|vm| words(&vm.done)).collect();
+        assert!(done.starts_with(&planned), "{name}: {planned:?}, {done:?}");
+    }
+}

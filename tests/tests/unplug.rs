@@ -1,0 +1,203 @@
+//! The unplug engine in front of every kind of guest.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::time::{Duration, Instant};
+
+use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
+use kvm_sriov::vm::Outcome;
+use kvm_sriov::{actions, vm};
+use kvm_sriov_tests::model::faults::Fault;
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model::{Guest, Hotplug};
+use kvm_sriov_tests::vm::Vm;
+
+const NAME: &str = "one-42";
+
+/// Three VFs in a running VM with this guest.
+fn a_vm(guest: Guest) -> (ModelHost, DomainRef, Vec<String>) {
+    let host = ModelHost::default();
+    let vm = Vm::new(42).nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib0");
+    host.model().set_guest(NAME, guest);
+    let domain = actions::deploy(&host.host(), &host.deployment_file(&vm), &host.deployment(&vm)).unwrap();
+    host.faults().disarm();
+    (host, domain, (0..3).map(|n| format!("ua-sriov-{n}")).collect())
+}
+
+/// Unplugs everything; how it came out, and how long it took.
+fn unplug(host: &ModelHost, domain: &DomainRef, aliases: &[String], seconds: u64) -> (Vec<Outcome>, Duration) {
+    let begin = Instant::now();
+    let outcomes = vm::unplug(host.faults(), domain, aliases, Duration::from_secs(seconds)).unwrap();
+    assert_eq!(host.model().watches(), 0, "a watch was left open");
+    let shown: Vec<_> = host.domain(NAME).into_iter().flat_map(|live| live.hostdevs).collect();
+    for (alias, outcome) in aliases.iter().zip(&outcomes) {
+        let is_shown = shown.iter().any(|device| device.alias.as_ref() == Some(alias));
+        assert_eq!(is_shown, !matches!(outcome, Outcome::Released | Outcome::DomainGone), "{alias}: {outcome}");
+    }
+    (outcomes, begin.elapsed())
+}
+
+const RELEASED: [Outcome; 3] = [Outcome::Released, Outcome::Released, Outcome::Released];
+const PENDING: [Outcome; 3] = [Outcome::Pending, Outcome::Pending, Outcome::Pending];
+const GONE: [Outcome; 3] = [Outcome::DomainGone, Outcome::DomainGone, Outcome::DomainGone];
+
+#[test]
+fn all_leave_in_the_time_of_the_slowest_with_one_call_each() {
+    let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(200)));
+    let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+    assert_eq!(outcomes, RELEASED);
+    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert_eq!(host.faults().calls(), ["watch", "detach_alias", "detach_alias", "detach_alias", "live_xml"]);
+}
+
+#[test]
+fn an_event_before_the_answer_is_not_missed() {
+    let (host, domain, aliases) = a_vm(Guest::EventBeforeReturn);
+    let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+    assert_eq!(outcomes, RELEASED);
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn silence_is_pending_and_nothing_is_asked_too_soon() {
+    for guest in [Guest::Silent, Guest::InFirmware] {
+        let (host, domain, aliases) = a_vm(guest);
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 1);
+        assert_eq!(outcomes, PENDING);
+        assert!(took >= Duration::from_secs(1), "{took:?}");
+        assert_eq!(host.faults().count("detach_alias"), 3);
+    }
+}
+
+#[test]
+fn a_guest_that_forgot_while_it_booted_is_asked_again() {
+    let (host, domain, aliases) = a_vm(Guest::InFirmware);
+    let model = host.model().clone();
+    // The fifth call is the first that is repeated.
+    host.faults().before(5, move || model.boots(NAME));
+    let (outcomes, took) = unplug(&host, &domain, &aliases, 15);
+    assert_eq!(outcomes, RELEASED);
+    assert!(took >= Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_busy_slot_is_asked_again_but_not_at_once() {
+    let (host, domain, aliases) = a_vm(Guest::Busy(2));
+    let (outcomes, took) = unplug(&host, &domain, &aliases, 10);
+    assert_eq!(outcomes, RELEASED);
+    assert!(took >= Duration::from_secs(5), "{took:?}");
+    assert_eq!(host.faults().count("detach_alias"), 5);
+}
+
+#[test]
+fn a_guest_that_says_no_is_believed_at_once() {
+    let (host, domain, aliases) = a_vm(Guest::RemovalFailed);
+    let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Refused(_))), "{outcomes:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn one_that_stays_is_told_from_those_that_leave() {
+    let (host, domain, aliases) = a_vm(Guest::Refuses("ua-sriov-1".into()));
+    let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
+    assert_eq!(outcomes, [Outcome::Released, Outcome::Pending, Outcome::Released]);
+}
+
+#[test]
+fn a_request_that_stands_is_waited_for() {
+    for hotplug in [Hotplug::Acpi, Hotplug::AcpiOnce, Hotplug::Native] {
+        let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(300)));
+        host.model().set_hotplug(NAME, hotplug);
+        for alias in &aliases {
+            host.model().detach_alias(&domain, alias).unwrap();
+        }
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+        assert_eq!(outcomes, RELEASED, "{hotplug:?}");
+        assert!(took < Duration::from_secs(1), "{hotplug:?}: {took:?}");
+    }
+}
+
+#[test]
+fn a_second_press_never_takes_the_first_one_back() {
+    let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(1500)));
+    host.model().set_hotplug(NAME, Hotplug::NativeCancels);
+    let (outcomes, _) = unplug(&host, &domain, &aliases, 5);
+    assert_eq!(outcomes, RELEASED);
+}
+
+#[test]
+fn a_paused_guest_is_waited_for_until_it_is_resumed() {
+    let (host, domain, aliases) = a_vm(Guest::default());
+    host.model().pauses(NAME);
+    let (model, same) = (host.model().clone(), domain.clone());
+    let resumer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        model.resume(&same).unwrap();
+    });
+    let (outcomes, _) = unplug(&host, &domain, &aliases, 5);
+    resumer.join().unwrap();
+    assert_eq!(outcomes, RELEASED);
+}
+
+#[test]
+fn what_the_xml_shows_counts_and_not_what_was_said() {
+    let (host, domain, aliases) = a_vm(Guest::EventBeforeReturn);
+    host.faults().arm(3, Fault::FailsAfter(LibvirtErrorKind::Other));
+    assert_eq!(unplug(&host, &domain, &aliases, 2).0, RELEASED);
+
+    let (host, domain, aliases) = a_vm(Guest::Silent);
+    let model = host.model().clone();
+    host.faults().before(4, move || model.emits(NAME, &Event::DeviceRemoved("ua-sriov-1".into())));
+    assert_eq!(unplug(&host, &domain, &aliases, 1).0, PENDING);
+}
+
+#[test]
+fn a_domain_that_ends_is_gone_wherever_it_ends() {
+    for n in 1..=4 {
+        let (host, domain, aliases) = a_vm(Guest::Silent);
+        let model = host.model().clone();
+        host.faults().before(n, move || model.ends(NAME));
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+        assert_eq!(outcomes, GONE, "before call {n}");
+        assert!(took < Duration::from_secs(1), "before call {n}: {took:?}");
+    }
+}
+
+#[test]
+fn a_libvirtd_that_restarts_is_waited_for() {
+    for n in 1..=5 {
+        let (host, domain, aliases) = a_vm(Guest::default());
+        let model = host.model().clone();
+        host.faults().before(n, move || model.restart_daemon());
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+        assert_eq!(outcomes, RELEASED, "before call {n}");
+        assert!(took < Duration::from_secs(2), "before call {n}: {took:?}");
+    }
+}
+
+#[test]
+fn a_libvirtd_that_stays_away_is_said_to_be() {
+    let (host, domain, aliases) = a_vm(Guest::Silent);
+    let model = host.model().clone();
+    host.faults().before(3, move || model.stop_daemon());
+    let outcomes = vm::unplug(host.faults(), &domain, &aliases, Duration::from_secs(1)).unwrap();
+    assert_eq!(outcomes, [Outcome::DaemonGone, Outcome::DaemonGone, Outcome::DaemonGone]);
+}
+
+#[test]
+fn any_call_may_fail() {
+    for kind in [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected] {
+        for fault in [Fault::Fails(kind), Fault::FailsAfter(kind)] {
+            for n in 1.. {
+                let (host, domain, aliases) = a_vm(Guest::default());
+                host.faults().arm(n, fault);
+                let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
+                if !host.faults().fired() {
+                    assert_eq!(outcomes, RELEASED);
+                    break;
+                }
+            }
+        }
+    }
+}
