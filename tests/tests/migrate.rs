@@ -254,7 +254,12 @@ fn with_every_fault(place: usize) {
     let kinds = [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected];
     let fails = kinds.into_iter().flat_map(|kind| [Fault::Fails(kind), Fault::FailsAfter(kind)]);
     let mut wrong = Vec::new();
-    for fault in fails.chain([Fault::Dies, Fault::DiesAfter, Fault::DiesDuring { is_done: false }, Fault::DiesDuring { is_done: true }]) {
+    for fault in fails.chain([
+        Fault::Dies,
+        Fault::DiesAfter,
+        Fault::DiesDuring { is_done: false },
+        Fault::DiesDuring { is_done: true },
+    ]) {
         for n in 1.. {
             let mut what = String::new();
             match catch_unwind(AssertUnwindSafe(|| with_fault(place, n, fault, &mut what))) {
