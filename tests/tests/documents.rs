@@ -125,7 +125,7 @@ fn every_command_has_a_page_and_a_completion() {
     let command = target().join("release/kvm-sriov");
     let run = |args: &[&str]| Command::new(&command).args(args).output().unwrap();
     let page = String::from_utf8(run(&["man"]).stdout).unwrap();
-    for name in ["list", "check", "completion"] {
+    for name in ["list", "check", "reconcile", "explain", "resolve", "completion"] {
         assert!(page.contains(name), "{name} is not in the manual page");
         assert!(run(&[name, "--help"]).status.success());
     }

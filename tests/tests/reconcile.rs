@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_sriov::claims::Owner;
 use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
@@ -16,10 +16,10 @@ use kvm_sriov::reconcile::{
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{PciAddress, Position, actions};
-use kvm_sriov_tests::model::Course;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
+use kvm_sriov_tests::model::{Course, Guest};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::vm::Vm;
 
@@ -442,7 +442,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
 fn put_right(host: &ModelHost, there: &str) -> VmReport {
     match elsewhere(there) {
         Elsewhere::Unknown => {
-            let mut report = reconcile(&host.host(), &Options::default()).unwrap();
+            let mut report = host.reconcile().unwrap();
             assert!(report.problems.is_empty(), "{:?}", report.problems);
             let found = report.vms.iter().position(|vm| vm.owner.vm.as_str() == "one-42").unwrap();
             report.vms.remove(found)
@@ -454,7 +454,7 @@ fn put_right(host: &ModelHost, there: &str) -> VmReport {
 /// The second look finds nothing to do.
 fn is_settled(host: &ModelHost) {
     let before = host.portrait();
-    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let report = host.reconcile().unwrap();
     assert!(report.claims.is_empty() && report.problems.is_empty(), "{report:?}");
     for vm in report.vms {
         assert!(vm.done.is_empty() && vm.failures.is_empty(), "{vm:?}");
@@ -630,7 +630,7 @@ fn a_move_under_way_is_left_alone_at_both_ends() {
     assert!(moving.join().unwrap());
     // It has arrived, and nobody is there to receive it.
     assert_eq!(words(&put_right(&other, "unknown").done), ["plug", "plug", "close"]);
-    reconcile(&host.host(), &Options::default()).unwrap();
+    host.reconcile().unwrap();
     [host, other].check();
 }
 
@@ -744,7 +744,7 @@ fn every_row_of_what_is_gone_comes_true() {
         let said = table.done(combination);
         let id = vm().uuid().parse().unwrap();
         let report = match elsewhere(there) {
-            Elsewhere::Unknown => reconcile(&host.host(), &Options::default()).unwrap().vms,
+            Elsewhere::Unknown => host.reconcile().unwrap().vms,
             known => resolve(&host.host(), &id, known).into_iter().collect(),
         };
         let done: Vec<&str> = report.iter().flat_map(|vm| words(&vm.done)).collect();
@@ -807,12 +807,12 @@ fn a_repair_that_is_cut_off_is_taken_up_again() {
             let host = deployed();
             broken(&host);
             host.faults().arm(n, fault);
-            let ended = host.run(|| reconcile(&host.host(), &Options::default()));
+            let ended = host.run(|| host.reconcile());
             let fired = host.faults().fired() || matches!(ended, Ended::Killed);
             let calls = host.faults().calls();
             host.faults().disarm();
             host.check_safe();
-            let again = reconcile(&host.host(), &Options::default()).unwrap();
+            let again = host.reconcile().unwrap();
             if let Ended::With(Ok(report)) = &ended {
                 let was_left = !again.claims.is_empty() || again.vms.iter().any(|vm| !vm.done.is_empty());
                 assert!(!was_left || report.verdict(false) != Verdict::Right, "call {n} of {calls:?}: {report:?}");
@@ -831,4 +831,78 @@ fn a_repair_that_is_cut_off_is_taken_up_again() {
             }
         }
     });
+}
+
+/// libvirt does not know whether it runs there: here it waits for a word, and there what is true decides.
+#[test]
+fn a_move_in_doubt_ends_in_one_place() {
+    for runs_there in [true, false] {
+        let host = deployed();
+        let other = host.beside("host2", 4);
+        lead_to(&host, "running", "migrate", "none");
+        host.model().set_course(Course::InDoubt { runs_there });
+        let migration = Migration { destination: "qemu+ssh://host2/system".into(), ..Migration::default() };
+        host.model().migrate(&domain(&host), &migration).unwrap_err();
+        let before = host.portrait();
+        assert_eq!(words(&put_right(&host, "unknown").left), ["in doubt"]);
+        assert_eq!(host.portrait(), before);
+        let there = other.reconcile().unwrap();
+        assert_eq!(there.vms.len(), usize::from(runs_there));
+        let id = vm().uuid().parse().unwrap();
+        if runs_there {
+            assert_eq!(words(&there.vms[0].done), ["plug", "plug", "close"]);
+            let report = resolve(&host.host(), &id, Elsewhere::Runs).unwrap();
+            assert_eq!(words(&report.done), ["destroy", "release all"]);
+        } else {
+            let report = resolve(&host.host(), &id, Elsewhere::Never).unwrap();
+            assert_eq!(words(&report.done), ["plug", "plug", "resume", "close"]);
+        }
+        assert_eq!(other.domain("one-42").is_some(), runs_there);
+        [host, other].check();
+    }
+}
+
+/// A guest that says nothing holds nobody up, and is heard when it answers.
+#[test]
+fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
+    let host = deployed();
+    host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=600\n");
+    let second = Vm::new(43).nic("sriov_ib0");
+    actions::deploy(&host.host(), &host.deployment_file(&second), &host.deployment(&second)).unwrap();
+    leaves(&host, &alias_of(position(1)));
+    change_wanted(&host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
+    host.model().set_guest("one-42", Guest::Silent);
+    host.model().ends("one-43");
+    let begin = Instant::now();
+    let options = Options { timeout: Duration::from_secs(2), ..Options::default() };
+    let report = reconcile(&host.host(), &options).unwrap();
+    let of_42 = report.vms.iter().find(|vm| vm.owner == owner()).unwrap();
+    assert_eq!((words(&of_42.done), of_42.failures.len()), (vec!["plug"], 2));
+    assert!(begin.elapsed() < Duration::from_secs(60));
+    assert_eq!(report.verdict(false), Verdict::Left);
+    assert_eq!(host.claims().values().filter(|text| text.contains("one-43")).count(), 0);
+    host.model().boots("one-42");
+    put_right(&host, "unknown");
+    host.check();
+}
+
+/// What would be done is said, and nothing is: no lock is taken, no file is written.
+#[test]
+fn a_dry_run_changes_nothing() {
+    for (name, broken, _) in BROKEN {
+        let host = deployed();
+        broken(&host);
+        let lock = host.state_dir().join(".locks/vm-one-42");
+        let written = || fs::metadata(&lock).and_then(|metadata| metadata.modified()).unwrap();
+        let before = (host.portrait(), written());
+        let options = Options { dry_run: true, ..Options::default() };
+        let planned = reconcile(&host.host(), &options).unwrap();
+        assert_eq!((host.portrait(), written()), before, "{name}");
+        assert_eq!(planned.verdict(true), Verdict::Left, "{name}");
+        let done = host.reconcile().unwrap();
+        assert_eq!(planned.claims, done.claims, "{name}");
+        let planned: Vec<&str> = planned.vms.iter().flat_map(|vm| words(&vm.left)).collect();
+        let done: Vec<&str> = done.vms.iter().flat_map(|vm| words(&vm.done)).collect();
+        assert!(done.starts_with(&planned), "{name}: {planned:?}, {done:?}");
+    }
 }

@@ -97,7 +97,7 @@ pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: 
     let failed = |repair: &&Repair| !report.failures.iter().any(|failure| failure.repair == **repair);
     for repair in report.left.iter().filter(failed) {
         let mark = match repair {
-            Repair::InDoubt(_) => paint("ask", Verdict::InDoubt, colours),
+            Repair::InDoubt(_) => paint("?", Verdict::InDoubt, colours),
             Repair::Leave(_) => "note".to_owned(),
             _ if is_plan => "would".to_owned(),
             _ => paint("left", Verdict::Left, colours),

@@ -117,7 +117,7 @@ pub(super) fn save_of_a_paused_vm_touches_nothing(host: LabHost) {
 
 /// What the journal says that the watcher did.
 fn watcher_plugged(host: LabHost, vm: &Vm) -> bool {
-    let line = format!("vm={} .* action=sriov_watcher result=plugged", vm.name());
+    let line = format!("vm={} .* action=watcher result=plugged", vm.name());
     host.root(&format!("grep -q '{line}' /var/log/syslog")).code == 0
 }
 

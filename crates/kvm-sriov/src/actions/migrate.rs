@@ -413,37 +413,39 @@ impl<'a> Departure<'a> {
         let (host, domain) = (self.host, self.traveller.domain().clone());
         // A domain of it that is there may go only while its CPUs run here.
         let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
-        let mut undo = None;
-        match self.agent.is_lost() {
-            true => log::warn!("{} frees what it holds for {} by itself", self.agent.host(), domain.name),
-            false => {
-                if let Err(error) = self.agent.ask(&Request::Abort { destroy }) {
-                    log::warn!("{error}; what is held there is freed by the next action that looks");
-                }
-            }
-        }
-        if let Some(vm) = self.traveller.with_vfs() {
-            undo = vm.plug_back(&cause).err();
-        }
+        let there = self.agent.ask(&Request::Abort { destroy }).err().map(|error| {
+            log::warn!("{error}");
+            format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
+        });
+        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
             }
         }
-        match undo {
-            None => {
-                let state = pending(&cause).map_or(HostState::NothingMoved, HostState::Left);
-                ActionError::new("migrate", cause, state)
-            }
-            Some(undo) => {
-                let left = format!(
+        let here = undo.as_ref().map_or_else(
+            || pending(&cause),
+            |_| {
+                Some(format!(
                     "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
                     domain.name
-                );
-                let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-                ActionError::new("migrate", cause, HostState::Left(left))
+                ))
+            },
+        );
+        let cause = match undo {
+            None => cause,
+            Some(undo) => {
+                self.let_go_of_claims(false);
+                Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }
             }
-        }
+        };
+        let state = match (here, there) {
+            (None, None) => HostState::NothingMoved,
+            (here, there) => {
+                HostState::Left(here.unwrap_or(HostState::NothingMoved.to_string()) + &there.unwrap_or_default())
+            }
+        };
+        ActionError::new("migrate", cause, state)
     }
 
     /// Frees what the VM claims here or, when it may still be here, says that no process works on it any more.

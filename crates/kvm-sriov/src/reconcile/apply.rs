@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::decide::{Repair, decide};
 use super::facts::{Elsewhere, Facts};
-use super::report::{Failure, VmReport};
+use super::report::VmReport;
 use crate::actions::gone;
 use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
 use crate::error::Cause;
@@ -97,10 +97,7 @@ impl Work<'_, '_> {
                 log::info!("{name}: {repair}: done");
                 self.report.done.push(repair.clone());
             }
-            Err(cause) => {
-                log::warn!("{name}: cannot {repair}: {cause}");
-                self.report.failures.push(Failure { repair: repair.clone(), cause });
-            }
+            Err(cause) => self.report.fail(repair.clone(), cause),
         }
     }
 
@@ -172,7 +169,9 @@ impl Work<'_, '_> {
         let leaving: Vec<(&Repair, Device)> =
             leaving.iter().filter_map(|repair| Some((repair, self.device(repair)?))).collect();
         let Some((first, _)) = leaving.first() else { return };
-        let timeout = self.vm.host.kvmrc().unplug_timeout().min(self.until.saturating_duration_since(Instant::now()));
+        // A silent guest must leave time for what can be done without it.
+        let half = self.until.saturating_duration_since(Instant::now()) / 2;
+        let timeout = self.vm.host.kvmrc().unplug_timeout().min(half);
         let aliases: Vec<String> = leaving.iter().map(|(_, device)| device.alias.clone()).collect();
         match unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout) {
             Ok(outcomes) => {

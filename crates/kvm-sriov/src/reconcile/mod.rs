@@ -277,9 +277,17 @@ pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
             _ => {}
         }
     }
-    // A claim that is not as it should be keeps no action from its work.
-    let matters = |failure: &Failure| !matches!(failure.repair, Repair::Claim(_) | Repair::Release(_));
-    report.failures.into_iter().find(matters).map_or(Ok(()), |failure| Err(failure.cause))
+    let mut worst = None;
+    for Failure { repair, cause } in report.failures {
+        // A claim that is not as it should be keeps no action from its work.
+        let matters = !matches!(repair, Repair::Claim(_) | Repair::Release(_));
+        if worst.is_none() && matters {
+            worst = Some(cause);
+        } else {
+            log::warn!("{}: cannot {repair}: {cause}", vm.domain.name);
+        }
+    }
+    worst.map_or(Ok(()), Err)
 }
 
 /// All that is known of one VM, and what [`reconcile`] would do to it.

@@ -59,7 +59,7 @@ impl VmReport {
     }
 
     pub(super) fn fail(&mut self, repair: Repair, cause: Cause) {
-        log::warn!("{}: cannot {repair}: {cause}", self.owner.vm);
+        log::debug!("{}: cannot {repair}: {cause}", self.owner.vm);
         self.failures.push(Failure { repair, cause });
     }
 

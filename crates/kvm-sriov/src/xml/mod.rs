@@ -33,7 +33,7 @@ pub use image::image_for;
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
-pub use snapshot::snapshot_of;
+pub use snapshot::{snapshot_of, wanted_in_snapshot};
 pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
