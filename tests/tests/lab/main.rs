@@ -16,6 +16,8 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod moves;
+mod nics;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -33,6 +35,8 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
+use moves::*;
+use nics::*;
 use suspend::*;
 
 const SCENARIOS: &[Scenario] = scenarios![
@@ -62,6 +66,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     guest_sees_its_vf_and_shuts_down,
     save_and_restore_on_pc,
     save_and_restore_on_q35,
+    save_and_restore_on_native_hotplug,
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
@@ -73,6 +78,16 @@ const SCENARIOS: &[Scenario] = scenarios![
     guest_reboots_during_an_unplug,
     an_adopted_domain_is_saved,
     a_foreign_device_is_refused,
+    nics_come_and_go_on_pc,
+    nics_come_and_go_on_q35,
+    attach_without_a_free_vf_changes_nothing,
+    detach_from_a_guest_that_does_not_answer,
+    vm_without_vfs_migrates,
+    traffic_survives_suspend_and_migration_there_and_back,
+    destination_with_too_few_vfs_is_refused,
+    two_vms_swap_hosts_with_full_maps,
+    cancel_during_a_migration,
+    moves_that_are_cut_off,
     host_reboot_with_claims_left_behind,
 ];
 
