@@ -363,9 +363,9 @@ impl LabHost {
             .to_owned()
     }
 
-    /// What libvirt says of a VM here, such as `running (booted)` or `paused (migrating)`; empty when it is not there.
+    /// What libvirt says of a VM here, such as `running` or `paused`; empty when it is not there.
     pub fn state(self, vm: &Vm) -> String {
-        self.oneadmin(&format!("virsh -c qemu:///system domstate --reason {} 2>/dev/null || true", vm.name()))
+        self.oneadmin(&format!("virsh -c qemu:///system domstate {} 2>/dev/null || true", vm.name()))
             .ok()
             .trim()
             .to_owned()
