@@ -16,6 +16,7 @@ use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLo
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
 use crate::xml::{Mode, VmData, Wanted};
 use crate::{DeployId, DomainName, DomainUuid, RootName};
@@ -146,6 +147,9 @@ impl Desk<'_> {
         let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
         match needs.map_or(Ok(()), |needs| expected.claim(host, &needs)) {
             Ok(()) => {
+                if host.kvmrc().cleanup_memory_on_start() {
+                    Sudo::ask().compact_memory();
+                }
                 self.expected = Some(expected);
                 Ok(Answer::Ready { bridge })
             }
