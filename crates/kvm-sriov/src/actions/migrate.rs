@@ -215,7 +215,7 @@ impl<'a> Departure<'a> {
 
     fn run(mut self) -> Result<(), ActionError> {
         if let Err(cause) = self.depart() {
-            match self.judge() {
+            match self.judge(&cause) {
                 Verdict::There => {
                     log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
                 }
@@ -365,21 +365,26 @@ impl<'a> Departure<'a> {
         }
     }
 
-    /// Looks at both hosts after a failure: only what is true there and here decides.
-    fn judge(&mut self) -> Verdict {
-        if !self.is_under_way {
-            return Verdict::Here;
+    /// How the domain runs here, as soon as libvirt has let go of it.
+    fn here(&self) -> Result<Option<RunState>, Cause> {
+        let (host, domain) = (self.host, self.traveller.domain());
+        let end = Instant::now() + CLEAR;
+        while host.patiently(|| Ok(host.hypervisor().job(domain)?))?.is_some() {
+            if Instant::now() >= end {
+                return Err(Cause::JobRuns { vm: domain.name.clone(), what: "its move" });
+            }
+            thread::sleep(POLL);
         }
-        let (host, domain) = (self.host, self.traveller.domain().clone());
-        let hypervisor = host.hypervisor();
-        let here = host.patiently(|| match hypervisor.job(&domain)? {
-            // libvirt has not let go of it: nothing is decided yet.
-            Some(_) => Ok(Err(())),
-            None => Ok(Ok(hypervisor.state(&domain)?)),
-        });
-        let here = match here {
-            Ok(Ok(state)) => state,
-            Ok(Err(())) => return Verdict::InDoubt,
+        host.patiently(|| Ok(host.hypervisor().state(domain)?))
+    }
+
+    /// Looks at both hosts after a failure: only what is true there and here decides.
+    fn judge(&mut self, cause: &Cause) -> Verdict {
+        if !self.is_under_way {
+            return if matches!(cause, Cause::Absent { .. }) { Verdict::Gone } else { Verdict::Here };
+        }
+        let here = match self.here() {
+            Ok(state) => state,
             Err(cause) => {
                 log::warn!("{cause}");
                 return Verdict::InDoubt;

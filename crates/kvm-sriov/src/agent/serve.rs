@@ -127,6 +127,11 @@ impl Desk<'_> {
             return Err(Cause::Exists { name: other.visitor.name.clone() });
         }
         let host = self.host;
+        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
+            if let Some(domain) = host.hypervisor().find(&id)? {
+                return Err(Cause::Exists { name: domain.name });
+            }
+        }
         let wanted = visitor.wanted.clone().filter(|wanted| !wanted.nics.is_empty());
         let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted)).transpose()?;
         let held = match &needs {
@@ -137,11 +142,6 @@ impl Desk<'_> {
             }
             None => None,
         };
-        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
-            if let Some(domain) = host.hypervisor().find(&id)? {
-                return Err(Cause::Exists { name: domain.name });
-            }
-        }
         let mut expected = Expected { visitor, held, snapshots: Vec::new(), made_dir: None };
         expected.make_dir()?;
         let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
