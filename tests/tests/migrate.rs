@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
-use kvm_sriov::reconcile::{Elsewhere, Options, Repair, reconcile, resolve};
+use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
@@ -316,7 +316,7 @@ fn settle(hosts: &[ModelHost; 2]) {
 fn reconciled(hosts: &[ModelHost; 2]) {
     settle(hosts);
     for host in hosts {
-        let report = reconcile(&host.host(), &Options::default()).unwrap();
+        let report = host.reconcile().unwrap();
         let in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
         for vm in report.vms.iter().filter(|vm| vm.left.iter().any(in_doubt)) {
             let uuid = vm.owner.uuid.clone().unwrap();
@@ -600,7 +600,7 @@ fn a_destination_that_is_lost_ends_the_move() {
             hosts[1].faults().disarm();
             hosts[1].model().start_daemon();
             bury(&hosts[1]);
-            reconcile(&hosts[1].host(), &Options::default()).unwrap();
+            hosts[1].reconcile().unwrap();
         }
         assert!(hosts[1].domain("one-42").is_none());
         hosts.check();

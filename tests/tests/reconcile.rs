@@ -442,7 +442,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
 fn put_right(host: &ModelHost, there: &str) -> VmReport {
     match elsewhere(there) {
         Elsewhere::Unknown => {
-            let mut report = reconcile(&host.host(), &Options::default()).unwrap();
+            let mut report = host.reconcile().unwrap();
             assert!(report.problems.is_empty(), "{:?}", report.problems);
             let found = report.vms.iter().position(|vm| vm.owner.vm.as_str() == "one-42").unwrap();
             report.vms.remove(found)
@@ -454,7 +454,7 @@ fn put_right(host: &ModelHost, there: &str) -> VmReport {
 /// The second look finds nothing to do.
 fn is_settled(host: &ModelHost) {
     let before = host.portrait();
-    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let report = host.reconcile().unwrap();
     assert!(report.claims.is_empty() && report.problems.is_empty(), "{report:?}");
     for vm in report.vms {
         assert!(vm.done.is_empty() && vm.failures.is_empty(), "{vm:?}");
@@ -630,7 +630,7 @@ fn a_move_under_way_is_left_alone_at_both_ends() {
     assert!(moving.join().unwrap());
     // It has arrived, and nobody is there to receive it.
     assert_eq!(words(&put_right(&other, "unknown").done), ["plug", "plug", "close"]);
-    reconcile(&host.host(), &Options::default()).unwrap();
+    host.reconcile().unwrap();
     [host, other].check();
 }
 
@@ -744,7 +744,7 @@ fn every_row_of_what_is_gone_comes_true() {
         let said = table.done(combination);
         let id = vm().uuid().parse().unwrap();
         let report = match elsewhere(there) {
-            Elsewhere::Unknown => reconcile(&host.host(), &Options::default()).unwrap().vms,
+            Elsewhere::Unknown => host.reconcile().unwrap().vms,
             known => resolve(&host.host(), &id, known).into_iter().collect(),
         };
         let done: Vec<&str> = report.iter().flat_map(|vm| words(&vm.done)).collect();
@@ -807,12 +807,12 @@ fn a_repair_that_is_cut_off_is_taken_up_again() {
             let host = deployed();
             broken(&host);
             host.faults().arm(n, fault);
-            let ended = host.run(|| reconcile(&host.host(), &Options::default()));
+            let ended = host.run(|| host.reconcile());
             let fired = host.faults().fired() || matches!(ended, Ended::Killed);
             let calls = host.faults().calls();
             host.faults().disarm();
             host.check_safe();
-            let again = reconcile(&host.host(), &Options::default()).unwrap();
+            let again = host.reconcile().unwrap();
             if let Ended::With(Ok(report)) = &ended {
                 let was_left = !again.claims.is_empty() || again.vms.iter().any(|vm| !vm.done.is_empty());
                 assert!(!was_left || report.verdict(false) != Verdict::Right, "call {n} of {calls:?}: {report:?}");
@@ -846,7 +846,7 @@ fn a_move_in_doubt_ends_in_one_place() {
         let before = host.portrait();
         assert_eq!(words(&put_right(&host, "unknown").left), ["in doubt"]);
         assert_eq!(host.portrait(), before);
-        let there = reconcile(&other.host(), &Options::default()).unwrap();
+        let there = other.reconcile().unwrap();
         assert_eq!(there.vms.len(), usize::from(runs_there));
         let id = vm().uuid().parse().unwrap();
         if runs_there {
@@ -899,7 +899,7 @@ fn a_dry_run_changes_nothing() {
         let planned = reconcile(&host.host(), &options).unwrap();
         assert_eq!((host.portrait(), written()), before, "{name}");
         assert_eq!(planned.verdict(true), Verdict::Left, "{name}");
-        let done = reconcile(&host.host(), &Options::default()).unwrap();
+        let done = host.reconcile().unwrap();
         assert_eq!(planned.claims, done.claims, "{name}");
         let planned: Vec<&str> = planned.vms.iter().flat_map(|vm| words(&vm.left)).collect();
         let done: Vec<&str> = done.vms.iter().flat_map(|vm| words(&vm.done)).collect();

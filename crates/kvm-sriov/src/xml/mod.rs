@@ -328,8 +328,9 @@ fn attribute<T>(
     read: impl FnOnce(&str) -> Result<T, ParseError>,
 ) -> Result<Option<T>, XmlError> {
     let Some(attribute) = node.attribute_node(name) else { return Ok(None) };
-    let position = node.document().text_pos_at(attribute.range().start);
-    read(attribute.value()).map(Some).map_err(|error| XmlError::new(position, format_args!("{name}: {error}")))
+    // The parser counts lines from the beginning: only for an error.
+    let position = || node.document().text_pos_at(attribute.range().start);
+    read(attribute.value()).map(Some).map_err(|error| XmlError::new(position(), format_args!("{name}: {error}")))
 }
 
 /// An attribute that must be there.
