@@ -102,7 +102,10 @@ fn main() {
 /// What happened, from libvirt's XML of the running domain and the guest's own words.
 fn picture(vm: &Vm, moment: &Moment) {
     let document = roxmltree::Document::parse(&moment.live).unwrap();
-    println!("  {:<53} what the guest saw (its console)", format!("one-{}, {}: what the host plugged", vm.id, moment.title));
+    println!(
+        "  {:<53} what the guest saw (its console)",
+        format!("one-{}, {}: what the host plugged", vm.id, moment.title)
+    );
     let hostdevs = document.descendants().filter(|node| node.has_tag_name("hostdev"));
     // The guest numbers its buses itself; the order is the same.
     for (hostdev, nic) in hostdevs.zip(moment.inside.iter().filter(|nic| nic.driver == "igbvf")) {

@@ -139,11 +139,7 @@ const FAULTS: [Fault; 6] = [
         },
         mended: |_, _| {},
     },
-    Fault {
-        name: "the front-end's ssh is killed",
-        strikes: |_, _, moving, _| moving.cut_ssh(),
-        mended: |_, _| {},
-    },
+    Fault { name: "the front-end's ssh is killed", strikes: |_, _, moving, _| moving.cut_ssh(), mended: |_, _| {} },
     Fault {
         name: "our process is killed",
         strikes: |_, _, moving, _| {

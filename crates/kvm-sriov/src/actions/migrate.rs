@@ -214,18 +214,18 @@ impl<'a> Departure<'a> {
     }
 
     fn run(mut self) -> Result<(), ActionError> {
-        match self.depart() {
-            Ok(()) => Ok(self.arrive()),
-            Err(cause) => match self.judge() {
+        if let Err(cause) = self.depart() {
+            match self.judge(&cause) {
                 Verdict::There => {
                     log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
-                    Ok(self.arrive())
                 }
-                Verdict::Here => Err(self.stay(cause)),
-                Verdict::Gone => Err(self.lost(cause)),
-                Verdict::InDoubt => Err(self.in_doubt(cause)),
-            },
+                Verdict::Here => return Err(self.stay(cause)),
+                Verdict::Gone => return Err(self.lost(cause)),
+                Verdict::InDoubt => return Err(self.in_doubt(cause)),
+            }
         }
+        self.arrive();
+        Ok(())
     }
 
     /// Everything up to libvirt's word that the VM is there.
@@ -365,21 +365,26 @@ impl<'a> Departure<'a> {
         }
     }
 
-    /// Looks at both hosts after a failure: only what is true there and here decides.
-    fn judge(&mut self) -> Verdict {
-        if !self.is_under_way {
-            return Verdict::Here;
+    /// How the domain runs here, as soon as libvirt has let go of it.
+    fn here(&self) -> Result<Option<RunState>, Cause> {
+        let (host, domain) = (self.host, self.traveller.domain());
+        let end = Instant::now() + CLEAR;
+        while host.patiently(|| Ok(host.hypervisor().job(domain)?))?.is_some() {
+            if Instant::now() >= end {
+                return Err(Cause::JobRuns { vm: domain.name.clone(), what: "its move" });
+            }
+            thread::sleep(POLL);
         }
-        let (host, domain) = (self.host, self.traveller.domain().clone());
-        let hypervisor = host.hypervisor();
-        let here = host.patiently(|| match hypervisor.job(&domain)? {
-            // libvirt has not let go of it: nothing is decided yet.
-            Some(_) => Ok(Err(())),
-            None => Ok(Ok(hypervisor.state(&domain)?)),
-        });
-        let here = match here {
-            Ok(Ok(state)) => state,
-            Ok(Err(())) => return Verdict::InDoubt,
+        host.patiently(|| Ok(host.hypervisor().state(domain)?))
+    }
+
+    /// Looks at both hosts after a failure: only what is true there and here decides.
+    fn judge(&mut self, cause: &Cause) -> Verdict {
+        if !self.is_under_way {
+            return if matches!(cause, Cause::Absent { .. }) { Verdict::Gone } else { Verdict::Here };
+        }
+        let here = match self.here() {
+            Ok(state) => state,
             Err(cause) => {
                 log::warn!("{cause}");
                 return Verdict::InDoubt;
@@ -437,11 +442,9 @@ impl<'a> Departure<'a> {
     fn arrive(mut self) {
         let (host, domain) = (self.host, self.traveller.domain().clone());
         let (name, to) = (domain.name.clone(), self.agent.host().clone());
-        let left = host.patiently(|| gone::is_gone(host, &domain)).and_then(|gone| match gone {
-            true => Ok(()),
-            // Its CPUs run there: what is here is a shell.
-            false => gone::destroy(host, &domain),
-        });
+        // Its CPUs run there: what is here, if anything, is a shell.
+        let is_gone = host.patiently(|| gone::is_gone(host, &domain));
+        let left = is_gone.and_then(|gone| if gone { Ok(()) } else { gone::destroy(host, &domain) });
         self.let_go_of_claims(left.is_ok());
         if let Err(cause) = left {
             log::warn!("{cause}; {name} runs on {to}, and it was not seen that it is gone here");

@@ -153,6 +153,9 @@ pub(crate) fn make_image(like: &Image, path: &Path) -> Result<(), Cause> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;
     }
+    if like.format == "raw" {
+        return File::create(path).and_then(|file| file.set_len(like.size)).map_err(Cause::file("make", path));
+    }
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", &like.format, "--"]).arg(path).arg(like.size.to_string());
     run(&mut command, path)
@@ -233,7 +236,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm = "one-42".parse().unwrap();
         let file = dir.path().join("disk.0");
-        let mut refused = |format: &str, bytes: Vec<u8>| {
+        let refused = |format: &str, bytes: Vec<u8>| {
             fs::write(&file, bytes).unwrap();
             let domain = format!("<domain><devices>{}</devices></domain>", disk(&file, format, ""));
             Storage::of(&vm, dir.path(), &domain).unwrap_err().to_string()

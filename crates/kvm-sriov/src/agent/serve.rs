@@ -16,6 +16,7 @@ use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLo
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
 use crate::xml::{Mode, VmData, Wanted};
 use crate::{DeployId, DomainName, DomainUuid, RootName};
@@ -126,6 +127,11 @@ impl Desk<'_> {
             return Err(Cause::Exists { name: other.visitor.name.clone() });
         }
         let host = self.host;
+        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
+            if let Some(domain) = host.hypervisor().find(&id)? {
+                return Err(Cause::Exists { name: domain.name });
+            }
+        }
         let wanted = visitor.wanted.clone().filter(|wanted| !wanted.nics.is_empty());
         let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted)).transpose()?;
         let held = match &needs {
@@ -136,16 +142,14 @@ impl Desk<'_> {
             }
             None => None,
         };
-        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
-            if let Some(domain) = host.hypervisor().find(&id)? {
-                return Err(Cause::Exists { name: domain.name });
-            }
-        }
         let mut expected = Expected { visitor, held, snapshots: Vec::new(), made_dir: None };
         expected.make_dir()?;
         let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
         match needs.map_or(Ok(()), |needs| expected.claim(host, &needs)) {
             Ok(()) => {
+                if host.kvmrc().cleanup_memory_on_start() {
+                    Sudo::ask().compact_memory();
+                }
                 self.expected = Some(expected);
                 Ok(Answer::Ready { bridge })
             }
