@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
-use kvm_sriov::libvirt::LibvirtErrorKind;
-use kvm_sriov::reconcile::{Elsewhere, Options, Repair, reconcile, resolve};
+use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
@@ -20,12 +22,23 @@ use kvm_sriov_tests::model::host::{Ended, ModelHost};
 use kvm_sriov_tests::model::{Course, Guest};
 use kvm_sriov_tests::vm::Vm;
 
-/// Agents on threads, each on a host that was opened before.
-struct Threads(std::sync::Mutex<BTreeMap<String, Host>>);
+/// The agent on a thread, on a host that was opened before.
+struct Threads {
+    hosts: Mutex<BTreeMap<String, Host>>,
+    /// Ends of the connection, to cut it.
+    ends: Mutex<Vec<UnixStream>>,
+}
 
 impl Threads {
     fn to(host: &ModelHost) -> Self {
-        Self(std::sync::Mutex::new(BTreeMap::from([(host.model().name(), host.host())])))
+        Self { hosts: Mutex::new(BTreeMap::from([(host.model().name(), host.host())])), ends: Mutex::default() }
+    }
+
+    /// The network between the hosts is cut.
+    fn cut(&self) {
+        for end in &*self.ends.lock().unwrap() {
+            end.shutdown(Shutdown::Both).unwrap();
+        }
     }
 }
 
@@ -44,8 +57,9 @@ impl Reach for Nowhere {
 
 impl Reach for Threads {
     fn start(&self, name: &HostName) -> Result<Link, AgentError> {
-        let Some(host) = self.0.lock().unwrap().remove(name.as_str()) else { return Nowhere.start(name) };
+        let Some(host) = self.hosts.lock().unwrap().remove(name.as_str()) else { return Nowhere.start(name) };
         let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        self.ends.lock().unwrap().extend([to.try_clone().unwrap(), from.try_clone().unwrap()]);
         thread::spawn(move || agent::serve(|| Ok(host), input, output, &Nowhere));
         Ok(Link::new(from, to))
     }
@@ -81,9 +95,35 @@ fn hosts() -> [ModelHost; 2] {
 }
 
 fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    migrate_over(&Threads::to(to), from, to, vm)
+}
+
+fn migrate_over(reach: &Threads, from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
     let name = |host: &ModelHost| host.model().name().parse().unwrap();
     let route = actions::Route { from: Some(name(from)), to: name(to) };
-    actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, &Threads::to(to))
+    actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, reach)
+}
+
+/// Lets the copy hang, does something then, and returns how the action ended.
+fn while_it_copies(hosts: &[ModelHost; 2], event: impl FnOnce(&Threads)) -> Result<(), ActionError> {
+    hosts[0].model().set_course(Course::Hangs);
+    let reach = Threads::to(&hosts[1]);
+    thread::scope(|scope| {
+        let action = scope.spawn(|| migrate_over(&reach, &hosts[0], &hosts[1], &vm()));
+        let copies = || {
+            let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+            hosts[0].model().job(&domain).unwrap().is_some()
+        };
+        while !copies() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        event(&reach);
+        action.join().unwrap()
+    })
+}
+
+fn cancel(host: &ModelHost) {
+    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
 }
 
 /// An agent on the source that finds the one on the destination, as with a forwarded key.
@@ -218,10 +258,8 @@ fn bury(host: &ModelHost) {
     }
 }
 
-/// What is done after an action that left something: each host is put right, and where it is not known where the VM lives,
-/// the other one is asked.
-fn reconciled(hosts: &[ModelHost; 2]) {
-    // The agent goes on for a moment when its source is lost.
+/// Until no action and no agent works on the VM any more: an agent goes on for a moment when its source is lost.
+fn settle(hosts: &[ModelHost; 2]) {
     let is_held = |host: &ModelHost| {
         let store = host.host().existing_claims().unwrap();
         store.is_some_and(|store| store.vm_holder(&"one-42".parse().unwrap()).unwrap().is_some())
@@ -230,8 +268,14 @@ fn reconciled(hosts: &[ModelHost; 2]) {
     while hosts.iter().any(is_held) && begin.elapsed() < Duration::from_secs(10) {
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What is done after an action that left something: each host is put right, and where it is not known where the VM lives,
+/// the other one is asked.
+fn reconciled(hosts: &[ModelHost; 2]) {
+    settle(hosts);
     for host in hosts {
-        let report = reconcile(&host.host(), &Options::default()).unwrap();
+        let report = host.reconcile().unwrap();
         let in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
         for vm in report.vms.iter().filter(|vm| vm.left.iter().any(in_doubt)) {
             let uuid = vm.owner.uuid.clone().unwrap();
@@ -250,30 +294,39 @@ fn reconciled(hosts: &[ModelHost; 2]) {
 
 /// Every call of one host fails in turn, and its process dies at every call. An error that says that nothing was changed is
 /// true; nothing is ever shared or lost; and what is left is put right by reconciliation.
-fn with_every_fault(place: usize) {
+fn with_every_fault(place: usize, course: Course) {
     let kinds = [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected];
     let fails = kinds.into_iter().flat_map(|kind| [Fault::Fails(kind), Fault::FailsAfter(kind)]);
-    let mut wrong = Vec::new();
-    for fault in fails.chain([Fault::Dies, Fault::DiesAfter, Fault::DiesDuring { is_done: false }, Fault::DiesDuring { is_done: true }]) {
+    let all = |fault| {
+        let mut wrong = Vec::new();
         for n in 1.. {
             let mut what = String::new();
-            match catch_unwind(AssertUnwindSafe(|| with_fault(place, n, fault, &mut what))) {
+            match catch_unwind(AssertUnwindSafe(|| with_fault(place, course, n, fault, &mut what))) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(_) => wrong.push(what),
             }
         }
-    }
+        wrong
+    };
+    let all = &all;
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let each = fails.chain([Fault::Dies, Fault::DiesAfter]).map(|fault| scope.spawn(move || all(fault)));
+        let each: Vec<_> = each.collect();
+        each.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
     assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
 }
 
 /// Whether there are that many calls.
-fn with_fault(place: usize, n: usize, fault: Fault, what: &mut String) -> bool {
+fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut String) -> bool {
     let hosts = hosts();
-    let before = hosts.portrait();
+    hosts[0].model().set_course(course);
+    let (before, looked) = (hosts.portrait(), looks(&hosts[0]));
     hosts[place].faults().arm(n, fault);
     let ended = hosts[0].run(|| migrate(&hosts[0], &hosts[1], &vm()));
-    let (calls, fired) = (hosts[place].faults().calls(), hosts[place].faults().fired());
+    let (calls, hit) = (hosts[place].faults().calls(), hosts[place].faults().fired());
+    let fired = hit || matches!(ended, Ended::Killed);
     hosts[place].faults().disarm();
     *what = format!("{fault:?} at call {n} of host {}: {calls:?}: {ended:?}", place + 1);
     if place == 1 && fault.kills() {
@@ -287,7 +340,11 @@ fn with_fault(place: usize, n: usize, fault: Fault, what: &mut String) -> bool {
             runs_there(&hosts);
         }
         Ended::With(Err(error)) if !matches!(error.state(), HostState::Left(_)) => {
-            assert_eq!(hosts.portrait(), before, "{what}");
+            settle(&hosts);
+            assert_eq!(looks(&hosts[0]), looked, "{what}");
+            // A VF that was refused when it came back is another one now.
+            let was_refused = calls.get(n - 1) == Some(&"attach");
+            assert!(was_refused || hosts.portrait() == before, "{what}");
             hosts.check();
         }
         _ => reconciled(&hosts),
@@ -297,10 +354,147 @@ fn with_fault(place: usize, n: usize, fault: Fault, what: &mut String) -> bool {
 
 #[test]
 fn migrate_with_every_fault_at_the_source() {
-    with_every_fault(0);
+    with_every_fault(0, Course::Works);
 }
 
 #[test]
 fn migrate_with_every_fault_at_the_destination() {
-    with_every_fault(1);
+    with_every_fault(1, Course::Works);
+}
+
+#[test]
+fn migrate_that_fails_with_every_fault_at_the_source() {
+    with_every_fault(0, Course::Fails);
+}
+
+#[test]
+fn migrate_that_fails_with_every_fault_at_the_destination() {
+    with_every_fault(1, Course::Fails);
+}
+
+#[test]
+fn migrate_in_doubt_with_every_fault_at_the_source() {
+    with_every_fault(0, Course::InDoubt { runs_there: true });
+    with_every_fault(0, Course::InDoubt { runs_there: false });
+}
+
+#[test]
+fn migrate_in_doubt_with_every_fault_at_the_destination() {
+    with_every_fault(1, Course::InDoubt { runs_there: true });
+    with_every_fault(1, Course::InDoubt { runs_there: false });
+}
+
+#[test]
+fn a_source_that_dies_while_it_copies_is_settled_by_what_is_true() {
+    for course in [Course::Works, Course::Fails] {
+        let calls = {
+            let hosts = hosts();
+            hosts[0].faults().disarm();
+            migrate(&hosts[0], &hosts[1], &vm()).unwrap();
+            hosts[0].faults().calls()
+        };
+        let n = calls.iter().position(|call| *call == "migrate").unwrap() + 1;
+        for is_done in [false, true] {
+            assert!(with_fault(0, course, n, Fault::DiesDuring { is_done }, &mut String::new()));
+        }
+    }
+}
+
+#[test]
+fn a_destination_that_is_lost_ends_the_move() {
+    for has_power in [true, false] {
+        let hosts = hosts();
+        let before = looks(&hosts[0]);
+        let ended = while_it_copies(&hosts, |reach| {
+            if !has_power {
+                hosts[1].model().power_off();
+                hosts[1].faults().arm(1, Fault::Dies);
+            }
+            reach.cut();
+        });
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "migrate: the agent on host2 was lost; nothing was moved, the domain runs on; what host2 holds for it is freed \
+             there, now or by the next action that looks"
+        );
+        settle(&hosts);
+        assert_eq!(looks(&hosts[0]), before);
+        if !has_power {
+            hosts[1].faults().disarm();
+            hosts[1].model().start_daemon();
+            bury(&hosts[1]);
+            hosts[1].reconcile().unwrap();
+        }
+        assert!(hosts[1].domain("one-42").is_none());
+        hosts.check();
+    }
+}
+
+#[test]
+fn a_libvirtd_that_restarts_ends_the_move() {
+    for place in [0, 1] {
+        let hosts = hosts();
+        let before = hosts.portrait();
+        let ended = while_it_copies(&hosts, |_| {
+            hosts[place].model().restart_daemon();
+            hosts[0].model().let_go();
+        });
+        match ended {
+            Ok(()) => runs_there(&hosts),
+            Err(error) => assert_eq!(hosts.portrait(), before, "{error}"),
+        }
+        hosts.check();
+    }
+}
+
+#[test]
+fn a_job_that_is_aborted_by_hand_ends_the_move() {
+    let hosts = hosts();
+    let before = hosts.portrait();
+    let ended = while_it_copies(&hosts, |_| {
+        let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+        hosts[0].model().abort_job(&domain).unwrap();
+    });
+    let error = ended.unwrap_err().to_string();
+    assert!(error.ends_with("; nothing was moved, the domain runs on"), "{error}");
+    assert_eq!(hosts.portrait(), before);
+    hosts.check();
+}
+
+#[test]
+fn a_vm_that_is_cancelled_while_it_moves_is_gone_on_both_hosts() {
+    let hosts = hosts();
+    let ended = while_it_copies(&hosts, |_| cancel(&hosts[0]));
+    ended.unwrap_err();
+    settle(&hosts);
+    assert!(hosts[0].domain("one-42").is_none() && hosts[1].domain("one-42").is_none());
+    hosts.check();
+}
+
+#[test]
+fn cancel_at_the_destination_leaves_the_vm_where_it_runs() {
+    let hosts = hosts();
+    let before = hosts.portrait();
+    let ended = while_it_copies(&hosts, |_| cancel(&hosts[1]));
+    let error = ended.unwrap_err().to_string();
+    assert!(error.ends_with("; nothing was moved, the domain runs on"), "{error}");
+    settle(&hosts);
+    assert_eq!(hosts.portrait(), before);
+    hosts.check();
+}
+
+#[test]
+fn two_vms_swap_their_hosts_at_once() {
+    let here = ModelHost::with_vfs(2);
+    let hosts = [here.beside("host3", 2), here];
+    let (a, b) = (Vm::new(50).nic("sriov_ib0"), Vm::new(51).nic("sriov_ib0"));
+    deploy(&hosts[0], &a);
+    deploy(&hosts[1], &b);
+    thread::scope(|scope| {
+        let there = scope.spawn(|| migrate(&hosts[0], &hosts[1], &a));
+        migrate(&hosts[1], &hosts[0], &b).unwrap();
+        there.join().unwrap().unwrap();
+    });
+    assert!(hosts[1].domain("one-50").is_some() && hosts[0].domain("one-51").is_some());
+    hosts.check();
 }

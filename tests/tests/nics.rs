@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::LibvirtErrorKind;
-use kvm_sriov::reconcile::{Options, reconcile};
+use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, HostState};
 use kvm_sriov_tests::model::check::Stage;
@@ -99,7 +98,7 @@ fn portrait(host: &ModelHost) -> (Vec<String>, Vec<String>) {
 }
 
 fn repaired(host: &ModelHost) {
-    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let report = host.reconcile().unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 
@@ -517,5 +516,96 @@ fn a_domain_that_ends_while_its_guest_is_asked_has_no_nic() {
     calls.unwrap();
     assert!(host.domain("one-42").is_none());
     assert_eq!(host.claims().len(), 1);
+    host.check();
+}
+
+#[test]
+fn a_q35_keeps_the_order_of_its_vfs() {
+    let host = ModelHost::default();
+    let q35 = Vm::new(42).machine("q35").nic("br0").nic("sriov_ib0").nic("sriov_ib1");
+    deploy(&host, &q35);
+    for number in [3, 4] {
+        attach(&host, &q35, number, "sriov_ib0").unwrap();
+        host.check();
+    }
+    let before = portrait(&host).0;
+    for number in [1, 2, 3] {
+        detach(&host, &q35, number).unwrap();
+        attach(&host, &q35, number, if number == 2 { "sriov_ib1" } else { "sriov_ib0" }).unwrap();
+        assert_eq!(portrait(&host).0, before);
+    }
+    host.check();
+}
+
+/// As the driver of 2013 started it: without metadata and aliases of ours.
+fn of_the_driver_of_2013(host: &ModelHost) {
+    let xml = host.deployment(&plain()).replacen(
+        "</devices>",
+        &format!(
+            "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source></hostdev>\
+             <interface type='bridge'><source bridge='dummy_br'/><mac address='{}'/><target dev='one-42-1'/>\
+             <model type='e1000'/></interface></devices>",
+            host.vfs("ib0")[2].to_attributes(),
+            plain().dummy_mac(0, 1),
+        ),
+        1,
+    );
+    host.model().create(&xml).unwrap();
+}
+
+#[test]
+fn a_nic_of_the_driver_of_2013_leaves_with_its_dummy() {
+    let host = ModelHost::default();
+    of_the_driver_of_2013(&host);
+    detach(&host, &plain(), 1).unwrap();
+    let live = host.domain("one-42").unwrap();
+    assert_eq!((live.hostdevs.len(), live.interfaces.len()), (0, 1));
+    assert_eq!(live.wanted, Ok(None));
+    assert!(host.claims().is_empty(), "{:?}", host.claims());
+    host.check();
+}
+
+#[test]
+fn a_dummy_of_the_driver_of_2013_comes_back_as_it_was() {
+    let host = ModelHost::default();
+    of_the_driver_of_2013(&host);
+    let alias = host.domain("one-42").unwrap().hostdevs[0].alias.clone().unwrap();
+    host.model().set_guest("one-42", Guest::Refuses(alias));
+    let error = detach(&host, &plain(), 1).unwrap_err();
+    assert!(error.to_string().contains("the NIC stays"), "{error}");
+    let live = host.domain("one-42").unwrap();
+    let dummy = live.interfaces.iter().find(|interface| interface.mac.to_string() == plain().dummy_mac(0, 1)).unwrap();
+    assert!(dummy.xml.contains("e1000") && dummy.target.as_deref() == Some("one-42-1"), "{}", dummy.xml);
+}
+
+/// A PCI device of the host that is nobody's VF of ours, as OpenNebula describes it.
+fn a_pci_nic(host: &ModelHost) -> VmData {
+    let vf = host.vfs("ib1")[3];
+    VmData::parse(&format!(
+        "<VM><TEMPLATE><PCI><ATTACH>YES</ATTACH><MAC>{}</MAC><DOMAIN>{:04x}</DOMAIN><BUS>{:02x}</BUS><SLOT>{:02x}</SLOT>\
+         <FUNCTION>{}</FUNCTION><TYPE>NIC</TYPE></PCI></TEMPLATE></VM>",
+        plain().mac(9),
+        vf.domain(),
+        vf.bus(),
+        vf.slot(),
+        vf.function()
+    ))
+    .unwrap()
+}
+
+#[test]
+fn a_pci_nic_comes_and_goes_as_with_the_stock_driver() {
+    let host = a_plain_vm();
+    let before = host.portrait();
+    let (id, data) = (plain().uuid().parse().unwrap(), a_pci_nic(&host));
+    for _ in 0..2 {
+        actions::attach_nic(&host.host(), &id, &arguments(&plain(), 9, "onebr.100"), Some(&data)).unwrap();
+        let live = host.domain("one-42").unwrap();
+        assert_eq!(live.interfaces.last().unwrap().vf, Some(host.vfs("ib1")[3]));
+    }
+    for _ in 0..2 {
+        actions::detach_nic(&host.host(), &id, plain().mac(9).parse().unwrap(), Some(&data)).unwrap();
+    }
+    assert_eq!(host.portrait(), before);
     host.check();
 }

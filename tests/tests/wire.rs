@@ -87,6 +87,11 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
     for (action, args, stdin, code, text) in [
         ("cancel", vec!["", "node1"], "", 1, "cancel: deploy id: expected a value, found none; "),
         ("reboot", vec!["a/b", "node1"], "", 1, "reboot: deploy id: expected a deploy id"),
+        ("attach_nic", vec!["one-42"], "", 1, "attach_nic: MAC: expected a MAC address"),
+        ("detach_nic", vec!["one-42", "02:00"], "", 1, "detach_nic: MAC: expected a MAC address"),
+        ("snapshot_create", vec!["one-42", "x"], "", 1, "snapshot_create: snapshot id: "),
+        ("snapshot_revert", vec!["one-42", "../x"], "", 1, "snapshot_revert: snapshot name: expected a snapshot name"),
+        ("snapshot_delete", vec!["one-42", ""], "", 1, "snapshot_delete: snapshot name: expected a value, found none"),
         ("deploy", vec![file.as_str(), "node1"], "", 255, "deploy: the deployment file: "),
         ("deploy", vec![file.as_str(), "node1"], "<domain", 255, "deploy: the deployment file: "),
         ("deploy", vec![file.as_str(), "node1"], "<!DOCTYPE x []><domain/>", 255, "deploy: the deployment file: "),
@@ -102,6 +107,27 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
         );
     }
     assert!(!dir.exists(), "a deployment file that can't be read left a directory");
+}
+
+#[test]
+fn standard_input_is_read_from_the_version_on_that_sends_it() {
+    for (action, first) in
+        [("attach_nic", "5.0.0"), ("detach_nic", "5.0.0"), ("snapshot_create", "5.4.0"), ("snapshot_revert", "5.10.0")]
+    {
+        let args: &[&str] = match action {
+            "attach_nic" => &["one-42", "02:00:0a:00:2a:01", "br0", "-"],
+            "detach_nic" => &["one-42", "02:00:0a:00:2a:01"],
+            "snapshot_create" => &["one-42", "0"],
+            _ => &["one-42", "snap-0"],
+        };
+        for (version, is_read) in [("4.14.2", false), (first, true), ("7.4.0", true)] {
+            let said = call(&remotes(version), action, args, "the next command of somebody else");
+            let complains = said.err.contains("the XML on standard input: 1:1: ");
+            assert_eq!(complains, is_read, "{action} of {version}: {said:?}");
+            let fails = is_read || action != "detach_nic";
+            assert_eq!(said.code, i32::from(fails), "{action} of {version}: {said:?}");
+        }
+    }
 }
 
 #[test]
@@ -122,7 +148,7 @@ fn every_recorded_call_is_understood() {
     for path in calls {
         called += usize::from(recorded_call_is_understood(&path));
     }
-    assert_eq!(called, 15, "calls of deploy, cancel, shutdown, reboot and reset");
+    assert_eq!(called, 23, "calls of actions that are there");
 }
 
 /// Whether the call is of an action that is there already. Its domain is not: what counts is that the input was read,
@@ -140,13 +166,14 @@ fn recorded_call_is_understood(path: &Path) -> bool {
         let data = kvm_sriov::xml::VmData::parse(&stdin);
         assert!(data.is_ok(), "{name}: {data:?}");
     }
-    if !["cancel", "shutdown", "reboot", "reset"].contains(&action) {
-        return false;
-    }
+    let fails = match action {
+        "cancel" | "shutdown" | "detach_nic" => false,
+        "reboot" | "reset" | "attach_nic" | "snapshot_create" | "snapshot_revert" | "snapshot_delete" => true,
+        _ => return false,
+    };
     let argv = fs::read_to_string(path.join("argv")).unwrap();
     let args: Vec<&str> = argv.lines().collect();
     let said = call(&remotes("7.5.80"), action, &args[..args.len() - 2], &stdin);
-    let fails = action == "reboot" || action == "reset";
     assert_eq!((said.code, said.out.as_str()), (i32::from(fails), ""), "{name}: {said:?}");
     assert_eq!(said.err.contains("there is no domain"), fails, "{name}: {said:?}");
     true

@@ -233,6 +233,12 @@ pub enum Cause {
         /// Why it stayed.
         outcome: Outcome,
     },
+    /// OpenNebula's note of the VM's directory is missing.
+    #[error("cannot read 'system_datastore' from domain {vm}")]
+    NoVmDir {
+        /// The domain.
+        vm: DomainName,
+    },
     /// The domain has a NIC with this MAC that is another one.
     #[error("{vm} already has a NIC {mac}: {what}")]
     OtherNic {

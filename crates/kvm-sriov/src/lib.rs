@@ -42,5 +42,5 @@ pub use hook::Hook;
 pub use host::{Host, Vf, VfState};
 pub use identity::become_owner_of;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
-pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName};
+pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub use pci::{ParseError, PciAddress};

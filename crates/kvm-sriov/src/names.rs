@@ -24,6 +24,11 @@ pub struct DomainUuid(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(String);
 
+/// The name of a snapshot of a VM, such as `snap-0`: letters, digits, `.`, `_` and `-`, starting with a letter or digit. It
+/// names a file in the VM's directory, too.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotName(String);
+
 /// How OpenNebula names a running VM: by UUID (6.0 and later), by name (before), and libvirt's number is taken too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeployId {
@@ -128,6 +133,30 @@ impl FromStr for HostName {
     }
 }
 
+impl SnapshotName {
+    /// The name of the snapshot that OpenNebula has this number for.
+    pub fn of(number: u32) -> Self {
+        Self(format!("snap-{number}"))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let fits = (1..=200).contains(&text.len())
+            && text.bytes().all(plain)
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if fits { Ok(Self(text.to_owned())) } else { Err(ParseError::new("a snapshot name such as snap-0", text)) }
+    }
+}
+
 impl FromStr for DeployId {
     type Err = ParseError;
 
@@ -164,6 +193,12 @@ impl fmt::Display for DomainUuid {
 }
 
 impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -209,6 +244,15 @@ mod tests {
         }
         for bad in ["", "-oProxyCommand=x", "a b", "a;b", "a@b", "a/b", "$(x)", ".x"] {
             assert!(bad.parse::<HostName>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_name_stays_in_its_directory() {
+        assert_eq!(SnapshotName::of(3).as_str().parse(), Ok(SnapshotName::of(3)));
+        assert!("1700000000".parse::<SnapshotName>().is_ok());
+        for bad in ["", "../x", "a/b", ".x", "-x", "a b", "a\0"] {
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?} was taken");
         }
     }
 

@@ -5,9 +5,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::SnapshotName;
 use crate::error::Cause;
 use crate::libvirt::{DomainRef, Hypervisor};
-use crate::xml::{self, Nvram, VmData};
+use crate::xml::{self, LiveDomain, Nvram, VmData};
 
 /// How a file of qcow2 form begins.
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -24,6 +25,11 @@ impl VmDir {
         let path = deployment.parent().unwrap_or(Path::new(".")).to_owned();
         fs::create_dir_all(&path).map_err(|source| Cause::File { verb: "make", path: path.clone(), source })?;
         Ok(Self { path })
+    }
+
+    /// The directory that OpenNebula wrote into a domain (5.8 and later).
+    pub(crate) fn of_domain(live: &LiveDomain) -> Option<Self> {
+        live.vm_dir.clone().map(|path| Self { path })
     }
 
     /// Its path.
@@ -68,6 +74,35 @@ impl VmDir {
                 log::warn!("snapshot {} of {} is not known to libvirt: {cause}", file.display(), domain.name);
             }
         }
+    }
+
+    /// Keeps the XML of a snapshot, so that the VM has the snapshot again after it was powered off. It holds passwords:
+    /// nobody else may read it.
+    pub(crate) fn keep_snapshot(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        domain: &DomainRef,
+        name: &SnapshotName,
+    ) -> Result<(), Cause> {
+        let text = hypervisor.snapshot_xml(domain, name.as_str())?;
+        let path = self.snapshot_file(name);
+        let file = tempfile::NamedTempFile::new_in(&self.path).map_err(Cause::file("write", &path))?;
+        fs::write(file.path(), text).map_err(Cause::file("write", &path))?;
+        file.persist(&path).map_err(|error| Cause::file("write", &path)(error.error))?;
+        Ok(())
+    }
+
+    /// Forgets a snapshot that is deleted.
+    pub(crate) fn forget_snapshot(&self, name: &SnapshotName) -> Result<(), Cause> {
+        let path = self.snapshot_file(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn snapshot_file(&self, name: &SnapshotName) -> PathBuf {
+        self.path.join(format!("{name}.xml"))
     }
 
     /// `snap-<n>.xml` by number: libvirt wants a parent before its child.

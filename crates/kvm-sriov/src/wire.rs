@@ -393,6 +393,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_version_does_not_give_is_not_taken_from_its_own_arguments() {
+        let call = |args: &[&str]| {
+            let args = args.iter().map(OsString::from).collect();
+            Call::new("attach_nic", args, PathBuf::new()).unwrap()
+        };
+        let old = call(&["one-42", "02:00:0a:00:2a:01", "br0", "-", "42", "node1"]);
+        let text = |call: &Call, number| call.optional_arg::<String>(number, "x").unwrap();
+        assert_eq!((text(&old, 2), text(&old, 3), text(&old, 4)), (Some("br0".into()), None, None));
+        let new = call(&["one-42", "02:00:0a:00:2a:01", "", "e1000", "bridge", "one-42-1", "42", "node1"]);
+        assert_eq!(
+            (text(&new, 2), text(&new, 3), text(&new, 5)),
+            (None, Some("e1000".into()), Some("one-42-1".into()))
+        );
+        assert!(new.optional_arg::<u32>(3, "x").is_err());
+    }
+
+    #[test]
     fn a_failure_is_one_line_with_a_stop() {
         let (_dir, caller) = remotes("7.4.0", None);
         assert_eq!(caller.failure("deploy: it broke\nbadly"), "deploy: it broke badly.\n");

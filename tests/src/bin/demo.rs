@@ -3,14 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use kvm_sriov_tests::lab::{GuestNic, LabHost};
+use kvm_sriov_tests::lab::{GUEST_BOOT, GuestNic, LabHost};
 use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::Vm;
-
-/// A guest boots in 60 to 130 s under two layers of emulation.
-const GUEST_BOOT: Duration = Duration::from_secs(650);
 
 /// Says what begins, and how long it took when it is over.
 fn step<T>(text: &str, work: impl FnOnce() -> T) -> T {
@@ -36,7 +33,7 @@ fn main() {
         assert_eq!(said.code, 0, "{}", said.err);
     });
     println!("\n{}", host.root("kvm-sriov list").ok());
-    let inside = step("the guest boots and finds its NICs (about 90 s, all emulated)", || {
+    let inside = step("the guest boots and finds its NICs (about 20 s, all emulated)", || {
         let mut nics = Vec::new();
         host.wait("the guest's NICs", GUEST_BOOT, |host| {
             nics = host.guest_nics(&vm);

@@ -128,6 +128,9 @@ impl Definition {
 
     /// Puts a device in, with alias and address.
     pub(super) fn plug(&mut self, mut device: Element) -> Result<String, LibvirtError> {
+        if device.name() == "interface" && device.mac().is_none() {
+            device.push(Element::new("mac", &[("address", "52:54:00:00:00:01")]));
+        }
         self.machine().place(&self.devices, &mut device)?;
         self.devices.push(device);
         let at = self.devices.len() - 1;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs, panic, thread};
 
-use kvm_sriov_tests::lab::{BASE_KVMRC, KVMRC, LabHost, Said};
+use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, Said};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
@@ -23,9 +23,6 @@ const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
 
 /// VFs of each of the lab's two roots.
 const VFS: usize = 4;
-
-/// A guest boots in 60 to 130 s under two layers of emulation.
-const GUEST_BOOT: Duration = Duration::from_secs(650);
 
 /// A guest that is asked to power off does so in about 4 s.
 const GUEST_POWEROFF: Duration = Duration::from_secs(60);
@@ -104,13 +101,7 @@ fn main() -> ExitCode {
         println!("scenario {name} ... {word} ({:.1} s)", begin.elapsed().as_secs_f32());
         if outcome.is_err() {
             failed += 1;
-            println!(
-                "{}",
-                host.root(
-                    "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null"
-                )
-                .out
-            );
+            println!("{}", host.evidence());
         }
     }
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
@@ -120,11 +111,7 @@ fn main() -> ExitCode {
 
 /// A host without domains and claims, with the driver's configuration and the maps of both roots.
 fn prepare(host: LabHost) {
-    host.root(
-        "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
-         rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
-    )
-    .ok();
+    host.clean();
     host.set_up();
 }
 

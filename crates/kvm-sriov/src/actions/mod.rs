@@ -26,6 +26,7 @@
 //! ```
 
 mod attach_nic;
+mod block_job;
 mod cancel;
 mod deploy;
 mod detach_nic;
@@ -33,10 +34,15 @@ pub(crate) mod gone;
 mod migrate;
 mod migrate_local;
 mod reboot;
+mod relocate;
 mod reset;
 mod restore;
 mod save;
 mod shutdown;
+mod snapshot_create;
+mod snapshot_delete;
+mod snapshot_revert;
+pub(crate) mod storage;
 
 pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;
@@ -49,3 +55,6 @@ pub use reset::reset;
 pub use restore::restore;
 pub use save::save;
 pub use shutdown::shutdown;
+pub use snapshot_create::snapshot_create;
+pub use snapshot_delete::snapshot_delete;
+pub use snapshot_revert::snapshot_revert;

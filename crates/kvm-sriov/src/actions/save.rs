@@ -4,25 +4,18 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::gone;
+use super::{block_job, gone};
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::image::Image;
-use crate::libvirt::{DomainRef, JobKind, LibvirtErrorKind};
+use crate::libvirt::{DomainRef, JobKind};
 use crate::sudo::Sudo;
 use crate::vm::{Found, Vm};
 use crate::wire::Input;
 use crate::xml::OperationKind;
-
-/// A disk's block job ends by itself: how often and how long it is waited for.
-///
-/// # Source
-/// OpenNebula's stock driver: three tries, 5 s apart.
-const BLOCK_JOB_TRIES: usize = 3;
-const BLOCK_JOB_WAIT: Duration = Duration::from_secs(5);
 
 /// Saves the domain into `checkpoint` and ends it. VFs are unplugged before, and free afterwards.
 ///
@@ -75,16 +68,7 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Cause
 
 /// Saves, and waits for block jobs of the domain's disks.
 fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
-    for _ in 1..BLOCK_JOB_TRIES {
-        match host.hypervisor().save(domain, file) {
-            Err(error) if error.kind() == LibvirtErrorKind::ActiveBlockJob => {
-                log::info!("a block job runs on a disk of {}: it is waited for", domain.name);
-                thread::sleep(BLOCK_JOB_WAIT);
-            }
-            other => return Ok(other?),
-        }
-    }
-    Ok(host.hypervisor().save(domain, file)?)
+    Ok(block_job::wait_out(&domain.name, || host.hypervisor().save(domain, file))?)
 }
 
 fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {

@@ -107,6 +107,16 @@ pub(crate) fn check_answers(host: &Host, domain: &DomainRef) -> Result<(), Cause
     Err(Cause::NotRunning { vm: domain.name.clone(), how })
 }
 
+/// What is to be said when the guest may still release a VF that it was asked for.
+pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
+    let Cause::NotReleased { kept, .. } = cause else { return None };
+    let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+    kept.iter().any(|(.., outcome)| is_pending(outcome)).then_some(
+        "the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged back (is the guest's \
+         PCI hot-plug driver loaded?)",
+    )
+}
+
 impl<'a> Vm<'a> {
     /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left.
     ///

@@ -56,6 +56,24 @@ impl Vm<'_> {
         Ok(is_known)
     }
 
+    /// Takes out the dummies that stand for another NIC than the one that should have their position.
+    ///
+    /// # Errors
+    /// The guest did not release them.
+    pub(crate) fn unplug_wrong_dummies(&mut self) -> Result<(), Cause> {
+        let mut wrong = Vec::new();
+        for nic in &self.wanted.nics {
+            let Some(dummy) = self.dummy_of(nic).filter(|dummy| dummy.is_ours()) else { continue };
+            if dummy.mac != self.host.dummy_mac(nic.mac, nic.position)? {
+                let (alias, position) = (dummy.alias.clone().unwrap_or_default(), nic.position);
+                wrong.push(Device { alias, position, kind: DeviceKind::Dummy(dummy.mac) });
+            }
+        }
+        self.take_out(&wrong)?;
+        self.live.forget(&aliases(&wrong));
+        Ok(())
+    }
+
     /// Asks the guest to release devices; all of them must leave.
     fn take_out(&self, devices: &[Device]) -> Result<(), Cause> {
         if devices.is_empty() {

@@ -88,10 +88,15 @@ impl FreeAddresses {
             return None;
         }
         let below = nics.iter().filter(|nic| nic.position < position).filter_map(|nic| nic.guest).max();
-        let above = nics.iter().filter(|nic| nic.position > position).filter_map(|nic| nic.guest).min();
-        let fits =
-            |address: &PciAddress| below.is_none_or(|low| low < *address) && above.is_none_or(|high| *address < high);
-        self.candidates(nics).find(fits)
+        let above = nics.iter().filter(|nic| nic.position > position).min_by_key(|nic| nic.position);
+        let is_above = |address: &PciAddress| below.is_none_or(|low| low < *address);
+        let Some(above) = above else { return self.candidates(nics).find(is_above) };
+        // As close to it as the positions in between allow: what is below is for other devices.
+        let is_between = |address: &PciAddress| is_above(address) && Some(*address) < above.guest;
+        let mut between: Vec<_> = self.candidates(nics).filter(is_between).collect();
+        between.sort_unstable();
+        let room = usize::from(above.position.number().saturating_sub(position.number()));
+        between.get(between.len().saturating_sub(room)).copied()
     }
 
     /// The free addresses, those that VFs are put at first, without those that belong to a VF that is out.
@@ -414,7 +419,10 @@ mod tests {
         );
         // The lowest one, too.
         assert_eq!(place(&pc([0x11]), &nics(&[(1, "0000:00:11.0")]), &[]), "0 0000:00:10.0");
-        assert_eq!(place(&pc([0x10]), &nics(&[(1, "0000:00:10.0")]), &[]), "0 0000:00:03.0");
+        assert_eq!(place(&pc([0x10]), &nics(&[(1, "0000:00:10.0")]), &[]), "0 0000:00:0f.0");
+        // One of two that are gone leaves room for the other.
+        assert_eq!(place(&pc([0x12]), &nics(&[(2, "0000:00:12.0")]), &[]), "0 0000:00:10.0");
+        assert_eq!(place(&pc([0x10, 0x13]), &nics(&[(0, "0000:00:10.0"), (3, "0000:00:13.0")]), &[]), "1 0000:00:11.0");
     }
 
     #[test]
@@ -431,7 +439,7 @@ mod tests {
         let unknown = nics(&[(0, "-")]);
         assert_eq!(place(&pc([0x10]), &unknown, &[]), "1 0000:00:11.0 out of order");
         let highest = nics(&[(15, "0000:00:10.0"), (3, "0000:00:11.0")]);
-        assert_eq!(place(&pc([0x10, 0x11]), &highest, &[]), "0 0000:00:03.0");
+        assert_eq!(place(&pc([0x10, 0x11]), &highest, &[]), "0 0000:00:0d.0");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A snapshot's XML, as OpenNebula keeps it beside the deployment file.
 
 use super::splice::{Splice, apply};
-use super::{XmlError, content, is_plain, parse, root};
+use super::{Wanted, XmlError, child, content, is_plain, parse, root};
 use crate::DomainUuid;
 
 /// The snapshot's XML for a domain with this UUID: every `<uuid>` of a domain in it is replaced. OpenNebula gives a VM
@@ -27,6 +27,19 @@ pub fn snapshot_of(text: &str, uuid: &DomainUuid) -> Result<String, XmlError> {
         .map(|range| Splice { range, text: uuid.to_string() })
         .collect();
     apply(text, splices)
+}
+
+/// What the domain of a snapshot should have had when it was taken; `None` when it was none of ours.
+///
+/// # Errors
+/// It is not the XML of a snapshot, or our metadata in it can't be read.
+pub fn wanted_in_snapshot(text: &str) -> Result<Option<Wanted>, XmlError> {
+    let document = parse(text)?;
+    let metadata = child(root(&document, "domainsnapshot")?, "domain").and_then(|domain| child(domain, "metadata"));
+    let ours = |metadata: roxmltree::Node<'_, '_>| {
+        metadata.children().find(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE)).map(Wanted::read)
+    };
+    metadata.and_then(ours).transpose()
 }
 
 #[cfg(test)]

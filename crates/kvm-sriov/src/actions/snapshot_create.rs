@@ -1,0 +1,131 @@
+//! `snapshot_create`: keeps a VM's disks and memory as they are now.
+
+use super::{block_job, gone};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::vm::{self, Found, Vm};
+use crate::vm_dir::VmDir;
+use crate::xml::VmData;
+use crate::{DeployId, SnapshotName};
+
+const ACTION: &str = "snapshot_create";
+
+/// Takes the snapshot that OpenNebula has this number for, and returns its name.
+///
+/// VFs are unplugged before and plugged back afterwards: the snapshot holds none. A snapshot of the same name is one that an
+/// earlier call took and OpenNebula does not know of: it is replaced. The snapshot's XML is kept in the VM's directory.
+///
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
+///
+/// # Errors
+/// No snapshot was taken, and the domain runs on with its VFs. A guest that did not release a VF in time may do so later: the
+/// VF is then plugged back, and the error says so.
+///
+/// # Source
+/// OpenNebula's stock `snapshot_create`: `virDomainSnapshotCreateXML` without flags.
+pub fn snapshot_create(
+    host: &Host,
+    id: &DeployId,
+    number: u32,
+    data: Option<&VmData>,
+) -> Result<SnapshotName, ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    let name = SnapshotName::of(number);
+    let domain = match Vm::open(host, ACTION, id, data).map_err(untouched)? {
+        Found::Plain(domain) => {
+            take(host, &domain, &name).map_err(untouched)?;
+            domain
+        }
+        Found::WithVfs(vm) => with_vfs(*vm, &name)?,
+    };
+    keep(host, &domain, &name);
+    Ok(name)
+}
+
+/// Takes the snapshot. Whatever libvirt says, an error leaves none behind.
+fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Cause> {
+    let hypervisor = host.hypervisor();
+    let xml = format!("<domainsnapshot><name>{name}</name></domainsnapshot>");
+    let create = || block_job::wait_out(&domain.name, || hypervisor.create_snapshot(domain, &xml));
+    let failed = |source| Cause::Call { what: format!("create snapshot {name} for domain {}", domain.name), source };
+    let Err(error) = create() else { return Ok(()) };
+    let is_there = host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
+    match is_there {
+        Ok(false) => Err(failed(error)),
+        Ok(true) => {
+            log::info!("{} has a snapshot {name} that OpenNebula does not know of: it is replaced", domain.name);
+            hypervisor.delete_snapshot(domain, name.as_str(), false).map_err(failed)?;
+            create().map_err(failed)
+        }
+        Err(undo) => Err(Cause::Twice { cause: Box::new(failed(error)), undo: Box::new(undo) }),
+    }
+}
+
+fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<DomainRef, ActionError> {
+    vm.check_can_leave("in a snapshot").map_err(|cause| ActionError::untouched(ACTION, cause))?;
+    let (host, domain, devices) = (vm.host, vm.domain.clone(), vm.plugged());
+    let held = vm.store.hold(&vm.owner(), None).map_err(Cause::from);
+    let taken = held.and_then(|_| vm.unplug(&devices)).and_then(|()| take(host, &domain, name));
+    if let Err(cause) = taken {
+        return Err(undo(vm, cause));
+    }
+    let missing = vm.missing();
+    let back = vm.plug(&missing).and_then(|_| vm.finish());
+    back.map(|()| domain.clone()).map_err(|cause| {
+        // OpenNebula forgets a snapshot whose creation failed.
+        let left = format!("no snapshot is kept, and {}", lacks(&vm));
+        match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
+            Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left)),
+            Err(undo) => twice(cause, undo.into(), format!("snapshot {name} may be there, and {}", lacks(&vm))),
+        }
+    })
+}
+
+/// Plugs back what has left.
+fn undo(mut vm: Vm<'_>, cause: Cause) -> ActionError {
+    if vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain)).unwrap_or(false) {
+        let left = "no snapshot was taken, the domain is gone";
+        return match gone::release(vm.host, &vm.store, &vm.owner(), ACTION) {
+            Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left.into())),
+            Err(undo) => twice(cause, undo.into(), left.into()),
+        };
+    }
+    let in_doubt = matches!(cause, Cause::Twice { .. });
+    match vm.plug_back(&cause) {
+        Ok(()) if in_doubt => {
+            let left = "the domain runs on with its VFs; whether there is a snapshot is not known";
+            ActionError::new(ACTION, cause, HostState::Left(left.into()))
+        }
+        Ok(()) => match vm::pending_text(&cause) {
+            Some(pending) => {
+                ActionError::new(ACTION, cause, HostState::Left(format!("no snapshot was taken; {pending}")))
+            }
+            None => ActionError::untouched(ACTION, cause),
+        },
+        Err(undo) => {
+            let left = format!("no snapshot was taken, and {}", lacks(&vm));
+            twice(cause, undo, left)
+        }
+    }
+}
+
+fn lacks(vm: &Vm<'_>) -> String {
+    format!("{} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back", vm.domain.name)
+}
+
+fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
+    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+    ActionError::new(ACTION, cause, HostState::Left(left))
+}
+
+/// Keeps the snapshot's XML. Without it the snapshot is lost to libvirt when the VM is powered off, not before.
+fn keep(host: &Host, domain: &DomainRef, name: &SnapshotName) {
+    let kept = vm::read(host, domain).and_then(|live| {
+        let dir = VmDir::of_domain(&live).ok_or_else(|| Cause::NoVmDir { vm: domain.name.clone() })?;
+        dir.keep_snapshot(host.hypervisor(), domain, name)
+    });
+    if let Err(cause) = kept {
+        log::warn!("the XML of snapshot {name} is not kept: {cause}");
+    }
+}

@@ -1,0 +1,71 @@
+//! `snapshot_delete`: a snapshot is no longer needed.
+
+use super::block_job;
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::vm::{self, Vm};
+use crate::vm_dir::VmDir;
+use crate::{DeployId, SnapshotName};
+
+const ACTION: &str = "snapshot_delete";
+
+/// Deletes a snapshot. VFs stay where they are. Success when there is no such snapshot.
+///
+/// The XML of the snapshots that are left is kept anew in the VM's directory: their parents may be others now.
+///
+/// # Errors
+/// The snapshot is still there, or the error's state says what is not known.
+///
+/// # Source
+/// OpenNebula's stock `snapshot_delete`: `virDomainSnapshotDelete` without flags.
+pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    // The lock of a VM with VFs is held until this returns: no other action has its snapshots meanwhile.
+    let found = Vm::open_as_is(host, ACTION, id, None).map_err(untouched)?;
+    let domain = found.domain();
+    let live = vm::read(host, domain).map_err(untouched)?;
+    let dir = VmDir::of_domain(&live).ok_or_else(|| untouched(Cause::NoVmDir { vm: domain.name.clone() }))?;
+    let left = delete(host, domain, name)?;
+    if let Err(cause) = dir.forget_snapshot(name) {
+        log::warn!("{cause}; snapshot {name} is deleted all the same");
+    }
+    for name in left {
+        if let Err(cause) = dir.keep_snapshot(host.hypervisor(), domain, &name) {
+            log::warn!("the XML of snapshot {name} is not kept: {cause}");
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the snapshot, and returns those of OpenNebula's that are left.
+fn delete(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<Vec<SnapshotName>, ActionError> {
+    let hypervisor = host.hypervisor();
+    let names = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names));
+    let before = names().map_err(|cause| ActionError::untouched(ACTION, cause))?;
+    let is_it = |other: &String| other == name.as_str();
+    let mut left = before.clone();
+    left.retain(|other| !is_it(other));
+    if left.len() < before.len() {
+        let deleted = block_job::wait_out(&domain.name, || hypervisor.delete_snapshot(domain, name.as_str(), false));
+        if let Err(source) = deleted {
+            let what = format!("delete snapshot {name} for domain {}", domain.name);
+            let cause = Cause::Call { what, source };
+            // Whatever the call said: only the list tells.
+            match names() {
+                Ok(names) if !names.iter().any(is_it) => {}
+                Ok(_) if cause.leaves_doubt() => {
+                    let text = "the snapshot was still there, and may go later".into();
+                    return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+                }
+                Ok(_) => return Err(ActionError::untouched(ACTION, cause)),
+                Err(undo) => {
+                    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+                    let text = "whether the snapshot is still there is not known".into();
+                    return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+                }
+            }
+        }
+    }
+    Ok(left.iter().filter(|name| name.starts_with("snap-")).filter_map(|name| name.parse().ok()).collect())
+}

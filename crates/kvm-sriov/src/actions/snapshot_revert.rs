@@ -1,0 +1,285 @@
+//! `snapshot_revert`: a VM's disks and memory become what they were.
+
+use super::{block_job, gone};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::reconcile;
+use crate::vm::{self, Found, Vm, nic_defaults};
+use crate::xml::{Kept, Mode, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
+use crate::{DeployId, RootName, SnapshotName};
+
+const ACTION: &str = "snapshot_revert";
+
+/// Brings a running VM back to a snapshot, and gives it the VFs that it should have now.
+///
+/// VFs are unplugged before. What the snapshot says of VFs is as old as itself: the VM gets a VF and a dummy for each SR-IOV
+/// NIC that OpenNebula describes, at its place where that is free, and loses the dummies of others.
+///
+/// * `data` - OpenNebula's description of the VM; without it (before 5.10) the VM keeps the SR-IOV NICs that it has
+///
+/// # Errors
+/// The VM was not reverted and runs on with its VFs, or the error's state says what is true. libvirt may have ended the
+/// domain: then its VFs are free.
+///
+/// # Source
+/// OpenNebula's stock `snapshot_revert`: `virDomainRevertToSnapshot` with the flag FORCE.
+pub fn snapshot_revert(
+    host: &Host,
+    id: &DeployId,
+    name: &SnapshotName,
+    data: Option<&VmData>,
+) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    // What is missing would have to leave again: it is put right afterwards.
+    let found = Vm::open_as_is(host, ACTION, id, data).map_err(untouched)?;
+    let domain = found.domain().clone();
+    let old = wanted_then(host, &domain, name).map_err(untouched)?;
+    match found {
+        Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
+        // It had VFs then, or gets its first one.
+        Found::Plain(domain) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
+            let vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
+            Revert { vm, name, data, old, has_changed: false }.run()
+        }
+        Found::Plain(domain) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
+    }
+}
+
+/// What the VM should have had when the snapshot was taken.
+fn wanted_then(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<Option<Wanted>, Cause> {
+    let text = host.hypervisor().snapshot_xml(domain, name.as_str()).map_err(|source| call(domain, name, source))?;
+    wanted_in_snapshot(&text)
+        .map_err(|source| Cause::Xml { what: format!("snapshot {name} of {}", domain.name), source })
+}
+
+fn call(domain: &DomainRef, name: &SnapshotName, source: crate::libvirt::LibvirtError) -> Cause {
+    Cause::Call { what: format!("revert to snapshot {name} for domain {}", domain.name), source }
+}
+
+fn revert(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Cause> {
+    block_job::wait_out(&domain.name, || host.hypervisor().revert_snapshot(domain, name.as_str()))
+        .map_err(|source| call(domain, name, source))
+}
+
+fn failed_plain(host: &Host, domain: &DomainRef, cause: Cause) -> ActionError {
+    let state = match host.patiently(|| gone::is_gone(host, domain)) {
+        Ok(true) => HostState::Left("the domain is gone".into()),
+        Ok(false) if !cause.leaves_doubt() => HostState::RunsOn,
+        Ok(false) | Err(_) => HostState::Left(in_doubt(domain)),
+    };
+    ActionError::new(ACTION, cause, state)
+}
+
+fn in_doubt(domain: &DomainRef) -> String {
+    format!("whether {} was reverted is not known", domain.name)
+}
+
+/// A VM with VFs on its way to a snapshot.
+struct Revert<'a, 'd> {
+    vm: Vm<'a>,
+    name: &'d SnapshotName,
+    data: Option<&'d VmData>,
+    /// What it should have had when the snapshot was taken.
+    old: Option<Wanted>,
+    /// Whether what the domain said after the call was not what it said before.
+    has_changed: bool,
+}
+
+impl Revert<'_, '_> {
+    fn run(mut self) -> Result<(), ActionError> {
+        self.check().map_err(|cause| ActionError::untouched(ACTION, cause))?;
+        let devices = self.vm.plugged();
+        let held = self.vm.store.hold(&self.vm.owner(), None).map_err(Cause::from);
+        if let Err(cause) = held.and_then(|_| self.vm.unplug(&devices)) {
+            return Err(self.not_unplugged(cause));
+        }
+        if let Err(cause) = revert(self.vm.host, &self.vm.domain, self.name) {
+            return Err(self.not_reverted(cause));
+        }
+        self.arrange().map_err(|cause| {
+            let text = format!(
+                "{0} is reverted but may lack VFs or have NICs of then; kvm-sriov reconcile, or its next action, goes on",
+                self.vm.domain.name
+            );
+            ActionError::new(ACTION, cause, HostState::Left(text))
+        })
+    }
+
+    /// What the VFs need besides the VFs is there, and the guest can answer.
+    fn check(&mut self) -> Result<(), Cause> {
+        let (host, vm) = (self.vm.host, &mut self.vm);
+        match vm.wanted.operation.as_ref().map(|operation| &operation.kind) {
+            None | Some(OperationKind::PendingUnplug { .. }) => {}
+            Some(_) => reconcile::mend(vm)?,
+        }
+        if !vm.plugged().is_empty() {
+            vm::check_answers(host, &vm.domain)?;
+        }
+        let roots: Vec<RootName> = self.described().map(|(_, root)| root).collect();
+        if !roots.is_empty() || !self.vm.wanted.nics.is_empty() {
+            host.dummy_bridge()?;
+        }
+        host.maps_of(roots.iter().chain(self.vm.wanted.nics.iter().map(|nic| &nic.root))).map(drop)
+    }
+
+    /// The SR-IOV NICs as OpenNebula describes them, without those that are interfaces on a bridge of such a name.
+    fn described(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
+        let is_interface = |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| interface.mac == nic.mac);
+        self.data.into_iter().flat_map(VmData::sriov_nics).filter(move |(nic, _)| !is_interface(nic))
+    }
+
+    /// Gives the reverted domain what it should have now.
+    fn arrange(&mut self) -> Result<(), Cause> {
+        let (host, vm) = (self.vm.host, &mut self.vm);
+        vm.live = host.patiently(|| vm::read(host, &vm.domain))?;
+        self.has_changed = vm::wanted(&vm.live)?.unwrap_or_default() != vm.wanted;
+        let nics = self.nics();
+        let vm = &mut self.vm;
+        vm.wanted = Wanted { nics, operation: None, ..std::mem::take(&mut vm.wanted) };
+        self.place();
+        self.describe_dummies()?;
+        // From here on anybody can go on.
+        self.vm.ensure_written()?;
+        self.vm.unplug_wrong_dummies()?;
+        reconcile::mend(&mut self.vm)?;
+        self.vm.store.settle(&self.vm.owner())?;
+        Ok(())
+    }
+
+    /// The NICs that the VM should have now: as it has them, as it had them then, or new ones.
+    fn nics(&self) -> Vec<WantedNic> {
+        if self.data.is_none() {
+            return self.vm.wanted.nics.clone();
+        }
+        let mut nics: Vec<WantedNic> = Vec::new();
+        let mut new = Vec::new();
+        for (nic, root) in self.described() {
+            let is_it = |known: &&WantedNic| known.mac == nic.mac && known.root == root;
+            let now = self.vm.wanted.nics.iter().find(is_it);
+            let then = || {
+                let then = self.old.iter().flat_map(|old| &old.nics).find(is_it)?;
+                let is_free = self.vm.wanted.nics.iter().all(|known| known.position != then.position);
+                is_free.then_some(then)
+            };
+            match now.or_else(then) {
+                Some(known) => nics.push(known.clone()),
+                None => new.push((nic, root)),
+            }
+        }
+        for (nic, root) in new {
+            let Some(place) = self.vm.live.free.place(&nics, &[]) else {
+                log::warn!("NIC {} gets no VF: {} has 16 already", nic.mac, self.vm.domain.name);
+                continue;
+            };
+            nics.push(WantedNic {
+                mac: nic.mac,
+                root,
+                mode: Mode::Hostdev,
+                position: place.position,
+                guest: place.guest,
+                boot_order: nic.boot_order,
+                vlan: nic.vlan,
+                nic_id: nic.id,
+                dummy: None,
+                kept: Kept::default(),
+            });
+        }
+        nics.sort_by_key(|nic| nic.position);
+        nics
+    }
+
+    /// Gives another guest address to each NIC whose own is another device's in the reverted domain.
+    fn place(&mut self) {
+        let free = self.vm.live.free.clone();
+        let nics = self.vm.wanted.nics.clone();
+        for nic in &mut self.vm.wanted.nics {
+            if nic.guest.is_none_or(|guest| !free.has(guest)) {
+                let others: Vec<WantedNic> = nics.iter().filter(|other| other.mac != nic.mac).cloned().collect();
+                nic.guest = free.address_for(&others, nic.position);
+            }
+        }
+    }
+
+    /// Notes for each dummy that is not there, or is another NIC's, what OpenNebula says of it.
+    fn describe_dummies(&mut self) -> Result<(), Cause> {
+        let Some(data) = self.data else { return Ok(()) };
+        let (host, vm) = (self.vm.host, &mut self.vm);
+        let mut nics = vm.wanted.nics.clone();
+        for nic in &mut nics {
+            let mac = host.dummy_mac(nic.mac, nic.position)?;
+            let has_its_own = vm.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac || !dummy.is_ours());
+            if let (false, Some(described)) = (has_its_own, data.nic(nic.mac)) {
+                let defaults = nic_defaults(host, data.vcpus());
+                let xml = dummy_interface_of(described, defaults, nic.position, mac, host.dummy_bridge()?);
+                nic.dummy = Some(xml);
+            }
+        }
+        vm.wanted.nics = nics;
+        Ok(())
+    }
+
+    /// The guest did not release its VFs: what left is plugged back.
+    fn not_unplugged(mut self, cause: Cause) -> ActionError {
+        if let Some((text, undo)) = self.if_gone() {
+            return with_undo(cause, undo, text);
+        }
+        match self.vm.plug_back(&cause) {
+            Ok(()) => match vm::pending_text(&cause) {
+                Some(pending) => {
+                    ActionError::new(ACTION, cause, HostState::Left(format!("nothing was reverted; {pending}")))
+                }
+                None => ActionError::untouched(ACTION, cause),
+            },
+            Err(undo) => twice(cause, undo, lacks(&self.vm)),
+        }
+    }
+
+    /// The call that reverts failed. It may have had its effect all the same: what the VM should have is the same in both
+    /// cases.
+    fn not_reverted(mut self, cause: Cause) -> ActionError {
+        if let Some((text, undo)) = self.if_gone() {
+            return with_undo(cause, undo, text);
+        }
+        match self.arrange() {
+            Ok(()) if self.has_changed => {
+                let text = format!("{} is reverted all the same, and has its VFs", self.vm.domain.name);
+                ActionError::new(ACTION, cause, HostState::Left(text))
+            }
+            Ok(()) if cause.leaves_doubt() => {
+                ActionError::new(ACTION, cause, HostState::Left(in_doubt(&self.vm.domain)))
+            }
+            Ok(()) => ActionError::new(ACTION, cause, HostState::RunsOn),
+            Err(undo) => twice(cause, undo, lacks(&self.vm)),
+        }
+    }
+
+    /// What is to be said of a domain that is gone, and whose VFs are free therefore.
+    fn if_gone(&self) -> Option<(String, Option<Cause>)> {
+        let (host, domain) = (self.vm.host, &self.vm.domain);
+        match host.patiently(|| gone::is_gone(host, domain)) {
+            Ok(false) => None,
+            Ok(true) => {
+                let freed = gone::release(host, &self.vm.store, &self.vm.owner(), ACTION);
+                Some((format!("{} is gone, its VFs are free", domain.name), freed.err().map(Cause::from)))
+            }
+            Err(undo) => Some((in_doubt(domain), Some(undo))),
+        }
+    }
+}
+
+fn lacks(vm: &Vm<'_>) -> String {
+    format!("{} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back", vm.domain.name)
+}
+
+fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
+    with_undo(cause, Some(undo), left)
+}
+
+fn with_undo(cause: Cause, undo: Option<Cause>, left: String) -> ActionError {
+    let cause = match undo {
+        Some(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
+        None => cause,
+    };
+    ActionError::new(ACTION, cause, HostState::Left(left))
+}

@@ -1,0 +1,9 @@
+//! `snapshot_delete`: a snapshot is no longer needed.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("snapshot_delete", |call| {
+        let (id, name) = (call.arg(0, "deploy id")?, call.arg(1, "snapshot name")?);
+        actions::snapshot_delete(&call.host_lenient()?, &id, &name).map(|()| None)
+    })
+}
