@@ -202,11 +202,14 @@ pub(super) fn killed_while_saving(host: LabHost) {
         shows(host, &vm, 4, GUEST_ANSWERS);
     }
     cancel(host, &vm);
+    host.root(&format!("rm -f {STATE}/*/.new-*")).ok();
 }
 
-/// The roots of the claims there are.
+/// The roots of the claims there are. What a process left that died while it wrote one is no claim, and goes after a minute.
 fn claimed_roots(host: LabHost) -> Vec<String> {
-    host.claims().iter().map(|claim| claim.split('/').next().unwrap().to_owned()).collect()
+    let claims = host.claims();
+    let whole = claims.iter().filter(|claim| !claim.contains("/.new-"));
+    whole.map(|claim| claim.split('/').next().unwrap().to_owned()).collect()
 }
 
 pub(super) fn killed_while_restoring(host: LabHost) {
@@ -222,7 +225,7 @@ pub(super) fn killed_while_restoring(host: LabHost) {
         let live = host.live_xml(&vm);
         assert!(kept == live.is_empty(), "killed at {syscall} {number}: the image is there: {kept}, {said:?}\n{live}");
         if kept {
-            assert_eq!(host.claims(), Vec::<String>::new(), "killed at {syscall} {number}");
+            assert_eq!(claimed_roots(host), Vec::<String>::new(), "killed at {syscall} {number}");
             assert_eq!(host.restore(&vm).code, 0);
         }
         assert_eq!(identity(&host.live_xml(&vm)), before, "killed at {syscall} {number}");
@@ -230,6 +233,7 @@ pub(super) fn killed_while_restoring(host: LabHost) {
         shows(host, &vm, 4, GUEST_ANSWERS);
     }
     cancel(host, &vm);
+    host.root(&format!("rm -f {STATE}/*/.new-*")).ok();
 }
 
 pub(super) fn cancel_during_a_save_that_hangs(host: LabHost) {
