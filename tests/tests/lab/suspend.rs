@@ -42,9 +42,18 @@ pub(super) fn shows(host: LabHost, vm: &Vm, nics: usize, limit: Duration) {
     host.wait(&format!("the guest to show {nics} NICs"), limit, |host| host.guest_nics(vm).len() == nics);
 }
 
-/// What must be the same after a VM came back: names, guest addresses and order of the VFs, and the other NICs.
-pub(super) fn identity(live: &str) -> (Vec<(String, String)>, Vec<(String, String)>) {
-    (plugged(live).into_iter().map(|Plugged { alias, guest, .. }| (alias, guest)).collect(), interfaces(live))
+/// What must be the same after a VM came back.
+#[derive(Debug, PartialEq)]
+pub(super) struct Identity {
+    /// Names and guest addresses of the VFs, in order.
+    vfs: Vec<(String, String)>,
+    /// MACs and bridges of the other NICs, in order.
+    interfaces: Vec<(String, String)>,
+}
+
+pub(super) fn identity(live: &str) -> Identity {
+    let vfs = plugged(live).into_iter().map(|Plugged { alias, guest, .. }| (alias, guest)).collect();
+    Identity { vfs, interfaces: interfaces(live) }
 }
 
 /// Runs reconciliation, which must end within 60 s and leave nothing.
