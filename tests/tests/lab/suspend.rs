@@ -252,7 +252,7 @@ pub(super) fn cancel_during_a_save_that_hangs(host: LabHost) {
         let vm = vm.clone();
         thread::spawn(move || host.save(&vm))
     };
-    host.wait("the save to begin", GUEST_ANSWERS, |host| host.live_xml(&vm).contains("kind='save'"));
+    host.wait("the save to begin", GUEST_ANSWERS, |host| host.live_xml(&vm).contains("<sriov:operation"));
     cancel(host, &vm);
     let said = saving.join().unwrap();
     assert_ne!(said.code, 0, "{said:?}");
@@ -290,7 +290,7 @@ pub(super) fn guest_reboots_during_an_unplug(host: LabHost) {
         let vm = vm.clone();
         thread::spawn(move || host.save(&vm))
     };
-    host.wait("the save to begin", GUEST_ANSWERS, |host| host.live_xml(&vm).contains("kind='save'"));
+    host.wait("the save to begin", GUEST_ANSWERS, |host| host.live_xml(&vm).contains("<sriov:operation"));
     host.oneadmin(&format!("virsh -q -c qemu:///system reset {}", vm.name())).ok();
     // The reset lets the VFs go: the save goes on.
     let said = saving.join().unwrap();
