@@ -76,7 +76,7 @@ impl Storage {
         let failed = || Cause::file("read", self.dir.clone());
         let mut paths =
             fs::read_dir(&self.dir).and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>());
-        paths.iter_mut().for_each(|paths| paths.sort());
+        paths.iter_mut().for_each(|paths| paths.sort_unstable());
         for path in paths.map_err(failed())? {
             let kind = path.symlink_metadata().map_err(failed())?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

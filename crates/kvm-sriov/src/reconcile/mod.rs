@@ -159,7 +159,7 @@ impl Look<'_> {
                 Err(cause) => problems.push(cause),
             }
         }
-        vms.sort_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
+        vms.sort_unstable_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
         (vms, problems)
     }
 
