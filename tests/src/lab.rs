@@ -475,9 +475,9 @@ impl LabHost {
     }
 }
 
-/// Words of the shell that become the process id of a VM's QEMU.
+/// Words of the shell that become the process id of a VM's QEMU. The brackets keep that shell from being found itself.
 fn qemu_of(vm: &Vm) -> String {
-    format!("$(pgrep -f 'guest={},')", vm.name())
+    format!("$(pgrep -f '[g]uest={},')", vm.name())
 }
 
 /// An action that runs on a host.

@@ -135,7 +135,7 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "the agent is killed",
         strikes: |_, host2, _, _| {
-            host2.root("pkill -KILL -f sriov_agent").ok();
+            host2.root("pkill -KILL -f '[s]riov_agent'").ok();
         },
         mended: |_, _| {},
     },
@@ -238,7 +238,7 @@ pub(super) fn cancel_during_a_migration(host1: LabHost) {
     cancel(host2, &vm);
     let said = moving.finish();
     assert_ne!(said.code, 0, "{said:?}");
-    host2.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f sriov_agent").code != 0);
+    host2.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f '[s]riov_agent'").code != 0);
     for host in [host1, host2] {
         is_gone_from(&vm, host);
         host.root("timeout 60 kvm-sriov reconcile").ok();
