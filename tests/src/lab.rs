@@ -1,19 +1,29 @@
 //! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh.
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
-use std::thread;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::project;
 use crate::remotes::{Remotes, target};
-use crate::vm::Vm;
+use crate::vm::{ActionData, SHARED, Vm};
+
+/// How long a guest may take until it shows its NICs: five times what it takes on a machine three times slower than the one
+/// where it was measured.
+pub const GUEST_BOOT: Duration = Duration::from_secs(200);
+
+/// How long anything may take that a host or a guest does within seconds.
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// The driver's configuration on a host.
 pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 
 /// What a VM with VFs needs to be set in it.
 pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
+
+/// Where the driver lies on a host.
+const DRIVER: &str = "/var/tmp/one/vmm/kvm-sriov";
 
 /// One lab host.
 #[derive(Clone, Copy)]
@@ -32,6 +42,73 @@ pub struct GuestNic {
     pub pci: String,
     /// The guest's driver for it.
     pub driver: String,
+}
+
+/// That a guest's CPUs ran: its uptime in seconds, and the boot that it counts from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tick {
+    /// Seconds since the guest booted.
+    pub uptime: f64,
+    /// What the guest's kernel drew at its boot; another one means that the guest booted again.
+    pub boot: String,
+}
+
+/// Whether a peer answered a guest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ping {
+    /// Whether it answered.
+    pub ok: bool,
+    /// When, in seconds since the guest booted.
+    pub uptime: f64,
+}
+
+/// What the lab's guest has said on its console on one host. Another host's file begins anew; so does a restored domain's.
+#[derive(Debug, Clone)]
+pub struct Console(String);
+
+impl Console {
+    /// What follows this word in the lines that begin with `GUEST` and it.
+    fn said<'a>(&'a self, word: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
+        self.0.lines().filter_map(move |line| line.strip_prefix("GUEST ")?.strip_prefix(word)?.strip_prefix(' '))
+    }
+
+    /// The guest's NICs when they changed last, by PCI address.
+    pub fn nics(&self) -> Vec<GuestNic> {
+        let read = |word: &str| {
+            let (name, rest) = word.split_once('=')?;
+            let (mac, rest) = rest.split_once('@')?;
+            let (pci, driver) = rest.split_once(',')?;
+            let [name, mac, pci, driver] = [name, mac, pci, driver].map(str::to_owned);
+            Some(GuestNic { name, mac, pci, driver })
+        };
+        let line = self.said("NET").next_back().unwrap_or_default();
+        let mut nics: Vec<GuestNic> = line.split_whitespace().filter_map(read).collect();
+        nics.sort_by(|a, b| a.pci.cmp(&b.pci));
+        nics
+    }
+
+    /// The signs of life, in order: one in about 5 s.
+    pub fn ticks(&self) -> Vec<Tick> {
+        let read = |line: &str| {
+            let (uptime, boot) = line.split_once(' ')?;
+            Some(Tick { uptime: uptime.parse().ok()?, boot: boot.into() })
+        };
+        self.said("TICK").filter_map(read).collect()
+    }
+
+    /// What became of the pings to a peer, in order: one in about 2 s.
+    pub fn pings(&self, peer: &str) -> Vec<Ping> {
+        let read = |line: &str| {
+            let (answer, uptime) = line.strip_prefix(peer)?.strip_prefix(' ')?.split_once(' ')?;
+            Some(Ping { ok: answer == "ok", uptime: uptime.parse().ok()? })
+        };
+        self.said("PING").filter_map(read).collect()
+    }
+
+    /// Whether the guest heard its power button.
+    pub fn heard_power_button(&self) -> bool {
+        self.0.lines().any(|line| line == "GUEST POWEROFF")
+    }
 }
 
 /// What a program said.
@@ -78,9 +155,41 @@ impl LabHost {
         host
     }
 
+    /// Starts both hosts side by side, or takes those that run.
+    pub fn start_both() -> [Self; 2] {
+        let status = Command::new(project().join("tests/lab/lab")).args(["start", "1", "2"]).status().unwrap();
+        assert!(status.success(), "tests/lab/lab start 1 2 failed");
+        [Self { number: 1 }, Self { number: 2 }]
+    }
+
+    /// Its name, which the other host knows as well.
+    pub fn name(self) -> String {
+        format!("host{}", self.number)
+    }
+
     /// Turns the host off as a power failure does, and on again with its old disk.
     pub fn power_cycle(self) {
         self.lab(&["reboot"]);
+    }
+
+    /// Turns the host off as a power failure does. Its disk and the shared datastores are kept.
+    pub fn power_off(self) {
+        self.lab(&["off"]);
+    }
+
+    /// Turns a host on again that was turned off.
+    pub fn power_on(self) {
+        self.lab(&["reboot"]);
+    }
+
+    /// Takes the host off the network that joins the hosts. The test reaches it all the same.
+    pub fn cut_network(self) {
+        self.root("ip link set lan down").ok();
+    }
+
+    /// Puts the host on that network again.
+    pub fn mend_network(self) {
+        self.root("ip link set lan up").ok();
     }
 
     fn lab(self, verb: &[&str]) {
@@ -89,20 +198,26 @@ impl LabHost {
         assert!(status.success(), "tests/lab/lab {verb:?} {} failed", self.number);
     }
 
-    fn ssh(self, user: &str, command: &str, stdin: &[u8]) -> Said {
-        let mut child = Command::new(project().join("tests/lab/lab"))
-            .args(["ssh", &self.number.to_string(), "-u", user, "--", command])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    /// Begins a command over ssh.
+    fn spawn(self, user: &str, forward: bool, command: &str, stdin: &[u8]) -> (Child, JoinHandle<()>) {
+        let mut ssh = Command::new(project().join("tests/lab/lab"));
+        ssh.args(["ssh", &self.number.to_string(), "-u", user]);
+        if forward {
+            ssh.arg("-A");
+        }
+        ssh.args(["--", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ssh.spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();
         let text = stdin.to_vec();
         let writer = thread::spawn(move || {
             // A program that does not read its input is no failure.
             drop(pipe.write_all(&text));
         });
+        (child, writer)
+    }
+
+    fn ssh(self, user: &str, command: &str, stdin: &[u8]) -> Said {
+        let (child, writer) = self.spawn(user, false, command, stdin);
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
         output.into()
@@ -154,24 +269,90 @@ impl LabHost {
 
     /// Calls an action as OpenNebula's `one_vmm_exec` does over its ssh stream.
     pub fn action(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Said {
+        self.ssh("oneadmin", "bash -s", self.script(action, args, vm, stdin).as_bytes())
+    }
+
+    /// Calls an action as OpenNebula calls `migrate` alone: with the agent of the front-end, so that it can reach other hosts.
+    pub fn action_forwarding(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Said {
+        self.begin_forwarding(action, args, vm, stdin).finish()
+    }
+
+    /// Begins an action.
+    pub fn begin(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
+        self.begin_with(false, action, args, vm, stdin)
+    }
+
+    /// Begins an action with the agent of the front-end.
+    pub fn begin_forwarding(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
+        self.begin_with(true, action, args, vm, stdin)
+    }
+
+    fn begin_with(self, forward: bool, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
+        let script = self.script(action, args, vm, stdin);
+        let (ssh, writer) = self.spawn("oneadmin", forward, "bash -s", script.as_bytes());
+        let command = format!("{DRIVER}/{action} .*{} {}", vm.id, self.name());
+        Running { host: self, command, ssh, writer }
+    }
+
+    fn script(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> String {
         let args: String = args.iter().map(|arg| format!("'{arg}' ")).collect();
-        let host = format!("host{}", self.number);
-        let script = format!(
-            "(cat << 'EOT' | /var/tmp/one/vmm/kvm-sriov/{action} {args}{} {host}); \
+        format!(
+            "(cat << 'EOT' | {DRIVER}/{action} {args}{} {}); \
              code=$?; echo \"ExitCode: $code\" 1>&2; exit $code\n{stdin}\nEOT\n",
-            vm.id
-        );
-        self.ssh("oneadmin", "bash -s", script.as_bytes())
+            vm.id,
+            self.name()
+        )
     }
 
     /// Deploys a VM.
     pub fn deploy(self, vm: &Vm) -> Said {
-        self.action("deploy", &[&vm.deployment_file(), &format!("host{}", self.number)], vm, &vm.deployment())
+        self.action("deploy", &[&vm.deployment_file(), &self.name()], vm, &vm.deployment())
     }
 
     /// Cancels a VM.
     pub fn cancel(self, vm: &Vm) -> Said {
-        self.action("cancel", &[&vm.uuid(), &format!("host{}", self.number)], vm, "")
+        self.action("cancel", &[&vm.uuid(), &self.name()], vm, "")
+    }
+
+    /// Saves a VM.
+    pub fn save(self, vm: &Vm) -> Said {
+        let stdin = vm.action_data(&self.name()).xml();
+        self.action("save", &[&vm.uuid(), &vm.checkpoint(), &self.name()], vm, &stdin)
+    }
+
+    /// Restores a VM.
+    pub fn restore(self, vm: &Vm) -> Said {
+        let stdin = vm.action_data(&self.name()).xml();
+        self.action("restore", &[&vm.checkpoint(), &self.name(), &vm.uuid()], vm, &stdin)
+    }
+
+    /// Attaches the NIC with this number, which `vm` already lists.
+    pub fn attach_nic(self, vm: &Vm, nic: usize) -> Said {
+        let stdin = vm.action_data(&self.name()).attach(nic).xml();
+        let target = format!("{}-{nic}", vm.name());
+        self.action("attach_nic", &[&vm.uuid(), &vm.mac(nic), vm.bridge(nic), "virtio", "bridge", &target], vm, &stdin)
+    }
+
+    /// Detaches the NIC with this number, which `vm` still lists.
+    pub fn detach_nic(self, vm: &Vm, nic: usize) -> Said {
+        let stdin = vm.action_data(&self.name()).attach(nic).xml();
+        self.action("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, &stdin)
+    }
+
+    /// Moves a running VM to another host, to the datastore of the same number there.
+    pub fn migrate(self, vm: &Vm, to: Self) -> Said {
+        self.begin_migration(vm, to).finish()
+    }
+
+    /// Begins to move a running VM to another host.
+    pub fn begin_migration(self, vm: &Vm, to: Self) -> Running {
+        let data = vm.action_data(&self.name()).to(&to.name(), SHARED);
+        self.begin_migration_with(vm, to, &data)
+    }
+
+    /// Begins to move a running VM to another host, as `data` says.
+    pub fn begin_migration_with(self, vm: &Vm, to: Self, data: &ActionData<'_>) -> Running {
+        self.begin_forwarding("migrate", &[&vm.uuid(), &to.name(), &self.name()], vm, &data.xml())
     }
 
     /// The live XML of a VM; empty when it is not there.
@@ -182,21 +363,95 @@ impl LabHost {
             .to_owned()
     }
 
+    /// What libvirt says of a VM here, such as `running` or `paused`; empty when it is not there.
+    pub fn state(self, vm: &Vm) -> String {
+        self.oneadmin(&format!("virsh -c qemu:///system domstate {} 2>/dev/null || true", vm.name()))
+            .ok()
+            .trim()
+            .to_owned()
+    }
+
+    /// What the guest of a VM has said on its console here.
+    pub fn console(self, vm: &Vm) -> Console {
+        let text = self.root(&format!("grep -a '^GUEST' {} 2>/dev/null | tr -d '\\r' || true", vm.console())).ok();
+        // The last line may be half written.
+        Console(text.rsplit_once('\n').map(|(lines, _)| lines).unwrap_or_default().to_owned())
+    }
+
     /// The NICs that the guest of a VM showed on its console the last time they changed, by PCI address.
     pub fn guest_nics(self, vm: &Vm) -> Vec<GuestNic> {
-        // The last line may be half written.
-        let console = self.root(&format!("grep -a 'GUEST NET' {} || true", vm.console())).ok();
-        let line = console.split_inclusive('\n').rfind(|line| line.ends_with('\n')).unwrap_or_default();
-        let read = |word: &str| {
-            let (name, rest) = word.split_once('=')?;
-            let (mac, rest) = rest.split_once('@')?;
-            let (pci, driver) = rest.split_once(',')?;
-            let [name, mac, pci, driver] = [name, mac, pci, driver].map(str::to_owned);
-            Some(GuestNic { name, mac, pci, driver })
-        };
-        let mut nics: Vec<GuestNic> = line.split_whitespace().filter_map(read).collect();
-        nics.sort_by(|a, b| a.pci.cmp(&b.pci));
-        nics
+        self.console(vm).nics()
+    }
+
+    /// Waits until the guest of a VM gives a sign of life that it has not given before, and returns it.
+    #[track_caller]
+    pub fn wait_tick(self, vm: &Vm) -> Tick {
+        let before = self.console(vm).ticks().len();
+        let mut tick = None;
+        self.wait(&format!("the guest of {} to tick", vm.name()), SOON, |host| {
+            tick = host.console(vm).ticks().into_iter().nth(before);
+            tick.is_some()
+        });
+        tick.unwrap()
+    }
+
+    /// Waits until a peer answers the guest of a VM, later than now.
+    #[track_caller]
+    pub fn wait_ping(self, vm: &Vm, peer: &str) {
+        let before = self.console(vm).pings(peer).len();
+        self.wait(&format!("{peer} to answer the guest of {}", vm.name()), SOON, |host| {
+            host.console(vm).pings(peer).iter().skip(before).any(|ping| ping.ok)
+        });
+    }
+
+    /// Stops the QEMU of a VM in the middle of whatever it does.
+    pub fn freeze(self, vm: &Vm) {
+        self.root(&format!("kill -STOP {}", qemu_of(vm))).ok();
+    }
+
+    /// Lets a stopped QEMU go on.
+    pub fn thaw(self, vm: &Vm) {
+        self.root(&format!("kill -CONT {}", qemu_of(vm))).ok();
+    }
+
+    /// Kills the QEMU of a VM, as a crash does.
+    pub fn kill_qemu(self, vm: &Vm) {
+        self.root(&format!("kill -KILL {}", qemu_of(vm))).ok();
+    }
+
+    /// Kills libvirtd. Domains run on.
+    pub fn kill_libvirtd(self) {
+        self.root(
+            "kill -KILL $(cat /run/libvirtd.pid); while kill -0 $(cat /run/libvirtd.pid); do sleep 0.1; done 2>&-",
+        )
+        .ok();
+    }
+
+    /// Starts libvirtd after it was killed, and waits until it answers.
+    pub fn start_libvirtd(self) {
+        self.root("/usr/sbin/libvirtd -d").ok();
+        self.wait("libvirtd to answer", SOON, |host| host.root("virsh -q uri 2>&1").code == 0);
+    }
+
+    /// Restarts libvirtd.
+    pub fn restart_libvirtd(self) {
+        self.kill_libvirtd();
+        self.start_libvirtd();
+    }
+
+    /// What a failed test is explained with: the journal, the logs of QEMU and the consoles of guests.
+    pub fn evidence(self) -> String {
+        self.root("tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null")
+            .out
+    }
+
+    /// Ends every domain and removes everything that tests left: claims, maps, datastores, consoles.
+    pub fn clean(self) {
+        self.root(
+            "for d in $(virsh -q list --name); do virsh -q destroy $d; done; ip link set lan up; \
+             rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/*/*",
+        )
+        .ok();
     }
 
     /// The claim files, as `<root>/<index>` in order.
@@ -217,5 +472,84 @@ impl LabHost {
             assert!(begin.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
             thread::sleep(Duration::from_millis(500));
         }
+    }
+}
+
+/// Words of the shell that become the process id of a VM's QEMU. The brackets keep that shell from being found itself.
+fn qemu_of(vm: &Vm) -> String {
+    format!("$(pgrep -f '[g]uest={},')", vm.name())
+}
+
+/// An action that runs on a host.
+pub struct Running {
+    host: LabHost,
+    /// The beginning of its command line there, for pgrep(1).
+    command: String,
+    ssh: Child,
+    writer: JoinHandle<()>,
+}
+
+impl Running {
+    /// Its process id on the host, as soon as it has one; `None` when it ended before.
+    pub fn pid(&mut self) -> Option<u32> {
+        let begin = Instant::now();
+        loop {
+            let over = self.is_over();
+            let found = self.host.root(&format!("pgrep -f '^{}$'", self.command)).out;
+            if let Some(pid) = found.lines().next() {
+                return Some(pid.parse().unwrap());
+            }
+            if over {
+                return None;
+            }
+            assert!(begin.elapsed() < SOON, "{} did not begin", self.command);
+        }
+    }
+
+    /// Sends its process a signal, such as `KILL`; `false` when it ended before.
+    pub fn signal(&mut self, signal: &str) -> bool {
+        let Some(pid) = self.pid() else { return false };
+        self.host.root(&format!("kill -{signal} {pid}")).code == 0
+    }
+
+    /// Kills the front-end's ssh. The action may go on.
+    pub fn cut_ssh(&mut self) {
+        // It may have ended.
+        drop(self.ssh.kill());
+    }
+
+    /// Whether OpenNebula would know that it has ended.
+    pub fn is_over(&mut self) -> bool {
+        self.ssh.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it ends.
+    pub fn finish(self) -> Said {
+        let output = self.ssh.wait_with_output().unwrap();
+        self.writer.join().unwrap();
+        output.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_guest_are_understood() {
+        let console = Console(
+            "GUEST READY 8.5\n\
+             GUEST NET 8.7: eth1=aa:00:0a:00:2a:01@0000:02:00.0,virtio_net eth0=02:00:0a:00:2a:00@0000:01:00.0,virtio_net\n\
+             GUEST TICK 8.7 c0ffee\nGUEST PING 10.0.44.0 lost 9.0\nGUEST PING 10.0.44.0 ok 11.5\n\
+             GUEST PING 10.0.44.01 ok 12.0\nGUEST TICK 13.7 c0ffee\nGUEST POWEROFF"
+                .into(),
+        );
+        let nics: Vec<String> =
+            console.nics().into_iter().map(|nic| format!("{} {} {}", nic.name, nic.pci, nic.driver)).collect();
+        assert_eq!(nics, ["eth0 0000:01:00.0 virtio_net", "eth1 0000:02:00.0 virtio_net"]);
+        assert_eq!(console.ticks().last(), Some(&Tick { uptime: 13.7, boot: "c0ffee".into() }));
+        let answers: Vec<bool> = console.pings("10.0.44.0").iter().map(|ping| ping.ok).collect();
+        assert_eq!(answers, [false, true]);
+        assert!(console.heard_power_button());
     }
 }

@@ -1,6 +1,23 @@
-//! Deployment files in the form OpenNebula writes them: tabs, single quotes, CDATA, several devices blocks.
+//! A VM as OpenNebula describes it: its deployment file (tabs, single quotes, CDATA, several devices blocks), and what an
+//! action is told on its standard input.
 
 use std::fmt::Write;
+
+/// The datastore that both lab hosts share.
+pub const SHARED: u32 = 0;
+
+/// Another one that both share.
+pub const SHARED_TOO: u32 = 1;
+
+/// The datastore that each lab host has its own of.
+pub const PRIVATE: u32 = 100;
+
+/// The root ports that OpenNebula gives a q35 (Q35_ROOT_PORTS).
+const ROOT_PORTS: u32 = 16;
+
+/// The hot-plug of a q35 by the ports themselves and not by ACPI, as it comes from a template's RAW data.
+const NATIVE_HOTPLUG: &str = "\t<qemu:commandline><qemu:arg value='-global'/>\
+    <qemu:arg value='ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off'/></qemu:commandline>\n";
 
 /// A VM to deploy.
 #[derive(Clone)]
@@ -8,9 +25,14 @@ pub struct Vm {
     /// OpenNebula's number.
     pub id: u32,
     machine: &'static str,
+    root_ports: u32,
+    native_hotplug: bool,
     nics: Vec<Nic>,
     guest: bool,
+    words: String,
+    memory: Option<u32>,
     disk: bool,
+    datastore: u32,
     title: String,
     metadata: String,
 }
@@ -27,9 +49,14 @@ impl Vm {
         Self {
             id,
             machine: "pc",
+            root_ports: ROOT_PORTS,
+            native_hotplug: false,
             nics: Vec::new(),
             guest: false,
+            words: String::new(),
+            memory: None,
             disk: false,
+            datastore: SHARED,
             title: format!("web-{id}"),
             metadata: String::new(),
         }
@@ -39,6 +66,45 @@ impl Vm {
     #[must_use]
     pub fn machine(self, machine: &'static str) -> Self {
         Self { machine, ..self }
+    }
+
+    /// A q35 with this many root ports instead of OpenNebula's 16: room for as many devices, and a guest that boots faster.
+    #[must_use]
+    pub fn hotplug_room(self, root_ports: u32) -> Self {
+        Self { root_ports, ..self }
+    }
+
+    /// A q35 whose guest is asked by the root ports to release a device (pciehp), and not through ACPI.
+    #[must_use]
+    pub fn native_hotplug(self) -> Self {
+        Self { native_hotplug: true, ..self }
+    }
+
+    /// With this much memory, in MiB. Without it 256 with the lab's guest, 64 otherwise.
+    #[must_use]
+    pub fn memory(self, mib: u32) -> Self {
+        Self { memory: Some(mib), ..self }
+    }
+
+    /// With the lab's guest, which pings these addresses: the first through its first VF, the second through its second, and
+    /// so on.
+    #[must_use]
+    pub fn with_peers(self, peers: &[String]) -> Self {
+        self.with_guest().words(&format!("peer={}", peers.join(",")))
+    }
+
+    /// With more words on the command line of the guest's kernel.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.words.push(' ');
+        self.words.push_str(words);
+        self
+    }
+
+    /// In another datastore than [`SHARED`].
+    #[must_use]
+    pub fn datastore(self, datastore: u32) -> Self {
+        Self { datastore, ..self }
     }
 
     /// With the lab's guest, which shows its NICs on its console.
@@ -87,6 +153,16 @@ impl Vm {
         format!("02:00:0a:00:{:02x}:{number:02x}", self.id)
     }
 
+    /// The address that a guest of the lab gives the VF of the NIC with this number.
+    pub fn ip(&self, number: usize) -> String {
+        format!("10.0.{}.{number}", self.id)
+    }
+
+    /// The bridge of the NIC with this number.
+    pub fn bridge(&self, number: usize) -> &str {
+        &self.nics[number].bridge
+    }
+
     /// The MAC of the dummy at this position among the VFs, which stands for the NIC with this number.
     pub fn dummy_mac(&self, position: usize, number: usize) -> String {
         format!("aa:{position:02x}:0a:00:{:02x}:{number:02x}", self.id)
@@ -94,12 +170,17 @@ impl Vm {
 
     /// Its directory on a host.
     pub fn dir(&self) -> String {
-        format!("/var/lib/one//datastores/0/{}", self.id)
+        format!("{}/{}", base_path(self.datastore), self.id)
     }
 
     /// Where OpenNebula wants its deployment file.
     pub fn deployment_file(&self) -> String {
         format!("{}/deployment.0", self.dir())
+    }
+
+    /// Where OpenNebula wants it saved.
+    pub fn checkpoint(&self) -> String {
+        format!("{}/checkpoint", self.dir())
     }
 
     /// Its console's file on a host.
@@ -122,13 +203,17 @@ impl Vm {
         let Self { id, machine, title, metadata, .. } = self;
         let (boot, console, acpi) = if self.guest {
             (
-                "\t\t<kernel><![CDATA[/lab/vmlinuz]]></kernel>\n\t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
-                 \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet]]></cmdline>\n",
+                format!(
+                    "\t\t<kernel><![CDATA[/lab/vmlinuz]]></kernel>\n\
+                     \t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
+                     \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet{}]]></cmdline>\n",
+                    self.words
+                ),
                 format!("\t\t<serial type='file'><source path='{}'/></serial>\n", self.console()),
                 "\t<cpu mode='host-passthrough'/>\n",
             )
         } else {
-            ("", String::new(), "")
+            (String::new(), String::new(), "")
         };
         let disk = if self.disk {
             format!(
@@ -142,9 +227,9 @@ impl Vm {
         };
         let ports: String = if *machine == "q35" {
             let root = "\t\t<controller index='0' type='pci' model='pcie-root'/>\n".to_owned();
-            (1..=16).fold(root, |xml, index| {
+            (1..=self.root_ports).fold(root, |xml, index| {
                 xml + &format!("\t\t<controller type='pci' index='{index}' model='pcie-root-port'/>\n")
-            }) + "\t\t<controller type='pci' index='17' model='pcie-to-pci-bridge'/>\n"
+            }) + &format!("\t\t<controller type='pci' index='{}' model='pcie-to-pci-bridge'/>\n", self.root_ports + 1)
         } else {
             String::new()
         };
@@ -174,7 +259,7 @@ impl Vm {
 			<source mode='bind'/><target type='virtio' name='org.qemu.guest_agent.0'/>
 		</channel>
 	</devices>
-	<metadata>
+{raw}	<metadata>
 		<one:vm xmlns:one=\"http://opennebula.org/xmlns/libvirt/1.0\">
 			<one:system_datastore><![CDATA[{dir}]]></one:system_datastore>
 			<one:name><![CDATA[{title}]]></one:name>{metadata}
@@ -185,9 +270,132 @@ impl Vm {
 </domain>
 ",
             uuid = self.uuid(),
-            memory = if self.guest { 256 * 1024 } else { 64 * 1024 },
+            memory = self.memory.unwrap_or(if self.guest { 256 } else { 64 }) * 1024,
+            raw = if self.native_hotplug { NATIVE_HOTPLUG } else { "" },
             port = 5900 + id,
             dir = self.dir(),
         )
+    }
+
+    /// What OpenNebula tells an action about this VM on a host, on its standard input.
+    pub fn action_data(&self, host: &str) -> ActionData<'_> {
+        ActionData { vm: self, host: host.into(), migration: None, attach: None, features: String::new() }
+    }
+}
+
+/// The directory of a datastore as OpenNebula writes it.
+fn base_path(datastore: u32) -> String {
+    format!("/var/lib/one//datastores/{datastore}")
+}
+
+/// An element as OpenNebula writes those of an action: `<NAME/>` where there is nothing to say.
+fn element(name: &str, text: &str) -> String {
+    if text.is_empty() { format!("<{name}/>") } else { format!("<{name}>{text}</{name}>") }
+}
+
+/// The standard input of an action, as OpenNebula writes it since 5.0.
+pub struct ActionData<'a> {
+    vm: &'a Vm,
+    host: String,
+    migration: Option<(String, u32)>,
+    attach: Option<usize>,
+    features: String,
+}
+
+impl ActionData<'_> {
+    /// Of a live migration to a host, into a datastore there.
+    #[must_use]
+    pub fn to(self, host: &str, datastore: u32) -> Self {
+        Self { migration: Some((host.into(), datastore)), ..self }
+    }
+
+    /// Of an action about the NIC with this number: attach_nic, detach_nic.
+    #[must_use]
+    pub fn attach(self, nic: usize) -> Self {
+        Self { attach: Some(nic), ..self }
+    }
+
+    /// With a value in FEATURES, such as MIGRATE_AUTO_CONVERGE.
+    #[must_use]
+    pub fn feature(mut self, name: &str, value: &str) -> Self {
+        write!(self.features, "<{name}><![CDATA[{value}]]></{name}>").unwrap();
+        self
+    }
+
+    /// The text.
+    pub fn xml(&self) -> String {
+        let Self { vm, host, migration, attach, features } = self;
+        let Vm { id, title, datastore, .. } = vm;
+        let mut nics = String::new();
+        for (number, nic) in vm.nics.iter().enumerate() {
+            let attach = if *attach == Some(number) { "<ATTACH><![CDATA[YES]]></ATTACH>" } else { "" };
+            write!(
+                nics,
+                "<NIC><AR_ID><![CDATA[0]]></AR_ID>{attach}<BRIDGE><![CDATA[{}]]></BRIDGE>\
+                 <BRIDGE_TYPE><![CDATA[linux]]></BRIDGE_TYPE><CLUSTER_ID><![CDATA[0]]></CLUSTER_ID>\
+                 <IP><![CDATA[{}]]></IP><MAC><![CDATA[{}]]></MAC><MODEL><![CDATA[virtio]]></MODEL>\
+                 <NAME><![CDATA[NIC{number}]]></NAME><NETWORK><![CDATA[net]]></NETWORK><NETWORK_ID><![CDATA[0]]></NETWORK_ID>\
+                 <NIC_ID><![CDATA[{number}]]></NIC_ID><SECURITY_GROUPS><![CDATA[0]]></SECURITY_GROUPS>\
+                 <TARGET><![CDATA[one-{id}-{number}]]></TARGET><VN_MAD><![CDATA[bridge]]></VN_MAD></NIC>",
+                nic.bridge,
+                vm.ip(number),
+                nic.mac
+            )
+            .unwrap();
+        }
+        let uuid = vm.uuid();
+        let (to, target) = match migration {
+            Some((to, datastore)) => (to.clone(), format!("{}/{id}", base_path(*datastore))),
+            None => (String::new(), String::new()),
+        };
+        let saves = migration.is_none() && attach.is_none();
+        let checkpoint = if saves { vm.checkpoint() } else { String::new() };
+        let (tm_mad, shared) = if *datastore == PRIVATE { ("ssh", "NO") } else { ("shared", "YES") };
+        format!(
+            "<VMM_DRIVER_ACTION_DATA><HOST>{host}</HOST>{}<DEPLOY_ID>{uuid}</DEPLOY_ID><LOCAL_DEPLOYMENT_FILE/>\
+             <REMOTE_DEPLOYMENT_FILE/>{}<TM_COMMAND/><TM_COMMAND_ROLLBACK/>\
+             {}<VM><ID>{id}</ID><UID>0</UID><NAME>{title}</NAME><STATE>3</STATE>\
+             <DEPLOY_ID>{uuid}</DEPLOY_ID><TEMPLATE><CPU><![CDATA[1]]></CPU><FEATURES><ACPI><![CDATA[YES]]></ACPI>{features}\
+             </FEATURES>{nics}<OS><ARCH><![CDATA[x86_64]]></ARCH><MACHINE><![CDATA[{machine}]]></MACHINE></OS>\
+             <VCPU><![CDATA[1]]></VCPU><VMID><![CDATA[{id}]]></VMID></TEMPLATE><USER_TEMPLATE/>\
+             <HISTORY_RECORDS><HISTORY><OID>{id}</OID><SEQ>1</SEQ><HOSTNAME>{host}</HOSTNAME>\
+             <TM_MAD><![CDATA[{tm_mad}]]></TM_MAD><DS_ID>{datastore}</DS_ID></HISTORY></HISTORY_RECORDS></VM>\
+             <DATASTORE><ID>{datastore}</ID><NAME>system</NAME><TM_MAD><![CDATA[{tm_mad}]]></TM_MAD>\
+             <BASE_PATH><![CDATA[{base}]]></BASE_PATH><TEMPLATE><SHARED><![CDATA[{shared}]]></SHARED>\
+             <TM_MAD><![CDATA[{tm_mad}]]></TM_MAD><TYPE><![CDATA[SYSTEM_DS]]></TYPE></TEMPLATE></DATASTORE>\
+             </VMM_DRIVER_ACTION_DATA>",
+            element("MIGR_HOST", &to),
+            element("CHECKPOINT_FILE", &checkpoint),
+            element("DISK_TARGET_PATH", &target),
+            machine = vm.machine,
+            base = base_path(*datastore),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use kvm_sriov::xml::VmData;
+
+    use super::*;
+
+    #[test]
+    fn what_an_action_is_told_is_understood() {
+        let vm = Vm::new(42).datastore(PRIVATE).nic("br0").nic("sriov_pf0");
+        let stdin = vm.action_data("host1").to("host2", SHARED).attach(1).feature("MIGRATE_COMPRESSED", "YES").xml();
+        let data = VmData::parse(&stdin).unwrap();
+        let travel = data.travel();
+        assert_eq!(travel.source_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/100/42")));
+        assert_eq!(travel.target_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/0/42")));
+        assert!(!travel.is_shared && travel.is_compressed);
+        assert_eq!(data.tm_mad(), Some("ssh"));
+        let [plain, vf] = data.nics() else { panic!("{:?}", data.nics()) };
+        assert_eq!((plain.attach, plain.mac.to_string()), (false, vm.mac(0)));
+        assert_eq!((vf.attach, vf.target.as_deref(), vf.ip.as_deref()), (true, Some("one-42-1"), Some("10.0.42.1")));
+        let stdin = vm.action_data("host1").xml();
+        assert_eq!(VmData::parse(&stdin).unwrap().travel().target_dir, None);
+        assert!(stdin.contains("<CHECKPOINT_FILE>/var/lib/one//datastores/100/42/checkpoint</CHECKPOINT_FILE>"));
     }
 }

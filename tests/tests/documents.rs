@@ -132,3 +132,12 @@ fn every_command_has_a_page_and_a_completion() {
     assert!(String::from_utf8(run(&["completion", "bash"]).stdout).unwrap().contains("_kvm-sriov"));
     assert_eq!(run(&["nonsense"]).status.code(), Some(2));
 }
+
+#[test]
+fn every_test_file_is_run_by_the_check() {
+    let check = fs::read_to_string(project().join("check")).unwrap();
+    let files = fs::read_dir(project().join("tests/tests")).unwrap();
+    let names = files.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
+    let forgotten: Vec<String> = names.filter(|name| !check.contains(&format!("--test {name}"))).collect();
+    assert_eq!(forgotten, Vec::<String>::new());
+}

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
-use kvm_sriov::reconcile::{Elsewhere, Options, Repair, reconcile, resolve};
+use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
+use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
@@ -27,11 +28,17 @@ struct Threads {
     hosts: Mutex<BTreeMap<String, Host>>,
     /// Ends of the connection, to cut it.
     ends: Mutex<Vec<UnixStream>>,
+    /// The names of files that were copied.
+    copied: Mutex<Vec<String>>,
 }
 
 impl Threads {
     fn to(host: &ModelHost) -> Self {
-        Self { hosts: Mutex::new(BTreeMap::from([(host.model().name(), host.host())])), ends: Mutex::default() }
+        Self {
+            hosts: Mutex::new(BTreeMap::from([(host.model().name(), host.host())])),
+            ends: Mutex::default(),
+            copied: Mutex::default(),
+        }
     }
 
     /// The network between the hosts is cut.
@@ -64,7 +71,9 @@ impl Reach for Threads {
         Ok(Link::new(from, to))
     }
 
-    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
+    fn copy(&self, files: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
+        let names = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().to_owned());
+        self.copied.lock().unwrap().extend(names);
         Ok(())
     }
 }
@@ -99,9 +108,41 @@ fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError>
 }
 
 fn migrate_over(reach: &Threads, from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    migrate_with(reach, from, to, vm, None)
+}
+
+fn migrate_with(
+    reach: &Threads,
+    from: &ModelHost,
+    to: &ModelHost,
+    vm: &Vm,
+    data: Option<&str>,
+) -> Result<(), ActionError> {
     let name = |host: &ModelHost| host.model().name().parse().unwrap();
     let route = actions::Route { from: Some(name(from)), to: name(to) };
-    actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, reach)
+    let data = data.map(|data| VmData::parse(data).unwrap());
+    actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, data.as_ref(), reach)
+}
+
+/// OpenNebula's description of a move between two directories of the VM.
+fn description(from: &Path, to: &Path, shared: &str) -> String {
+    format!(
+        "<VMM_DRIVER_ACTION_DATA><DISK_TARGET_PATH>{}</DISK_TARGET_PATH><VM><ID>42</ID><TEMPLATE/></VM><DATASTORE>\
+         <BASE_PATH>{}</BASE_PATH><TEMPLATE><SHARED><![CDATA[{shared}]]></SHARED></TEMPLATE></DATASTORE>\
+         </VMM_DRIVER_ACTION_DATA>",
+        to.display(),
+        from.parent().unwrap().display()
+    )
+}
+
+/// A host on which the VM runs from a disk of 1 MiB in its directory.
+fn a_vm_with_a_disk() -> (ModelHost, Vm) {
+    let host = ModelHost::default();
+    let vm = vm().disk();
+    fs::create_dir_all(host.vm_dir(&vm)).unwrap();
+    fs::write(host.vm_dir(&vm).join("disk.0"), vec![7; 1 << 20]).unwrap();
+    deploy(&host, &vm);
+    (host, vm)
 }
 
 /// Lets the copy hang, does something then, and returns how the action ended.
@@ -275,7 +316,7 @@ fn settle(hosts: &[ModelHost; 2]) {
 fn reconciled(hosts: &[ModelHost; 2]) {
     settle(hosts);
     for host in hosts {
-        let report = reconcile(&host.host(), &Options::default()).unwrap();
+        let report = host.reconcile().unwrap();
         let in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
         for vm in report.vms.iter().filter(|vm| vm.left.iter().any(in_doubt)) {
             let uuid = vm.owner.uuid.clone().unwrap();
@@ -353,6 +394,142 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
 }
 
 #[test]
+fn what_cannot_move_is_refused_before_the_destination_is_asked() {
+    let refused = |change: &dyn Fn(&[ModelHost; 2]), said: &str| {
+        let hosts = hosts();
+        change(&hosts);
+        let before = hosts.portrait();
+        hosts[1].faults().disarm();
+        let error = migrate(&hosts[0], &hosts[1], &vm()).unwrap_err().to_string();
+        assert_eq!(error, format!("migrate: {said}; nothing was changed"));
+        assert_eq!(hosts[1].faults().calls(), [""; 0]);
+        assert_eq!(hosts.portrait(), before);
+    };
+    let gpu = "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x0000' bus='0x07' \
+               slot='0x00' function='0x4'/></source></hostdev>";
+    let plug = |hosts: &[ModelHost; 2]| {
+        let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+        hosts[0].model().attach(&domain, gpu).unwrap();
+    };
+    refused(&plug, "one-42 also has host device 0000:07:00.4, which can't be migrated");
+    let paused = "one-42 is paused, so its guest can't release a device; resume it first";
+    refused(&|hosts| hosts[0].model().pauses("one-42"), paused);
+    let asleep = "one-42 is suspended by itself, so its guest can't release a device; resume it first";
+    refused(&|hosts| hosts[0].model().sleeps("one-42"), asleep);
+    let unknown = "MIGRATE_OPTIONS: expected an option of virsh migrate, found \"--unsave\"";
+    refused(&|hosts| hosts[0].set_kvmrc("MIGRATE_OPTIONS='--live --unsave'\n"), unknown);
+}
+
+#[test]
+fn the_dummies_go_to_the_bridge_of_the_destination() {
+    let hosts = hosts();
+    hosts[1].set_kvmrc("DUMMY_BRIDGE=br0\n");
+    let before = looks(&hosts[0]);
+    migrate(&hosts[0], &hosts[1], &vm()).unwrap();
+    let live = hosts[1].domain("one-42").unwrap();
+    assert!(live.interfaces.iter().all(|interface| interface.bridge.as_deref() == Some("br0")), "{live:?}");
+    assert_eq!(looks(&hosts[1]), before);
+    hosts.check();
+
+    hosts[0].set_kvmrc("DUMMY_BRIDGE=none\n");
+    let error = migrate(&hosts[1], &hosts[0], &vm()).unwrap_err().to_string();
+    assert!(error.starts_with("migrate: host1: DUMMY_BRIDGE none is not a bridge of this host"), "{error}");
+    assert!(error.ends_with("; nothing was changed"), "{error}");
+}
+
+#[test]
+fn snapshots_are_known_wherever_the_vm_is() {
+    let known = |host: &ModelHost| {
+        let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+        host.model().snapshots(&domain).unwrap()
+    };
+    let hosts = hosts();
+    for number in [0, 1] {
+        actions::snapshot_create(&hosts[0].host(), &vm().uuid().parse().unwrap(), number, None).unwrap();
+    }
+    let before = known(&hosts[0]);
+    assert_eq!((before.names.len(), before.current.as_deref()), (2, Some("snap-1")));
+    hosts[0].model().set_course(Course::Fails);
+    migrate(&hosts[0], &hosts[1], &vm()).unwrap_err();
+    assert_eq!(known(&hosts[0]), before);
+    migrate(&hosts[0], &hosts[1], &vm()).unwrap();
+    assert_eq!(known(&hosts[1]), before);
+    hosts.check();
+}
+
+#[test]
+fn a_datastore_changes_under_a_running_vm_and_its_vfs_stay() {
+    let (host, vm) = a_vm_with_a_disk();
+    let (from, to) = (host.vm_dir(&vm), host.vm_dir(&vm).join("../../104/42"));
+    fs::write(from.join("vm.xml"), "<VM/>").unwrap();
+    let vfs: Vec<_> = host.domain("one-42").unwrap().vfs().collect();
+    let data = description(&from, &to, "YES");
+    let reach = Threads::to(&host);
+    host.faults().disarm();
+    migrate_with(&reach, &host, &host, &vm, Some(&data)).unwrap();
+    assert_eq!(host.faults().count("detach_alias") + host.faults().count("migrate"), 0);
+    assert!(!host.faults().calls().contains(&"define"));
+    let live = host.domain("one-42").unwrap();
+    assert_eq!(live.vfs().collect::<Vec<_>>(), vfs);
+    assert_eq!(live.vm_dir.as_deref(), Some(&*to));
+    let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+    let disks = Disk::all(&host.model().live_xml(&domain).unwrap().unwrap()).unwrap();
+    assert_eq!(disks[0].file.as_deref(), Some(&*to.join("disk.0")));
+    assert_eq!((to.join("disk.0").metadata().unwrap().len(), to.join("vm.xml").exists()), (1 << 20, true));
+    host.check();
+
+    let error = migrate_with(&reach, &host, &host, &vm, Some(&description(&to, &to, "YES"))).unwrap_err().to_string();
+    assert_eq!(error, "migrate: one-42 can't be moved to where it is; nothing was changed");
+}
+
+#[test]
+fn a_datastore_move_that_fails_leaves_nothing_behind() {
+    let calls = ["block_copy", "block_job", "finish_block_job"];
+    for (call, kind) in calls.into_iter().zip([LibvirtErrorKind::Other; 3]) {
+        let (host, vm) = a_vm_with_a_disk();
+        let (from, to) = (host.vm_dir(&vm), host.state_dir().join("../datastores/104/42"));
+        let before = host.portrait();
+        let data = description(&from, &to, "YES");
+        let reach = Threads::to(&host);
+        let mut n = 1;
+        loop {
+            host.faults().arm(n, Fault::Fails(kind));
+            let ended = migrate_with(&reach, &host, &host, &vm, Some(&data));
+            if host.faults().calls().get(n - 1) == Some(&call) {
+                let error = ended.unwrap_err().to_string();
+                assert!(error.ends_with("; nothing was moved, the domain runs on"), "{error}");
+                break;
+            }
+            n += 1;
+        }
+        host.faults().disarm();
+        assert_eq!(host.portrait(), before, "{call}");
+        assert!(!to.exists());
+        host.check();
+    }
+}
+
+#[test]
+fn disks_of_storage_that_is_not_shared_are_copied() {
+    let (here, vm) = a_vm_with_a_disk();
+    let there = here.beside("host2", 4);
+    let dir = here.vm_dir(&vm);
+    fs::write(dir.join("vm.xml"), "<VM/>").unwrap();
+    let data = description(&dir, &dir, "NO");
+    let reach = Threads::to(&there);
+    migrate_with(&reach, &here, &there, &vm, Some(&data)).unwrap();
+    assert_eq!(*reach.copied.lock().unwrap(), ["vm.xml"]);
+    let hosts = [here, there];
+    runs_there(&hosts);
+    hosts.check();
+
+    let elsewhere = description(&dir, &dir.join("../../104/42"), "NO");
+    let error = migrate_with(&Threads::to(&hosts[0]), &hosts[1], &hosts[0], &vm, Some(&elsewhere)).unwrap_err();
+    let said = "migrate: one-42 can't be moved live to another host and another datastore at once; nothing was changed";
+    assert_eq!(error.to_string(), said);
+}
+
+#[test]
 fn migrate_with_every_fault_at_the_source() {
     with_every_fault(0, Course::Works);
 }
@@ -423,7 +600,7 @@ fn a_destination_that_is_lost_ends_the_move() {
             hosts[1].faults().disarm();
             hosts[1].model().start_daemon();
             bury(&hosts[1]);
-            reconcile(&hosts[1].host(), &Options::default()).unwrap();
+            hosts[1].reconcile().unwrap();
         }
         assert!(hosts[1].domain("one-42").is_none());
         hosts.check();

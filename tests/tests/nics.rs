@@ -4,7 +4,6 @@
 
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
-use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, HostState};
 use kvm_sriov_tests::model::check::Stage;
@@ -99,7 +98,7 @@ fn portrait(host: &ModelHost) -> (Vec<String>, Vec<String>) {
 }
 
 fn repaired(host: &ModelHost) {
-    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let report = host.reconcile().unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 

@@ -8,7 +8,6 @@ use std::os::unix::fs::PermissionsExt;
 
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
-use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_tests::model::check::Stage;
@@ -122,7 +121,7 @@ fn snapshots(host: &ModelHost) -> Vec<String> {
 }
 
 fn repaired(host: &ModelHost) {
-    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let report = host.reconcile().unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 

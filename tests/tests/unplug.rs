@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
@@ -46,7 +47,7 @@ fn all_leave_in_the_time_of_the_slowest_with_one_call_each() {
     let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(200)));
     let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
     assert_eq!(outcomes, RELEASED);
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert!(took < Duration::from_millis(550), "{took:?}");
     assert_eq!(host.faults().calls(), ["watch", "detach_alias", "detach_alias", "detach_alias", "live_xml"]);
 }
 
@@ -131,8 +132,8 @@ fn a_paused_guest_is_waited_for_until_it_is_resumed() {
     let (host, domain, aliases) = a_vm(Guest::default());
     host.model().pauses(NAME);
     let (model, same) = (host.model().clone(), domain.clone());
-    let resumer = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
+    let resumer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
         model.resume(&same).unwrap();
     });
     let (outcomes, _) = unplug(&host, &domain, &aliases, 5);
@@ -187,17 +188,23 @@ fn a_libvirtd_that_stays_away_is_said_to_be() {
 
 #[test]
 fn any_call_may_fail() {
-    for kind in [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected] {
-        for fault in [Fault::Fails(kind), Fault::FailsAfter(kind)] {
-            for n in 1.. {
-                let (host, domain, aliases) = a_vm(Guest::default());
-                host.faults().arm(n, fault);
-                let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
-                if !host.faults().fired() {
-                    assert_eq!(outcomes, RELEASED);
-                    break;
-                }
-            }
+    let kinds = [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected];
+    thread::scope(|scope| {
+        for fault in kinds.into_iter().flat_map(|kind| [Fault::Fails(kind), Fault::FailsAfter(kind)]) {
+            scope.spawn(move || any_call_may_have(fault));
+        }
+    });
+}
+
+/// Whatever comes out is what the live XML shows.
+fn any_call_may_have(fault: Fault) {
+    for n in 1.. {
+        let (host, domain, aliases) = a_vm(Guest::default());
+        host.faults().arm(n, fault);
+        let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
+        if !host.faults().fired() {
+            assert_eq!(outcomes, RELEASED);
+            break;
         }
     }
 }

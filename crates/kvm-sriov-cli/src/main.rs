@@ -47,7 +47,7 @@ enum Command {
     },
     /// Makes what VMs want, what they have and what is claimed equal again, after a crash or a guest that answered late.
     ///
-    /// A VM that an action or libvirt works on is left alone. Ends within 60 seconds.
+    /// A VM that an action or libvirt works on is left alone. Begins nothing new after 60 seconds.
     Reconcile {
         /// Only says what would be done.
         #[arg(long)]

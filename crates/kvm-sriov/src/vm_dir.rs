@@ -116,7 +116,7 @@ impl VmDir {
                 Some((number, entry.path()))
             })
             .collect();
-        files.sort();
+        files.sort_unstable();
         files.into_iter().map(|(_, path)| path).collect()
     }
 }

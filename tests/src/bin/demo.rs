@@ -1,20 +1,31 @@
-//! The main job, for people to watch: a VM with VFs is deployed, looked at from inside, and shut down.
+//! The main job, for people to watch: a VM with VFs is deployed, suspended, resumed, migrated, looked at from inside, and
+//! shut down.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use kvm_sriov_tests::lab::{GuestNic, LabHost};
+use kvm_sriov_tests::lab::{GuestNic, LabHost, Said};
 use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::Vm;
 
-/// A guest boots in 60 to 130 s under two layers of emulation.
+/// A guest boots in about 20 s in the emulated host.
 const GUEST_BOOT: Duration = Duration::from_secs(650);
+
+/// A guest shows what came back within 5 s.
+const GUEST_ANSWERS: Duration = Duration::from_secs(120);
+
+/// What was seen at one moment: which VFs the host had plugged, and what the guest showed.
+struct Moment {
+    title: String,
+    live: String,
+    inside: Vec<GuestNic>,
+}
 
 /// Says what begins, and how long it took when it is over.
 fn step<T>(text: &str, work: impl FnOnce() -> T) -> T {
-    print!("  {text:<62}");
+    print!("  {text:<70}");
     std::io::stdout().flush().unwrap();
     let begin = Instant::now();
     let result = work();
@@ -22,46 +33,84 @@ fn step<T>(text: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn main() {
-    let host = LabHost::start(1);
-    let vm = Vm::new(42).machine("q35").with_guest().nic("br0").nic("sriov_pf0").nic("sriov_pf1");
-    host.cancel(&vm);
-    step("the driver is copied to host1 as OpenNebula does", || {
-        host.install(&Remotes::default());
-        host.set_up();
-    });
-    println!("\n{}", host.root("kvm-sriov list").ok());
-    step("deploy: one-42 with a bridge NIC and a VF of pf0 and of pf1", || {
-        let said = host.deploy(&vm);
+/// One call of OpenNebula, which must succeed.
+fn call(text: &str, action: impl FnOnce() -> Said) {
+    step(text, || {
+        let said = action();
         assert_eq!(said.code, 0, "{}", said.err);
     });
-    println!("\n{}", host.root("kvm-sriov list").ok());
-    let inside = step("the guest boots and finds its NICs (about 90 s, all emulated)", || {
-        let mut nics = Vec::new();
-        host.wait("the guest's NICs", GUEST_BOOT, |host| {
-            nics = host.guest_nics(&vm);
-            nics.len() == 5
+}
+
+/// The host's own view of its VFs.
+fn show(host: LabHost) {
+    println!("\n  {}$ kvm-sriov list", host.name());
+    for line in host.root("kvm-sriov list").ok().lines() {
+        println!("  {line}");
+    }
+    println!();
+}
+
+/// Waits until the guest shows all its NICs, and keeps what host and guest show.
+fn look(host: LabHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Moment {
+    let mut inside = Vec::new();
+    step(text, || {
+        host.wait("the guest's NICs", limit, |host| {
+            inside = host.guest_nics(vm);
+            inside.len() == 5
         });
-        nics
     });
-    let live = host.live_xml(&vm);
-    step("shutdown: the guest hears its power button", || {
-        let said = host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
-        assert_eq!(said.code, 0, "{}", said.err);
+    Moment { title: title.into(), live: host.live_xml(vm), inside }
+}
+
+fn main() {
+    let [host1, host2] = LabHost::start_both();
+    let vm = Vm::new(42).machine("q35").with_guest().nic("br0").nic("sriov_pf0").nic("sriov_pf1");
+    let neighbour = Vm::new(7).nic("sriov_pf0");
+    step("the driver is copied to both hosts, as `onehost sync` does", || {
+        for host in [host1, host2] {
+            host.clean();
+            host.install(&Remotes::default());
+            host.set_up();
+        }
     });
-    println!("\n{}", host.root("kvm-sriov list").ok());
-    picture(&vm, &live, &inside);
+    call("deploy one-7 on host2: it has the first VF there", || host2.deploy(&neighbour));
+    call("deploy one-42 on host1: a bridge NIC, a VF of pf0 and one of pf1", || host1.deploy(&vm));
+    show(host1);
+    let mut moments = vec![look(host1, &vm, "deployed on host1", "the guest boots and finds its NICs", GUEST_BOOT)];
+    let boot = host1.wait_tick(&vm).boot;
+    call("suspend: the guest releases its VFs, then it is saved", || host1.save(&vm));
+    show(host1);
+    call("resume: the VFs are back before a CPU runs", || host1.restore(&vm));
+    moments.push(look(host1, &vm, "resumed on host1", "the guest finds its VFs again", GUEST_ANSWERS));
+    call("migrate to host2, live", || host1.migrate(&vm, host2));
+    show(host2);
+    moments.push(look(host2, &vm, "migrated to host2", "the guest finds its VFs again", GUEST_ANSWERS));
+    assert_eq!(host2.wait_tick(&vm).boot, boot, "the guest's memory is not what it was");
+    call("shutdown: the guest hears its power button", || {
+        host2.action("shutdown", &[&vm.uuid(), &host2.name()], &vm, "")
+    });
+    call("cancel one-7", || host2.cancel(&neighbour));
+    show(host2);
+    for moment in &moments {
+        picture(&vm, moment);
+    }
+    println!("  The guest was never rebooted: its boot id is {boot} all along.");
+    println!("  The dummies carry the IP addresses of OpenNebula's NICs: {} is {}.", vm.dummy_mac(0, 1), vm.ip(1));
+    println!("  Every VF is free again. `./check` runs all tests.");
 }
 
 /// What happened, from libvirt's XML of the running domain and the guest's own words.
-fn picture(vm: &Vm, live: &str, inside: &[GuestNic]) {
-    let document = roxmltree::Document::parse(live).unwrap();
-    println!("  What the host plugged (libvirt)                       What the guest saw (its console)\n");
+fn picture(vm: &Vm, moment: &Moment) {
+    let document = roxmltree::Document::parse(&moment.live).unwrap();
+    println!(
+        "  {:<53} what the guest saw (its console)",
+        format!("one-{}, {}: what the host plugged", vm.id, moment.title)
+    );
     let hostdevs = document.descendants().filter(|node| node.has_tag_name("hostdev"));
     // The guest numbers its buses itself; the order is the same.
-    for (hostdev, nic) in hostdevs.zip(inside.iter().filter(|nic| nic.driver == "igbvf")) {
+    for (hostdev, nic) in hostdevs.zip(moment.inside.iter().filter(|nic| nic.driver == "igbvf")) {
         let vf = hostdev.descendants().find(|node| node.has_tag_name("address")).map(address).unwrap();
-        println!("  VF    {vf:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
+        println!("    VF    {vf:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
     }
     for interface in document.descendants().filter(|node| node.has_tag_name("interface")) {
         let attribute = |tag, name| {
@@ -69,13 +118,12 @@ fn picture(vm: &Vm, live: &str, inside: &[GuestNic]) {
             found.and_then(|node| node.attribute(name)).unwrap_or_default()
         };
         let (bridge, mac) = (attribute("source", "bridge"), attribute("mac", "address"));
-        let nic = inside.iter().find(|nic| nic.mac == mac).unwrap();
+        let nic = moment.inside.iter().find(|nic| nic.mac == mac).unwrap();
         let what = if bridge == "dummy_br" { "dummy" } else { "NIC" };
         let outside = format!("{mac} on {bridge}");
-        println!("  {what:<5} {outside:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
+        println!("    {what:<5} {outside:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);
     }
-    println!("\nThe dummies carry the IP addresses of OpenNebula's NICs: {} is 10.0.{}.1.", vm.dummy_mac(0, 1), vm.id);
-    println!("Every VF is free again. `tests/lab/lab ssh 1` was the host; `./check` runs all tests.");
+    println!();
 }
 
 fn address(node: roxmltree::Node<'_, '_>) -> String {

@@ -1,5 +1,7 @@
 //! An action with every call failing in turn, and its process dying at every call.
 
+use std::collections::VecDeque;
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -24,6 +26,9 @@ const FAULTS: [Fault; 9] = [
     Fault::DiesAfter,
     Fault::Restart,
 ];
+
+/// How many hosts are tried at once.
+const AT_ONCE: usize = 12;
 
 /// The calls in the middle of which a process may die.
 const LONG: [&str; 2] = ["save", "migrate"];
@@ -52,13 +57,11 @@ impl<S: Stage> Scenario<S> {
         let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
         let during = |n| [false, true].map(|is_done| (n, Fault::DiesDuring { is_done }));
         let during: Vec<_> = long.flat_map(|(n, _)| during(n)).collect();
-        let wrong: Vec<String> = thread::scope(|scope| {
-            let anywhere = |fault| move || self.until_it_is_not_reached(fault);
-            let each: Vec<_> = FAULTS.into_iter().map(|fault| scope.spawn(anywhere(fault))).collect();
-            let during = during.into_iter().filter_map(|(n, fault)| self.try_fault(n, fault).err());
-            let during: Vec<String> = during.collect();
-            each.into_iter().flat_map(|thread| thread.join().unwrap()).chain(during).collect()
-        });
+        let each = FAULTS.into_iter().flat_map(|fault| (1..=calls.len()).map(move |n| (n, fault)));
+        let wrong = self.try_all(each.chain(during).collect());
+        // A fault may lead to more calls than there are without one.
+        let further = |fault| self.until_it_is_not_reached(calls.len() + 1, fault);
+        let wrong: Vec<String> = wrong.into_iter().chain(FAULTS.into_iter().flat_map(further)).collect();
         assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
     }
 
@@ -85,10 +88,24 @@ impl<S: Stage> Scenario<S> {
         }
     }
 
-    /// Lets call 1, 2, ... have this fault; what went wrong.
-    fn until_it_is_not_reached(&self, fault: Fault) -> Vec<String> {
+    /// Several at once: most of the time they wait. Returns what went wrong.
+    fn try_all(&self, faults: VecDeque<(usize, Fault)>) -> Vec<String> {
+        let faults = Mutex::new(faults);
+        let next = || faults.lock().unwrap().pop_front();
+        let work = || {
+            let tried = iter::from_fn(next).filter_map(|(n, fault)| self.try_fault(n, fault).err());
+            tried.collect::<Vec<String>>()
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        })
+    }
+
+    /// Lets call `n` and all after it have this fault; what went wrong.
+    fn until_it_is_not_reached(&self, n: usize, fault: Fault) -> Vec<String> {
         let mut wrong = Vec::new();
-        for n in 1.. {
+        for n in n.. {
             match self.try_fault(n, fault) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -142,6 +159,8 @@ impl<S: Stage> Scenario<S> {
                         host.model().let_go();
                         host.model().finishes_jobs();
                     }
+                    // Who looks before the guest has answered must look again.
+                    host.model().answers();
                     stage.check_safe();
                     repair(&stage);
                     stage.check();

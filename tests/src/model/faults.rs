@@ -299,6 +299,10 @@ impl Hypervisor for Faults {
         self.call("detach", |inner| inner.detach(domain, device_xml))
     }
 
+    fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError> {
+        self.call("change_medium", |inner| inner.change_medium(domain, disk_xml))
+    }
+
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
         let (which, file) = (domain.clone(), file.to_owned());
         self.long_call("save", domain, move |inner| inner.save(&which, &file))

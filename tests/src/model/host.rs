@@ -5,13 +5,17 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use kvm_sriov::claims::Owner;
 use kvm_sriov::kvmrc::Kvmrc;
 use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::reconcile::{Busy, Options, Report, reconcile};
 use kvm_sriov::sysfs::Sysfs;
 use kvm_sriov::vf_map::MapDirs;
 use kvm_sriov::xml::LiveDomain;
-use kvm_sriov::{Host, PciAddress};
+use kvm_sriov::{Cause, Host, PciAddress};
 use tempfile::TempDir;
 
 use super::Model;
@@ -206,6 +210,34 @@ impl ModelHost {
         self.bury();
         self.faults.disarm();
         Ended::Killed
+    }
+
+    /// Reconciles; again as long as a VM was passed over because its lock was held.
+    ///
+    /// Another test of this process may have started a program: until that has begun it holds a copy of every open file, locks
+    /// of other hosts too.
+    ///
+    /// # Errors
+    /// As [`reconcile`].
+    pub fn reconcile(&self) -> Result<Report, Cause> {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let report = reconcile(&self.host(), &Options::default())?;
+            let locked = report.vms.iter().any(|vm| vm.found.busy == Busy::Locked);
+            if (locked || self.passed_over(&report)) && Instant::now() < end && !self.faults.is_dead() {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            return Ok(report);
+        }
+    }
+
+    /// Whether a VM that claims VFs is not in the report.
+    fn passed_over(&self, report: &Report) -> bool {
+        let store = self.host().existing_claims().unwrap();
+        let claimants = store.map(|store| store.claimants().unwrap()).unwrap_or_default();
+        let reported = |owner: &Owner| report.vms.iter().any(|vm| vm.owner.is(owner));
+        report.problems.is_empty() && claimants.iter().any(|claimant| !reported(&claimant.owner))
     }
 
     /// The process of the last action has ended: claims that name this one name one that ended long ago.

@@ -237,6 +237,17 @@ impl Hypervisor for Model {
         Ok(())
     }
 
+    fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError> {
+        let disk = Element::parse(disk_xml);
+        let disk = disk.map_err(|error| refusal::xml(format!("(device_definition): {error}")))?;
+        let target = disk.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
+        self.change(domain, |domain| {
+            domain.definition.disk(&target).ok_or_else(|| refusal::no_disk(&target))?;
+            domain.definition.pivot(&target, &disk);
+            Ok(())
+        })
+    }
+
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
         self.save_into(domain, file)
     }

@@ -28,6 +28,7 @@ mod slots;
 mod world;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{Event, LibvirtError, RunState};
 use kvm_sriov::sysfs::Sysfs;
@@ -116,8 +117,18 @@ impl Model {
 
     /// Waits until no job runs here any more.
     pub fn finishes_jobs(&self) {
+        self.wait_while(|domain| domain.job.is_some());
+    }
+
+    /// Waits until every guest has answered that hears: a process that died may just have asked.
+    pub fn answers(&self) {
+        self.wait_while(world::Domain::will_answer);
+    }
+
+    fn wait_while(&self, lasts: impl Fn(&world::Domain) -> bool) {
+        let end = Instant::now() + Duration::from_secs(5);
         let mut world = self.shared.lock();
-        while world.sites[self.site].domains.iter().any(|domain| domain.job.is_some()) {
+        while world.sites[self.site].domains.iter().any(&lasts) && Instant::now() < end {
             world = self.shared.wait(world, ANSWER);
         }
     }

@@ -476,6 +476,11 @@ impl Domain {
         self.requests.iter().map(|request| request.alias.clone()).collect()
     }
 
+    /// Whether it was asked for a device that it is about to release.
+    pub(super) fn will_answer(&self) -> bool {
+        self.hears() && self.requests.iter().any(|request| self.guest.releases(&request.alias).is_some())
+    }
+
     fn forget(&mut self, alias: &str, token: u64) -> bool {
         let before = self.requests.len();
         self.requests.retain(|request| request.alias != alias || request.token != token);

@@ -11,11 +11,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs, panic, thread};
 
-use kvm_sriov_tests::lab::{BASE_KVMRC, KVMRC, LabHost, Said};
+use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, Said};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod moves;
+mod nics;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -23,9 +25,6 @@ const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
 
 /// VFs of each of the lab's two roots.
 const VFS: usize = 4;
-
-/// A guest boots in 60 to 130 s under two layers of emulation.
-const GUEST_BOOT: Duration = Duration::from_secs(650);
 
 /// A guest that is asked to power off does so in about 4 s.
 const GUEST_POWEROFF: Duration = Duration::from_secs(60);
@@ -36,6 +35,8 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
+use moves::*;
+use nics::*;
 use suspend::*;
 
 const SCENARIOS: &[Scenario] = scenarios![
@@ -65,6 +66,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     guest_sees_its_vf_and_shuts_down,
     save_and_restore_on_pc,
     save_and_restore_on_q35,
+    save_and_restore_on_native_hotplug,
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
@@ -76,6 +78,16 @@ const SCENARIOS: &[Scenario] = scenarios![
     guest_reboots_during_an_unplug,
     an_adopted_domain_is_saved,
     a_foreign_device_is_refused,
+    nics_come_and_go_on_pc,
+    nics_come_and_go_on_q35,
+    attach_without_a_free_vf_changes_nothing,
+    detach_from_a_guest_that_does_not_answer,
+    vm_without_vfs_migrates,
+    traffic_survives_suspend_and_migration_there_and_back,
+    destination_with_too_few_vfs_is_refused,
+    two_vms_swap_hosts_with_full_maps,
+    cancel_during_a_migration,
+    moves_that_are_cut_off,
     host_reboot_with_claims_left_behind,
 ];
 
@@ -104,13 +116,7 @@ fn main() -> ExitCode {
         println!("scenario {name} ... {word} ({:.1} s)", begin.elapsed().as_secs_f32());
         if outcome.is_err() {
             failed += 1;
-            println!(
-                "{}",
-                host.root(
-                    "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null"
-                )
-                .out
-            );
+            println!("{}", host.evidence());
         }
     }
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
@@ -120,11 +126,7 @@ fn main() -> ExitCode {
 
 /// A host without domains and claims, with the driver's configuration and the maps of both roots.
 fn prepare(host: LabHost) {
-    host.root(
-        "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
-         rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/0/*",
-    )
-    .ok();
+    host.clean();
     host.set_up();
 }
 

@@ -221,7 +221,7 @@ fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Resul
 fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: Place) -> Result<(), Cause> {
     let guest = vm.live.device_of(new).and_then(|device| device.guest);
     vm.wanted.nics.push(WantedNic { guest, ..new.clone() });
-    vm.wanted.nics.sort_by_key(|nic| nic.position);
+    vm.wanted.nics.sort_unstable_by_key(|nic| nic.position);
     let guests: Vec<_> = vm.wanted.nics.iter().map(|nic| nic.guest).collect();
     if !place.in_order || !guests.is_sorted() {
         log::warn!("the VF of NIC {} is not at a guest address in the order of the VM's NICs: none was free", new.mac);

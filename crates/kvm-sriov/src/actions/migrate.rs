@@ -5,10 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::gone;
+use super::relocate::relocate;
+use super::storage::{Image, Storage, is_same};
 use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
+use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
 use crate::vm::{Found, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
@@ -36,10 +39,11 @@ pub struct Route {
     pub to: HostName,
 }
 
-/// Moves a running VM to another host.
+/// Moves a running VM to another host, or on this one to another datastore.
 ///
 /// An agent on the destination checks everything and claims the VFs there before anything happens here; then the VFs are
-/// unplugged, libvirt moves the VM, and the agent plugs others in at the same guest addresses.
+/// unplugged, libvirt moves the VM, and the agent plugs others in at the same guest addresses. When only the datastore
+/// changes, the VFs stay where they are.
 ///
 /// * `data` - OpenNebula's description of the VM and of its move
 /// * `reach` - how the destination is reached
@@ -59,11 +63,15 @@ pub fn migrate(
     reach: &dyn Reach,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
+    let is_here = route.from.as_ref() == Some(&route.to);
     let options = options(host, data).map_err(untouched)?;
     let traveller = match Vm::open(host, "migrate", id, data).map_err(untouched)? {
         Found::WithVfs(vm) => Traveller::WithVfs(vm),
         Found::Plain(domain) => Traveller::Plain(domain),
     };
+    if is_here {
+        return relocate(host, &traveller, data);
+    }
     Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
 }
 
@@ -82,14 +90,32 @@ fn options(host: &Host, data: Option<&VmData>) -> Result<MigrationOptions, Cause
     Ok(options)
 }
 
+/// What is to be done with the VM's files; nothing with shared storage.
+fn storage(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<Option<Storage>, Cause> {
+    let Some(travel) = data.map(VmData::travel) else { return Ok(None) };
+    let no_move = |how: &str| Cause::NoMove { vm: domain.name.clone(), how: how.into() };
+    let (source, target) = (travel.source_dir.as_deref(), travel.target_dir.as_deref());
+    if source.zip(target).is_some_and(|(source, target)| !is_same(source, target)) {
+        return Err(no_move("live to another host and another datastore at once"));
+    }
+    if travel.is_shared {
+        return Ok(None);
+    }
+    let dir =
+        target.or(source).ok_or_else(|| no_move("to storage that is not shared: OpenNebula did not say where"))?;
+    let text = host.hypervisor().live_xml(domain)?;
+    let text = text.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })?;
+    Storage::of(&domain.name, dir, &text).map(Some)
+}
+
 /// The VM that is to go.
-enum Traveller<'a> {
+pub(super) enum Traveller<'a> {
     WithVfs(Box<Vm<'a>>),
     Plain(DomainRef),
 }
 
 impl<'a> Traveller<'a> {
-    fn domain(&self) -> &DomainRef {
+    pub(super) fn domain(&self) -> &DomainRef {
         match self {
             Self::WithVfs(vm) => &vm.domain,
             Self::Plain(domain) => domain,
@@ -125,10 +151,13 @@ struct Departure<'a> {
     host: &'a Host,
     traveller: Traveller<'a>,
     agent: Agent,
+    reach: &'a dyn Reach,
     /// Names this one move on both hosts.
     id: String,
     /// The dummies' bridge there.
     bridge: Option<String>,
+    /// What the destination lacks of the VM's files; `None` with shared storage.
+    storage: Option<Storage>,
     migration: Migration,
     snapshots: Vec<(String, bool)>,
     /// Whether libvirt was asked to move it: from then on both hosts are looked at.
@@ -154,16 +183,16 @@ impl<'a> Departure<'a> {
         traveller: Traveller<'a>,
         route: &Route,
         options: MigrationOptions,
-        _data: Option<&VmData>,
-        reach: &dyn Reach,
+        data: Option<&VmData>,
+        reach: &'a dyn Reach,
     ) -> Result<Self, Cause> {
         traveller.check(host)?;
         let domain = traveller.domain().clone();
-        if route.from.as_ref() == Some(&route.to) {
-            return Err(Cause::NoMove { vm: domain.name, how: format!("to {}, where it is", route.to) });
-        }
+        let storage = storage(host, &domain, data)?;
+        let copied = |storage: &Storage| storage.written.iter().map(|(disk, _)| disk.target.clone()).collect();
         let migration = Migration {
             destination: format!("{}://{}/system", host.kvmrc().qemu_protocol(), route.to),
+            copied_disks: storage.as_ref().map(copied).unwrap_or_default(),
             options,
             ..Migration::default()
         };
@@ -173,34 +202,35 @@ impl<'a> Departure<'a> {
             uuid: domain.uuid.clone(),
             id: id.clone(),
             wanted: traveller.wanted().cloned(),
-            dir: None,
-            is_paused: migration.paused,
+            dir: storage.as_ref().map(|storage| storage.dir.clone()),
         };
         let mut agent = Agent::start(reach, &route.to)?;
         let bridge = match agent.ask(&Request::Prepare(Box::new(visitor)))? {
             Answer::Ready { bridge } => bridge,
             other => return Err(agent.unexpected(&other).into()),
         };
-        Ok(Self { host, traveller, agent, id, bridge, migration, snapshots: Vec::new(), is_under_way: false })
+        let (snapshots, is_under_way) = (Vec::new(), false);
+        Ok(Self { host, traveller, agent, reach, id, bridge, storage, migration, snapshots, is_under_way })
     }
 
     fn run(mut self) -> Result<(), ActionError> {
-        match self.depart() {
-            Ok(()) => Ok(self.arrive()),
-            Err(cause) => match self.judge() {
+        if let Err(cause) = self.depart() {
+            match self.judge(&cause) {
                 Verdict::There => {
                     log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
-                    Ok(self.arrive())
                 }
-                Verdict::Here => Err(self.stay(cause)),
-                Verdict::Gone => Err(self.lost(cause)),
-                Verdict::InDoubt => Err(self.in_doubt(cause)),
-            },
+                Verdict::Here => return Err(self.stay(cause)),
+                Verdict::Gone => return Err(self.lost(cause)),
+                Verdict::InDoubt => return Err(self.in_doubt(cause)),
+            }
         }
+        self.arrive();
+        Ok(())
     }
 
     /// Everything up to libvirt's word that the VM is there.
     fn depart(&mut self) -> Result<(), Cause> {
+        self.send_files()?;
         let to = self.agent.host().to_string();
         if let Some(vm) = self.traveller.with_vfs() {
             vm.begin(OperationKind::Migrate { to, id: self.id.clone() }, None)?;
@@ -221,6 +251,24 @@ impl<'a> Departure<'a> {
             }
         }
         self.call()
+    }
+
+    /// Gives the destination what it lacks of the VM's files: all that nobody writes to, and an empty image for each disk that
+    /// libvirt copies.
+    fn send_files(&mut self) -> Result<(), Cause> {
+        let Some(storage) = &self.storage else { return Ok(()) };
+        {
+            let _span = Span::begin(Kind::Copy, "files");
+            self.reach.copy(&storage.files(), self.agent.host(), &storage.dir)?;
+        }
+        for (path, target) in &storage.links {
+            self.agent.ask(&Request::Symlink { path: path.clone(), target: target.clone() })?;
+        }
+        // After the files: a directory of snapshots came with an image that was being written to.
+        for (_, Image { path, format, size }) in &storage.written {
+            self.agent.ask(&Request::Image { path: path.clone(), format: format.clone(), size: *size })?;
+        }
+        Ok(())
     }
 
     /// libvirt moves no domain that has snapshots: what it knows of them goes, and both hosts are told anew.
@@ -317,21 +365,26 @@ impl<'a> Departure<'a> {
         }
     }
 
-    /// Looks at both hosts after a failure: only what is true there and here decides.
-    fn judge(&mut self) -> Verdict {
-        if !self.is_under_way {
-            return Verdict::Here;
+    /// How the domain runs here, as soon as libvirt has let go of it.
+    fn here(&self) -> Result<Option<RunState>, Cause> {
+        let (host, domain) = (self.host, self.traveller.domain());
+        let end = Instant::now() + CLEAR;
+        while host.patiently(|| Ok(host.hypervisor().job(domain)?))?.is_some() {
+            if Instant::now() >= end {
+                return Err(Cause::JobRuns { vm: domain.name.clone(), what: "its move" });
+            }
+            thread::sleep(POLL);
         }
-        let (host, domain) = (self.host, self.traveller.domain().clone());
-        let hypervisor = host.hypervisor();
-        let here = host.patiently(|| match hypervisor.job(&domain)? {
-            // libvirt has not let go of it: nothing is decided yet.
-            Some(_) => Ok(Err(())),
-            None => Ok(Ok(hypervisor.state(&domain)?)),
-        });
-        let here = match here {
-            Ok(Ok(state)) => state,
-            Ok(Err(())) => return Verdict::InDoubt,
+        host.patiently(|| Ok(host.hypervisor().state(domain)?))
+    }
+
+    /// Looks at both hosts after a failure: only what is true there and here decides.
+    fn judge(&mut self, cause: &Cause) -> Verdict {
+        if !self.is_under_way {
+            return if matches!(cause, Cause::Absent { .. }) { Verdict::Gone } else { Verdict::Here };
+        }
+        let here = match self.here() {
+            Ok(state) => state,
             Err(cause) => {
                 log::warn!("{cause}");
                 return Verdict::InDoubt;
@@ -349,7 +402,8 @@ impl<'a> Departure<'a> {
         };
         match (here, there) {
             (_, Presence::Running) => Verdict::There,
-            (_, Presence::Paused) if self.migration.paused => Verdict::There,
+            // It was paused by its user before.
+            (None, Presence::Paused) => Verdict::There,
             (None, Presence::Absent) => Verdict::Gone,
             (Some(_), Presence::Absent) => match self.resume() {
                 Ok(()) => Verdict::Here,
@@ -388,11 +442,9 @@ impl<'a> Departure<'a> {
     fn arrive(mut self) {
         let (host, domain) = (self.host, self.traveller.domain().clone());
         let (name, to) = (domain.name.clone(), self.agent.host().clone());
-        let left = host.patiently(|| gone::is_gone(host, &domain)).and_then(|gone| match gone {
-            true => Ok(()),
-            // Its CPUs run there: what is here is a shell.
-            false => gone::destroy(host, &domain),
-        });
+        // Its CPUs run there: what is here, if anything, is a shell.
+        let is_gone = host.patiently(|| gone::is_gone(host, &domain));
+        let left = is_gone.and_then(|gone| if gone { Ok(()) } else { gone::destroy(host, &domain) });
         self.let_go_of_claims(left.is_ok());
         if let Err(cause) = left {
             log::warn!("{cause}; {name} runs on {to}, and it was not seen that it is gone here");

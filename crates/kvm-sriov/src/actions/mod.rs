@@ -34,6 +34,7 @@ pub(crate) mod gone;
 mod migrate;
 mod migrate_local;
 mod reboot;
+mod relocate;
 mod reset;
 mod restore;
 mod save;
@@ -41,6 +42,7 @@ mod shutdown;
 mod snapshot_create;
 mod snapshot_delete;
 mod snapshot_revert;
+pub(crate) mod storage;
 
 pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;

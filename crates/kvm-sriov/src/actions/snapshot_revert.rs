@@ -185,7 +185,7 @@ impl Revert<'_, '_> {
                 kept: Kept::default(),
             });
         }
-        nics.sort_by_key(|nic| nic.position);
+        nics.sort_unstable_by_key(|nic| nic.position);
         nics
     }
 

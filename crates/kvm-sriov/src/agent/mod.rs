@@ -61,9 +61,7 @@ pub(crate) enum Request {
         /// Its XML.
         xml: String,
     },
-    /// libvirt says that the VM is there.
-    Arrived,
-    /// It is to get its VFs, its snapshots and the time, and, if it came paused, to run.
+    /// It is here, and is to get its VFs, its snapshots and the time.
     Finish,
     /// It does not come: what was claimed and made for it is to go, and a domain of it that is there.
     Abort {
@@ -87,8 +85,6 @@ pub(crate) struct Visitor {
     pub(crate) wanted: Option<Wanted>,
     /// Its directory, when that is not shared and is to be made.
     pub(crate) dir: Option<PathBuf>,
-    /// Whether it comes paused and is to run when it is complete.
-    pub(crate) is_paused: bool,
 }
 
 /// A move that another host asks this one for.
@@ -271,7 +267,6 @@ impl Display for Request {
                 .with("vm", &visitor.name)
                 .with("uuid", &visitor.uuid)
                 .with("id", &visitor.id)
-                .with("paused", visitor.is_paused)
                 .with_some("wanted", visitor.wanted.as_ref().map(Wanted::to_unqualified_xml))
                 .with_some("dir", visitor.dir.as_ref().map(|dir| dir.display())),
             Self::Image { path, format, size } => {
@@ -281,7 +276,6 @@ impl Display for Request {
                 Message::new("symlink").with_path("path", path).with_path("target", target)
             }
             Self::Snapshot { is_current, xml } => Message::new("snapshot").with("current", is_current).with("xml", xml),
-            Self::Arrived => Message::new("arrived"),
             Self::Finish => Message::new("finish"),
             Self::Abort { destroy } => Message::new("abort").with("destroy", destroy),
             Self::State(uuid) => Message::new("state").with("uuid", uuid),
@@ -305,7 +299,6 @@ impl FromStr for Request {
                 name: message.value("vm")?,
                 uuid: message.value("uuid")?,
                 id: message.value("id")?,
-                is_paused: message.value("paused")?,
                 wanted: message.text("wanted").map(wanted).transpose()?,
                 dir: message.some("dir")?,
             })),
@@ -316,7 +309,6 @@ impl FromStr for Request {
             },
             "symlink" => Self::Symlink { path: message.value("path")?, target: message.value("target")? },
             "snapshot" => Self::Snapshot { is_current: message.value("current")?, xml: message.value("xml")? },
-            "arrived" => Self::Arrived,
             "finish" => Self::Finish,
             "abort" => Self::Abort { destroy: message.value("destroy")? },
             "state" => Self::State(message.value("uuid")?),
@@ -391,12 +383,10 @@ mod tests {
                 id: text.to_owned(),
                 wanted: flag.then(|| Wanted::parse(WANTED).unwrap()),
                 dir: (!flag).then(path),
-                is_paused: flag,
             })),
             Request::Image { path: path(), format: text.to_owned(), size: number },
             Request::Symlink { path: path(), target: path() },
             Request::Snapshot { is_current: flag, xml: text.to_owned() },
-            Request::Arrived,
             Request::Finish,
             Request::Abort { destroy: flag },
             Request::State(UUID.parse().unwrap()),
@@ -450,8 +440,7 @@ mod tests {
             let error = line.parse::<Request>().unwrap_err().to_string();
             assert!(error.starts_with(problem), "{line:?}: {error}");
         }
-        let newer =
-            Message::new("prepare").with("vm", "one-42").with("uuid", UUID).with("id", "x").with("paused", false);
+        let newer = Message::new("prepare").with("vm", "one-42").with("uuid", UUID).with("id", "x");
         let newer = newer.with("wanted", WANTED.replace("1.0", "2.0")).to_string();
         assert!(newer.parse::<Request>().unwrap_err().to_string().contains("a newer kvm-sriov"), "{newer}");
         assert_eq!("finish later=1".parse::<Request>().unwrap(), Request::Finish, "a value of a later version");

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::Reach;
 use super::conversation::{Conversation, Pulse};
 use super::{Answer, MAGIC, Order, Presence, Request, VERSION, Visitor};
+use crate::actions::storage::{Image, make_image};
 use crate::actions::{self, Route, gone};
 use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLock};
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
 use crate::xml::{Mode, VmData, Wanted};
 use crate::{DeployId, DomainName, DomainUuid, RootName};
@@ -97,7 +98,6 @@ struct Expected {
     held: Option<(ClaimStore, VmLock)>,
     snapshots: Vec<(String, bool)>,
     made_dir: Option<PathBuf>,
-    has_arrived: bool,
 }
 
 impl Desk<'_> {
@@ -108,10 +108,6 @@ impl Desk<'_> {
             Request::Symlink { path, target } => self.expected()?.make_link(&path, &target),
             Request::Snapshot { is_current, xml } => {
                 self.expected()?.snapshots.push((xml, is_current));
-                Ok(Answer::Done)
-            }
-            Request::Arrived => {
-                self.expected()?.has_arrived = true;
                 Ok(Answer::Done)
             }
             Request::Finish => self.finish(),
@@ -131,6 +127,11 @@ impl Desk<'_> {
             return Err(Cause::Exists { name: other.visitor.name.clone() });
         }
         let host = self.host;
+        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
+            if let Some(domain) = host.hypervisor().find(&id)? {
+                return Err(Cause::Exists { name: domain.name });
+            }
+        }
         let wanted = visitor.wanted.clone().filter(|wanted| !wanted.nics.is_empty());
         let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted)).transpose()?;
         let held = match &needs {
@@ -141,16 +142,14 @@ impl Desk<'_> {
             }
             None => None,
         };
-        for id in [DeployId::Uuid(visitor.uuid.clone()), DeployId::Name(visitor.name.clone())] {
-            if let Some(domain) = host.hypervisor().find(&id)? {
-                return Err(Cause::Exists { name: domain.name });
-            }
-        }
-        let mut expected = Expected { visitor, held, snapshots: Vec::new(), made_dir: None, has_arrived: false };
+        let mut expected = Expected { visitor, held, snapshots: Vec::new(), made_dir: None };
         expected.make_dir()?;
         let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
         match needs.map_or(Ok(()), |needs| expected.claim(host, &needs)) {
             Ok(()) => {
+                if host.kvmrc().cleanup_memory_on_start() {
+                    Sudo::ask().compact_memory();
+                }
                 self.expected = Some(expected);
                 Ok(Answer::Ready { bridge })
             }
@@ -226,9 +225,7 @@ impl Desk<'_> {
                 Ok(()) => log::info!("{name} did not come: nothing is held for it any more"),
                 Err(cause) => log::warn!("{cause}; what is held for {name} is freed by the next action that looks"),
             },
-            Ok((presence, Some(domain)))
-                if presence == Presence::Running || (presence == Presence::Paused && expected.has_arrived) =>
-            {
+            Ok((Presence::Running, Some(domain))) => {
                 for left in expected.receive(self.host, domain) {
                     log::warn!("{left}");
                 }
@@ -298,21 +295,8 @@ impl Expected {
 
     fn make_image(&self, path: &Path, format: &str, size: u64) -> Result<Answer, Cause> {
         self.own(path)?;
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;
-        }
-        let out = Command::new("qemu-img")
-            .args(["create", "-q", "-f", format, "--"])
-            .arg(path)
-            .arg(size.to_string())
-            .stdin(Stdio::null())
-            .output()
-            .map_err(Cause::file("make", path))?;
-        if out.status.success() {
-            return Ok(Answer::Done);
-        }
-        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-        Err(Cause::file("make", path)(std::io::Error::other(said)))
+        make_image(&Image { path: path.to_owned(), format: format.to_owned(), size }, path)?;
+        Ok(Answer::Done)
     }
 
     fn make_link(&self, path: &Path, target: &Path) -> Result<Answer, Cause> {
@@ -340,11 +324,6 @@ impl Expected {
     /// again.
     fn receive(self, host: &Host, domain: DomainRef) -> Vec<String> {
         let mut left = Vec::new();
-        if self.visitor.is_paused {
-            if let Err(cause) = resume(host, &domain) {
-                left.push(format!("{} does not run yet: {cause}", domain.name));
-            }
-        }
         if let Some((store, lock)) = self.held {
             left.extend(plug(host, &domain, store, lock));
         }
@@ -356,13 +335,6 @@ impl Expected {
         vm::clock::start(host, &domain);
         left
     }
-}
-
-fn resume(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
-    host.patiently(|| match host.hypervisor().state(domain)? {
-        Some(RunState::Running) => Ok(()),
-        _ => Ok(host.hypervisor().resume(domain)?),
-    })
 }
 
 /// Gives the VM its VFs and closes the operation. What could not be done is the answer.

@@ -201,7 +201,7 @@ impl ClaimStore {
                 read_root(&root, &dir, &mut entries)?;
             }
         }
-        entries.sort_by(|a, b| (&a.root, a.index).cmp(&(&b.root, b.index)));
+        entries.sort_unstable_by(|a, b| (&a.root, a.index).cmp(&(&b.root, b.index)));
         Ok(entries)
     }
 

@@ -663,6 +663,15 @@ impl Hypervisor for Libvirt {
         })
     }
 
+    fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError> {
+        without_nul(disk_xml)?;
+        let xml = disk_xml.to_owned();
+        self.on_domain("virDomainUpdateDeviceFlags", domain, move |domain| {
+            let flags = sys::VIR_DOMAIN_DEVICE_MODIFY_LIVE | sys::VIR_DOMAIN_DEVICE_MODIFY_FORCE;
+            domain.update_device_flags(&xml, flags).map(drop)
+        })
+    }
+
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
         let file = c_text(path_text(file)?)?;
         self.long_on_domain("virDomainSaveFlags", domain, move |domain| Ok(ffi::save(domain, &file)?))

@@ -228,6 +228,8 @@ pub trait Hypervisor: Send + Sync {
     fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError>;
     /// Takes out the device that this XML describes, for devices that have no alias of their own to name.
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
+    /// Changes the medium of a drive, as this XML of its `<disk>` says, even while the guest has locked it.
+    fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError>;
     /// Saves a domain into a file that exists already (libvirtd keeps its owner and mode), and ends it.
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError>;
     /// The domain XML in a save image, with its passwords.

@@ -275,7 +275,7 @@ fn nics(
     claimants: &[Claimant],
 ) -> Vec<Nic> {
     let mut positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
-    positions.sort();
+    positions.sort_unstable();
     positions.dedup();
     let described = |position| match wanted.nics.iter().find(|nic| nic.position == position) {
         Some(nic) => wanted_nic(live, nic, prefix, own, claimants),

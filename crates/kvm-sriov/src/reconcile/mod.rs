@@ -56,6 +56,9 @@ const ACTION: &str = "reconcile";
 /// So many VMs are put right at once: plugging a VF takes about a second, and a guest may take long to release one.
 const AT_ONCE: usize = 8;
 
+/// A lock that an action has is never waited for; but who only looks whether it is held has it for a moment, too.
+const A_MOMENT: Duration = Duration::from_millis(100);
+
 /// How a host is put right.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -156,7 +159,7 @@ impl Look<'_> {
                 Err(cause) => problems.push(cause),
             }
         }
-        vms.sort_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
+        vms.sort_unstable_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
         (vms, problems)
     }
 
@@ -184,7 +187,7 @@ impl Look<'_> {
             return Ok(Some(report));
         }
         let store = self.host.claims()?;
-        let lock = match store.lock_vm(&domain.name, ACTION, Duration::ZERO) {
+        let lock = match store.lock_vm(&domain.name, ACTION, A_MOMENT) {
             Err(ClaimError::Busy { .. }) => return Ok(Some(locked(report))),
             other => other?,
         };
@@ -208,7 +211,8 @@ impl Look<'_> {
         let mut facts =
             Facts::of_domain(domain, live, wanted, self.host.kvmrc().dummy_mac_prefix(), &claimants, self.elsewhere)
                 .ask(self.host, domain)?;
-        if is_locked(store.as_ref(), &domain.name)? {
+        // Otherwise the lock itself is tried, if there is something to do.
+        if self.dry_run && is_locked(store.as_ref(), &domain.name)? {
             facts.busy = Busy::Locked;
         }
         let mut report = VmReport::new(domain.owner(), facts);
@@ -218,20 +222,12 @@ impl Look<'_> {
 
     fn at_gone(&self, owner: Owner) -> Result<Option<VmReport>, Cause> {
         let Some(store) = self.host.existing_claims()? else { return Ok(None) };
-        if self.dry_run {
-            let claimants = store.claimants()?;
-            let Some(claimant) = claimants.iter().find(|claimant| claimant.owner.is(&owner)) else { return Ok(None) };
-            let outlived = apply::is_outlived(self.host, &owner)?;
-            let mut facts = Facts::of_claimant(claimant, outlived, self.elsewhere);
-            if is_locked(Some(&store), &owner.vm)? {
-                facts.busy = Busy::Locked;
-            }
-            let mut report = VmReport::new(owner, facts);
-            report.left = decide(&report.found);
+        let Some(report) = self.glance_at_gone(&store, &owner)? else { return Ok(None) };
+        if self.dry_run || report.left.iter().all(Repair::is_note) {
             return Ok(Some(report));
         }
-        let lock = match store.lock_vm(&owner.vm, ACTION, Duration::ZERO) {
-            Err(ClaimError::Busy { .. }) => return Ok(None),
+        let lock = match store.lock_vm(&owner.vm, ACTION, A_MOMENT) {
+            Err(ClaimError::Busy { .. }) => return Ok(Some(locked(report))),
             other => other?,
         };
         // It may have come back since it was listed.
@@ -240,6 +236,19 @@ impl Look<'_> {
             return Ok(None);
         }
         apply::Gone { host: self.host, action: ACTION, store, lock, owner }.mend(self.until, self.elsewhere)
+    }
+
+    /// What is to be done about the claims of a VM without a domain, without its lock; `None` when it claims nothing any more.
+    fn glance_at_gone(&self, store: &ClaimStore, owner: &Owner) -> Result<Option<VmReport>, Cause> {
+        let claimants = store.claimants()?;
+        let Some(claimant) = claimants.iter().find(|claimant| claimant.owner.is(owner)) else { return Ok(None) };
+        let mut facts = Facts::of_claimant(claimant, apply::is_outlived(self.host, owner)?, self.elsewhere);
+        if self.dry_run && is_locked(Some(store), &owner.vm)? {
+            facts.busy = Busy::Locked;
+        }
+        let mut report = VmReport::new(owner.clone(), facts);
+        report.left = decide(&report.found);
+        Ok(Some(report))
     }
 }
 

@@ -23,11 +23,11 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, Liv
     if dummies.is_empty() {
         return Vec::new();
     }
-    dummies.sort_by_key(|dummy| dummy.mac.octets());
+    dummies.sort_unstable_by_key(|dummy| dummy.mac.octets());
     let maps = host.all_maps().unwrap_or_default();
     let mut devices: Vec<_> =
         live.hostdevs.iter().filter(|device| !device.is_ours() && map_of(&maps, device).is_some()).cloned().collect();
-    devices.sort_by_key(|device| device.guest);
+    devices.sort_unstable_by_key(|device| device.guest);
     devices.into_iter().zip(dummies).collect()
 }
 

@@ -23,7 +23,7 @@ impl Vm<'_> {
             return Ok(Vec::new());
         }
         let mut nics = nics.to_vec();
-        nics.sort_by_key(|nic| nic.position);
+        nics.sort_unstable_by_key(|nic| nic.position);
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let mut claims = self.claim(&nics, &maps, &[])?;
         let mut refusals = Vec::new();

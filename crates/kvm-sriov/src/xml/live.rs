@@ -11,7 +11,7 @@ use super::{
 use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
-const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
+pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
 
 /// What libvirt's live XML says about a domain.
 #[derive(Debug, Clone)]

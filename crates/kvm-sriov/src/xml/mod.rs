@@ -9,6 +9,7 @@
 //! for our element.
 
 mod deployment;
+mod disk;
 mod guest_bus;
 mod image;
 mod interface;
@@ -28,9 +29,11 @@ use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
+pub use disk::{Disk, with_system_datastore};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
+pub(crate) use live::ONE;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use snapshot::{snapshot_of, wanted_in_snapshot};
@@ -325,8 +328,9 @@ fn attribute<T>(
     read: impl FnOnce(&str) -> Result<T, ParseError>,
 ) -> Result<Option<T>, XmlError> {
     let Some(attribute) = node.attribute_node(name) else { return Ok(None) };
-    let position = node.document().text_pos_at(attribute.range().start);
-    read(attribute.value()).map(Some).map_err(|error| XmlError::new(position, format_args!("{name}: {error}")))
+    // The parser counts lines from the beginning: only for an error.
+    let position = || node.document().text_pos_at(attribute.range().start);
+    read(attribute.value()).map(Some).map_err(|error| XmlError::new(position(), format_args!("{name}: {error}")))
 }
 
 /// An attribute that must be there.

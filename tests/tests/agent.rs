@@ -1,0 +1,175 @@
+//! The agent as a process, behind a program in place of ssh; libvirt's test driver on every "host".
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use kvm_sriov::HostName;
+use kvm_sriov::agent::{Presence, Ssh, ask_state};
+use kvm_sriov_tests::lab::Said;
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::Remotes;
+
+/// The UUID of the test driver's domain.
+const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+
+fn remotes() -> Remotes {
+    let remotes = Remotes::default();
+    let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", remotes.path().join("state").display());
+    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+    remotes
+}
+
+/// A program `ssh` that does this; it notes its arguments.
+fn ssh(remotes: &Remotes, script: &str) -> PathBuf {
+    let bin = remotes.path().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let path = bin.join("ssh");
+    let text = format!("#!/bin/sh\necho \"$@\" >>'{}'\n{script}\n", remotes.path().join("args").display());
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Runs the last argument here, as a host would that greets first.
+const HERE: &str = "echo 'Welcome to node2'; echo 'Last login: never' >&2; for command; do :; done; exec \"$command\"";
+
+fn state(remotes: &Remotes, script: &str, uuid: &str) -> Result<Presence, String> {
+    let reach = Ssh::new(&remotes.driver()).with_program(ssh(remotes, script));
+    let host: HostName = "node2".parse().unwrap();
+    ask_state(&reach, &host, &uuid.parse().unwrap()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_host_is_asked_where_a_vm_is() {
+    let remotes = remotes();
+    assert_eq!(state(&remotes, HERE, UUID).unwrap(), Presence::Running);
+    assert_eq!(state(&remotes, HERE, "7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10").unwrap(), Presence::Absent);
+    let args = fs::read_to_string(remotes.path().join("args")).unwrap();
+    let first = args.lines().next().unwrap();
+    assert!(first.starts_with("-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 "), "{first}");
+    assert!(first.ends_with(&format!(" -- node2 {}", remotes.driver().join("sriov_agent").display())), "{first}");
+    assert!(!remotes.path().join("state").exists(), "the state directory was made");
+}
+
+#[test]
+fn an_agent_that_does_not_start_says_why() {
+    let remotes = remotes();
+    for (script, said) in [
+        ("echo 'node2: Permission denied (publickey).' >&2; exit 255", "node2: Permission denied (publickey)."),
+        ("echo 'Welcome'; exit 0", "the connection ended before its first line"),
+    ] {
+        let error = state(&remotes, script, UUID).unwrap_err();
+        assert_eq!(error, format!("cannot start the agent on node2: {said}"));
+    }
+    let error = state(&remotes, "echo 'kvm-sriov-agent 99 7.0.0'; cat", UUID).unwrap_err();
+    assert!(error.starts_with("the agent on node2 speaks version 99 of the protocol, this host version 1"), "{error}");
+    let error = state(&remotes, "echo 'kvm-sriov-agent 1 0.1.0'; read line; echo 'nonsense'", UUID).unwrap_err();
+    assert_eq!(error, "the agent on node2 said \"nonsense\"");
+    let error = state(&remotes, "echo 'kvm-sriov-agent 1 0.1.0'; read line; echo 'broken pipe' >&2", UUID).unwrap_err();
+    assert_eq!(error, "the agent on node2 was lost: broken pipe");
+}
+
+#[test]
+fn an_agent_that_cannot_read_its_kvmrc_refuses() {
+    let remotes = remotes();
+    // A line of kvmrc that can't be read is an error for what plugs.
+    let kvmrc = remotes.path().join("etc/vmm/kvm-sriov/kvmrc");
+    fs::write(&kvmrc, "LIBVIRT_URI=$(x)\n").unwrap();
+    let error = state(&remotes, HERE, UUID).unwrap_err();
+    assert!(error.starts_with(&format!("node2: {}, line 1: expected", kvmrc.display())), "{error}");
+}
+
+fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
+    ssh(remotes, HERE);
+    let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let mut child = Command::new(remotes.driver().join(action))
+        .args(args)
+        .args(["42", "node1"])
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
+    child.wait_with_output().unwrap().into()
+}
+
+/// The recorded call, as a text.
+fn recorded() -> String {
+    fs::read_to_string(project().join("tests/fixtures/wire/31-migrate-on-hostA/stdin")).unwrap()
+}
+
+#[test]
+fn a_destination_that_has_the_vm_already_refuses_it() {
+    let remotes = remotes();
+    let said = call(&remotes, "migrate", &[UUID, "node2", "node1"], &recorded());
+    let text = "migrate: node2: test is already on this host; nothing was changed.\n";
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (1, "", text));
+    let said = call(&remotes, "migrate", &["one-42", "-oProxyCommand=x", "node1"], &recorded());
+    let text =
+        "migrate: destination: expected a host name such as node3, found \"-oProxyCommand=x\"; nothing was changed.\n";
+    assert_eq!((said.code, said.err.as_str()), (1, text));
+}
+
+#[test]
+fn the_front_end_asks_the_source() {
+    let remotes = remotes();
+    let parent = remotes.path().parent().unwrap();
+    assert!(!parent.join("config").exists(), "{} is in the way of this test", parent.join("config").display());
+    let encoded = encode(recorded().as_bytes());
+    // On the front-end the agent's place on hosts is OpenNebula's, where nothing is here.
+    let said = call(&remotes, "migrate_local", &[UUID, "node2", "node1"], &encoded);
+    let text = "/var/tmp/one/vmm/kvm-sriov/sriov_agent: not found; nothing was changed.\n";
+    assert!(said.code == 1 && said.err.starts_with("migrate_local: cannot start the agent on node1: "), "{said:?}");
+    assert!(said.err.ends_with(text), "{said:?}");
+    let args = fs::read_to_string(remotes.path().join("args")).unwrap();
+    assert!(args.contains(" ForwardAgent=yes -- node1 /var/tmp/one/vmm/kvm-sriov/sriov_agent"), "{args}");
+    let said = call(&remotes, "migrate_local", &[UUID, "node2", "node1"], "<VM/>");
+    let text = "migrate_local: cannot read the XML from standard input: it is not base64; nothing was changed.\n";
+    assert_eq!((said.code, said.err.as_str()), (1, text));
+}
+
+#[test]
+fn an_agent_is_asked_for_the_whole_move() {
+    let remotes = remotes();
+    ssh(&remotes, HERE);
+    let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let mut agent = Command::new(remotes.driver().join("sriov_agent"))
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    assert!(lines.next().unwrap().starts_with("kvm-sriov-agent 1 "));
+    let mut input = agent.stdin.take().unwrap();
+    writeln!(input, "migrate vm={UUID} from=node1 to=node2").unwrap();
+    assert_eq!(
+        lines.next().unwrap(),
+        "failed cause=node2:%20test%20is%20already%20on%20this%20host state=nothing%20was%20changed"
+    );
+    writeln!(input, "finish").unwrap();
+    assert_eq!(lines.next().unwrap(), "refused why=no%20VM%20was%20announced%20to%20this%20agent");
+    drop(input);
+    assert!(agent.wait().unwrap().success());
+}
+
+fn encode(bytes: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let number =
+            chunk.iter().fold(0_u32, |number, byte| (number << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = digits[(number >> (18 - 6 * place)) as usize & 63];
+            text.push(if place <= chunk.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
+}

@@ -1,0 +1,259 @@
+//! VFs that come and go between two hosts: live migration, and everything that cuts it off.
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use kvm_sriov_tests::lab::{LabHost, Running, Said};
+use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::vm::{SHARED, Vm};
+
+use super::suspend::{boot, identity, shows};
+use super::{GUEST_BOOT, KVMRC, cancel, deploy, map, plugged};
+
+/// A migration of the lab's guest takes about 15 s.
+const MOVE: Duration = Duration::from_secs(120);
+
+/// A guest shows what came back within 5 s.
+const GUEST_ANSWERS: Duration = Duration::from_secs(60);
+
+/// What a move needs on every host. Memory is copied at 4 MiB a second where a test wants to be in the middle of it.
+const SLOWLY: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nMIGRATE_OPTIONS=\"--bandwidth 4\"\n";
+
+/// The second host, with the driver and nothing else on it.
+pub(super) fn second_host() -> LabHost {
+    static HOST: OnceLock<LabHost> = OnceLock::new();
+    let host = *HOST.get_or_init(|| {
+        let [_, host] = LabHost::start_both();
+        host.install(&Remotes::default());
+        host
+    });
+    host.clean();
+    host.set_up();
+    host
+}
+
+/// The second host, if a scenario started it.
+fn migrated(said: &Said) {
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+}
+
+/// The VM runs on `at` alone, with all its VFs, and nothing but them is claimed.
+fn is_only_at(vm: &Vm, at: LabHost, other: LabHost, vfs: usize) {
+    assert_eq!(at.state(vm), "running", "on {}", at.name());
+    assert_eq!(other.live_xml(vm), "", "it is on {}, too", other.name());
+    assert_eq!(plugged(&at.live_xml(vm)).len(), vfs);
+    assert_eq!(at.claims().len(), vfs, "{:?}", at.claims());
+    assert_eq!(other.claims(), Vec::<String>::new());
+    let live = at.live_xml(vm);
+    assert!(!live.contains("<sriov:operation"), "an operation is open: {live}");
+}
+
+pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHost) {
+    let host2 = second_host();
+    let peer = Vm::new(51).with_guest().nic("sriov_pf0");
+    let vm = Vm::new(50)
+        .machine("q35")
+        .with_peers(&[peer.ip(0)])
+        .with_guest()
+        .nic("sriov_pf0")
+        .nic("br0")
+        .nic("sriov_pf1")
+        .nic("sriov_pf0");
+    let booting = {
+        let peer = peer.clone();
+        thread::spawn(move || boot(host2, &peer, 2))
+    };
+    let before = identity(&boot(host1, &vm, 7));
+    booting.join().unwrap();
+    host1.wait_ping(&vm, &peer.ip(0));
+    let boot_id = host1.wait_tick(&vm).boot;
+
+    assert_eq!(host1.save(&vm).code, 0);
+    assert_eq!(host1.restore(&vm).code, 0);
+    assert_eq!(identity(&host1.live_xml(&vm)), before);
+    host1.wait_ping(&vm, &peer.ip(0));
+
+    // The map of the other host has another order there, and one of its VFs is taken.
+    let lines = host2.root("tac /etc/kvm-sriov/vf_maps/pf0").ok();
+    host2.write("/etc/kvm-sriov/vf_maps/pf0", &lines);
+    migrated(&host1.migrate(&vm, host2));
+    assert_eq!(host1.live_xml(&vm), "");
+    assert_eq!(host1.claims(), Vec::<String>::new());
+    assert_eq!(identity(&host2.live_xml(&vm)), before);
+    let used: Vec<String> = plugged(&host2.live_xml(&vm)).into_iter().map(|vf| vf.host).collect();
+    assert_eq!([&used[0], &used[2]], [&map(host2, "pf0")[0], &map(host2, "pf0")[1]]);
+    assert_eq!(host2.wait_tick(&vm).boot, boot_id, "its memory is not what it was");
+    shows(host2, &vm, 7, GUEST_ANSWERS);
+
+    migrated(&host2.migrate(&vm, host1));
+    is_gone_from(&vm, host2);
+    assert_eq!(identity(&host1.live_xml(&vm)), before);
+    host1.wait_ping(&vm, &peer.ip(0));
+    assert_eq!(host1.wait_tick(&vm).boot, boot_id);
+    cancel(host1, &vm);
+    cancel(host2, &peer);
+}
+
+fn is_gone_from(vm: &Vm, host: LabHost) {
+    assert_eq!(host.live_xml(vm), "", "on {}", host.name());
+}
+
+pub(super) fn destination_with_too_few_vfs_is_refused(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(52).nic("sriov_pf0").nic("sriov_pf0");
+    let before = plugged(&deploy(host1, &vm));
+    let full = (0..3).fold(Vm::new(53), |vm, _| vm.nic("sriov_pf0"));
+    deploy(host2, &full);
+    let said = host1.migrate(&vm, host2);
+    assert_eq!(said.code, 1, "{said:?}");
+    let message = said.message();
+    assert!(message.contains("host2: 1 free VF on pf0, 2 needed"), "{message}");
+    assert_eq!(plugged(&host1.live_xml(&vm)), before, "the source was touched");
+    assert_eq!(host2.claims().len(), 3);
+    let unplugged = host1.root("grep -c 'vm=one-52 .*result=unplugged' /var/log/syslog").out;
+    assert_eq!(unplugged.trim(), "0");
+    cancel(host1, &vm);
+    cancel(host2, &full);
+}
+
+/// What cuts a move off, and how the hosts are mended afterwards.
+struct Fault {
+    name: &'static str,
+    strikes: fn(LabHost, LabHost, &mut Running, &Vm),
+    mended: fn(LabHost, LabHost),
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault {
+        name: "the job is aborted",
+        strikes: |host1, _, _, vm| {
+            host1.oneadmin(&format!("virsh -q -c qemu:///system domjobabort {}", vm.name())).ok();
+        },
+        mended: |_, _| {},
+    },
+    Fault {
+        name: "the agent is killed",
+        strikes: |_, host2, _, _| {
+            host2.root("pkill -KILL -f '[s]riov_agent'").ok();
+        },
+        mended: |_, _| {},
+    },
+    Fault { name: "the front-end's ssh is killed", strikes: |_, _, moving, _| moving.cut_ssh(), mended: |_, _| {} },
+    Fault {
+        name: "our process is killed",
+        strikes: |_, _, moving, _| {
+            moving.signal("KILL");
+        },
+        mended: |_, _| {},
+    },
+    Fault {
+        name: "the destination's libvirtd is killed",
+        strikes: |_, host2, _, _| host2.kill_libvirtd(),
+        mended: |_, host2| host2.start_libvirtd(),
+    },
+    Fault {
+        name: "the destination loses its power",
+        strikes: |_, host2, _, _| host2.power_off(),
+        mended: |_, host2| host2.power_on(),
+    },
+];
+
+pub(super) fn moves_that_are_cut_off(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(54).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host1, &vm, 4));
+    let boot_id = host1.wait_tick(&vm).boot;
+    for Fault { name, strikes, mended } in FAULTS {
+        println!("  {name}");
+        for host in [host1, host2] {
+            host.write(KVMRC, SLOWLY);
+        }
+        let mut moving = host1.begin_migration(&vm, host2);
+        host1.wait("memory to be copied", MOVE, |host| {
+            let job = host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out;
+            job.contains("Outgoing migration") && job.contains("Memory processed")
+        });
+        strikes(host1, host2, &mut moving, &vm);
+        let said = moving.finish();
+        mended(host1, host2);
+        // The copy goes on when nobody is there to end it: libvirt ends it with the connection.
+        host1.wait(&format!("no CPU to run twice, and one place: {name}"), MOVE, |host1| {
+            let [here, there] = [host1.state(&vm), host2.state(&vm)];
+            assert!(here != "running" || there != "running", "{name}: its CPUs run in two places");
+            for host in [host1, host2] {
+                host.root("timeout 60 kvm-sriov reconcile");
+            }
+            [host1.live_xml(&vm), host2.live_xml(&vm)].iter().filter(|live| !live.is_empty()).count() == 1
+                && [host1.state(&vm), host2.state(&vm)].contains(&"running".to_owned())
+        });
+        let (at, other) = if host1.live_xml(&vm).is_empty() { (host2, host1) } else { (host1, host2) };
+        at.wait(&format!("all VFs to be back: {name}"), GUEST_ANSWERS, |at| plugged(&at.live_xml(&vm)).len() == 2);
+        is_only_at(&vm, at, other, 2);
+        assert_eq!(identity(&at.live_xml(&vm)), before, "{name}: {said:?}");
+        assert_eq!(at.wait_tick(&vm).boot, boot_id, "{name}");
+        shows(at, &vm, 4, GUEST_ANSWERS);
+        if at.name() != host1.name() {
+            migrated(&at.migrate(&vm, host1));
+        }
+    }
+    cancel(host1, &vm);
+}
+
+pub(super) fn two_vms_swap_hosts_with_full_maps(host1: LabHost) {
+    let host2 = second_host();
+    let [left, right] = [Vm::new(55), Vm::new(56)].map(|vm| vm.with_guest().nic("sriov_pf0"));
+    let fillers = [Vm::new(57), Vm::new(58)].map(|vm| vm.nic("sriov_pf0").nic("sriov_pf0"));
+    deploy(host1, &fillers[0]);
+    deploy(host2, &fillers[1]);
+    deploy(host1, &left);
+    deploy(host2, &right);
+    shows(host1, &left, 2, GUEST_BOOT);
+    shows(host2, &right, 2, GUEST_BOOT);
+    let moving = [host1.begin_migration(&left, host2), host2.begin_migration(&right, host1)];
+    for moved in moving {
+        migrated(&moved.finish());
+    }
+    assert_eq!(plugged(&host2.live_xml(&left)).len(), 1);
+    assert_eq!(plugged(&host1.live_xml(&right)).len(), 1);
+    assert_eq!((host1.claims().len(), host2.claims().len()), (3, 3));
+    for (host, vm) in [(host1, &right), (host2, &left), (host1, &fillers[0]), (host2, &fillers[1])] {
+        cancel(host, vm);
+    }
+}
+
+pub(super) fn cancel_during_a_migration(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(59).with_guest().nic("sriov_pf0");
+    boot(host1, &vm, 2);
+    for host in [host1, host2] {
+        host.write(KVMRC, SLOWLY);
+    }
+    let moving = host1.begin_migration(&vm, host2);
+    host1.wait("memory to be copied", MOVE, |host| {
+        host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out.contains("Outgoing migration")
+    });
+    // OpenNebula gives the VM up on both hosts.
+    cancel(host1, &vm);
+    cancel(host2, &vm);
+    let said = moving.finish();
+    assert_ne!(said.code, 0, "{said:?}");
+    host2.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f '[s]riov_agent'").code != 0);
+    for host in [host1, host2] {
+        is_gone_from(&vm, host);
+        host.root("timeout 60 kvm-sriov reconcile").ok();
+        assert_eq!(host.claims(), Vec::<String>::new(), "on {}", host.name());
+    }
+}
+
+pub(super) fn vm_without_vfs_migrates(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(60).nic("br0").disk();
+    host1.oneadmin(&format!("mkdir -p {0} && truncate -s 1M {0}/disk.0", vm.dir())).ok();
+    deploy(host1, &vm);
+    migrated(&host1.migrate(&vm, host2));
+    is_gone_from(&vm, host1);
+    assert_eq!(host2.state(&vm), "running");
+    cancel(host2, &vm);
+    assert_eq!(SHARED, 0);
+}

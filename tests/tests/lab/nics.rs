@@ -1,0 +1,98 @@
+//! NICs that are plugged into a running VM and out of it.
+
+use std::time::Duration;
+
+use kvm_sriov_tests::lab::LabHost;
+use kvm_sriov_tests::vm::Vm;
+
+use super::suspend::{boot, shows};
+use super::{cancel, interfaces, plugged};
+
+/// A guest shows a new NIC, and releases one, within 5 s.
+const GUEST_ANSWERS: Duration = Duration::from_secs(60);
+
+fn done(said: &kvm_sriov_tests::lab::Said) {
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+}
+
+/// The aliases of the VFs with their guest addresses.
+fn vfs(host: LabHost, vm: &Vm) -> Vec<(String, String)> {
+    let mut vfs: Vec<_> = plugged(&host.live_xml(vm)).into_iter().map(|vf| (vf.alias, vf.guest)).collect();
+    vfs.sort();
+    vfs
+}
+
+fn nics_come_and_go(host: LabHost, first: Vm) {
+    boot(host, &first, 2);
+    let begin = vfs(host, &first);
+    let two = first.clone().nic("sriov_pf1");
+    done(&host.attach_nic(&two, 1));
+    shows(host, &two, 4, GUEST_ANSWERS);
+    // OpenNebula may ask twice.
+    done(&host.attach_nic(&two, 1));
+    let three = two.clone().nic("sriov_pf0");
+    done(&host.attach_nic(&three, 2));
+    let four = three.clone().nic("br0");
+    done(&host.attach_nic(&four, 3));
+    shows(host, &four, 7, GUEST_ANSWERS);
+    let all = vfs(host, &four);
+    assert!(all.is_sorted_by_key(|(_, guest)| guest.clone()), "{all:?}");
+    assert_eq!(all[0], begin[0]);
+    assert_eq!(host.claims(), ["pf0/0", "pf0/1", "pf1/0"]);
+    let macs = [four.dummy_mac(0, 0), four.dummy_mac(1, 1), four.dummy_mac(2, 2), four.mac(3)];
+    let there: Vec<String> = interfaces(&host.live_xml(&four)).into_iter().map(|(mac, _)| mac).collect();
+    assert!(macs.iter().all(|mac| there.contains(mac)), "{macs:?} {there:?}");
+
+    // The middle one goes, and comes back to its place.
+    done(&host.detach_nic(&four, 1));
+    shows(host, &four, 5, GUEST_ANSWERS);
+    assert_eq!(vfs(host, &four), [all[0].clone(), all[2].clone()]);
+    assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
+    done(&host.detach_nic(&four, 1));
+    done(&host.attach_nic(&four, 1));
+    assert_eq!(vfs(host, &four), all);
+    shows(host, &four, 7, GUEST_ANSWERS);
+    done(&host.detach_nic(&four, 3));
+    shows(host, &four, 6, GUEST_ANSWERS);
+    done(&host.save(&four));
+    done(&host.restore(&four));
+    assert_eq!(vfs(host, &four), all);
+    cancel(host, &four);
+}
+
+pub(super) fn nics_come_and_go_on_pc(host: LabHost) {
+    nics_come_and_go(host, Vm::new(61).with_guest().nic("sriov_pf0"));
+}
+
+pub(super) fn nics_come_and_go_on_q35(host: LabHost) {
+    nics_come_and_go(host, Vm::new(62).machine("q35").with_guest().nic("sriov_pf0"));
+}
+
+pub(super) fn attach_without_a_free_vf_changes_nothing(host: LabHost) {
+    let vm = Vm::new(63).nic("sriov_pf0");
+    super::deploy(host, &vm);
+    let full = (0..3).fold(Vm::new(64), |vm, _| vm.nic("sriov_pf0"));
+    super::deploy(host, &full);
+    let before = host.live_xml(&vm);
+    let more = vm.clone().nic("sriov_pf0");
+    let said = host.attach_nic(&more, 1);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.message().contains("no free VF on pf0 for one-63: all 4 in use"), "{said:?}");
+    assert_eq!(host.live_xml(&vm), before);
+    assert_eq!(host.claims().len(), 4);
+    cancel(host, &vm);
+    cancel(host, &full);
+}
+
+pub(super) fn detach_from_a_guest_that_does_not_answer(host: LabHost) {
+    let vm = Vm::new(65).nic("sriov_pf0");
+    super::kvmrc(host, "SRIOV_UNPLUG_TIMEOUT=3\n");
+    super::deploy(host, &vm);
+    let before = vfs(host, &vm);
+    let said = host.detach_nic(&vm, 0);
+    assert_ne!(said.code, 0, "{said:?}");
+    assert!(said.message().contains("did not release"), "{said:?}");
+    assert_eq!(vfs(host, &vm), before);
+    assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+}
