@@ -71,7 +71,8 @@ fn shares(host: LabHost, said: &Said) -> Shares {
     let ssh = upto(&["guest", "copy", "ssh"]) - guest - copy;
     let call = upto(&["guest", "copy", "ssh", "call"]) - guest - copy - ssh;
     let heard = spans.iter().filter(|span| span.kind == "guest").map(|span| span.end).max();
-    let next = |at: u64| spans.iter().filter(|span| span.begin >= at && span.name != "unplug").map(|span| span.begin).min();
+    let next =
+        |at: u64| spans.iter().filter(|span| span.begin >= at && span.name != "unplug").map(|span| span.begin).min();
     let after = heard.and_then(|at| Some(next(at)? - at)).unwrap_or(0);
     Shares { total: upto(&["action"]), guest, call, copy, ssh, after: after / 1000 }
 }
