@@ -66,13 +66,10 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
-    save_and_restore_on_pc,
     save_and_restore_on_q35,
-    save_and_restore_on_native_hotplug,
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
-    restore_without_a_free_vf_keeps_the_checkpoint,
     killed_while_saving,
     killed_while_restoring,
     cancel_during_a_save_that_hangs,
@@ -80,7 +77,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     guest_reboots_during_an_unplug,
     an_adopted_domain_is_saved,
     a_foreign_device_is_refused,
-    nics_come_and_go_on_pc,
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
@@ -92,14 +88,21 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
-    two_vms_swap_hosts_with_full_maps,
     cancel_during_a_migration,
     moves_that_are_cut_off,
 ];
 
 /// What takes long: `./check long`. One after the other, the first host is given.
-const LONG: &[Scenario] =
-    scenarios![killed_at_every_step_of_a_save, killed_at_every_step_of_a_restore, moves_that_are_cut_off_in_every_way,];
+const LONG: &[Scenario] = scenarios![
+    save_and_restore_on_pc,
+    save_and_restore_on_native_hotplug,
+    restore_without_a_free_vf_keeps_the_checkpoint,
+    nics_come_and_go_on_pc,
+    two_vms_swap_hosts_with_full_maps,
+    killed_at_every_step_of_a_save,
+    killed_at_every_step_of_a_restore,
+    moves_that_are_cut_off_in_every_way,
+];
 
 fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();

@@ -153,11 +153,11 @@ const FAULTS: [Fault; 6] = [
 ];
 
 pub(super) fn moves_that_are_cut_off(host1: LabHost) {
-    cut_off(host1, &FAULTS[..2]);
+    cut_off(host1, &FAULTS[..1]);
 }
 
 pub(super) fn moves_that_are_cut_off_in_every_way(host1: LabHost) {
-    cut_off(host1, &FAULTS[2..]);
+    cut_off(host1, &FAULTS[1..]);
 }
 
 fn cut_off(host1: LabHost, faults: &[Fault]) {

@@ -192,13 +192,16 @@ pub(super) fn restore_without_a_free_vf_keeps_the_checkpoint(host: LabHost) {
 }
 
 pub(super) fn killed_while_saving(host: LabHost) {
-    // Before the first claim is held, and before the image has its name.
-    dies_while_saving(host, &[(RENAME, 1), (RENAME, 3)]);
+    // Before the image has its name.
+    dies_while_saving(host, &[(RENAME, 3)]);
 }
 
 pub(super) fn killed_at_every_step_of_a_save(host: LabHost) {
     // Two claims are held (a sync and a rename each, and a sync of the directory), the image gets its name, the claims go.
-    dies_while_saving(host, &[(SYNC, 1), (SYNC, 3), (RENAME, 2), (SYNC, 5), (RENAME, 4), (UNLINK, 2), (UNLINK, 3)]);
+    dies_while_saving(
+        host,
+        &[(SYNC, 1), (RENAME, 1), (SYNC, 3), (RENAME, 2), (SYNC, 5), (RENAME, 4), (UNLINK, 2), (UNLINK, 3)],
+    );
 }
 
 fn dies_while_saving(host: LabHost, steps: &[(&str, u32)]) {
@@ -231,13 +234,16 @@ fn claimed_roots(host: LabHost) -> Vec<String> {
 }
 
 pub(super) fn killed_while_restoring(host: LabHost) {
-    // Before the image is spent, and after.
-    dies_while_restoring(host, &[(RENAME, 3), (RENAME, 4)]);
+    // When the image is spent, and no CPU has run.
+    dies_while_restoring(host, &[(RENAME, 4)]);
 }
 
 pub(super) fn killed_at_every_step_of_a_restore(host: LabHost) {
     // Two claims are made, the image is spent, the claims are settled, the image goes.
-    dies_while_restoring(host, &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (SYNC, 5), (RENAME, 5), (UNLINK, 1)]);
+    dies_while_restoring(
+        host,
+        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
+    );
 }
 
 fn dies_while_restoring(host: LabHost, steps: &[(&str, u32)]) {
