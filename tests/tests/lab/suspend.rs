@@ -325,15 +325,19 @@ pub(super) fn guest_reboots_during_an_unplug(host: LabHost) {
 }
 
 pub(super) fn an_adopted_domain_is_saved(host: LabHost) {
-    // As the driver of 2013 left it: no metadata, aliases of libvirt, an empty claim.
     let vm = Vm::new(43).with_guest().nic("sriov_pf0");
-    boot(host, &vm, 2);
+    deploy(host, &vm);
+    cancel(host, &vm);
+    // As the driver of 2013 left it: no metadata, no aliases of ours, an empty claim.
     host.oneadmin(&format!(
-        "virsh -q -c qemu:///system metadata {} urn:kvm-sriov:domain:1 --remove --live; : >{STATE}/pf0/0",
-        vm.name()
+        "cd {} && sed -e '/<alias name=/d' -e '/sriov:domain/d' deployment.0 >/tmp/old.xml && \
+         virsh -q -c qemu:///system create /tmp/old.xml && mkdir -p {STATE}/pf0 && : >{STATE}/pf0/0",
+        vm.dir()
     ))
     .ok();
-    assert!(!host.live_xml(&vm).contains("urn:kvm-sriov"));
+    shows(host, &vm, 2, GUEST_BOOT);
+    let live = host.live_xml(&vm);
+    assert!(!live.contains("urn:kvm-sriov") && !live.contains("ua-sriov"), "{live}");
     let said = host.save(&vm);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(said.err.contains("one-43 is adopted: NIC 02:00:0a:00:2b:00 has VF 0000:01:10.0 of pf0"), "{said:?}");
@@ -341,6 +345,7 @@ pub(super) fn an_adopted_domain_is_saved(host: LabHost) {
     assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(plugged(&host.live_xml(&vm)).len(), 1);
     cancel(host, &vm);
+    host.root(&format!("rm -f {STATE}/pf0/0 /tmp/old.xml")).ok();
 }
 
 pub(super) fn a_foreign_device_is_refused(host: LabHost) {

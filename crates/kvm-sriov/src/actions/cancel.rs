@@ -6,6 +6,7 @@ use super::gone::{self, LastLook};
 use crate::claims::{ClaimStore, Owner};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
+use crate::image::Image;
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
 use crate::{DeployId, DomainName};
@@ -100,9 +101,16 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     if let Some(domain) = host.hypervisor().find(&again)? {
         gone::destroy(host, &domain)?;
     }
-    if let Err(error) = gone::release(host, store, owner, "cancel") {
+    // Half of an image that the VM was being saved into is of no use any more.
+    if let Err(error) = discard_image(store, owner).and_then(|()| Ok(gone::release(host, store, owner, "cancel")?)) {
         log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
     }
     drop(lock);
     Ok(())
+}
+
+fn discard_image(store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
+    let claimants = store.claimants()?;
+    let unfinished = claimants.iter().filter(|claimant| claimant.owner.is(owner)).find_map(|c| c.image.as_deref());
+    unfinished.and_then(Image::of_unfinished).map_or(Ok(()), |image| image.discard())
 }
