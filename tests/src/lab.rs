@@ -445,11 +445,16 @@ impl LabHost {
             .out
     }
 
-    /// Ends every domain and removes everything that tests left: claims, maps, datastores, consoles.
+    /// Removes everything from the datastores, those that both hosts share as well.
+    pub fn empty_datastores(self) {
+        self.root("rm -rf /var/lib/one/datastores/*/*").ok();
+    }
+
+    /// Ends every domain and removes everything else that tests left: claims, maps, consoles.
     pub fn clean(self) {
         self.root(
             "for d in $(virsh -q list --name); do virsh -q destroy $d; done; ip link set lan up; \
-             rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /var/lib/one/datastores/*/*",
+             rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov",
         )
         .ok();
     }

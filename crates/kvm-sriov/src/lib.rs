@@ -5,7 +5,7 @@
 //! frees them when the domain is gone. OpenNebula's programs (package `kvm-sriov-shims`) and the command `kvm-sriov` only
 //! call it.
 //!
-//! * [`actions`] - what OpenNebula asks for: deploy, cancel, shutdown, reboot, reset
+//! * [`actions`] - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...
 //! * [`agent`] - the driver's process on the other host of a migration
 //! * [`Host`] - the host they run on: its kvmrc, libvirtd, VF maps and claims
 //! * [`wire`] - how OpenNebula calls and reads the answer

@@ -1,7 +1,7 @@
 //! Where the time of an action goes: to the guest, to libvirt, to the copy, to ssh, and what is left is ours.
 //!
-//! A program that finds SRIOV_SPANS in its environment appends a line `<action> <kind> <name> <microseconds>` to that file for
-//! each span. docs/measurements.md is made from them.
+//! A program that finds SRIOV_SPANS in its environment appends a line `<kind> <begin> <end> <name>` to that file for each span, in
+//! microseconds since the program began. docs/measurements.md is made from them.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,6 +10,9 @@ use std::time::Instant;
 
 /// The file that spans are written to, if any.
 static FILE: OnceLock<Option<File>> = OnceLock::new();
+
+/// When this process began, as far as spans are concerned.
+static ZERO: OnceLock<Instant> = OnceLock::new();
 
 /// What the time is spent on.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +39,9 @@ pub(crate) struct Span {
 impl Span {
     /// Begins now.
     pub(crate) fn begin(kind: Kind, name: &'static str) -> Self {
-        Self { kind, name, begin: Instant::now() }
+        let begin = Instant::now();
+        ZERO.get_or_init(|| begin);
+        Self { kind, name, begin }
     }
 }
 
@@ -54,7 +59,8 @@ impl Drop for Span {
             Kind::Ssh => "ssh",
             Kind::Action => "action",
         };
-        let line = format!("{} {kind} {} {}\n", std::process::id(), self.name, self.begin.elapsed().as_micros());
+        let since = |at: Instant| ZERO.get().map_or(0, |zero| at.duration_since(*zero).as_micros());
+        let line = format!("{kind} {} {} {}\n", since(self.begin), since(Instant::now()), self.name);
         // A measurement that is lost fails nothing.
         if let Err(error) = file.write_all(line.as_bytes()) {
             log::debug!("SRIOV_SPANS: {error}");

@@ -1,15 +1,16 @@
 //! The driver on a real host: real VFs, libvirtd, QEMU and a guest.
 //!
-//! `cargo test -p kvm-sriov-tests --test lab [NAME...]` runs all scenarios of scenarios.txt, or those named. They run one
-//! after the other on one lab host, which every scenario leaves without domains and claims. What waits, waits for a
-//! condition, five times as long as it took when it was measured.
+//! `cargo test -p kvm-sriov-tests --test lab -- [NAME...]` runs all scenarios of scenarios.txt but the long ones, or those named, or the
+//! long ones (`long`). Two hosts work on the list side by side; every scenario leaves its host without domains and claims. What
+//! waits, waits for a condition, five times as long as it took when it was measured.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use std::{env, fs, panic, thread};
+use std::{env, fs, iter, panic, thread};
 
 use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, Said};
 use kvm_sriov_tests::project;
@@ -39,7 +40,8 @@ use moves::*;
 use nics::*;
 use suspend::*;
 
-const SCENARIOS: &[Scenario] = scenarios![
+/// What one host is enough for: both hosts take from this list.
+const ON_ONE_HOST: &[Scenario] = scenarios![
     one_vf,
     two_nics_of_one_root_in_order_beside_a_bridge_nic,
     two_roots_on_q35,
@@ -64,13 +66,10 @@ const SCENARIOS: &[Scenario] = scenarios![
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
-    save_and_restore_on_pc,
     save_and_restore_on_q35,
-    save_and_restore_on_native_hotplug,
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
-    restore_without_a_free_vf_keeps_the_checkpoint,
     killed_while_saving,
     killed_while_restoring,
     cancel_during_a_save_that_hangs,
@@ -78,50 +77,90 @@ const SCENARIOS: &[Scenario] = scenarios![
     guest_reboots_during_an_unplug,
     an_adopted_domain_is_saved,
     a_foreign_device_is_refused,
-    nics_come_and_go_on_pc,
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
+    host_reboot_with_claims_left_behind,
+];
+
+/// What needs both hosts; the first is given.
+const ON_TWO_HOSTS: &[Scenario] = scenarios![
     vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
-    two_vms_swap_hosts_with_full_maps,
     cancel_during_a_migration,
     moves_that_are_cut_off,
-    host_reboot_with_claims_left_behind,
+];
+
+/// What takes long: `./check long`. One after the other, the first host is given.
+const LONG: &[Scenario] = scenarios![
+    save_and_restore_on_pc,
+    save_and_restore_on_native_hotplug,
+    restore_without_a_free_vf_keeps_the_checkpoint,
+    nics_come_and_go_on_pc,
+    two_vms_swap_hosts_with_full_maps,
+    killed_at_every_step_of_a_save,
+    killed_at_every_step_of_a_restore,
+    moves_that_are_cut_off_in_every_way,
 ];
 
 fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let known: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+    let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG].concat().iter().map(|(name, _)| *name).collect();
     assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let chosen: Vec<&Scenario> =
-        SCENARIOS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name)).collect();
-    println!("\nrunning {} scenarios", chosen.len());
-    let host = LabHost::start(1);
-    host.install(&Remotes::default());
-    let mut failed = 0;
-    for (name, scenario) in &chosen {
-        let begin = Instant::now();
-        let outcome = panic::catch_unwind(|| {
-            prepare(host);
-            scenario(host);
-            assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
-        });
-        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!("scenario {name} ... {word} ({:.1} s)", begin.elapsed().as_secs_f32());
-        if outcome.is_err() {
-            failed += 1;
-            println!("{}", host.evidence());
-        }
+    let is_wanted = |name: &str, usually: bool| {
+        let is_long = !usually && wanted.iter().any(|word| word == "long");
+        (usually && wanted.is_empty()) || is_long || wanted.iter().any(|word| word == name)
+    };
+    let choose = |all: &'static [Scenario], usually: bool| -> Vec<&'static Scenario> {
+        all.iter().filter(|(name, _)| is_wanted(name, usually)).collect()
+    };
+    let alone = choose(ON_ONE_HOST, true);
+    let together = [choose(ON_TWO_HOSTS, true), choose(LONG, false)].concat();
+    println!("\nrunning {} scenarios", alone.len() + together.len());
+    let hosts = if alone.len() + together.len() == 1 && together.is_empty() {
+        vec![LabHost::start(1)]
+    } else {
+        LabHost::start_both().to_vec()
+    };
+    for host in &hosts {
+        host.install(&Remotes::default());
+        host.empty_datastores();
     }
+    let queue = Mutex::new(alone.iter());
+    let mut failed: usize = thread::scope(|scope| {
+        let work = |host: LabHost| {
+            let next = || queue.lock().unwrap().next();
+            iter::from_fn(next).filter(|scenario| !passes(host, scenario)).count()
+        };
+        let workers: Vec<_> = hosts.iter().map(|host| scope.spawn(move || work(*host))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    failed += together.iter().filter(|scenario| !passes(hosts[0], scenario)).count();
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {} passed; {failed} failed; 0 ignored", chosen.len() - failed);
+    let passed = alone.len() + together.len() - failed;
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a scenario on a clean host, and says how it went.
+fn passes(host: LabHost, (name, scenario): &Scenario) -> bool {
+    let begin = Instant::now();
+    let outcome = panic::catch_unwind(|| {
+        prepare(host);
+        scenario(host);
+        assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
+    });
+    let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+    println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), host.name());
+    if outcome.is_err() {
+        println!("{}", host.evidence());
+    }
+    outcome.is_ok()
 }
 
 /// A host without domains and claims, with the driver's configuration and the maps of both roots.

@@ -1,11 +1,9 @@
 //! VFs that come and go between two hosts: live migration, and everything that cuts it off.
 
-use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use kvm_sriov_tests::lab::{LabHost, Running, Said};
-use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::{SHARED, Vm};
 
 use super::suspend::{boot, identity, shows};
@@ -22,18 +20,13 @@ const SLOWLY: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nMIGRATE_OPTION
 
 /// The second host, with the driver and nothing else on it.
 pub(super) fn second_host() -> LabHost {
-    static HOST: OnceLock<LabHost> = OnceLock::new();
-    let host = *HOST.get_or_init(|| {
-        let [_, host] = LabHost::start_both();
-        host.install(&Remotes::default());
-        host
-    });
+    let [_, host] = LabHost::start_both();
     host.clean();
     host.set_up();
     host
 }
 
-/// The second host, if a scenario started it.
+/// OpenNebula heard that the VM has moved.
 fn migrated(said: &Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
@@ -133,6 +126,13 @@ const FAULTS: [Fault; 6] = [
         mended: |_, _| {},
     },
     Fault {
+        name: "our process is killed",
+        strikes: |_, _, moving, _| {
+            moving.signal("KILL");
+        },
+        mended: |_, _| {},
+    },
+    Fault {
         name: "the agent is killed",
         strikes: |_, host2, _, _| {
             host2.root("pkill -KILL -f '[s]riov_agent'").ok();
@@ -140,13 +140,6 @@ const FAULTS: [Fault; 6] = [
         mended: |_, _| {},
     },
     Fault { name: "the front-end's ssh is killed", strikes: |_, _, moving, _| moving.cut_ssh(), mended: |_, _| {} },
-    Fault {
-        name: "our process is killed",
-        strikes: |_, _, moving, _| {
-            moving.signal("KILL");
-        },
-        mended: |_, _| {},
-    },
     Fault {
         name: "the destination's libvirtd is killed",
         strikes: |_, host2, _, _| host2.kill_libvirtd(),
@@ -160,11 +153,19 @@ const FAULTS: [Fault; 6] = [
 ];
 
 pub(super) fn moves_that_are_cut_off(host1: LabHost) {
+    cut_off(host1, &FAULTS[..1]);
+}
+
+pub(super) fn moves_that_are_cut_off_in_every_way(host1: LabHost) {
+    cut_off(host1, &FAULTS[1..]);
+}
+
+fn cut_off(host1: LabHost, faults: &[Fault]) {
     let host2 = second_host();
     let vm = Vm::new(54).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host1, &vm, 4));
     let boot_id = host1.wait_tick(&vm).boot;
-    for Fault { name, strikes, mended } in FAULTS {
+    for Fault { name, strikes, mended } in faults {
         println!("  {name}");
         for host in [host1, host2] {
             host.write(KVMRC, SLOWLY);

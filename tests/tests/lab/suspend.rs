@@ -192,11 +192,23 @@ pub(super) fn restore_without_a_free_vf_keeps_the_checkpoint(host: LabHost) {
 }
 
 pub(super) fn killed_while_saving(host: LabHost) {
+    // Before the image has its name.
+    dies_while_saving(host, &[(RENAME, 3)]);
+}
+
+pub(super) fn killed_at_every_step_of_a_save(host: LabHost) {
+    // Two claims are held (a sync and a rename each, and a sync of the directory), the image gets its name, the claims go.
+    dies_while_saving(
+        host,
+        &[(SYNC, 1), (RENAME, 1), (SYNC, 3), (RENAME, 2), (SYNC, 5), (RENAME, 4), (UNLINK, 2), (UNLINK, 3)],
+    );
+}
+
+fn dies_while_saving(host: LabHost, steps: &[(&str, u32)]) {
     let vm = Vm::new(37).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host, &vm, 4));
     let args = format!("{} {} host1 {} host1", vm.uuid(), vm.checkpoint(), vm.id);
-    // Two claims are held (a sync and a rename each, and a sync of the directory), the image gets its name, the claims go.
-    for (syscall, number) in [(SYNC, 1), (RENAME, 1), (RENAME, 2), (RENAME, 3), (UNLINK, 2), (UNLINK, 3)] {
+    for &(syscall, number) in steps {
         killed(host, "save", &args, syscall, number);
         // What libvirtd was asked for goes on without the process.
         let said = host.root("timeout 60 kvm-sriov reconcile");
@@ -222,11 +234,23 @@ fn claimed_roots(host: LabHost) -> Vec<String> {
 }
 
 pub(super) fn killed_while_restoring(host: LabHost) {
+    // When the image is spent, and no CPU has run.
+    dies_while_restoring(host, &[(RENAME, 4)]);
+}
+
+pub(super) fn killed_at_every_step_of_a_restore(host: LabHost) {
+    // Two claims are made, the image is spent, the claims are settled, the image goes.
+    dies_while_restoring(
+        host,
+        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
+    );
+}
+
+fn dies_while_restoring(host: LabHost, steps: &[(&str, u32)]) {
     let vm = Vm::new(38).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host, &vm, 4));
     let args = format!("{} host1 {} {} host1", vm.checkpoint(), vm.uuid(), vm.id);
-    // Two claims are made, the image is spent, the claims are settled, the image goes.
-    for (syscall, number) in [(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (RENAME, 4), (UNLINK, 1)] {
+    for &(syscall, number) in steps {
         assert_eq!(host.save(&vm).code, 0, "before {syscall} {number}");
         killed(host, "restore", &args, syscall, number);
         let said = host.root("timeout 60 kvm-sriov reconcile");

@@ -45,33 +45,16 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
         }
         if let Some(nic) = wanted(vm) {
             take_out(vm, &nic)?;
-            if let Err(cause) = reconcile::mend(vm) {
-                log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not yet put right", vm.domain.name);
+            match reconcile::mend(vm) {
+                Ok(()) | Err(Cause::Absent { .. }) => {}
+                Err(cause) => {
+                    log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not yet put right", vm.domain.name);
+                }
             }
             return Ok(());
         }
     }
-    as_stock(host, found.domain(), mac, data)?;
-    free_unused(host, &found, mac);
-    Ok(())
-}
-
-/// Frees the VF that an attach without an answer claimed for this NIC, now that it is seen that it did not come in.
-fn free_unused(host: &Host, found: &Found<'_>, mac: MacAddress) {
-    let Found::Plain(domain) = found else { return };
-    let Some(store) = gone::usable_claims(host) else { return };
-    let owner = domain.owner();
-    let freed = store.claims_of(&owner).and_then(|mut claims| {
-        claims.retain(|claim| claim.mac == Some(mac));
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let _lock = store.lock_vm(&owner.vm, ACTION, host.kvmrc().lock_timeout())?;
-        store.release(&claims)
-    });
-    if let Err(error) = freed {
-        log::warn!("{error}; a VF that is claimed for NIC {mac} is freed by the next action that looks");
-    }
+    as_stock(host, found.domain(), mac, data)
 }
 
 /// Takes out a device that is no VF of ours.
