@@ -411,7 +411,7 @@ fn a_silent_guest_keeps_its_nic_and_what_leaves_late_comes_back() {
     assert_eq!(
         error,
         format!(
-            "detach_nic: one-42 did not release VF {vf} in 1 s; the NIC stays, the request stays pending in the guest and \
+            "detach_nic: one-42 did not release VF {vf} in 2 s; the NIC stays, the request stays pending in the guest and \
              what leaves later is plugged back (is the guest's PCI hot-plug driver loaded?)"
         )
     );

@@ -3,19 +3,24 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::DomainUuid;
 
 /// What `sudo` allows this user.
 pub(crate) struct Sudo {
-    allowed: String,
+    allowed: &'static str,
 }
 
 impl Sudo {
-    /// Asks `sudo -l`. A host without sudo, or a user without rules, is allowed nothing.
+    /// Asks `sudo -l`, once for a process. A host without sudo, or a user without rules, is allowed nothing.
     pub(crate) fn ask() -> Self {
-        let listed = Command::new("sudo").args(["-n", "-l"]).stdin(Stdio::null()).stderr(Stdio::null()).output();
-        Self { allowed: listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default() }
+        static ALLOWED: OnceLock<String> = OnceLock::new();
+        let ask = || {
+            let listed = Command::new("sudo").args(["-n", "-l"]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+            listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default()
+        };
+        Self { allowed: ALLOWED.get_or_init(ask) }
     }
 
     fn allows(&self, command: &str) -> bool {

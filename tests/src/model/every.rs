@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use kvm_sriov::libvirt::LibvirtErrorKind;
@@ -27,8 +27,29 @@ const FAULTS: [Fault; 9] = [
     Fault::Restart,
 ];
 
-/// How many hosts are tried at once.
-const AT_ONCE: usize = 12;
+/// How many faults are tried at once, in all tests of a process: most of the time each waits.
+const AT_ONCE: usize = 16;
+
+/// How many are tried now.
+static NOW: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// One of those that are tried now.
+struct Turn;
+
+impl Turn {
+    fn wait() -> Self {
+        let now = NOW.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *NOW.1.wait_while(now, |now| *now >= AT_ONCE).unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *NOW.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        NOW.1.notify_one();
+    }
+}
 
 /// The calls in the middle of which a process may die.
 const LONG: [&str; 2] = ["save", "migrate"];
@@ -88,7 +109,7 @@ impl<S: Stage> Scenario<S> {
         }
     }
 
-    /// Several at once: most of the time they wait. Returns what went wrong.
+    /// Several at once. Returns what went wrong.
     fn try_all(&self, faults: VecDeque<(usize, Fault)>) -> Vec<String> {
         let faults = Mutex::new(faults);
         let next = || faults.lock().unwrap().pop_front();
@@ -117,6 +138,7 @@ impl<S: Stage> Scenario<S> {
 
     fn try_fault(&self, n: usize, fault: Fault) -> Result<bool, String> {
         let what = Mutex::new(String::new());
+        let _turn = Turn::wait();
         let tried = catch_unwind(AssertUnwindSafe(|| self.with_fault(n, fault, &what)));
         tried.map_err(|_| format!("{fault:?} at call {n}: {}", what.lock().unwrap_or_else(PoisonError::into_inner)))
     }

@@ -117,8 +117,8 @@ impl ModelHost {
     pub fn set_kvmrc(&self, lines: &str) {
         let state = self.at("state");
         let text = format!(
-            "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nVF_STATE_DIR={}\nSHUTDOWN_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=1\n\
-             SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_UNPLUG_GRACE=1\nSRIOV_CALL_TIMEOUT=2\nVIRSH_RETRIES=1\nLIBVIRT_URI=model:///{}\n{lines}",
+            "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nVF_STATE_DIR={}\nSHUTDOWN_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=5\n\
+             SRIOV_UNPLUG_TIMEOUT=2\nSRIOV_UNPLUG_GRACE=1\nSRIOV_CALL_TIMEOUT=2\nVIRSH_RETRIES=1\nLIBVIRT_URI=model:///{}\n{lines}",
             state.display(),
             self.model.name(),
         );
