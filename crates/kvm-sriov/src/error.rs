@@ -249,6 +249,40 @@ pub enum Cause {
         /// What it is.
         what: String,
     },
+    /// The domain has no disk with this target.
+    #[error("could not {what}: {vm} has no disk {target}")]
+    NoDisk {
+        /// The domain.
+        vm: DomainName,
+        /// Its target, such as `vdb`.
+        target: String,
+        /// For example "detach vdb from one-42".
+        what: String,
+    },
+    /// The domain has another disk, or another medium, at this target.
+    #[error("could not {what}: {vm} has {found} there")]
+    OtherDisk {
+        /// The domain.
+        vm: DomainName,
+        /// For example "attach /var/lib/one//datastores/0/42/disk.2 (vdb) to one-42".
+        what: String,
+        /// What is there.
+        found: String,
+    },
+    /// OpenNebula's message does not say what the action is about.
+    #[error("OpenNebula's message names no {what}")]
+    NotNamed {
+        /// "disk that is to be attached" ...
+        what: String,
+    },
+    /// The domain has no room for what is asked for.
+    #[error("could not {what}: {why}")]
+    NoRoom {
+        /// For example "resize VCPU to 8 on one-42".
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// There is no position left for an SR-IOV NIC.
     #[error("{vm} already has 16 SR-IOV NICs, and a 17th can't be told from them")]
     TooMany {
@@ -478,6 +512,10 @@ impl ActionError {
     /// Why it failed.
     pub fn cause(&self) -> &Cause {
         &self.cause
+    }
+
+    pub(crate) fn into_cause(self) -> Cause {
+        *self.cause
     }
 
     /// The state the host is left in.

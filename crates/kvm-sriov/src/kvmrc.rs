@@ -50,6 +50,7 @@ pub struct Kvmrc {
     retries: u32,
     nic_model: String,
     nic_filter: Option<String>,
+    disk_defaults: BTreeMap<String, String>,
     problems: Vec<KvmrcError>,
     warnings: Vec<String>,
 }
@@ -78,6 +79,13 @@ const USED: [&str; 21] = [
     "DEFAULT_ATTACH_NIC_MODEL",
     "DEFAULT_ATTACH_NIC_FILTER",
 ];
+
+/// What the names of the defaults for a disk begin with; the rest is OpenNebula's name of the attribute.
+const DISK_DEFAULT: &str = "DEFAULT_ATTACH_";
+
+fn is_used(name: &str) -> bool {
+    USED.contains(&name) || name.starts_with(DISK_DEFAULT)
+}
 
 /// A kvmrc that can't be read as it is meant. Nothing was touched.
 #[derive(Debug, thiserror::Error)]
@@ -280,6 +288,11 @@ impl Kvmrc {
     pub fn nic_filter(&self) -> Option<&str> {
         self.nic_filter.as_deref()
     }
+
+    /// DEFAULT_ATTACH_`name`: what holds for a disk whose description does not say, such as `CACHE`.
+    pub fn disk_default(&self, name: &str) -> Option<&str> {
+        self.disk_defaults.get(name).map(String::as_str)
+    }
 }
 
 impl Settings {
@@ -309,7 +322,7 @@ impl Settings {
                 }
                 Err(Unreadable { expected, found, only_sets }) => {
                     let error = KvmrcError::Line { path: path.into(), line, expected, found };
-                    if only_sets.is_some_and(|name| !USED.contains(&name.as_str())) {
+                    if only_sets.is_some_and(|name| !is_used(&name)) {
                         self.warnings.push(error.to_string());
                     } else {
                         self.problems.push(error);
@@ -369,9 +382,15 @@ impl Defaults<'_> {
                 .unwrap_or(3),
             nic_model: self.filled("DEFAULT_ATTACH_NIC_MODEL").unwrap_or_else(|| "virtio".into()),
             nic_filter: self.filled("DEFAULT_ATTACH_NIC_FILTER"),
+            disk_defaults: self.disk_defaults(),
             problems: std::mem::take(&mut self.settings.problems),
             warnings: std::mem::take(&mut self.settings.warnings),
         }
+    }
+
+    fn disk_defaults(&self) -> BTreeMap<String, String> {
+        let named = self.settings.values.iter().filter(|(_, setting)| !setting.value.is_empty());
+        named.filter_map(|(name, set)| Some((name.strip_prefix(DISK_DEFAULT)?.to_owned(), set.value.clone()))).collect()
     }
 
     fn text(&self, variable: &str) -> Option<String> {
@@ -476,6 +495,14 @@ mod tests {
         assert_eq!(kvmrc.dummy_bridge(), Some("a"));
         assert_eq!(read(&["DUMMY_BRIDGE=$X\n"]).problems().len(), 1);
         assert_eq!(read(&["source /etc/other\n"]).problems().len(), 1);
+        assert_eq!(read(&["DEFAULT_ATTACH_IO=$X\n"]).problems().len(), 1);
+    }
+
+    #[test]
+    fn what_holds_for_a_disk_is_named_as_opennebula_names_it() {
+        let kvmrc = read(&["DEFAULT_ATTACH_CACHE=none\nDEFAULT_ATTACH_IO=\nDEFAULT_ATTACH_READ_IOPS_SEC=\"100\"\n"]);
+        let values = ["CACHE", "IO", "READ_IOPS_SEC", "DISCARD"].map(|name| kvmrc.disk_default(name));
+        assert_eq!(values, [Some("none"), None, Some("100"), None]);
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct Input {
     pub vm: VmData,
     /// The hook of this action for the VM's transfer driver, if there is one.
     pub hook: Option<Hook>,
+    /// All of it, for what only one action looks at.
+    pub text: String,
 }
 
 /// One call of a driver program: its arguments and where it lies.
@@ -169,6 +171,19 @@ impl Call {
         given.map(|_| self.arg(number, name)).transpose()
     }
 
+    /// The argument with this number, which is a text in base64.
+    ///
+    /// # Errors
+    /// Nothing was touched; it is missing, or is not base64 of text.
+    pub fn encoded_arg(&self, number: usize, name: &'static str) -> Result<String, ActionError> {
+        let encoded: String = self.arg(number, name)?;
+        let text = base64(&encoded).and_then(|bytes| String::from_utf8(bytes).ok());
+        text.ok_or_else(|| {
+            let problem = "expected base64 of UTF-8, found something else".into();
+            ActionError::untouched(self.action, Cause::Argument { name, problem })
+        })
+    }
+
     /// OpenNebula's number of the VM: the first of the two arguments it appends; `None` when called by hand without it.
     pub fn vm_id(&self) -> Option<u32> {
         self.args.iter().rev().nth(1).and_then(|id| id.parse().ok())
@@ -219,7 +234,17 @@ impl Call {
         let vm = VmData::parse(&text).map_err(|source| {
             ActionError::untouched(self.action, Cause::Xml { what: "the XML on standard input".into(), source })
         })?;
-        Ok(Some(Input { hook: Hook::find(&self.driver_dir, self.action, &self.args, &text, vm.tm_mad()), vm }))
+        let hook = Hook::find(&self.driver_dir, self.action, &self.args, &text, vm.tm_mad());
+        Ok(Some(Input { vm, hook, text }))
+    }
+
+    /// As [`Call::data`], for an action that does nothing without it.
+    ///
+    /// # Errors
+    /// Nothing was touched; as [`Call::data`], or there is none.
+    pub fn needed_data(&self) -> Result<Input, ActionError> {
+        let none = || ActionError::untouched(self.action, Cause::Stdin { why: "there is none".into() });
+        self.data()?.ok_or_else(none)
     }
 
     /// The host this program runs on, for an action that starts or plugs something.

@@ -121,7 +121,13 @@ impl ModelHost {
             // None: it ended just now.
             let Some(live) = self.model().live_xml(&domain).unwrap() else { continue };
             let live = Element::parse(&live).unwrap();
-            lines.extend(live.child("metadata").map(ToString::to_string));
+            for name in ["metadata", "vcpu", "memory", "currentMemory"] {
+                lines.extend(live.child(name).map(ToString::to_string));
+            }
+            for disk in LiveDomain::parse(&live.to_string()).unwrap().disks {
+                let capacity = self.model().disk_capacity(&domain, &disk.target).unwrap();
+                lines.push(format!("{}: {capacity} bytes", disk.target));
+            }
             let devices = live.child("devices").unwrap();
             // The order of what is in a device says nothing.
             let sorted = |device: &Element| {

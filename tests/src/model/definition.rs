@@ -82,6 +82,9 @@ impl Definition {
             }
         }
         self.devices.extend(added);
+        let balloon = self.memory_kib("currentMemory");
+        self.set_memory_kib("memory", self.memory_kib("memory"));
+        self.set_memory_kib("currentMemory", balloon);
         for at in 0..self.devices.len() {
             self.name_device(at)?;
         }
@@ -131,19 +134,101 @@ impl Definition {
         if device.name() == "interface" && device.mac().is_none() {
             device.push(Element::new("mac", &[("address", "52:54:00:00:00:01")]));
         }
+        if device.name() == "disk" {
+            self.can_take_disk(&mut device)?;
+        }
         self.machine().place(&self.devices, &mut device)?;
+        let more = dimm_kib(&device);
         self.devices.push(device);
         let at = self.devices.len() - 1;
         let named = self.name_device(at);
         if named.is_err() {
             self.devices.pop();
+        } else if more > 0 {
+            self.grow(|kib| kib + more);
         }
         named.map(|()| self.devices[at].alias().unwrap_or_default().to_owned())
     }
 
+    /// A disk needs a target of its own, and gets the bus that the target's name stands for.
+    ///
+    /// # Source
+    /// libvirt's `virDiskNameToBusDeviceIndex`, `qemuDomainAttachDeviceDiskLiveInternal`.
+    fn can_take_disk(&self, disk: &mut Element) -> Result<(), LibvirtError> {
+        let target = disk.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
+        if self.disk(&target).is_some() {
+            return Err(refusal::failed(format!("target {target} already exists")));
+        }
+        let bus = match target.get(..2) {
+            Some("vd") => "virtio",
+            Some("sd") => "scsi",
+            _ => return Err(refusal::invalid("disk bus 'ide' cannot be hotplugged.")),
+        };
+        disk.take(|child| child.name() == "target");
+        disk.push(Element::new("target", &[("dev", &target), ("bus", bus)]));
+        Ok(())
+    }
+
     /// Takes a device out.
     pub(super) fn unplug(&mut self, alias: &str) {
+        let less = self.device(alias).map_or(0, dimm_kib);
         self.devices.retain(|device| device.alias() != Some(alias));
+        if less > 0 {
+            self.grow(|kib| kib - less);
+        }
+    }
+
+    /// The guest gets more memory, or less.
+    fn grow(&mut self, change: impl Fn(u64) -> u64) {
+        let (all, balloon) = (self.memory_kib("memory"), self.memory_kib("currentMemory"));
+        self.set_memory_kib("memory", change(all));
+        self.set_memory_kib("currentMemory", change(balloon));
+    }
+
+    /// `<memory>` or `<currentMemory>`, in KiB. Without the second the guest has all.
+    pub(super) fn memory_kib(&self, name: &str) -> u64 {
+        let found = self.rest.child(name).or_else(|| self.rest.child("memory"));
+        found.and_then(|memory| memory.text().trim().parse().ok()).unwrap_or(0)
+    }
+
+    pub(super) fn set_memory_kib(&mut self, name: &str, kib: u64) {
+        self.rest.take(|child| child.name() == name);
+        self.rest.push(Element::new(name, &[("unit", "KiB")]).with_text(&kib.to_string()));
+    }
+
+    /// How many virtual CPUs there may be.
+    pub(super) fn most_vcpus(&self) -> u32 {
+        self.rest.child("vcpu").and_then(|vcpu| vcpu.text().trim().parse().ok()).unwrap_or(1)
+    }
+
+    /// How many there are.
+    pub(super) fn vcpus(&self) -> u32 {
+        let current = self.rest.child("vcpu").and_then(|vcpu| vcpu.attribute("current"));
+        current.and_then(|current| current.parse().ok()).unwrap_or(self.most_vcpus())
+    }
+
+    pub(super) fn set_vcpus(&mut self, number: u32) {
+        let most = self.most_vcpus().to_string();
+        self.rest.take(|child| child.name() == "vcpu");
+        self.rest.push(Element::new("vcpu", &[("current", &number.to_string())]).with_text(&most));
+    }
+
+    /// Whether a DIMM more has room.
+    ///
+    /// # Source
+    /// libvirt's `qemuDomainDefValidateMemoryHotplug`.
+    pub(super) fn can_take_dimm(&self, device: &Element) -> Result<(), LibvirtError> {
+        let most = self.rest.child("maxMemory");
+        let Some(most) = most else {
+            return Err(refusal::unsupported(
+                "cannot use/hotplug a memory device when domain 'maxMemory' is not defined",
+            ));
+        };
+        let most: u64 = most.text().trim().parse().unwrap_or(0);
+        if self.memory_kib("memory") + dimm_kib(device) > most {
+            return Err(refusal::unsupported("memory device total size exceeds hotplug space"));
+        }
+        Ok(())
     }
 
     /// Its devices.
@@ -202,6 +287,14 @@ impl Definition {
         }
         Ok(())
     }
+}
+
+/// The size of a DIMM in KiB; 0 for any other device.
+pub(super) fn dimm_kib(device: &Element) -> u64 {
+    let size = device.child("target").and_then(|target| target.child("size"));
+    let Some(size) = size.filter(|_| device.name() == "memory") else { return 0 };
+    let number: u64 = size.text().trim().parse().unwrap_or(0);
+    if size.attribute("unit") == Some("MiB") { number * 1024 } else { number }
 }
 
 #[cfg(test)]

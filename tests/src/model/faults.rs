@@ -368,4 +368,20 @@ impl Hypervisor for Faults {
     fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError> {
         self.call("finish_block_job", |inner| inner.finish_block_job(domain, disk, pivot))
     }
+
+    fn disk_capacity(&self, domain: &DomainRef, disk: &str) -> Result<u64, LibvirtError> {
+        self.call("disk_capacity", |inner| inner.disk_capacity(domain, disk))
+    }
+
+    fn resize_disk(&self, domain: &DomainRef, disk: &str, bytes: u64) -> Result<(), LibvirtError> {
+        self.call("resize_disk", |inner| inner.resize_disk(domain, disk, bytes))
+    }
+
+    fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError> {
+        self.call("set_memory", |inner| inner.set_memory(domain, kib))
+    }
+
+    fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError> {
+        self.call("set_vcpus", |inner| inner.set_vcpus(domain, number))
+    }
 }

@@ -13,6 +13,7 @@ use kvm_sriov::libvirt::{
 use super::Model;
 use super::definition::Definition;
 use super::element::Element;
+use super::guest::Guest;
 use super::image::Image;
 use super::job::Course;
 use super::refusal;
@@ -20,6 +21,9 @@ use super::world::{Daemon, DiskCopy, Domain, Shared, Snapshot, Watcher, World};
 
 /// How long libvirt waits for a guest before it calls a device "asked for": 5 s, here less.
 const DETACH: Duration = Duration::from_millis(50);
+
+/// How large every disk is that was not resized, in bytes.
+const CAPACITY: u64 = 64 << 20;
 
 impl Model {
     /// A call begins: the connection must be there.
@@ -201,6 +205,17 @@ impl Hypervisor for Model {
         let site = &mut world.sites[self.site];
         site.changeable(&domain.uuid)?;
         site.can_have(&domain.name, std::slice::from_ref(&device))?;
+        let definition = &mut site.existing(&domain.uuid)?.definition;
+        if device.name() == "memory" {
+            definition.can_take_dimm(&device)?;
+        }
+        // Plugging a CD into a drive that is there changes its medium.
+        let target = device.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
+        let is_cd = |disk: &Element| disk.attribute("device") == Some("cdrom");
+        if is_cd(&device) && definition.disk(&target).is_some_and(is_cd) {
+            definition.pivot(&target, &device);
+            return Ok(());
+        }
         let alias = site.existing(&domain.uuid)?.definition.plug(device)?;
         site.emit(&domain.uuid, &kvm_sriov::libvirt::Event::DeviceAdded(alias));
         world.hear(self.site, &domain.uuid);
@@ -403,6 +418,55 @@ impl Hypervisor for Model {
             if let Some(target) = target.filter(|_| pivot) {
                 domain.definition.pivot(disk, &target);
             }
+            Ok(())
+        })
+    }
+
+    fn disk_capacity(&self, domain: &DomainRef, disk: &str) -> Result<u64, LibvirtError> {
+        let found = self.look(domain, |domain| {
+            domain.definition.disk(disk).ok_or_else(|| refusal::no_disk(disk))?;
+            Ok(domain.capacities.get(disk).copied().unwrap_or(CAPACITY))
+        })?;
+        found.ok_or_else(|| refusal::no_domain(domain.uuid.as_str()))?
+    }
+
+    fn resize_disk(&self, domain: &DomainRef, disk: &str, bytes: u64) -> Result<(), LibvirtError> {
+        self.change(domain, |domain| {
+            domain.definition.disk(disk).ok_or_else(|| refusal::no_disk(disk))?;
+            if domain.copies.contains_key(disk) {
+                let text = format!("Node '{disk}' is busy: block device is in use by block job: mirror");
+                return Err(refusal::monitor("block_resize", text));
+            }
+            domain.capacities.insert(disk.to_owned(), bytes);
+            Ok(())
+        })
+    }
+
+    fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError> {
+        self.change(domain, |domain| {
+            if kib > domain.definition.memory_kib("memory") {
+                return Err(refusal::argument("cannot set memory higher than max memory"));
+            }
+            domain.definition.set_memory_kib("currentMemory", kib);
+            Ok(())
+        })
+    }
+
+    fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError> {
+        self.change(domain, |domain| {
+            let most = domain.definition.most_vcpus();
+            if number > most {
+                let text = format!(
+                    "requested vcpus is greater than max allowable vcpus for the live domain: {number} > {most}"
+                );
+                return Err(refusal::argument(text));
+            }
+            if number < domain.definition.vcpus() && domain.guest == Guest::Silent {
+                return Err(refusal::failed(
+                    "vcpu unplug request timed out. Unplug result must be manually inspected in the domain",
+                ));
+            }
+            domain.definition.set_vcpus(number);
             Ok(())
         })
     }

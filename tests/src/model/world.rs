@@ -107,6 +107,8 @@ pub(super) struct Domain {
     pub(super) current_snapshot: Option<String>,
     /// The copies of its disks that run, by target.
     pub(super) copies: BTreeMap<String, DiskCopy>,
+    /// How large those of its disks are that were resized, by target, in bytes.
+    pub(super) capacities: BTreeMap<String, u64>,
 }
 
 /// A disk that is being copied.
@@ -217,8 +219,9 @@ impl World {
     pub(super) fn ask(&mut self, site: usize, uuid: &DomainUuid, alias: &str) -> Result<(), LibvirtError> {
         let token = self.token();
         let domain = self.sites[site].changeable(uuid)?;
-        if domain.definition.device(alias).is_none() {
-            return Err(refusal::no_device(alias));
+        let Some(device) = domain.definition.device(alias) else { return Err(refusal::no_device(alias)) };
+        if device.name() == "disk" && device.attribute("device") == Some("cdrom") {
+            return Err(refusal::unsupported("disk device type 'cdrom' cannot be detached"));
         }
         if let Guest::Busy(times @ 1..) = domain.guest {
             domain.guest = Guest::Busy(times - 1);
@@ -429,6 +432,7 @@ impl Site {
             snapshots: Vec::new(),
             current_snapshot: None,
             copies: BTreeMap::new(),
+            capacities: BTreeMap::new(),
             definition,
         };
         let reference = domain.reference();

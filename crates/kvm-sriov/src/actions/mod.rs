@@ -25,17 +25,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attach_disk;
 mod attach_nic;
 mod block_job;
 mod cancel;
 mod deploy;
+mod detach_disk;
 mod detach_nic;
+mod device;
 pub(crate) mod gone;
 mod migrate;
 mod migrate_local;
+mod prereconfigure;
 mod reboot;
+mod reconfigure;
 mod relocate;
 mod reset;
+mod resize;
+mod resize_disk;
 mod restore;
 mod save;
 mod shutdown;
@@ -44,14 +51,20 @@ mod snapshot_delete;
 mod snapshot_revert;
 pub(crate) mod storage;
 
+pub use attach_disk::attach_disk;
 pub use attach_nic::{NicArgs, attach_nic};
 pub use cancel::cancel;
 pub use deploy::deploy;
+pub use detach_disk::detach_disk;
 pub use detach_nic::detach_nic;
 pub use migrate::{Route, migrate};
 pub use migrate_local::migrate_local;
+pub use prereconfigure::prereconfigure;
 pub use reboot::reboot;
+pub use reconfigure::reconfigure;
 pub use reset::reset;
+pub use resize::resize;
+pub use resize_disk::resize_disk;
 pub use restore::restore;
 pub use save::save;
 pub use shutdown::shutdown;

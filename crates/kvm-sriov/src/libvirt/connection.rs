@@ -797,6 +797,31 @@ impl Hypervisor for Libvirt {
         let flags = if pivot { sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT } else { 0 };
         self.on_domain("virDomainBlockJobAbort", domain, move |domain| ffi::block_job_abort(domain, &disk, flags))
     }
+
+    fn disk_capacity(&self, domain: &DomainRef, disk: &str) -> Result<u64, LibvirtError> {
+        let disk = c_text(disk)?;
+        self.on_domain("virDomainGetBlockInfo", domain, move |domain| ffi::block_capacity(domain, &disk))
+    }
+
+    fn resize_disk(&self, domain: &DomainRef, disk: &str, bytes: u64) -> Result<(), LibvirtError> {
+        without_nul(disk)?;
+        let disk = disk.to_owned();
+        self.on_domain("virDomainBlockResize", domain, move |domain| {
+            domain.block_resize(&disk, bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        })
+    }
+
+    fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainSetMemoryFlags", domain, move |domain| {
+            domain.set_memory_flags(kib, sys::VIR_DOMAIN_MEM_LIVE)
+        })
+    }
+
+    fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError> {
+        self.on_domain("virDomainSetVcpusFlags", domain, move |domain| {
+            domain.set_vcpus_flags(number, sys::VIR_DOMAIN_VCPU_LIVE | sys::VIR_DOMAIN_VCPU_HOTPLUGGABLE)
+        })
+    }
 }
 
 #[cfg(test)]

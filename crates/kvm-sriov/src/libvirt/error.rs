@@ -173,7 +173,7 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
 
 /// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its daemon,
 /// which is none unless somebody sets one.
-const TEXTS: [(&str, LibvirtErrorKind); 7] = [
+const TEXTS: [(&str, LibvirtErrorKind); 8] = [
     // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
     ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
     // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power indicator
@@ -185,6 +185,8 @@ const TEXTS: [(&str, LibvirtErrorKind); 7] = [
     ("no job is active", LibvirtErrorKind::NoJob),
     // libvirt qemuMigrationSrcIsAllowed, qemuSnapshotRevert: "domain has active block job".
     ("active block job", LibvirtErrorKind::ActiveBlockJob),
+    // QEMU bdrv_op_is_blocked: "Node 'libvirt-1-format' is busy: block device is in use by block job: mirror".
+    ("is in use by block job", LibvirtErrorKind::ActiveBlockJob),
     // QEMU vfio_container_dma_map: "vfio_dma_map(...) = -12 (Cannot allocate memory)".
     ("Cannot allocate memory", LibvirtErrorKind::NoMemory),
     // libvirt virDomainObjBeginJobInternal: "cannot acquire state change lock ... due to max_queued limit".
@@ -229,6 +231,12 @@ mod tests {
             (
                 ErrorNumber::OperationInvalid,
                 "Requested operation is not valid: domain has active block job",
+                ActiveBlockJob,
+            ),
+            (
+                ErrorNumber::InternalError,
+                "internal error: unable to execute QEMU command 'block_resize': Node 'libvirt-1-format' is busy: block device \
+                 is in use by block job: mirror",
                 ActiveBlockJob,
             ),
             (ErrorNumber::OperationAborted, "operation aborted: migration out job: canceled by client", Aborted),

@@ -365,6 +365,14 @@ pub(super) fn block_job_abort(domain: &Domain, disk: &CStr, flags: u32) -> Resul
     zero(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), flags) })
 }
 
+/// How large a disk is for the guest, in bytes (`virt` drops the error and returns what was in memory).
+pub(super) fn block_capacity(domain: &Domain, disk: &CStr) -> Result<u64, Error> {
+    let mut info = sys::virDomainBlockInfo { capacity: 0, allocation: 0, physical: 0 };
+    // SAFETY: domain, text and the place for the answer are alive.
+    zero(unsafe { sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), &mut info, 0) })?;
+    Ok(info.capacity)
+}
+
 /// Puts a mark into libvirt's event loop, and wakes it: true when everything is freed that was removed from the loop before.
 ///
 /// The loop frees what is removed in a later round, one after the other. So the mark is a timer that never fires and is removed

@@ -271,4 +271,12 @@ pub trait Hypervisor: Send + Sync {
     /// Ends the job on a disk. `pivot`: the domain goes on with the copy, which must be ready; otherwise with the disk it has,
     /// and the copy is worth nothing.
     fn finish_block_job(&self, domain: &DomainRef, disk: &str, pivot: bool) -> Result<(), LibvirtError>;
+    /// How large a disk of a running domain is for its guest, in bytes.
+    fn disk_capacity(&self, domain: &DomainRef, disk: &str) -> Result<u64, LibvirtError>;
+    /// Makes a disk of a running domain as large as this, in bytes.
+    fn resize_disk(&self, domain: &DomainRef, disk: &str, bytes: u64) -> Result<(), LibvirtError>;
+    /// Asks the guest's balloon to leave it this much memory, in KiB. `Ok` means "asked".
+    fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError>;
+    /// Gives a running domain this many virtual CPUs; only those that can be plugged come and go.
+    fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError>;
 }

@@ -2,16 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use roxmltree::Node;
+
 use super::splice::{Splice, apply};
-use super::{Escaped, XmlError, child, child_attribute, children, parse, root};
+use super::{Escaped, XmlError, child, child_attribute, devices, parse, root};
 
 /// A disk or CD of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// Its name in the domain, such as `vda`.
     pub target: String,
+    /// The name that libvirt knows the device by.
+    pub alias: Option<String>,
+    /// Whether it is a drive whose medium can be changed.
+    pub is_cdrom: bool,
     /// Its file; `None` for what is no file, and for an empty drive.
     pub file: Option<PathBuf>,
+    /// What it holds: a file, a device, or the name of an image elsewhere; `None` for an empty drive.
+    pub source: Option<String>,
     /// The image's format, such as `qcow2`; libvirt shows one for every disk with a file.
     pub format: String,
     /// Whether the guest can't write to it.
@@ -29,23 +37,29 @@ impl Disk {
     /// The text is no XML of a domain.
     pub fn all(domain: &str) -> Result<Vec<Self>, XmlError> {
         let document = parse(domain)?;
-        let devices = children(root(&document, "domain")?, "devices");
-        let disks = devices.flat_map(|block| children(block, "disk"));
-        Ok(disks
-            .filter_map(|disk| {
-                let begin = disk.range().start;
-                let file = child(disk, "source").and_then(|source| source.attribute_node("file"));
-                let within = |at: usize| at.saturating_sub(begin);
-                Some(Self {
-                    target: child_attribute(disk, "target", "dev")?,
-                    file: file.map(|file| file.value().into()),
-                    format: child_attribute(disk, "driver", "type").unwrap_or_else(|| "raw".into()),
-                    is_readonly: child(disk, "readonly").is_some(),
-                    xml: domain.get(disk.range())?.to_owned(),
-                    file_range: file.map(|file| within(file.range_value().start)..within(file.range_value().end)),
-                })
-            })
-            .collect())
+        let disks = devices(root(&document, "domain")?).filter(|device| device.has_tag_name("disk"));
+        Ok(disks.filter_map(Self::read).collect())
+    }
+
+    /// A disk, from libvirt's element; `None` for one without a target.
+    pub(super) fn read(disk: Node<'_, '_>) -> Option<Self> {
+        let begin = disk.range().start;
+        let source = child(disk, "source");
+        let file = source.and_then(|source| source.attribute_node("file"));
+        let within = |at: usize| at.saturating_sub(begin);
+        Some(Self {
+            target: child_attribute(disk, "target", "dev")?,
+            alias: child_attribute(disk, "alias", "name"),
+            is_cdrom: disk.attribute("device") == Some("cdrom"),
+            file: file.map(|file| file.value().into()),
+            source: source.and_then(|source| {
+                ["file", "dev", "name"].into_iter().find_map(|kind| source.attribute(kind)).map(str::to_owned)
+            }),
+            format: child_attribute(disk, "driver", "type").unwrap_or_else(|| "raw".into()),
+            is_readonly: child(disk, "readonly").is_some(),
+            xml: disk.document().input_text().get(disk.range())?.to_owned(),
+            file_range: file.map(|file| within(file.range_value().start)..within(file.range_value().end)),
+        })
     }
 
     /// The element with another file.
@@ -59,6 +73,29 @@ impl Disk {
         apply(&self.xml, vec![Splice { range, text: Escaped(&file.display().to_string()).to_string() }])
     }
 
+    /// The element with another medium, or with none. All else stays: libvirt changes nothing but the medium of a drive that
+    /// runs.
+    ///
+    /// # Errors
+    /// It is no element of a disk.
+    pub fn with_medium(&self, medium: Option<&Medium>) -> Result<String, XmlError> {
+        let document = parse(&self.xml)?;
+        let disk = root(&document, "disk")?;
+        let target = child(disk, "target").ok_or_else(|| XmlError::at(disk, "expected <target> in it, found none"))?;
+        let old = disk.children().filter(|node| node.has_tag_name("source") || node.has_tag_name("backingStore"));
+        let mut edits: Vec<Splice> = old.map(|node| Splice { range: node.range(), text: String::new() }).collect();
+        if let Some(medium) = medium {
+            let (kind, attribute) = if medium.is_block { ("block", "dev") } else { ("file", "file") };
+            let path = medium.path.display().to_string();
+            edits.extend(
+                disk.attribute_node("type").map(|node| Splice { range: node.range_value(), text: kind.to_owned() }),
+            );
+            let at = target.range().start;
+            edits.push(Splice { range: at..at, text: format!("<source {attribute}='{}'/>", Escaped(&path)) });
+        }
+        apply(&self.xml, edits)
+    }
+
     /// A `<disk>` that names only the file that the disk is copied into.
     pub fn copy_into(&self, file: &Path) -> String {
         format!(
@@ -67,6 +104,15 @@ impl Disk {
             Escaped(&self.format)
         )
     }
+}
+
+/// What a drive can hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Medium {
+    /// An image, or a device that has it.
+    pub path: PathBuf,
+    /// Whether it is a block device.
+    pub is_block: bool,
 }
 
 /// OpenNebula's element of a domain with another directory of the VM.
@@ -120,9 +166,31 @@ mod tests {
              <readonly/></disk>"
         );
         assert!(disks[3].with_file(Path::new("/x")).is_err());
+        let more: Vec<_> = disks.iter().map(|d| (d.source.as_deref(), d.is_cdrom)).collect();
+        let expected =
+            [(Some("/ds/0/42/disk.0"), false), (Some("/ds/0/42/disk.1"), true), (Some("x"), false), (None, true)];
+        assert_eq!(more, expected);
         assert_eq!(
             disks[0].copy_into(Path::new("/a&b")),
             "<disk type='file'><source file='/a&amp;b'/><driver type='qcow2'/></disk>"
+        );
+    }
+
+    #[test]
+    fn only_the_medium_of_a_drive_changes() {
+        let disks = Disk::all(DOMAIN).unwrap();
+        let (full, empty) = (&disks[1], &disks[3]);
+        let without = "<disk type='file' device='cdrom'><target dev='hda'/><readonly/></disk>";
+        assert_eq!(full.with_medium(None).unwrap(), without);
+        let file = Medium { path: "/a'b".into(), is_block: false };
+        assert_eq!(
+            empty.with_medium(Some(&file)).unwrap(),
+            "<disk type='file' device='cdrom'><source file='/a&apos;b'/><target dev='hdb'/><readonly/></disk>"
+        );
+        let device = Medium { path: "/dev/sr0".into(), is_block: true };
+        assert_eq!(
+            full.with_medium(Some(&device)).unwrap(),
+            "<disk type='block' device='cdrom'><source dev='/dev/sr0'/><target dev='hda'/><readonly/></disk>"
         );
     }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content, devices,
-    dummy_alias_of, guest_address, kibibytes, mac_of, parse, pci_address, root, uuid_of,
+    ALIAS, Disk, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content,
+    devices, dummy_alias_of, guest_address, kibibytes, mac_of, parse, pci_address, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
 
@@ -26,6 +26,8 @@ pub struct LiveDomain {
     pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
+    /// Its disks and drives.
+    pub disks: Vec<Disk>,
     /// Its mediated devices: UUID and alias of each.
     pub mediated: Vec<(String, Option<String>)>,
     /// The guest addresses that no device has.
@@ -105,6 +107,7 @@ impl LiveDomain {
                 .map(str::to_owned)
                 .collect(),
             interfaces: all("interface").map(LiveInterface::read).collect::<Result<_, _>>()?,
+            disks: all("disk").filter_map(Disk::read).collect(),
             mediated: all("hostdev").filter_map(mediated).collect(),
             free: FreeAddresses::of(domain),
             wanted: wanted_of(domain),
@@ -152,6 +155,11 @@ impl LiveDomain {
         self.hostdevs.retain(|device| stays(device.alias.as_ref()));
         self.interfaces.retain(|interface| stays(interface.alias.as_ref()));
         self.aliases.retain(|alias| stays(Some(alias)));
+    }
+
+    /// The disk or drive with this target, such as `vda`.
+    pub fn disk(&self, target: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.target == target)
     }
 
     /// Whether a device has this alias.

@@ -15,9 +15,11 @@ mod image;
 mod interface;
 mod live;
 mod metadata;
+mod sizes;
 mod snapshot;
 mod splice;
 mod vm;
+mod vm_disk;
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -29,15 +31,17 @@ use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
-pub use disk::{Disk, with_system_datastore};
+pub use disk::{Disk, Medium, with_system_datastore};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
 pub(crate) use live::ONE;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
+pub use sizes::{Dimm, Resize, Sizes};
 pub use snapshot::{snapshot_of, wanted_in_snapshot};
 pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci};
+pub use vm_disk::{DiskPlace, VmDisk};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
 const SIZE_LIMIT: usize = 8 * 1024 * 1024;

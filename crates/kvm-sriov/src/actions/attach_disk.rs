@@ -1,0 +1,68 @@
+//! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
+
+use super::device::{self, Device};
+use crate::DeployId;
+use crate::error::{ActionError, Cause};
+use crate::host::Host;
+use crate::vm::{self, Vm};
+use crate::vm_dir;
+use crate::xml::{DiskPlace, LiveDomain, VmData, VmDisk};
+
+const ACTION: &str = "attach_disk";
+
+/// Plugs in the disk that OpenNebula's message is about. Success when it is there already. VFs stay where they are.
+///
+/// * `path` - the image in the VM's directory, for a disk that is a file or a device
+/// * `target` - its place in the domain, such as `vdb`
+/// * `message` - `VMM_DRIVER_ACTION_DATA`; the disk is the one with `ATTACH=YES`
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
+///
+/// # Errors
+/// Nothing was changed, or the error's state says exactly what is left.
+///
+/// # Source
+/// OpenNebula's stock `attach_disk`.
+pub fn attach_disk(
+    host: &Host,
+    id: &DeployId,
+    path: &str,
+    target: &str,
+    message: &str,
+    data: Option<&VmData>,
+) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    let disk = VmDisk::find(message, None)
+        .map_err(|source| Cause::Xml { what: "OpenNebula's message".into(), source })
+        .and_then(|disk| disk.ok_or_else(|| Cause::NotNamed { what: "disk that is to be attached".into() }))
+        .map_err(untouched)?;
+    let place = without_link(disk.place(path));
+    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let domain = found.domain();
+    let what = format!("attach {} ({target}) to {}", place.source(), domain.name);
+    let live = vm::read(host, domain).map_err(untouched)?;
+    let is_in =
+        |live: &LiveDomain| live.disk(target).is_some_and(|disk| disk.source.as_deref() == Some(place.source()));
+    if is_in(&live) {
+        log::info!("{} has this disk already", domain.name);
+        return Ok(());
+    }
+    if let Some(other) = live.disk(target).filter(|other| !(other.is_cdrom && place.is_cdrom && other.source.is_none()))
+    {
+        let found = other.source.clone().unwrap_or_else(|| "an empty drive".into());
+        return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what, found }));
+    }
+    let xml = disk.to_xml(&place, target, &|name| host.kvmrc().disk_default(name));
+    let is_in = || Ok(is_in(&vm::read(host, domain)?));
+    device::plug(host, ACTION, domain, &Device { xml: &xml, what: &what, undo: "detach_disk", is_in: &is_in })
+}
+
+/// A file that is a link, as the disks of some datastores are: the image is what libvirt must lock and label.
+fn without_link(place: DiskPlace) -> DiskPlace {
+    let file = place.file().map(|file| vec![file.into()]);
+    let linked = file.map(vm_dir::linked_disks).and_then(|links| links.into_iter().next());
+    match linked.and_then(|(_, target)| target.into_os_string().into_string().ok()) {
+        Some(target) => place.with_file(target),
+        None => place,
+    }
+}

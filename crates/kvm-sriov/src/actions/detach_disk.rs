@@ -1,0 +1,33 @@
+//! `detach_disk`: takes a disk out of a running VM.
+
+use super::device;
+use crate::DeployId;
+use crate::error::{ActionError, Cause};
+use crate::host::Host;
+use crate::vm::{self, Vm};
+use crate::xml::VmData;
+
+const ACTION: &str = "detach_disk";
+
+/// Takes out the disk with this target, such as `vdb`, and waits until the guest has released it. VFs stay where they are.
+///
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
+///
+/// # Errors
+/// The disk stays. A guest that did not answer in time may release it later, and the error says so. A disk that is not there is
+/// an error, as with the stock driver.
+///
+/// # Source
+/// OpenNebula's stock `detach_disk`.
+pub fn detach_disk(host: &Host, id: &DeployId, target: &str, data: Option<&VmData>) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let domain = found.domain();
+    let live = vm::read(host, domain).map_err(untouched)?;
+    let Some(alias) = live.disk(target).and_then(|disk| disk.alias.as_deref()) else {
+        let what = format!("detach {target} from {}", domain.name);
+        return Err(untouched(Cause::NoDisk { vm: domain.name.clone(), target: target.to_owned(), what }));
+    };
+    device::unplug(host, ACTION, domain, format!("disk {target}"), alias)
+}

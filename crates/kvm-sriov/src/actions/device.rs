@@ -1,0 +1,149 @@
+//! Devices that are no VFs of ours come and go as with the stock driver, and are believed only as far as the live XML shows them.
+
+use std::slice;
+
+use crate::DeployId;
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::vm::{self, Outcome, Vm};
+use crate::xml::{Medium, VmData};
+
+/// A device that is to be plugged in.
+pub(super) struct Device<'a> {
+    /// Its XML.
+    pub(super) xml: &'a str,
+    /// What a user of the stock driver knows: "attach ... to one-42".
+    pub(super) what: &'a str,
+    /// Who takes it out when it is not known whether it came in.
+    pub(super) undo: &'static str,
+    /// Whether the domain has it.
+    pub(super) is_in: &'a dyn Fn() -> Result<bool, Cause>,
+}
+
+/// Plugs a device into a running domain.
+///
+/// # Errors
+/// It is not there, or the error's state says that this is not known.
+pub(super) fn plug(
+    host: &Host,
+    action: &'static str,
+    domain: &DomainRef,
+    device: &Device<'_>,
+) -> Result<(), ActionError> {
+    let plugged = host.hypervisor().attach(domain, device.xml);
+    // Whatever the call said: only the live XML tells.
+    let there = host.patiently(device.is_in);
+    let in_doubt = |cause| {
+        let text = format!("whether it was plugged in is not known; {} takes it out", device.undo);
+        ActionError::new(action, cause, HostState::Left(text))
+    };
+    match (plugged, there) {
+        (_, Ok(true)) => Ok(()),
+        (Ok(()), Ok(false)) => {
+            let what = "what was plugged in is missing".into();
+            Err(ActionError::untouched(action, Cause::NotAsAsked { name: domain.name.clone(), what }))
+        }
+        (Err(source), there) => {
+            let cause = Cause::Call { what: device.what.to_owned(), source };
+            let is_known = there.is_ok() && !cause.leaves_doubt();
+            Err(if is_known { ActionError::untouched(action, cause) } else { in_doubt(cause) })
+        }
+        (Ok(()), Err(cause)) => Err(in_doubt(cause)),
+    }
+}
+
+/// Asks the guest to release a device, and waits until it has. Success, too, when the domain ended meanwhile.
+///
+/// * `device` - what to call it; `alias` - what libvirt knows it by
+///
+/// # Errors
+/// It stays; a guest that did not answer in time may release it later, and the error's state says so.
+pub(super) fn unplug(
+    host: &Host,
+    action: &'static str,
+    domain: &DomainRef,
+    device: String,
+    alias: &str,
+) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(action, cause);
+    vm::check_answers(host, domain).map_err(untouched)?;
+    let timeout = host.kvmrc().unplug_timeout();
+    let alias = alias.to_owned();
+    let outcomes = vm::unplug(host.hypervisor(), domain, slice::from_ref(&alias), timeout)
+        .map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
+    match outcomes.into_iter().next() {
+        None | Some(Outcome::Released | Outcome::DomainGone) => Ok(()),
+        Some(outcome) => {
+            let state = match outcome {
+                Outcome::Pending | Outcome::DaemonGone => HostState::Left(format!(
+                    "{device} is still there, the request stays pending in the guest, which may release it later"
+                )),
+                _ => HostState::NothingChanged,
+            };
+            let (vm, seconds) = (domain.name.clone(), timeout.as_secs());
+            Err(ActionError::new(action, Cause::DeviceNotReleased { vm, device, seconds, outcome }, state))
+        }
+    }
+}
+
+/// What is to become of a drive.
+pub(super) struct Change<'a> {
+    /// Its target.
+    pub(super) target: &'a str,
+    /// What a user of the stock driver knows: "eject ...".
+    pub(super) what: &'a str,
+    /// What it is to hold.
+    pub(super) medium: Option<&'a Medium>,
+}
+
+/// Empties a drive, or puts a medium into one that is empty. Success when it is so already.
+///
+/// # Errors
+/// The drive is as it was, or the error's state says that this is not known.
+pub(super) fn change_medium(
+    host: &Host,
+    action: &'static str,
+    id: &DeployId,
+    data: Option<&VmData>,
+    change: &Change<'_>,
+) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(action, cause);
+    let what = || change.what.to_owned();
+    let wanted = change.medium.map(|medium| medium.path.display().to_string());
+    // The lock of a VM with VFs is held until this returns: a save would take the drive along half changed.
+    let found = Vm::open(host, action, id, data).map_err(untouched)?;
+    let domain = found.domain();
+    let drive = || {
+        let live = vm::read(host, domain)?;
+        let (vm, target) = (domain.name.clone(), change.target.to_owned());
+        live.disk(change.target).cloned().ok_or_else(|| Cause::NoDisk { vm, target, what: what() })
+    };
+    let before = drive().map_err(untouched)?;
+    if before.source == wanted {
+        return Ok(());
+    }
+    if let (Some(source), true) = (&before.source, wanted.is_some()) {
+        let found = format!("{source} in {}", change.target);
+        return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what: what(), found }));
+    }
+    let xml = before.with_medium(change.medium);
+    let xml =
+        xml.map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
+    let changed = host.hypervisor().change_medium(domain, &xml);
+    // Whatever the call said: only the live XML tells.
+    let now = host.patiently(drive).map(|drive| drive.source);
+    let cause = match changed {
+        _ if matches!(&now, Ok(source) if *source == wanted) => return Ok(()),
+        Ok(()) => {
+            let what = format!("{} has another medium than it was given", change.target);
+            Cause::NotAsAsked { name: domain.name.clone(), what }
+        }
+        Err(source) => Cause::Call { what: what(), source },
+    };
+    if now.is_ok() && !cause.leaves_doubt() {
+        return Err(untouched(cause));
+    }
+    let text = format!("what the drive {} holds is not known", change.target);
+    Err(ActionError::new(action, cause, HostState::Left(text)))
+}

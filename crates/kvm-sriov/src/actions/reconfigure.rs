@@ -1,0 +1,35 @@
+//! `reconfigure`: puts the new contextualization CD into its drive.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::device;
+use crate::DeployId;
+use crate::error::ActionError;
+use crate::host::Host;
+use crate::xml::{Medium, VmData};
+
+/// Puts a CD into the empty drive with this target, such as `hda`. Success when it is in already, or the VM has no such CD: target
+/// or path are `None`. VFs stay where they are.
+///
+/// * `iso` - the image; a block device is given to the guest as one
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
+///
+/// # Errors
+/// The drive holds what it held, or the error's state says that this is not known.
+///
+/// # Source
+/// OpenNebula's stock `reconfigure`.
+pub fn reconfigure(
+    host: &Host,
+    id: &DeployId,
+    target: Option<&str>,
+    iso: Option<&Path>,
+    data: Option<&VmData>,
+) -> Result<(), ActionError> {
+    let (Some(target), Some(iso)) = (target, iso) else { return Ok(()) };
+    let is_block = iso.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let medium = Medium { path: iso.to_owned(), is_block };
+    let what = format!("insert CDROM {} to {target}", iso.display());
+    device::change_medium(host, "reconfigure", id, data, &device::Change { target, what: &what, medium: Some(&medium) })
+}

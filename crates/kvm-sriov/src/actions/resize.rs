@@ -1,0 +1,207 @@
+//! `resize`: a running VM gets more CPUs and memory, or less.
+
+use super::device::{self, Device};
+use crate::DeployId;
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::sudo::Sudo;
+use crate::vm::{self, Vm};
+use crate::xml::{Dimm, Resize, Sizes, VmData};
+
+const ACTION: &str = "resize";
+
+/// Gives a VM the memory and the virtual CPUs that OpenNebula says. Success when it has them already. VFs stay where they are.
+///
+/// QEMU has all memory of a VM with VFs pinned: its balloon takes nothing from the host and gives it nothing back, which the log
+/// says; a DIMM is pinned when it is plugged in, so the host must have that much memory free.
+///
+/// * `message` - `VMM_DRIVER_ACTION_DATA`; `data` - the same as the VM's description, for a domain that is adopted
+///
+/// # Errors
+/// Nothing was changed: memory that was changed before the CPUs could not be is changed back. Or the error's state says exactly
+/// what is left.
+///
+/// # Source
+/// OpenNebula's stock `resize`.
+pub fn resize(host: &Host, id: &DeployId, message: &str, data: Option<&VmData>) -> Result<(), ActionError> {
+    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+    let wanted = Resize::parse(message)
+        .map_err(|source| untouched(Cause::Xml { what: "the XML on standard input".into(), source }))?;
+    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let domain = found.domain();
+    let resizing = Resizing { host, domain };
+    let before = resizing.sizes().map_err(untouched)?;
+    let vcpus = wanted.vcpus.filter(|number| *number != before.vcpus);
+    if let Some(number) = vcpus.filter(|number| *number > before.most_vcpus || *number == 0) {
+        let why = format!("it can have from 1 to {}, as it was started", before.most_vcpus);
+        return Err(untouched(Cause::NoRoom { what: resizing.what_vcpus(number), why }));
+    }
+    if let Some(mib) = wanted.memory_mib {
+        resizing.compacted(|| resizing.memory(&before, mib.saturating_mul(1024), wanted.by_dimm))?;
+    }
+    let Some(number) = vcpus else { return Ok(()) };
+    let resized = resizing.vcpus(&before, number);
+    resized.map_err(
+        |error| if wanted.memory_mib.is_some() { resizing.undo(&before, wanted.by_dimm, error) } else { error },
+    )
+}
+
+struct Resizing<'a> {
+    host: &'a Host,
+    domain: &'a DomainRef,
+}
+
+impl Resizing<'_> {
+    fn sizes(&self) -> Result<Sizes, Cause> {
+        let of = |text: String| {
+            let what = || format!("the live XML of {}", self.domain.name);
+            Sizes::parse(&text).map_err(|source| Cause::Xml { what: what(), source })
+        };
+        let text = self.host.hypervisor().live_xml(self.domain)?;
+        of(text.ok_or_else(|| Cause::Absent { id: self.domain.name.to_string() })?)
+    }
+
+    /// Whether all its memory is pinned.
+    fn is_pinned(&self) -> Result<bool, Cause> {
+        Ok(vm::read(self.host, self.domain)?.vfs().next().is_some())
+    }
+
+    fn what_vcpus(&self, number: u32) -> String {
+        format!("resize VCPU to {number} on {}", self.domain.name)
+    }
+
+    fn what_memory(&self, kib: u64) -> String {
+        format!("resize memory to {} MiB on {}", kib / 1024, self.domain.name)
+    }
+
+    /// Does what needs memory in large pieces, or gives it back.
+    fn compacted<T>(&self, work: impl FnOnce() -> Result<T, ActionError>) -> Result<T, ActionError> {
+        let kvmrc = self.host.kvmrc();
+        if kvmrc.cleanup_memory_on_start() {
+            Sudo::ask().compact_memory();
+        }
+        let done = work()?;
+        if kvmrc.cleanup_memory_on_stop() {
+            Sudo::ask().compact_memory();
+        }
+        Ok(done)
+    }
+
+    /// Gives the VM this much memory.
+    fn memory(&self, before: &Sizes, kib: u64, by_dimm: bool) -> Result<(), ActionError> {
+        let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
+        let pinned = self.is_pinned().map_err(untouched)?;
+        if !by_dimm {
+            return self.balloon(before, kib, pinned);
+        }
+        if kib >= before.memory_kib {
+            return self.plug(before, kib - before.memory_kib, pinned);
+        }
+        let less = before.memory_kib - kib;
+        let dimm = before.dimms.iter().find(|dimm| dimm.kib == less);
+        let alias = &dimm.ok_or_else(|| untouched(self.no_dimm(before, kib, less)))?.alias;
+        device::unplug(self.host, ACTION, self.domain, format!("DIMM {alias}"), alias)
+    }
+
+    fn no_dimm(&self, before: &Sizes, kib: u64, less: u64) -> Cause {
+        let sizes: Vec<String> = before.dimms.iter().map(|dimm| format!("{} MiB", dimm.kib / 1024)).collect();
+        let has = if sizes.is_empty() { "it has none".to_owned() } else { format!("it has {}", sizes.join(", ")) };
+        let why = format!("a DIMM of {} MiB would have to leave, and {has}", less / 1024);
+        Cause::NoRoom { what: self.what_memory(kib), why }
+    }
+
+    fn balloon(&self, before: &Sizes, kib: u64, pinned: bool) -> Result<(), ActionError> {
+        if kib == before.balloon_kib {
+            return Ok(());
+        }
+        if kib > before.memory_kib {
+            let why = format!("it can have {} MiB at the most, as it was started", before.memory_kib / 1024);
+            return Err(ActionError::untouched(ACTION, Cause::NoRoom { what: self.what_memory(kib), why }));
+        }
+        if pinned && kib < before.balloon_kib {
+            log::warn!(
+                "the balloon of {} takes memory from its guest, and the host gets nothing back: all memory of a VM with VFs \
+                 is pinned",
+                self.domain.name
+            );
+        }
+        let Err(source) = self.host.hypervisor().set_memory(self.domain, kib) else { return Ok(()) };
+        let cause = Cause::Call { what: self.what_memory(kib), source };
+        // What the guest has given so far does not tell what it was asked for.
+        Err(self.undo(before, false, ActionError::untouched(ACTION, cause)))
+    }
+
+    /// Plugs in a DIMM of this size.
+    fn plug(&self, before: &Sizes, kib: u64, pinned: bool) -> Result<(), ActionError> {
+        if kib == 0 {
+            return Ok(());
+        }
+        let free_kib = self.host.sysfs().available_memory_kib();
+        if pinned && kib > free_kib {
+            let text = format!("a DIMM of {kib} KiB is to be plugged in");
+            let cause = Cause::NoMemory { text, guest_kib: before.memory_kib, free_kib };
+            return Err(ActionError::untouched(ACTION, cause));
+        }
+        let xml = before.dimm_of(kib);
+        let what = self.what_memory(before.memory_kib.saturating_add(kib));
+        let is_in = || Ok(self.sizes()?.memory_kib > before.memory_kib);
+        let device = Device { xml: &xml, what: &what, undo: "a resize to the old size", is_in: &is_in };
+        device::plug(self.host, ACTION, self.domain, &device)
+    }
+
+    fn vcpus(&self, before: &Sizes, number: u32) -> Result<(), ActionError> {
+        let set = |number| self.host.hypervisor().set_vcpus(self.domain, number);
+        let now = || self.host.patiently(|| self.sizes()).map(|sizes| sizes.vcpus);
+        let Err(source) = set(number) else { return Ok(()) };
+        let cause = Cause::Call { what: self.what_vcpus(number), source };
+        // Whatever the call said: only the live XML tells.
+        match now() {
+            Ok(there) if there == number => return Ok(()),
+            Ok(there) if there == before.vcpus && !cause.leaves_doubt() => {
+                return Err(ActionError::untouched(ACTION, cause));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        // Some may have come or gone, or may still: this request waits for that one.
+        let back = self.host.patiently(|| Ok(set(before.vcpus)?));
+        match (back, now()) {
+            (Ok(()), Ok(there)) if there == before.vcpus => Err(ActionError::untouched(ACTION, cause)),
+            (_, there) => {
+                let number = there.map_or_else(|_| "an unknown number of".to_owned(), |number| number.to_string());
+                let text = format!("{} has {number} VCPUs, and may still get others", self.domain.name);
+                Err(ActionError::new(ACTION, cause, HostState::Left(text)))
+            }
+        }
+    }
+
+    /// Changes memory back after `error`, which it then is, or says that it could not.
+    fn undo(&self, before: &Sizes, by_dimm: bool, error: ActionError) -> ActionError {
+        let undone = if by_dimm {
+            self.undo_dimm(before).map_err(ActionError::into_cause)
+        } else {
+            self.host.patiently(|| Ok(self.host.hypervisor().set_memory(self.domain, before.balloon_kib)?))
+        };
+        let Err(undo) = undone else { return error };
+        let left = match error.state() {
+            HostState::Left(text) => format!("{text}; its memory may have its new size"),
+            _ => format!("the memory of {} may have its new size", self.domain.name),
+        };
+        let cause = Cause::Twice { cause: Box::new(error.into_cause()), undo: Box::new(undo) };
+        ActionError::new(ACTION, cause, HostState::Left(left))
+    }
+
+    /// Takes out the DIMM that came in, or plugs in one like that which left.
+    fn undo_dimm(&self, before: &Sizes) -> Result<(), ActionError> {
+        let now = self.host.patiently(|| self.sizes()).map_err(|cause| ActionError::untouched(ACTION, cause))?;
+        if let Some(less) = before.memory_kib.checked_sub(now.memory_kib) {
+            return self.plug(&now, less, false);
+        }
+        let is_new = |dimm: &&Dimm| before.dimms.iter().all(|old| old.alias != dimm.alias);
+        match now.dimms.iter().find(is_new) {
+            Some(Dimm { alias, .. }) => device::unplug(self.host, ACTION, self.domain, format!("DIMM {alias}"), alias),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! How many CPUs and how much memory a VM has, and is to have.
+
+use roxmltree::Node;
+
+use super::{XmlError, child, child_attribute, children, content, decimal, devices, kibibytes, parse, root};
+
+/// What OpenNebula says of a resize.
+///
+/// # Source
+/// OpenNebula's `VMM_DRIVER_ACTION_DATA`: `VM/TEMPLATE` has the new values, `RESIZE` in it the old ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resize {
+    /// The new number of virtual CPUs, if it is another one.
+    pub vcpus: Option<u32>,
+    /// The new memory in MiB, if it is another one.
+    pub memory_mib: Option<u64>,
+    /// Whether memory comes and goes as DIMMs (`MEMORY_RESIZE_MODE=HOTPLUG`); otherwise the guest's balloon gives and takes it.
+    pub by_dimm: bool,
+}
+
+impl Resize {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The text is not XML, has no `<VM>`, or a number in it is none.
+    pub fn parse(text: &str) -> Result<Self, XmlError> {
+        let document = parse(text)?;
+        let action = root(&document, "VMM_DRIVER_ACTION_DATA")?;
+        let vm = child(action, "VM").ok_or_else(|| XmlError::at(action, "expected <VM> in it, found none"))?;
+        let Some(template) = child(vm, "TEMPLATE") else { return Ok(Self::default()) };
+        let old = child(template, "RESIZE");
+        let changed = |name| {
+            let before = old.map(|old| number(old, name)).transpose()?.flatten();
+            Ok(number(template, name)?.filter(|new| Some(*new) != before))
+        };
+        let vcpus = changed("VCPU")?.map(u32::try_from).transpose();
+        Ok(Self {
+            vcpus: vcpus
+                .map_err(|_| XmlError::at(template, "expected a number of VCPUs, found one that is too large"))?,
+            memory_mib: changed("MEMORY")?,
+            by_dimm: child(template, "MEMORY_RESIZE_MODE").is_some_and(|mode| content(mode).trim() == "HOTPLUG"),
+        })
+    }
+}
+
+fn number(node: Node<'_, '_>, name: &'static str) -> Result<Option<u64>, XmlError> {
+    let Some(node) = child(node, name) else { return Ok(None) };
+    let text = content(node).trim().to_owned();
+    let read =
+        |text: &str| decimal(text).map(Some).map_err(|error| XmlError::at(node, format_args!("{name}: {error}")));
+    if text.is_empty() { Ok(None) } else { read(&text) }
+}
+
+/// What a running domain has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// Its virtual CPUs.
+    pub vcpus: u32,
+    /// How many it can have.
+    pub most_vcpus: u32,
+    /// Its memory with all DIMMs, in KiB: what its balloon can give it at the most.
+    pub memory_kib: u64,
+    /// What its balloon leaves it, in KiB.
+    pub balloon_kib: u64,
+    /// Its DIMMs.
+    pub dimms: Vec<Dimm>,
+    /// Its first NUMA cell.
+    pub cell: Option<String>,
+}
+
+/// Memory that was plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dimm {
+    /// The name that libvirt knows it by.
+    pub alias: String,
+    /// Its size in KiB.
+    pub kib: u64,
+}
+
+impl Sizes {
+    /// Reads libvirt's live XML.
+    ///
+    /// # Errors
+    /// It is no domain, or has no number of CPUs or no memory.
+    pub fn parse(live: &str) -> Result<Self, XmlError> {
+        let document = parse(live)?;
+        let domain = root(&document, "domain")?;
+        let missing =
+            |name: &str| XmlError::at(domain, format_args!("expected <{name}> in it, found none that counts"));
+        let vcpu = child(domain, "vcpu");
+        let most_vcpus = vcpu.and_then(|vcpu| decimal(content(vcpu).trim()).ok()).ok_or_else(|| missing("vcpu"))?;
+        let memory_kib = child(domain, "memory").and_then(kibibytes).ok_or_else(|| missing("memory"))?;
+        let numa = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
+        Ok(Self {
+            vcpus: vcpu.and_then(|vcpu| decimal(vcpu.attribute("current")?).ok()).unwrap_or(most_vcpus),
+            most_vcpus,
+            memory_kib,
+            balloon_kib: child(domain, "currentMemory").and_then(kibibytes).unwrap_or(memory_kib),
+            dimms: devices(domain).filter_map(Dimm::read).collect(),
+            cell: numa.and_then(|numa| children(numa, "cell").next()?.attribute("id").map(str::to_owned)),
+        })
+    }
+
+    /// The device that gives the domain this much more memory, in KiB.
+    pub fn dimm_of(&self, kib: u64) -> String {
+        let node = self.cell.as_ref().map(|cell| format!("<node>{}</node>", super::Escaped(cell))).unwrap_or_default();
+        format!("<memory model='dimm'><target><size unit='KiB'>{kib}</size>{node}</target></memory>")
+    }
+}
+
+impl Dimm {
+    fn read(device: Node<'_, '_>) -> Option<Self> {
+        let is_dimm = device.has_tag_name("memory") && device.attribute("model") == Some("dimm");
+        let size = child(child(device, "target").filter(|_| is_dimm)?, "size")?;
+        Some(Self { alias: child_attribute(device, "alias", "name")?, kib: kibibytes(size)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_resize_is_read() {
+        let text = include_str!("../../../../tests/fixtures/wire/24-resize-on-hostA/stdin");
+        let resize = Resize::parse(text).unwrap();
+        assert_eq!(resize, Resize { vcpus: Some(4), memory_mib: Some(256), by_dimm: false });
+    }
+
+    #[test]
+    fn what_stays_is_not_changed_and_what_is_no_number_is_refused() {
+        let said = |template: &str| {
+            Resize::parse(&format!(
+                "<VMM_DRIVER_ACTION_DATA><VM><TEMPLATE>{template}</TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
+            ))
+        };
+        let both = "<VCPU>2</VCPU><MEMORY>512</MEMORY><MEMORY_RESIZE_MODE>HOTPLUG</MEMORY_RESIZE_MODE>";
+        let old = "<RESIZE><VCPU>2</VCPU><MEMORY>256</MEMORY></RESIZE>";
+        let resize = said(&format!("{both}{old}")).unwrap();
+        assert_eq!(resize, Resize { vcpus: None, memory_mib: Some(512), by_dimm: true });
+        assert_eq!(said(both).unwrap().vcpus, Some(2));
+        assert_eq!(said("<VCPU/>").unwrap(), Resize::default());
+        for (wrong, problem) in [("<VCPU>x</VCPU>", "VCPU: expected a number"), ("<MEMORY>-1</MEMORY>", "MEMORY: ")] {
+            assert!(said(wrong).unwrap_err().to_string().contains(problem));
+        }
+        assert!(said("<VCPU>4294967297</VCPU>").is_err());
+        assert!(Resize::parse("<VMM_DRIVER_ACTION_DATA/>").is_err());
+    }
+
+    #[test]
+    fn a_running_domain_is_read() {
+        let live = "<domain><memory unit='KiB'>3145728</memory><currentMemory unit='KiB'>1048576</currentMemory>\
+            <vcpu placement='static' current='2'>4</vcpu><cpu><numa><cell id='1' cpus='0-3'/><cell id='2'/></numa></cpu>\
+            <devices><memory model='dimm'><target><size unit='KiB'>1048576</size><node>1</node></target>\
+            <alias name='dimm0'/></memory><memory model='nvdimm'><alias name='nvdimm0'/></memory></devices></domain>";
+        let sizes = Sizes::parse(live).unwrap();
+        assert_eq!((sizes.vcpus, sizes.most_vcpus), (2, 4));
+        assert_eq!((sizes.memory_kib, sizes.balloon_kib), (3_145_728, 1_048_576));
+        assert_eq!(sizes.dimms, [Dimm { alias: "dimm0".into(), kib: 1_048_576 }]);
+        let dimm = "<memory model='dimm'><target><size unit='KiB'>2048</size><node>1</node></target></memory>";
+        assert_eq!(sizes.dimm_of(2048), dimm);
+        let plain = Sizes::parse("<domain><memory unit='GiB'>1</memory><vcpu>3</vcpu></domain>").unwrap();
+        assert_eq!((plain.vcpus, plain.balloon_kib, plain.cell.as_deref()), (3, 1_048_576, None));
+        assert!(!plain.dimm_of(1).contains("node"));
+        assert!(Sizes::parse("<domain/>").is_err());
+    }
+}

@@ -1,0 +1,12 @@
+//! `attach_disk`: plugs a disk into a running VM.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("attach_disk", |call| {
+        let (id, path, target): (_, String, String) =
+            (call.arg(0, "deploy id")?, call.arg(1, "source")?, call.arg(2, "target")?);
+        let (message, input) = (call.encoded_arg(4, "message")?, call.data()?);
+        let data = input.as_ref().map(|input| &input.vm);
+        actions::attach_disk(&call.host()?, &id, &path, &target, &message, data).map(|()| None)
+    })
+}

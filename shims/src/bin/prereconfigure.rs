@@ -1,0 +1,11 @@
+//! `prereconfigure`: takes the contextualization CD out of its drive.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("prereconfigure", |call| {
+        let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
+        let input = call.data()?;
+        let data = input.as_ref().map(|input| &input.vm);
+        actions::prereconfigure(&call.host()?, &id, target.as_deref(), data).map(|()| None)
+    })
+}

@@ -1,0 +1,11 @@
+//! `reconfigure`: puts the new contextualization CD into its drive.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("reconfigure", |call| {
+        let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
+        let (iso, input): (Option<std::path::PathBuf>, _) = (call.optional_arg(2, "image")?, call.data()?);
+        let data = input.as_ref().map(|input| &input.vm);
+        actions::reconfigure(&call.host()?, &id, target.as_deref(), iso.as_deref(), data).map(|()| None)
+    })
+}

@@ -1,0 +1,10 @@
+//! `resize`: a running VM gets more CPUs and memory, or less.
+use kvm_sriov::{actions, wire};
+
+fn main() -> std::process::ExitCode {
+    wire::run("resize", |call| {
+        let id = call.arg(0, "deploy id")?;
+        let input = call.needed_data()?;
+        actions::resize(&call.host()?, &id, &input.text, Some(&input.vm)).map(|()| None)
+    })
+}
