@@ -275,6 +275,22 @@ pub enum Cause {
         /// "disk that is to be attached" ...
         what: String,
     },
+    /// The agent in a guest refused, or said what its protocol has not.
+    #[error("the guest agent of {vm} answered \"{text}\"")]
+    GuestAgent {
+        /// The domain.
+        vm: DomainName,
+        /// What it said.
+        text: String,
+    },
+    /// Another program failed.
+    #[error("could not {what}: {why}")]
+    Program {
+        /// For example "import the checkpoint into one/one-sys-42-checkpoint".
+        what: String,
+        /// What it said.
+        why: String,
+    },
     /// The domain has no room for what is asked for.
     #[error("could not {what}: {why}")]
     NoRoom {

@@ -25,6 +25,9 @@ pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// Where OpenNebula copies the driver to on a host.
 const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
 
+/// Where OpenNebula keeps what it must not forget while the host runs (7.2 and later).
+const RUN_DIR: &str = "/var/run/one";
+
 /// Everything an action needs to know of the host it runs on.
 ///
 /// ```
@@ -44,13 +47,28 @@ pub struct Host {
     sysfs: Sysfs,
     journal: Journal,
     driver_dir: PathBuf,
+    run_dir: PathBuf,
 }
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
         let driver_dir = DRIVER_DIR.into();
-        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), driver_dir }
+        Self {
+            kvmrc,
+            hypervisor,
+            maps,
+            sysfs: Sysfs::default(),
+            journal: Journal::default(),
+            driver_dir,
+            run_dir: RUN_DIR.into(),
+        }
+    }
+
+    /// The same host with another directory in place of OpenNebula's `/var/run/one`.
+    #[must_use]
+    pub fn with_run_dir(self, run_dir: PathBuf) -> Self {
+        Self { run_dir, ..self }
     }
 
     /// The same host with another view of the kernel.
@@ -100,6 +118,11 @@ impl Host {
     /// The directory of OpenNebula's remotes, where its own root programs lie.
     pub(crate) fn remotes(&self) -> PathBuf {
         self.driver_dir.join("../..")
+    }
+
+    /// OpenNebula's `/var/run/one`.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
     }
 
     /// The directory of the driver's programs.

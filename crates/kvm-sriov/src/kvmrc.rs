@@ -127,6 +127,17 @@ pub enum KvmrcError {
     },
 }
 
+/// What another file of the same form sets; what can't be read in it is logged, and sets nothing.
+pub fn variables(path: &Path) -> BTreeMap<String, String> {
+    let mut settings = Settings::default();
+    settings.read(path);
+    for problem in &settings.problems {
+        log::warn!("{problem}; it is left out");
+    }
+    let filled = settings.values.into_iter().filter(|(_, setting)| !setting.value.is_empty());
+    filled.map(|(name, setting)| (name, setting.value)).collect()
+}
+
 /// A value and where it was set.
 struct Setting {
     value: String,

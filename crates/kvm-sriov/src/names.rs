@@ -75,6 +75,11 @@ impl FromStr for RootName {
 }
 
 impl DomainName {
+    /// The name of the VM that OpenNebula has this number for.
+    pub fn of_vm(number: u32) -> Self {
+        Self(format!("one-{number}"))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,7 +1,7 @@
 //! The VM's directory on the host: the deployment file and what OpenNebula keeps beside it.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -57,6 +57,27 @@ impl VmDir {
         VmData::parse(&text)
             .inspect_err(|error| log::warn!("{}: {error}; VLANs and NIC ids stay unknown", path.display()))
             .ok()
+    }
+
+    /// Unpacks the TPM's state that a template brings along, unless the VM has one: it holds what the guest has sealed. It appears
+    /// under its name only when it is complete.
+    pub(crate) fn provide_tpm(&self) -> Result<(), Cause> {
+        let (tpm, vm_xml) = (self.path.join("tpm"), self.vm_xml());
+        if tpm.exists() || !vm_xml.exists() {
+            return Ok(());
+        }
+        let text = fs::read_to_string(&vm_xml).map_err(Cause::file("read", &vm_xml))?;
+        let state =
+            xml::tpm_state(&text).map_err(|source| Cause::Xml { what: vm_xml.display().to_string(), source })?;
+        let Some(state) = state else { return Ok(()) };
+        let odd = || Cause::file("unpack", &tpm)(io::Error::other("TPM_STATE is not base64"));
+        let archive = crate::wire::base64(&state).ok_or_else(odd)?;
+        let unfinished = tempfile::tempdir_in(&self.path).map_err(Cause::file("make", &tpm))?;
+        unpack(&archive, unfinished.path()).map_err(Cause::file("unpack", &tpm))?;
+        // The archive may have the directory itself, or only what is in it.
+        let inner = unfinished.path().join("tpm");
+        let complete = if inner.is_dir() { inner } else { unfinished.path().to_owned() };
+        fs::rename(complete, &tpm).map_err(Cause::file("make", &tpm))
     }
 
     /// Gives the domain the snapshots it had before it was powered off. A snapshot that libvirt refuses is logged:
@@ -162,6 +183,24 @@ pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause>
     fs::rename(&unfinished, &nvram.path).map_err(failed("write", &nvram.path))
 }
 
+/// Unpacks a compressed archive. tar itself refuses what would leave the directory.
+fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
+    let mut child = Command::new("tar")
+        .args(["-xzf", "-", "--no-same-owner", "-C"])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let written = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(archive));
+    let out = child.wait_with_output()?;
+    if out.status.success() {
+        written
+    } else {
+        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().replace('\n', " ")))
+    }
+}
+
 fn image_format(path: &Path) -> io::Result<&'static str> {
     let mut magic = Vec::new();
     fs::File::open(path)?.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic)?;
@@ -209,6 +248,32 @@ mod tests {
         assert_eq!(fs::read_to_string(&nvram.path).unwrap(), "new");
         let absent = Nvram { path: dir.path().join("other"), format: "raw".into() };
         assert!(provide_nvram(&absent, Path::new("/nonexistent/VARS.fd")).is_err());
+    }
+
+    #[test]
+    fn a_tpm_that_the_template_brings_is_unpacked_once() {
+        // tar -cz tpm, with "sealed" in tpm/tpm2-00.permall
+        let state = include_str!("../tests/fixtures/tpm_state.base64");
+        let dir = tempfile::tempdir().unwrap();
+        let vm_dir = VmDir { path: dir.path().into() };
+        vm_dir.provide_tpm().unwrap();
+        let describe = |state: &str| {
+            let text = format!("<VM><USER_TEMPLATE><TPM_STATE><![CDATA[{state}]]></TPM_STATE></USER_TEMPLATE></VM>");
+            fs::write(vm_dir.vm_xml(), text).unwrap();
+        };
+        for odd in ["no base64", "aGVsbG8="] {
+            describe(odd);
+            assert!(vm_dir.provide_tpm().is_err(), "{odd}");
+            assert!(!dir.path().join("tpm").exists());
+        }
+        describe(state);
+        vm_dir.provide_tpm().unwrap();
+        let file = dir.path().join("tpm/tpm2-00.permall");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "sealed");
+        fs::write(&file, "newer").unwrap();
+        vm_dir.provide_tpm().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left over");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::DomainName;
 use crate::error::{ActionError, Cause, HostState};
 use crate::hook::Hook;
 use crate::host::Host;
@@ -70,6 +71,21 @@ impl Caller {
             "reboot" | "reset" | "snapshot_revert" | "snapshot_delete" => self.at_least(5, 10),
             "snapshot_create" => self.at_least(5, 4),
             _ => self.at_least(5, 0),
+        }
+    }
+
+    /// What `poll` (up to 5.10) calls a domain whose CPUs stand: `d` is taken for gone, `a` for running, `e` for failed.
+    ///
+    /// * `is_stuck` - whether it stands for a reason that does not pass by itself
+    ///
+    /// # Source
+    /// OpenNebula's `poll` of 4.8, 4.10, 5.6 and 5.8.
+    pub fn paused(&self, is_stuck: bool) -> char {
+        match (self.at_least(5, 8), is_stuck) {
+            (true, true) => 'e',
+            (true, false) => 'a',
+            (false, _) if self.at_least(4, 10) => 'a',
+            (false, _) => 'd',
         }
     }
 
@@ -171,6 +187,20 @@ impl Call {
         given.map(|_| self.arg(number, name)).transpose()
     }
 
+    /// The name of the VM whose number in OpenNebula is this argument.
+    ///
+    /// # Errors
+    /// Nothing was touched; it is missing, or is no number.
+    pub fn vm_name(&self, number: usize) -> Result<DomainName, ActionError> {
+        Ok(DomainName::of_vm(self.arg(number, "VM id")?))
+    }
+
+    /// The argument with this number as it stands there, of an action to which OpenNebula appends nothing; `None` when it is not
+    /// given.
+    pub fn text(&self, number: usize) -> Option<&str> {
+        self.args.get(number).map(String::as_str)
+    }
+
     /// The argument with this number, which is a text in base64.
     ///
     /// # Errors
@@ -268,6 +298,11 @@ impl Call {
         ActionError::new(self.action, cause, HostState::RunsOn)
     }
 
+    /// A failure before anything was touched.
+    pub fn untouched(&self, cause: Cause) -> ActionError {
+        ActionError::untouched(self.action, cause)
+    }
+
     /// What `deploy` answers with for a domain: its UUID or, before 6.0, its name.
     pub fn deploy_id(&self, domain: &DomainRef) -> String {
         if self.caller.deploys_by_uuid() { domain.uuid.to_string() } else { domain.name.to_string() }
@@ -278,7 +313,7 @@ impl Call {
 ///
 /// # Source
 /// RFC 4648, section 4. OpenNebula up to 5.10 wraps the lines.
-fn base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let padding = digits.iter().rev().take_while(|byte| **byte == b'=').count();
     if digits.len() % 4 != 0 || padding > 2 {

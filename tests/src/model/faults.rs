@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kvm_sriov::DeployId;
 use kvm_sriov::libvirt::{
-    BlockJob, DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots,
+    BlockJob, DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots, Usage,
 };
 
 /// What goes wrong with a call.
@@ -383,5 +383,18 @@ impl Hypervisor for Faults {
 
     fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError> {
         self.call("set_vcpus", |inner| inner.set_vcpus(domain, number))
+    }
+
+    fn ask_agent(&self, domain: &DomainRef, command: &str) -> Result<String, LibvirtError> {
+        self.call("ask_agent", |inner| inner.ask_agent(domain, command))
+    }
+
+    fn usage(
+        &self,
+        domain: &DomainRef,
+        interfaces: &[String],
+        disks: &[String],
+    ) -> Result<Option<Usage>, LibvirtError> {
+        self.call("usage", |inner| inner.usage(domain, interfaces, disks))
     }
 }

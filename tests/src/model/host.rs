@@ -90,6 +90,7 @@ impl ModelHost {
             }
             fs::write(maps.join(root), map).unwrap();
         }
+        fs::create_dir_all(host.run_dir()).unwrap();
         fs::create_dir_all(host.at("root/proc")).unwrap();
         fs::write(host.at("root/proc/meminfo"), "MemAvailable: 4194304 kB\n").unwrap();
         host.set_kvmrc("");
@@ -129,7 +130,14 @@ impl ModelHost {
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
         let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
-        Host::new(kvmrc, hypervisor, MapDirs::new(vec![self.at("maps")])).with_sysfs(Sysfs::at(self.at("root")))
+        Host::new(kvmrc, hypervisor, MapDirs::new(vec![self.at("maps")]))
+            .with_sysfs(Sysfs::at(self.at("root")))
+            .with_run_dir(self.run_dir())
+    }
+
+    /// In place of OpenNebula's `/var/run/one`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.at("run")
     }
 
     /// Its libvirtd, without faults.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::DeployId;
 use kvm_sriov::libvirt::{
-    BlockJob, DomainRef, Events, Hypervisor, Job, JobKind, LibvirtError, Migration, RunState, Snapshots,
+    BlockJob, DomainRef, Events, Hypervisor, Job, JobKind, LibvirtError, Migration, RunState, Snapshots, Usage,
 };
 
 use super::Model;
@@ -468,6 +468,58 @@ impl Hypervisor for Model {
             }
             domain.definition.set_vcpus(number);
             Ok(())
+        })
+    }
+
+    fn ask_agent(&self, domain: &DomainRef, command: &str) -> Result<String, LibvirtError> {
+        let asked: serde_json::Value =
+            serde_json::from_str(command).map_err(|error| refusal::argument(error.to_string()))?;
+        let arguments = &asked["arguments"];
+        let mut world = self.enter()?;
+        let number = world.token();
+        let there = world.sites[self.site].changeable(&domain.uuid)?;
+        if there.guest == Guest::Silent {
+            return Err(refusal::no_agent());
+        }
+        match asked["execute"].as_str() {
+            Some("guest-exec") => {
+                let words =
+                    std::iter::once(&arguments["path"]).chain(arguments["arg"].as_array().into_iter().flatten());
+                let words: Vec<String> = words.map(|word| word.as_str().unwrap_or_default().to_owned()).collect();
+                match &words[..] {
+                    [kill, _, number] if kill == "kill" => drop(there.commands.remove(&number.parse().unwrap_or(0))),
+                    _ => drop(there.commands.insert(number, words)),
+                }
+                Ok(format!("{{\"return\":{{\"pid\":{number}}}}}"))
+            }
+            Some("guest-exec-status") => {
+                let number = arguments["pid"].as_u64().unwrap_or(0);
+                let exited = !there.commands.contains_key(&number);
+                Ok(format!("{{\"return\":{{\"exited\":{exited}}}}}"))
+            }
+            other => {
+                let text = format!("unable to execute QEMU agent command '{}': not found", other.unwrap_or_default());
+                Err(refusal::internal(text))
+            }
+        }
+    }
+
+    fn usage(
+        &self,
+        domain: &DomainRef,
+        interfaces: &[String],
+        disks: &[String],
+    ) -> Result<Option<Usage>, LibvirtError> {
+        let count = |things: &[String], each: u64| each * u64::try_from(things.len()).unwrap_or(0);
+        self.look(domain, |domain| Usage {
+            cpu_ns: 0,
+            memory_kib: domain.definition.memory_kib("memory"),
+            received: count(interfaces, 1000),
+            sent: count(interfaces, 100),
+            read: (count(disks, 4096), count(disks, 8)),
+            written: (count(disks, 512), count(disks, 1)),
+            is_paused: !domain.state.runs(),
+            is_stuck: domain.state == RunState::PausedByUser,
         })
     }
 }

@@ -27,6 +27,7 @@ mod refusal;
 mod slots;
 mod world;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -221,6 +222,11 @@ impl Model {
     /// The devices that the guest was asked for and has not released.
     pub fn asked_for(&self, name: &str) -> Vec<String> {
         self.change_site(|site| site.named(name).map(|domain| domain.asked_for()).unwrap_or_default())
+    }
+
+    /// What the agent of this domain's guest was told to run, and still runs, by its number in the guest.
+    pub fn commands(&self, name: &str) -> BTreeMap<u64, Vec<String>> {
+        self.change_site(|site| site.named(name).map(|domain| domain.commands.clone()).unwrap_or_default())
     }
 
     /// How many watches are open.

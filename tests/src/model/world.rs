@@ -109,6 +109,8 @@ pub(super) struct Domain {
     pub(super) copies: BTreeMap<String, DiskCopy>,
     /// How large those of its disks are that were resized, by target, in bytes.
     pub(super) capacities: BTreeMap<String, u64>,
+    /// What its agent was told to run: program and arguments, until they end.
+    pub(super) commands: BTreeMap<u64, Vec<String>>,
 }
 
 /// A disk that is being copied.
@@ -433,6 +435,7 @@ impl Site {
             current_snapshot: None,
             copies: BTreeMap::new(),
             capacities: BTreeMap::new(),
+            commands: BTreeMap::new(),
             definition,
         };
         let reference = domain.reference();

@@ -69,6 +69,9 @@ impl Start<'_> {
         }
         sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
+            if let Err(cause) = self.vm_dir.provide_tpm() {
+                log::warn!("{cause}; the TPM of {} begins without a state", self.deployment.name());
+            }
             sudo.vtpm(&self.host.remotes(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())

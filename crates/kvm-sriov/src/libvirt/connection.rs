@@ -19,7 +19,7 @@ use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
 use super::ffi::{self, Callback, Watched};
 use super::watch::{Closing, Sink, Ticket, lock};
-use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots};
+use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots, Usage};
 use crate::DeployId;
 use crate::span::{Kind, Span};
 
@@ -116,6 +116,16 @@ impl Libvirt {
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
     {
+        self.boxed_call(name, Box::new(work))
+    }
+
+    /// The part of [`Libvirt::call`] that is the same for all calls of one type: programs are copied to every host, so they are
+    /// kept small.
+    fn boxed_call<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: On<Connect, T, LibvirtError>,
+    ) -> Result<T, LibvirtError> {
         let line = Arc::clone(&self.line);
         with_deadline(name, self.call_timeout, move || {
             let connection = line.connection()?;
@@ -128,6 +138,15 @@ impl Libvirt {
         T: Send + 'static,
         F: FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
     {
+        self.boxed_on_domain(name, domain, Box::new(work))
+    }
+
+    fn boxed_on_domain<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        domain: &DomainRef,
+        work: On<Domain, T, Error>,
+    ) -> Result<T, LibvirtError> {
         let uuid = domain.uuid.to_string();
         self.call(name, move |connect| Ok(work(&connect.lookup_domain_by_uuid_string(&uuid)?)?))
     }
@@ -263,6 +282,9 @@ impl Drop for Ending {
 }
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// A call on one of libvirt's objects.
+type On<O, T, E> = Box<dyn FnOnce(&O) -> Result<T, E> + Send>;
 
 fn with_ending(sender: Sender<Signal>, work: Work) -> Work {
     Box::new(move || {
@@ -465,6 +487,49 @@ fn run_state(state: c_int, reason: c_int) -> RunState {
         (sys::VIR_DOMAIN_PMSUSPENDED, _) => RunState::PmSuspended,
         (sys::VIR_DOMAIN_SHUTDOWN | sys::VIR_DOMAIN_SHUTOFF | sys::VIR_DOMAIN_CRASHED, _) => RunState::Ending,
         _ => RunState::PausedOtherwise,
+    }
+}
+
+/// An interface or a disk of which libvirt knows nothing has used nothing.
+fn usage(domain: &Domain, interfaces: &[String], disks: &[String]) -> Result<Usage, Error> {
+    let (state, reason) = ffi::state(domain)?;
+    let info = domain.info()?;
+    let mut usage = Usage {
+        cpu_ns: info.cpu_time,
+        memory_kib: info.max_mem,
+        is_paused: state == sys::VIR_DOMAIN_PAUSED as c_int,
+        is_stuck: is_stuck(state, reason),
+        ..Usage::default()
+    };
+    let count = |sum: &mut u64, more: i64| *sum = sum.saturating_add(u64::try_from(more).unwrap_or(0));
+    for stats in interfaces.iter().filter_map(|device| domain.interface_stats(device).ok()) {
+        count(&mut usage.received, stats.rx_bytes);
+        count(&mut usage.sent, stats.tx_bytes);
+    }
+    for stats in disks.iter().filter_map(|disk| domain.block_stats(disk).ok()) {
+        count(&mut usage.read.0, stats.rd_bytes);
+        count(&mut usage.read.1, stats.rd_req);
+        count(&mut usage.written.0, stats.wr_bytes);
+        count(&mut usage.written.1, stats.wr_req);
+    }
+    Ok(usage)
+}
+
+/// # Source
+/// OpenNebula's `poll` of 5.8 to 5.10; libvirt `virDomainState`, `virDomainPausedReason`.
+fn is_stuck(state: c_int, reason: c_int) -> bool {
+    match (u32::try_from(state), u32::try_from(reason)) {
+        (Ok(sys::VIR_DOMAIN_CRASHED | sys::VIR_DOMAIN_PMSUSPENDED), _) => true,
+        (Ok(sys::VIR_DOMAIN_PAUSED), Ok(reason)) => matches!(
+            reason,
+            sys::VIR_DOMAIN_PAUSED_UNKNOWN
+                | sys::VIR_DOMAIN_PAUSED_USER
+                | sys::VIR_DOMAIN_PAUSED_IOERROR
+                | sys::VIR_DOMAIN_PAUSED_WATCHDOG
+                | sys::VIR_DOMAIN_PAUSED_CRASHED
+                | sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
+        ),
+        _ => false,
     }
 }
 
@@ -822,6 +887,28 @@ impl Hypervisor for Libvirt {
             domain.set_vcpus_flags(number, sys::VIR_DOMAIN_VCPU_LIVE | sys::VIR_DOMAIN_VCPU_HOTPLUGGABLE)
         })
     }
+
+    fn ask_agent(&self, domain: &DomainRef, command: &str) -> Result<String, LibvirtError> {
+        let command = c_text(command)?;
+        self.on_domain("virDomainQemuAgentCommand", domain, move |domain| ffi::agent_command(domain, &command))
+    }
+
+    fn usage(
+        &self,
+        domain: &DomainRef,
+        interfaces: &[String],
+        disks: &[String],
+    ) -> Result<Option<Usage>, LibvirtError> {
+        for text in interfaces.iter().chain(disks) {
+            without_nul(text)?;
+        }
+        let (uuid, interfaces, disks) = (domain.uuid.to_string(), interfaces.to_vec(), disks.to_vec());
+        self.call("virDomainGetInfo", move |connect| {
+            let usage =
+                connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| usage(&domain, &interfaces, &disks));
+            found(usage, ErrorNumber::NoDomain)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -851,6 +938,21 @@ mod tests {
             assert_eq!(run_state(state as c_int, reason as c_int), expected, "{state} {reason}");
         }
         assert_eq!(run_state(-1, -1), PausedOtherwise);
+    }
+
+    #[test]
+    fn a_pause_that_passes_is_not_stuck() {
+        for (state, reason, expected) in [
+            (sys::VIR_DOMAIN_RUNNING, 0, false),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_USER, true),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR, true),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_MIGRATION, false),
+            (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_SAVE, false),
+            (sys::VIR_DOMAIN_PMSUSPENDED, 0, true),
+            (sys::VIR_DOMAIN_CRASHED, 0, true),
+        ] {
+            assert_eq!(is_stuck(state as c_int, reason as c_int), expected, "{state} {reason}");
+        }
     }
 
     #[test]

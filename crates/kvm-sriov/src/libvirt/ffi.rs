@@ -373,6 +373,22 @@ pub(super) fn block_capacity(domain: &Domain, disk: &CStr) -> Result<u64, Error>
     Ok(info.capacity)
 }
 
+/// Has the agent in a guest carry out a command, with libvirt's own deadline of 5 s (`virt` has only the monitor's counterpart).
+pub(super) fn agent_command(domain: &Domain, command: &CStr) -> Result<String, Error> {
+    // SAFETY: domain and text are alive; libvirt returns a text that it allocated, or null.
+    let answer = unsafe {
+        sys::virDomainQemuAgentCommand(domain.as_ptr(), command.as_ptr(), sys::VIR_DOMAIN_QEMU_AGENT_COMMAND_DEFAULT, 0)
+    };
+    if answer.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: it is a C string of libvirt's.
+    let copy = unsafe { text(answer) };
+    // SAFETY: libvirt allocates with malloc and leaves this text to the caller; nobody uses it after this.
+    unsafe { nix::libc::free(answer.cast()) };
+    Ok(copy)
+}
+
 /// Puts a mark into libvirt's event loop, and wakes it: true when everything is freed that was removed from the loop before.
 ///
 /// The loop frees what is removed in a later round, one after the other. So the mark is a timer that never fires and is removed

@@ -174,6 +174,27 @@ pub struct Snapshots {
     pub current: Option<String>,
 }
 
+/// What a domain has used, from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Time on the host's CPUs, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory that it may have, in KiB.
+    pub memory_kib: u64,
+    /// Bytes that its interfaces have received.
+    pub received: u64,
+    /// Bytes that its interfaces have sent.
+    pub sent: u64,
+    /// Bytes and requests that its disks have read.
+    pub read: (u64, u64),
+    /// Bytes and requests that its disks have written.
+    pub written: (u64, u64),
+    /// Whether its CPUs stand.
+    pub is_paused: bool,
+    /// Whether it stands for a reason that does not pass by itself: its user, an error of its storage, its watchdog, a crash.
+    pub is_stuck: bool,
+}
+
 /// What the actions ask of libvirtd. Every call looks its domain up anew, by UUID.
 ///
 /// # Errors
@@ -279,4 +300,11 @@ pub trait Hypervisor: Send + Sync {
     fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError>;
     /// Gives a running domain this many virtual CPUs; only those that can be plugged come and go.
     fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError>;
+    /// Has the agent in a guest carry out a command of its protocol, which is JSON, and returns its answer, which is, too.
+    fn ask_agent(&self, domain: &DomainRef, command: &str) -> Result<String, LibvirtError>;
+    /// What a running domain has used so far; `None` when it is gone.
+    ///
+    /// * `interfaces` - devices on the host, such as `one-42-0`; `disks` - targets
+    fn usage(&self, domain: &DomainRef, interfaces: &[String], disks: &[String])
+    -> Result<Option<Usage>, LibvirtError>;
 }

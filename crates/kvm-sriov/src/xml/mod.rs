@@ -40,7 +40,7 @@ pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
 pub use sizes::{Dimm, Resize, Sizes};
 pub use snapshot::{snapshot_of, wanted_in_snapshot};
-pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci};
+pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci, datastore_values, tpm_state};
 pub use vm_disk::{DiskPlace, VmDisk};
 
 /// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.

@@ -325,6 +325,32 @@ fn address(pci: Node<'_, '_>, names: [&'static str; 4]) -> Option<PciAddress> {
     PciAddress::new(domain?, small(bus)?, small(slot)?, small(function)?).ok()
 }
 
+/// Attributes of the system datastore that a VM lies in, as OpenNebula's message has them; `None` for each that it has not.
+///
+/// # Errors
+/// The text is not XML, or another one.
+pub fn datastore_values<const N: usize>(
+    message: &str,
+    names: [&'static str; N],
+) -> Result<[Option<String>; N], XmlError> {
+    let document = parse(message)?;
+    let datastore = child(root(&document, "VMM_DRIVER_ACTION_DATA")?, "DATASTORE");
+    let template = datastore.and_then(|datastore| child(datastore, "TEMPLATE"));
+    Ok(names.map(|name| template.and_then(|template| text_of(template, name))))
+}
+
+/// The archive of a TPM's state that a template brings along, as base64; `None` for a VM without one.
+///
+/// # Errors
+/// The text is not XML, or another one.
+///
+/// # Source
+/// OpenNebula's `vm.xml`: `USER_TEMPLATE/TPM_STATE` (7.2 and later).
+pub fn tpm_state(vm_xml: &str) -> Result<Option<String>, XmlError> {
+    let document = parse(vm_xml)?;
+    Ok(child(root(&document, "VM")?, "USER_TEMPLATE").and_then(|template| text_of(template, "TPM_STATE")))
+}
+
 fn text_of(node: Node<'_, '_>, name: &'static str) -> Option<String> {
     value(node, name).map(|(text, _)| text)
 }

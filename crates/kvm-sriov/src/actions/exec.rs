@@ -1,0 +1,119 @@
+//! `exec`: starts a command in a guest, through its agent.
+
+use super::guest_command::{self, Note};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::Host;
+use crate::libvirt::DomainRef;
+use crate::{DeployId, DomainName};
+
+const ACTION: &str = "exec";
+
+/// Starts a command in the guest of a VM, and notes its number in the guest for OpenNebula's monitoring, which reports what became
+/// of it.
+///
+/// * `command` - words as a shell has them, with quotes and backslashes; no shell runs it
+/// * `input` - its standard input, in base64
+///
+/// # Errors
+/// No command runs, or the error's state says that this is not known.
+///
+/// # Source
+/// OpenNebula's stock `exec` and `kvm_qemu_ga.rb` (7.2 and later).
+pub fn exec(host: &Host, vm: &DomainName, command: &str, input: Option<&str>) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
+    let words = words(command).map_err(|problem| failed(Cause::Argument { name: "command", problem }))?;
+    let note = Note::lock(host, vm.clone()).map_err(failed)?;
+    let domain = host.find(&DeployId::Name(vm.clone())).map_err(failed)?;
+    let started = guest_command::start(host, &domain, &words, input.filter(|input| !input.is_empty()));
+    let number = started.map_err(|cause| {
+        if guest_command::leaves_doubt(&cause) {
+            let text = "whether the guest runs the command is not known, and nobody waits for what becomes of it";
+            ActionError::new(ACTION, cause, HostState::Left(text.into()))
+        } else {
+            failed(cause)
+        }
+    })?;
+    note.write(number).map_err(|cause| kill(host, &domain, number, cause))
+}
+
+/// Nobody would hear of the command: it ends.
+fn kill(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionError {
+    let kill = ["kill", "-9", &number.to_string()].map(str::to_owned);
+    match guest_command::start(host, domain, &kill, None) {
+        Ok(_) => ActionError::untouched(ACTION, cause),
+        Err(undo) => {
+            let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+            ActionError::new(ACTION, cause, HostState::Left(format!("process {number} runs in the guest")))
+        }
+    }
+}
+
+/// Takes a command apart as a shell does: blanks part words, quotes and backslashes keep blanks.
+///
+/// # Source
+/// POSIX Shell Command Language, 2.2 (quoting).
+fn words(command: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\n' => words.extend(word.take()),
+            '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some('\'') => break,
+                        Some(c) => word.push(c),
+                        None => return Err("expected a closing ', found the end".into()),
+                    }
+                }
+            }
+            '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some('"') => break,
+                        Some('\\') => match chars.next() {
+                            Some('\n') => {}
+                            Some(c @ ('"' | '\\' | '$' | '`')) => word.push(c),
+                            Some(c) => word.extend(['\\', c]),
+                            None => return Err("expected a closing \", found the end".into()),
+                        },
+                        Some(c) => word.push(c),
+                        None => return Err("expected a closing \", found the end".into()),
+                    }
+                }
+            }
+            '\\' => match chars.next() {
+                Some('\n') => {}
+                Some(c) => word.get_or_insert_default().push(c),
+                None => return Err("expected a character after \\, found the end".into()),
+            },
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    if words.is_empty() { Err("expected a command, found none".into()) } else { Ok(words) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_a_shell() {
+        for (command, expected) in [
+            ("ls -l /tmp", vec!["ls", "-l", "/tmp"]),
+            ("  a\t'' b ", vec!["a", "", "b"]),
+            ("sh -c 'echo \"a b\"; $X'", vec!["sh", "-c", "echo \"a b\"; $X"]),
+            (r#"a"b c"'d e'\ f"#, vec!["ab cd e f"]),
+            (r#""\$x\q\"""#, vec![r#"$x\q""#]),
+        ] {
+            assert_eq!(words(command).unwrap(), expected, "{command}");
+        }
+        for wrong in ["", " ", "'a", "\"a", "\"a\\", "a\\"] {
+            assert!(words(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `exec_cancel`: ends the command that runs in a guest.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::guest_command::{self, Note};
+use crate::error::{ActionError, Cause, HostState};
+use crate::host::{Host, POLL};
+use crate::libvirt::DomainRef;
+use crate::{DeployId, DomainName};
+
+const ACTION: &str = "exec_cancel";
+
+/// How long a process may take that was killed.
+const ENDS: Duration = Duration::from_secs(10);
+
+/// Ends the command that `exec` started in the guest of a VM, and forgets it. Success when none runs, or the VM is gone.
+///
+/// # Errors
+/// The command may still run; it is still noted, and this may be called again.
+///
+/// # Source
+/// OpenNebula's stock `exec_cancel` (7.2 and later).
+pub fn exec_cancel(host: &Host, vm: &DomainName) -> Result<(), ActionError> {
+    let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
+    let note = Note::lock(host, vm.clone()).map_err(failed)?;
+    if let Some(number) = note.read().map_err(failed)? {
+        let domain = match host.find(&DeployId::Name(vm.clone())) {
+            Ok(domain) => Some(domain),
+            Err(Cause::Absent { .. }) => None,
+            Err(cause) => return Err(failed(cause)),
+        };
+        if let Some(domain) = domain {
+            end(host, &domain, number).map_err(|cause| {
+                let left = format!("process {number} may still run in the guest, and can be cancelled again");
+                ActionError::new(ACTION, cause, HostState::Left(left))
+            })?;
+        }
+    }
+    note.remove().map_err(failed)
+}
+
+fn end(host: &Host, domain: &DomainRef, number: u64) -> Result<(), Cause> {
+    if !guest_command::runs(host, domain, number)? {
+        return Ok(());
+    }
+    let kill = ["kill", "-9", &number.to_string()].map(str::to_owned);
+    guest_command::start(host, domain, &kill, None)?;
+    let end = Instant::now() + ENDS;
+    while guest_command::runs(host, domain, number)? {
+        if Instant::now() >= end {
+            let text = format!("process {number} runs on after {} s", ENDS.as_secs());
+            return Err(Cause::GuestAgent { vm: domain.name.clone(), text });
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}

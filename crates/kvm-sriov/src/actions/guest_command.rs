@@ -1,0 +1,133 @@
+//! Commands that run in a guest: how its agent is asked, and what OpenNebula's monitoring reads of them on the host.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Instant;
+
+use fs2::FileExt;
+use serde_json::{Value, json};
+
+use crate::DomainName;
+use crate::error::Cause;
+use crate::host::{Host, POLL};
+use crate::libvirt::{DomainRef, LibvirtError};
+
+/// libvirt's number for an agent that does not answer, or is not there.
+///
+/// # Source
+/// libvirt `VIR_ERR_AGENT_UNRESPONSIVE`.
+const UNRESPONSIVE: u32 = 86;
+
+/// The command of a VM: `<dir>/one-<id>` has its number in the guest until OpenNebula's monitoring has read what became of it.
+pub(super) struct Note<'a> {
+    host: &'a Host,
+    /// The VM.
+    pub(super) vm: DomainName,
+    _lock: File,
+}
+
+impl<'a> Note<'a> {
+    /// Takes the lock that OpenNebula's monitoring takes, too, while it looks at commands.
+    ///
+    /// # Errors
+    /// It can't be had in SRIOV_LOCK_TIMEOUT, or OpenNebula's directory is not there. Nothing was changed.
+    pub(super) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
+        let path = host.run_dir().join(".exec-lock");
+        let end = Instant::now() + host.kvmrc().lock_timeout();
+        let file = File::options().create(true).append(true).open(&path).map_err(Cause::file("open", &path))?;
+        while let Err(error) = file.try_lock_exclusive() {
+            if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= end {
+                return Err(Cause::file("lock", &path)(error));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(Self { host, vm, _lock: file })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.host.run_dir().join(self.vm.as_str())
+    }
+
+    /// The command that is noted; `None` when there is none.
+    pub(super) fn read(&self) -> Result<Option<u64>, Cause> {
+        let path = self.path();
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.trim().parse().ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Cause::file("read", path)(error)),
+        }
+    }
+
+    /// Notes a command; nobody sees half of the note.
+    pub(super) fn write(&self, command: u64) -> Result<(), Cause> {
+        let path = self.path();
+        let file = tempfile::NamedTempFile::new_in(self.host.run_dir()).map_err(Cause::file("write", &path))?;
+        fs::write(file.path(), command.to_string()).map_err(Cause::file("write", &path))?;
+        file.persist(&path).map_err(|error| Cause::file("write", &path)(error.error))?;
+        Ok(())
+    }
+
+    /// Forgets the command.
+    pub(super) fn remove(&self) -> Result<(), Cause> {
+        let path = self.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Has the agent start a program, and returns its number in the guest.
+///
+/// * `input` - its standard input, in base64
+///
+/// # Source
+/// QEMU's `qga/qapi-schema.json`: `guest-exec`.
+pub(super) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Option<&str>) -> Result<u64, Cause> {
+    let (path, arguments) = words.split_first().map_or((None, words), |(first, rest)| (Some(first), rest));
+    let mut command = json!({
+        "execute": "guest-exec",
+        "arguments": {"path": path, "arg": arguments, "capture-output": true}
+    });
+    if let (Some(input), Some(arguments)) = (input, command.get_mut("arguments").and_then(Value::as_object_mut)) {
+        arguments.insert("input-data".into(), input.into());
+    }
+    let answer = ask(host, domain, &command)?;
+    answer.get("pid").and_then(Value::as_u64).ok_or_else(|| odd(domain, &answer))
+}
+
+/// Whether a program that the agent started still runs.
+///
+/// # Source
+/// QEMU's `qga/qapi-schema.json`: `guest-exec-status`.
+pub(super) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool, Cause> {
+    let asked = json!({"execute": "guest-exec-status", "arguments": {"pid": command}});
+    match ask(host, domain, &asked) {
+        Ok(answer) => {
+            answer.get("exited").and_then(Value::as_bool).map(|exited| !exited).ok_or_else(|| odd(domain, &answer))
+        }
+        // An agent that knows nothing of it was started after it, in a guest that has rebooted.
+        Err(Cause::Libvirt(error)) if error.text().contains("does not exist") => Ok(false),
+        Err(cause) => Err(cause),
+    }
+}
+
+fn ask(host: &Host, domain: &DomainRef, command: &Value) -> Result<Value, Cause> {
+    let text = host.hypervisor().ask_agent(domain, &command.to_string())?;
+    let answer = serde_json::from_str(&text).unwrap_or(Value::Null);
+    answer.get("return").cloned().ok_or_else(|| odd(domain, &Value::String(text)))
+}
+
+fn odd(domain: &DomainRef, answer: &Value) -> Cause {
+    Cause::GuestAgent { vm: domain.name.clone(), text: answer.to_string() }
+}
+
+/// Whether what an agent was asked for may have happened although the call failed.
+pub(super) fn leaves_doubt(cause: &Cause) -> bool {
+    let may_have = |error: &LibvirtError| error.code() == UNRESPONSIVE && !error.text().contains("not connected");
+    cause.leaves_doubt()
+        || matches!(cause, Cause::Libvirt(error) if may_have(error))
+        || matches!(cause, Cause::GuestAgent { .. })
+}
