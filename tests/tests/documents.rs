@@ -133,6 +133,44 @@ fn every_command_has_a_page_and_a_completion() {
     assert_eq!(run(&["nonsense"]).status.code(), Some(2));
 }
 
+/// The cells of the table rows of a document whose first cell is in backquotes.
+fn rows(document: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(project().join(document)).unwrap();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    text.lines().filter(|line| line.starts_with("| `")).map(cells).collect()
+}
+
+#[test]
+fn every_program_has_its_row() {
+    let rows = rows("docs/actions.md");
+    let mut named: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    named.sort();
+    let sources = fs::read_dir(project().join("shims/src/bin")).unwrap();
+    let name = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph");
+    let mut there: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
+    there.sort();
+    assert_eq!(named, there, "docs/actions.md and shims/src/bin differ");
+}
+
+#[test]
+fn what_shows_an_action_is_a_test() {
+    let scenarios = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
+    for row in rows("docs/actions.md") {
+        let shown: Vec<&str> = row.last().unwrap().split('`').filter(|part| part.contains(": ")).collect();
+        assert!(!shown.is_empty(), "{}: nothing shows it", row[0]);
+        for name in shown {
+            let (file, test) = name.split_once(": ").unwrap();
+            let is_there = if file == "lab" {
+                scenarios.lines().any(|line| line == test)
+            } else {
+                let text = fs::read_to_string(project().join(format!("tests/tests/{file}.rs"))).unwrap();
+                text.contains(&format!("#[test]\nfn {test}() {{"))
+            };
+            assert!(is_there, "{}: there is no {name}", row[0]);
+        }
+    }
+}
+
 #[test]
 fn every_test_file_is_run_by_the_check() {
     let check = fs::read_to_string(project().join("check")).unwrap();
