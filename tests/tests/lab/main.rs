@@ -17,6 +17,7 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod disks;
 mod moves;
 mod nics;
 mod suspend;
@@ -36,6 +37,7 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
+use disks::*;
 use moves::*;
 use nics::*;
 use suspend::*;
@@ -102,6 +104,10 @@ const LONG: &[Scenario] = scenarios![
     killed_at_every_step_of_a_save,
     killed_at_every_step_of_a_restore,
     moves_that_are_cut_off_in_every_way,
+    disks_come_grow_and_go_on_pc,
+    disks_come_grow_and_go_on_q35,
+    a_cd_is_swapped,
+    cpus_and_memory_are_resized,
 ];
 
 fn main() -> ExitCode {
