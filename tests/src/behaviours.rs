@@ -51,7 +51,7 @@ pub enum Behaviour {
 use Behaviour::{Alone, WithGuest};
 
 /// The list.
-pub const BEHAVIOURS: [(&str, Behaviour); 23] = [
+pub const BEHAVIOURS: [(&str, Behaviour); 26] = [
     ("metadata_lose_their_prefix_and_get_it_back", Alone(metadata_lose_their_prefix_and_get_it_back)),
     ("metadata_that_declare_the_prefix_are_refused", Alone(metadata_that_declare_the_prefix_are_refused)),
     ("a_vf_is_where_it_was_asked_for", Alone(a_vf_is_where_it_was_asked_for)),
@@ -61,6 +61,9 @@ pub const BEHAVIOURS: [(&str, Behaviour); 23] = [
     ("a_place_is_taken_once", Alone(a_place_is_taken_once)),
     ("an_alias_is_given_once", Alone(an_alias_is_given_once)),
     ("a_device_that_is_not_there_can_not_leave", Alone(a_device_that_is_not_there_can_not_leave)),
+    ("a_target_is_taken_once", Alone(a_target_is_taken_once)),
+    ("a_disk_is_as_large_as_it_was_made", Alone(a_disk_is_as_large_as_it_was_made)),
+    ("a_domain_gets_no_more_than_it_was_started_for", Alone(a_domain_gets_no_more_than_it_was_started_for)),
     ("a_deaf_guest_keeps_its_vf", Alone(a_deaf_guest_keeps_its_vf)),
     ("a_reset_carries_out_what_was_asked", Alone(a_reset_carries_out_what_was_asked)),
     ("a_domain_with_a_vf_is_not_saved", Alone(a_domain_with_a_vf_is_not_saved)),
@@ -269,6 +272,36 @@ fn a_device_that_is_not_there_can_not_leave(rig: &dyn Rig) {
     let deaf = Deaf::start(rig, 61);
     let error = rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap_err();
     assert_eq!((error.kind(), error.code()), (LibvirtErrorKind::NoDevice, 99), "{error}");
+}
+
+/// A disk of a MiB at `vdb`.
+fn disk(rig: &dyn Rig, name: &str) -> String {
+    let file = rig.file(name, &vec![0; 1 << 20]);
+    let driver = "<driver name='qemu' type='raw'/>";
+    format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdb'/></disk>", file.display())
+}
+
+fn a_target_is_taken_once(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    rig.libvirt().attach(&deaf.domain, &disk(rig, "one")).unwrap();
+    refused(rig.libvirt().attach(&deaf.domain, &disk(rig, "two")), 9, &["target vdb already exists"]);
+    let shown = live(rig, &deaf.domain);
+    let shown = shown.disk("vdb").unwrap();
+    assert!(shown.source.as_deref().unwrap().ends_with("/one") && shown.alias.is_some(), "{shown:?}");
+}
+
+fn a_disk_is_as_large_as_it_was_made(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    rig.libvirt().attach(&deaf.domain, &disk(rig, "one")).unwrap();
+    rig.libvirt().resize_disk(&deaf.domain, "vdb", 96 << 20).unwrap();
+    assert_eq!(rig.libvirt().disk_capacity(&deaf.domain, "vdb").unwrap(), 96 << 20);
+    assert_eq!(rig.libvirt().disk_capacity(&deaf.domain, "vdz").unwrap_err().code(), 8);
+}
+
+fn a_domain_gets_no_more_than_it_was_started_for(rig: &dyn Rig) {
+    let deaf = Deaf::start(rig, 61);
+    refused(rig.libvirt().set_vcpus(&deaf.domain, 2), 8, &["greater than max"]);
+    refused(rig.libvirt().set_memory(&deaf.domain, 1 << 20), 8, &["higher than max memory"]);
 }
 
 fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig) {
