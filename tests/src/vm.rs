@@ -204,7 +204,7 @@ impl Vm {
         let (boot, console, acpi) = if self.guest {
             (
                 format!(
-                    "\t\t<kernel><![CDATA[/lab/vmlinuz]]></kernel>\n\
+                    "\t\t<kernel><![CDATA[/lab/vmlinux]]></kernel>\n\
                      \t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
                      \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet{}]]></cmdline>\n",
                     self.words
