@@ -19,6 +19,7 @@ use kvm_sriov_tests::vm::Vm;
 
 mod moves;
 mod nics;
+mod package;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -38,6 +39,7 @@ macro_rules! scenarios {
 
 use moves::*;
 use nics::*;
+use package::*;
 use suspend::*;
 
 /// What one host is enough for: both hosts take from this list.
@@ -63,6 +65,7 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     reboot_and_reset,
     calls_recorded_from_opennebula,
     commands_of_the_documents,
+    packages_are_installed_upgraded_and_removed,
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
