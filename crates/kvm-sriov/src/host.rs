@@ -1,6 +1,5 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -248,8 +247,13 @@ impl Host {
     /// # Errors
     /// A map is missing or can't be read. Nothing was changed.
     pub(crate) fn maps_of<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
-        let roots: BTreeSet<&RootName> = roots.collect();
-        Ok(roots.into_iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+        let mut maps: Vec<VfMap> = Vec::new();
+        for root in roots {
+            if maps.iter().all(|map| map.root() != root) {
+                maps.push(self.maps.load(root)?);
+            }
+        }
+        Ok(maps)
     }
 
     /// Puts the claims of these roots right, and returns what backs claims on this host.

@@ -45,6 +45,7 @@ use crate::claims::{Claim, ClaimError, ClaimStore, Holder, Owner};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::order::ascending;
 use crate::vf_map::VfMap;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
@@ -159,8 +160,7 @@ impl Look<'_> {
                 Err(cause) => problems.push(cause),
             }
         }
-        vms.sort_unstable_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
-        (vms, problems)
+        (ascending(vms, |a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm)), problems)
     }
 
     fn at(&self, subject: Subject) -> Result<Option<VmReport>, Cause> {
