@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -356,8 +356,11 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
         }
         _ => reconciled(&hosts),
     }
-    let known = hosts.iter().filter(|host| host.domain("one-42").is_some()).flat_map(|host| snapshots(host).names);
-    assert_eq!(known.collect::<Vec<_>>(), ["snap-0", "snap-1"], "{what}");
+    // Where libvirt itself refused one, that is said in the log.
+    if fault.kills() || calls.get(n - 1) != Some(&"redefine_snapshot") {
+        let known = hosts.iter().filter(|host| host.domain("one-42").is_some()).flat_map(|host| snapshots(host).names);
+        assert_eq!(known.collect::<BTreeSet<_>>(), ["snap-0", "snap-1"].map(String::from).into(), "{what}");
+    }
     fired
 }
 

@@ -472,12 +472,13 @@ impl<'a> Departure<'a> {
             log::warn!("{error}");
             format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
         });
-        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
+        // Before the operation is closed: as long as it is open, reconciliation would do it.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
             }
         }
+        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
         let here = undo.as_ref().map_or_else(
             || pending(&cause),
             |_| {

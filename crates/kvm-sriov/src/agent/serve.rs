@@ -307,13 +307,14 @@ impl Expected {
     /// again.
     fn receive(self, host: &Host, domain: DomainRef) -> Vec<String> {
         let mut left = Vec::new();
-        if let Some((store, lock)) = self.held {
-            left.extend(plug(host, &domain, store, lock));
-        }
+        // First: who comes after a death of this process knows by the open operation that they may be missing.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 left.push(format!("a snapshot of {} is not known to libvirt: {error}", domain.name));
             }
+        }
+        if let Some((store, lock)) = self.held {
+            left.extend(plug(host, &domain, store, lock));
         }
         vm::clock::start(host, &domain);
         left
