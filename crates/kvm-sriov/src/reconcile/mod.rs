@@ -65,7 +65,8 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Only say what would be done. Takes no lock and writes nothing.
     pub dry_run: bool,
-    /// After this time nothing new is begun. A call to libvirt that is in flight then may take SRIOV_CALL_TIMEOUT.
+    /// After this time nothing new is begun. A call to libvirt that is in flight then may take as long as the host lets it:
+    /// SRIOV_CALL_TIMEOUT, or less with [`Host::open_lenient_until`].
     pub timeout: Duration,
 }
 
