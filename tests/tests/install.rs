@@ -35,7 +35,7 @@ fn lays_out_what_opennebula_calls() {
         let metadata = fs::metadata(remotes.driver().join(&action)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755, "{action}");
         // OpenNebula copies every one of them to every host.
-        assert!(metadata.len() <= 1 << 20, "{action} has {} bytes", metadata.len());
+        assert!(metadata.len() <= 1_000_000, "{action} has {} bytes", metadata.len());
     }
     assert!(remotes.path().join("etc/vmm/kvm-sriov/kvmrc").is_file());
 }

@@ -1,6 +1,5 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -44,13 +43,16 @@ pub struct Host {
     sysfs: Sysfs,
     journal: Journal,
     driver_dir: PathBuf,
+    /// When it is not waited any longer for libvirtd.
+    end: Option<Instant>,
 }
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
         let driver_dir = DRIVER_DIR.into();
-        Self { kvmrc, hypervisor, maps, sysfs: Sysfs::default(), journal: Journal::default(), driver_dir }
+        let (sysfs, journal) = (Sysfs::default(), Journal::default());
+        Self { kvmrc, hypervisor, maps, sysfs, journal, driver_dir, end: None }
     }
 
     /// The same host with another view of the kernel.
@@ -65,7 +67,7 @@ impl Host {
     /// Nothing was touched: kvmrc has a line that can't be read, or libvirtd does not answer.
     pub fn open(driver_dir: &Path) -> Result<Self, Cause> {
         let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir)).strict()?;
-        Self::connect(kvmrc, driver_dir)
+        Self::connect(kvmrc, driver_dir, None)
     }
 
     /// The host that a driver in `driver_dir` runs on, for an action that ends or frees something: what can't be read
@@ -74,20 +76,34 @@ impl Host {
     /// # Errors
     /// Nothing was touched: libvirtd does not answer.
     pub fn open_lenient(driver_dir: &Path) -> Result<Self, Cause> {
+        Self::lenient(driver_dir, None)
+    }
+
+    /// As [`Host::open_lenient`], for what must have an end: after `end` libvirtd is not waited for, and asked nothing more.
+    /// Only a VM that is started from the image of its save is waited for longer.
+    ///
+    /// # Errors
+    /// Nothing was touched: libvirtd does not answer.
+    pub fn open_lenient_until(driver_dir: &Path, end: Instant) -> Result<Self, Cause> {
+        Self::lenient(driver_dir, Some(end))
+    }
+
+    fn lenient(driver_dir: &Path, end: Option<Instant>) -> Result<Self, Cause> {
         let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir));
         for problem in kvmrc.problems() {
             log::warn!("{problem}; the default is used");
         }
-        Self::connect(kvmrc, driver_dir)
+        Self::connect(kvmrc, driver_dir, end)
     }
 
-    fn connect(kvmrc: Kvmrc, driver_dir: &Path) -> Result<Self, Cause> {
+    fn connect(kvmrc: Kvmrc, driver_dir: &Path, end: Option<Instant>) -> Result<Self, Cause> {
         for warning in kvmrc.warnings() {
             log::debug!("{warning}");
         }
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
-        let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
-        Ok(Self { driver_dir: driver_dir.into(), ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+        let (uri, timeout) = (kvmrc.libvirt_uri(), kvmrc.call_timeout());
+        let libvirt = end.map_or_else(|| Libvirt::open(uri, timeout), |end| Libvirt::open_until(uri, timeout, end))?;
+        Ok(Self { driver_dir: driver_dir.into(), end, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
     }
 
     /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
@@ -215,6 +231,7 @@ impl Host {
     /// passed. For what may be done twice.
     pub(crate) fn patiently<T>(&self, mut work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
         let end = Instant::now() + self.kvmrc.call_timeout();
+        let end = self.end.map_or(end, |last| last.min(end));
         loop {
             match work() {
                 Err(cause) if cause.is_passing() && Instant::now() < end => thread::sleep(POLL),
@@ -248,8 +265,13 @@ impl Host {
     /// # Errors
     /// A map is missing or can't be read. Nothing was changed.
     pub(crate) fn maps_of<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
-        let roots: BTreeSet<&RootName> = roots.collect();
-        Ok(roots.into_iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+        let mut maps: Vec<VfMap> = Vec::new();
+        for root in roots {
+            if maps.iter().all(|map| map.root() != root) {
+                maps.push(self.maps.load(root)?);
+            }
+        }
+        Ok(maps)
     }
 
     /// Puts the claims of these roots right, and returns what backs claims on this host.

@@ -25,6 +25,7 @@ pub mod kvmrc;
 pub mod libvirt;
 mod mac;
 mod names;
+mod order;
 mod pci;
 pub mod reconcile;
 mod span;

@@ -329,21 +329,24 @@ impl<'a> Departure<'a> {
         self.is_under_way = true;
         let domain = self.traveller.domain().clone();
         let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || drop(sender.send(hypervisor.migrate(&mover, &migration))));
+        // Nothing is sent: the channel ends with the call.
+        let (end, ended) = mpsc::channel::<()>();
+        let call = thread::spawn(move || {
+            let _end = end;
+            hypervisor.migrate(&mover, &migration)
+        });
         let what = format!("migrate {} to {}", domain.name, self.agent.host());
         let mut progress = Progress::default();
         let mut stopped: Option<(Instant, Cause)> = None;
         let timeout = self.host.kvmrc().call_timeout();
         loop {
-            match receiver.recv_timeout(LOOK) {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(source)) => return Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let text = "the call that moves it ended by a panic";
-                    return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::Other, 0, text) });
-                }
+            if ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                let text = "the call that moves it ended by a panic";
+                let panicked = |_| Err(LibvirtError::new(LibvirtErrorKind::Other, 0, text));
+                return match call.join().unwrap_or_else(panicked) {
+                    Ok(()) => Ok(()),
+                    Err(source) => Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
+                };
             }
             match &stopped {
                 Some((since, _)) if since.elapsed() >= timeout => {
@@ -469,12 +472,13 @@ impl<'a> Departure<'a> {
             log::warn!("{error}");
             format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
         });
-        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
+        // Before the operation is closed: as long as it is open, reconciliation would do it.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
             }
         }
+        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
         let here = undo.as_ref().map_or_else(
             || pending(&cause),
             |_| {

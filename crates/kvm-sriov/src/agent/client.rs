@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Heard, Pulse};
-use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION};
+use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION, logged};
 use crate::span::{Kind, Span};
 use crate::{DomainUuid, HostName};
 
@@ -228,12 +228,14 @@ impl SshProcess {
         let (words, host) = (Arc::clone(&last_words), host.clone());
         let listener = thread::spawn(move || {
             for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
-                if !relay(&host, &line) {
-                    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-                    words.push_back(line.trim().to_owned());
-                    if words.len() > LAST_WORDS {
-                        words.pop_front();
-                    }
+                if let Some((level, text)) = logged(&line, PROGRAM) {
+                    log::log!(level, "{host}: {text}");
+                    continue;
+                }
+                let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+                words.push_back(line.trim().to_owned());
+                if words.len() > LAST_WORDS {
+                    words.pop_front();
                 }
             }
         });
@@ -263,21 +265,6 @@ impl Drop for SshProcess {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// Logs a line of the agent's log here; `false` when it is none.
-fn relay(host: &HostName, line: &str) -> bool {
-    let Some((severity, text)) = line.split_once(": ") else { return false };
-    let level = match severity {
-        "ERROR" => log::Level::Error,
-        "WARN" => log::Level::Warn,
-        "INFO" => log::Level::Info,
-        "DEBUG" => log::Level::Debug,
-        _ => return false,
-    };
-    let text = text.strip_prefix(PROGRAM).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text);
-    log::log!(level, "{host}: {text}");
-    true
 }
 
 /// An agent that was started and answers.

@@ -9,7 +9,7 @@ use std::{fs, thread};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::connection::Subscription;
+use super::connection::{Patience, Subscription};
 use super::watch::{self, count};
 use super::*;
 
@@ -84,7 +84,8 @@ fn nothing_comes_after_the_end_of_a_subscription() {
     for round in 0..500 {
         let (sender, receiver) = mpsc::channel();
         let subscription =
-            Subscription::new(Arc::clone(&connection), test.domain.uuid.as_str(), sender, TIMEOUT).unwrap();
+            Subscription::new(Arc::clone(&connection), test.domain.uuid.as_str(), sender, Patience::of(TIMEOUT))
+                .unwrap();
         if round % 2 == 0 {
             assert!(receiver.recv_timeout(TIMEOUT).is_ok());
         }

@@ -13,6 +13,7 @@ use crate::host::{Host, POLL};
 use crate::image::Image;
 use crate::libvirt::{JobKind, LibvirtErrorKind};
 use crate::vm::{self, Device, DeviceKind, Vm, unplug};
+use crate::vm_dir::VmDir;
 use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
 use crate::{DeployId, PciAddress, Position};
 
@@ -124,7 +125,8 @@ impl Work<'_, '_> {
                 self.journal("still-pending");
                 Ok(())
             }
-            Repair::Close => self.close(),
+            Repair::Close => self.close(&[]),
+            Repair::NotePending(positions) => self.close(positions),
             Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |image| image.remove_used()),
             Repair::RemoveImage => self.remove_image(),
             Repair::Destroy => {
@@ -148,10 +150,21 @@ impl Work<'_, '_> {
         }
     }
 
-    fn close(&mut self) -> Result<(), Cause> {
-        let what = self.vm.wanted.operation.as_ref().map_or_else(String::new, |operation| operation.kind.to_string());
-        self.vm.finish()?;
-        self.journal(&format!("{what}-closed"));
+    /// Ends the operation that is open.
+    ///
+    /// * `pending` - what the guest may still release
+    fn close(&mut self, pending: &[Position]) -> Result<(), Cause> {
+        let open = self.vm.wanted.operation.as_ref().map(|operation| operation.kind.clone());
+        if let (Some(OperationKind::Migrate { .. }), Some(dir)) = (&open, VmDir::of_domain(&self.vm.live)) {
+            // A move takes them from libvirt.
+            dir.redefine_snapshots(self.vm.host.hypervisor(), &self.vm.domain);
+        }
+        if pending.is_empty() {
+            self.vm.finish()?
+        } else {
+            self.vm.finish_pending(pending.to_vec())?
+        }
+        self.journal(&format!("{}-closed", open.map_or_else(String::new, |kind| kind.to_string())));
         Ok(())
     }
 

@@ -22,8 +22,7 @@ impl Vm<'_> {
         if nics.is_empty() {
             return Ok(Vec::new());
         }
-        let mut nics = nics.to_vec();
-        nics.sort_unstable_by_key(|nic| nic.position);
+        let nics = WantedNic::in_order(nics.to_vec());
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let mut claims = self.claim(&nics, &maps, &[])?;
         let mut refusals = Vec::new();
