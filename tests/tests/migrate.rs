@@ -628,6 +628,19 @@ fn cancel_at_the_destination_leaves_the_vm_where_it_runs() {
 }
 
 #[test]
+fn the_only_free_vf_of_the_destination_comes_late() {
+    let here = ModelHost::with_vfs(1);
+    let hosts = [here.beside("host3", 1), here];
+    let vm = Vm::new(50).nic("sriov_ib0");
+    deploy(&hosts[0], &vm);
+    hosts[1].add_vfio_rule();
+    hosts[1].model().comes_too_late(hosts[1].vfs("ib0")[0], 2);
+    migrate(&hosts[0], &hosts[1], &vm).unwrap();
+    assert_eq!(hosts[1].domain("one-50").unwrap().vfs().count(), 1);
+    hosts.check();
+}
+
+#[test]
 fn two_vms_swap_their_hosts_at_once() {
     let here = ModelHost::with_vfs(2);
     let hosts = [here.beside("host3", 2), here];

@@ -300,6 +300,27 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
 }
 
 #[test]
+fn a_vf_that_qemu_may_not_open_yet_is_tried_again() {
+    let host = a_running_vm();
+    let free = host.vfs("ib1")[1];
+    host.add_vfio_rule();
+    host.model().comes_too_late(free, 3);
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == free));
+    host.check();
+}
+
+#[test]
+fn without_a_udev_rule_it_is_no_matter_of_time() {
+    let host = a_running_vm();
+    let free = host.vfs("ib1")[1];
+    host.model().comes_too_late(free, 1);
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == host.vfs("ib1")[2]));
+    host.check();
+}
+
+#[test]
 fn without_a_dummy_bridge_nothing_is_plugged() {
     let host = a_running_vm();
     let before = host.portrait();

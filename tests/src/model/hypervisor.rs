@@ -201,6 +201,7 @@ impl Hypervisor for Model {
         let site = &mut world.sites[self.site];
         site.changeable(&domain.uuid)?;
         site.can_have(&domain.name, std::slice::from_ref(&device))?;
+        site.may_open(&device)?;
         let alias = site.existing(&domain.uuid)?.definition.plug(device)?;
         site.emit(&domain.uuid, &kvm_sriov::libvirt::Event::DeviceAdded(alias));
         world.hear(self.site, &domain.uuid);

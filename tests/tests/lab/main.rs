@@ -17,9 +17,11 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod drift;
 mod moves;
 mod nics;
 mod package;
+mod snapshots;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -37,9 +39,11 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
+use drift::*;
 use moves::*;
 use nics::*;
 use package::*;
+use snapshots::*;
 use suspend::*;
 
 /// What one host is enough for: both hosts take from this list.
@@ -95,22 +99,41 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     moves_that_are_cut_off,
 ];
 
-/// What takes long: `./check long`. One after the other, the first host is given.
-const LONG: &[Scenario] = scenarios![
+/// What takes long (`./check long`), and one host is enough for.
+const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,
     nics_come_and_go_on_pc,
-    two_vms_swap_hosts_with_full_maps,
     killed_at_every_step_of_a_save,
     killed_at_every_step_of_a_restore,
+    snapshots_of_a_vm_with_vfs,
+    snapshots_of_a_vm_without_vfs,
+    firmware_is_asked_and_the_guest_boots,
+    qemu_stands_still_during_an_action,
+    another_datastore_of_the_host,
+    udev_comes_late,
+    a_hundred_rounds_of_attach_and_detach,
+];
+
+/// What takes long, and needs both.
+const LONG_ON_TWO_HOSTS: &[Scenario] = scenarios![
+    two_vms_swap_hosts_with_full_maps,
     moves_that_are_cut_off_in_every_way,
+    storage_that_is_not_shared_moves_along,
+    a_vm_in_doubt_is_resolved,
+    killed_at_every_step_of_a_move,
+    killed_at_any_time,
 ];
 
 fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG].concat().iter().map(|(name, _)| *name).collect();
+    let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG_ON_ONE_HOST, LONG_ON_TWO_HOSTS]
+        .concat()
+        .iter()
+        .map(|(name, _)| *name)
+        .collect();
     assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
@@ -122,8 +145,8 @@ fn main() -> ExitCode {
     let choose = |all: &'static [Scenario], usually: bool| -> Vec<&'static Scenario> {
         all.iter().filter(|(name, _)| is_wanted(name, usually)).collect()
     };
-    let alone = choose(ON_ONE_HOST, true);
-    let together = [choose(ON_TWO_HOSTS, true), choose(LONG, false)].concat();
+    let alone = [choose(ON_ONE_HOST, true), choose(LONG_ON_ONE_HOST, false)].concat();
+    let together = [choose(ON_TWO_HOSTS, true), choose(LONG_ON_TWO_HOSTS, false)].concat();
     println!("\nrunning {} scenarios", alone.len() + together.len());
     let hosts = if alone.len() + together.len() == 1 && together.is_empty() {
         vec![LabHost::start(1)]
