@@ -300,6 +300,28 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
 }
 
 #[test]
+fn a_vf_that_is_plugged_before_udev_gave_it_to_qemu_is_tried_again() {
+    let host = a_running_vm();
+    let free = host.vfs("ib1")[1];
+    let deny = || host.model().refuse(free, &format!("vfio {free}: Could not open '/dev/vfio/11': Permission denied"));
+    let has_it = || host.domain("one-42").unwrap().vfs().any(|vf| vf == free);
+    // Without a rule it never will: the next VF is tried at once.
+    deny();
+    host.faults().disarm();
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(!has_it());
+    let first = host.faults().calls().iter().position(|call| *call == "attach").unwrap() + 1;
+    detach(&host, &vm(), 4).unwrap();
+    host.add_udev_rule();
+    host.faults().disarm();
+    let model = host.model().clone();
+    host.faults().before(first + 1, move || model.accept(free));
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(has_it(), "{:?}", host.faults().calls());
+    host.check();
+}
+
+#[test]
 fn without_a_dummy_bridge_nothing_is_plugged() {
     let host = a_running_vm();
     let before = host.portrait();

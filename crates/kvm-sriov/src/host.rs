@@ -10,8 +10,8 @@ use crate::claims::{Backing, ClaimError, ClaimStore, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
-use crate::libvirt::{DomainRef, Hypervisor, Libvirt};
-use crate::sysfs::Sysfs;
+use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
+use crate::sysfs::{Sysfs, denied_vfio_device};
 use crate::vf_map::{MapDirs, VfMap};
 use crate::xml::LiveDomain;
 use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
@@ -21,6 +21,9 @@ const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
 /// Between two looks where libvirt tells nothing by itself.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
+
+/// How often libvirt is asked to plug a VF that QEMU may not open yet.
+const UDEV_TRIES: usize = 3;
 
 /// Where OpenNebula copies the driver to on a host.
 const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
@@ -241,6 +244,23 @@ impl Host {
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
         let prefix = self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         nic.dummy(prefix, position).map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })
+    }
+
+    /// Makes a call that gives a domain a VF, and makes it again when it came before udev: libvirt binds the VF to vfio-pci, which
+    /// brings /dev/vfio/GROUP, and QEMU opens that at once. A host without a rule for it has nothing to wait for.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub(crate) fn past_udev<T>(&self, call: impl Fn() -> Result<T, LibvirtError>) -> Result<T, LibvirtError> {
+        for _ in 1..UDEV_TRIES {
+            match call() {
+                Err(error) if denied_vfio_device(error.text()).is_some() && self.sysfs.has_vfio_rule() => {
+                    log::info!("{}: udev may not have come to it yet; it is tried again", error.text());
+                }
+                other => return other,
+            }
+        }
+        call()
     }
 
     /// The maps of these roots, each once.

@@ -113,6 +113,13 @@ impl ModelHost {
         vec![self.at("state"), self.datastore.clone()]
     }
 
+    /// Lets udev give vfio's devices to QEMU's user, as far as its rules tell.
+    pub fn add_udev_rule(&self) {
+        let rules = self.at("root/etc/udev/rules.d");
+        fs::create_dir_all(&rules).unwrap();
+        fs::write(rules.join("80.rules"), "SUBSYSTEM==\"vfio\", OWNER=\"oneadmin\"\n").unwrap();
+    }
+
     /// Writes kvmrc, with these lines besides what every VM with VFs needs; the times are short.
     pub fn set_kvmrc(&self, lines: &str) {
         let state = self.at("state");
