@@ -17,8 +17,10 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
+mod layer;
 mod moves;
 mod nics;
+mod rig;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -36,8 +38,10 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
+use layer::*;
 use moves::*;
 use nics::*;
+use rig::*;
 use suspend::*;
 
 /// What one host is enough for: both hosts take from this list.
@@ -80,11 +84,13 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
+    a_host_behaves_as_the_model_does,
     host_reboot_with_claims_left_behind,
 ];
 
 /// What needs both hosts; the first is given.
 const ON_TWO_HOSTS: &[Scenario] = scenarios![
+    two_hosts_behave_as_the_model_does,
     vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
@@ -94,6 +100,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
 
 /// What takes long: `./check long`. One after the other, the first host is given.
 const LONG: &[Scenario] = scenarios![
+    the_libvirt_layer_on_a_libvirtd_of_its_own,
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,
