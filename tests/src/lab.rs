@@ -1,9 +1,12 @@
 //! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use crate::project;
 use crate::remotes::{Remotes, target};
@@ -221,6 +224,20 @@ impl LabHost {
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
         output.into()
+    }
+
+    /// Makes the host's libvirtd reachable from here, as OpenNebula's user, through ssh.
+    pub fn forward_libvirt(self) -> ForwardedLibvirt {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("libvirt-sock");
+        let forward = format!("{}:/run/libvirt/libvirt-sock", socket.display());
+        // A connection of its own: the shared one ends when nobody runs a command.
+        let mut ssh = Command::new(project().join("tests/lab/lab"));
+        ssh.args(["ssh", &self.number.to_string(), "-u", "oneadmin", "--", "-S", "none", "-N", "-L", &forward]);
+        let ssh = ssh.stdin(Stdio::null()).spawn().unwrap();
+        let forwarded = ForwardedLibvirt { ssh, socket, _dir: dir };
+        self.wait("its libvirtd to be reached", SOON, |_| forwarded.socket.exists());
+        forwarded
     }
 
     /// Runs a command as root.
@@ -523,6 +540,27 @@ impl LabHost {
             assert!(begin.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
             thread::sleep(Duration::from_millis(500));
         }
+    }
+}
+
+/// A host's libvirtd as it is reached from here, for as long as this lives.
+pub struct ForwardedLibvirt {
+    ssh: Child,
+    socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl ForwardedLibvirt {
+    /// Its address for libvirt.
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket.display())
+    }
+}
+
+impl Drop for ForwardedLibvirt {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.ssh.kill().and_then(|()| self.ssh.wait()));
     }
 }
 

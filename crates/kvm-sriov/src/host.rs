@@ -9,8 +9,8 @@ use crate::claims::{Backing, ClaimError, ClaimStore, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
-use crate::libvirt::{DomainRef, Hypervisor, Libvirt};
-use crate::sysfs::Sysfs;
+use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
+use crate::sysfs::{Sysfs, denied_vfio_device};
 use crate::vf_map::{MapDirs, VfMap};
 use crate::xml::LiveDomain;
 use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
@@ -20,6 +20,15 @@ const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
 /// Between two looks where libvirt tells nothing by itself.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
+
+/// How often a VF is tried that QEMU may not open although a udev rule gives it to QEMU.
+const UDEV_TRIES: usize = 4;
+
+/// How long udev may take to do what it knows of.
+///
+/// # Source
+/// udevadm(8): `settle` waits 120 s. It is a matter of milliseconds, or of a host that is overloaded.
+const UDEV: Duration = Duration::from_secs(30);
 
 /// Where OpenNebula copies the driver to on a host.
 const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
@@ -258,6 +267,25 @@ impl Host {
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
         let prefix = self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
         nic.dummy(prefix, position).map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })
+    }
+
+    /// Makes a call that gives a domain a VF. libvirt makes the VF's vfio device and has QEMU open it at once, while udev gives it
+    /// to QEMU's user: on a busy host udev may come too late. Then libvirt has taken the device away; udev is waited for, and the
+    /// call is made again. A host without a rule for vfio has nothing to wait for.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub(crate) fn past_udev<T>(&self, call: impl Fn() -> Result<T, LibvirtError>) -> Result<T, LibvirtError> {
+        for _ in 1..UDEV_TRIES {
+            match call() {
+                Err(error) if denied_vfio_device(error.text()).is_some() && self.sysfs.has_vfio_rule() => {
+                    log::info!("{}: udev is waited for, and it is tried again", error.text());
+                    self.sysfs.wait_for_udev(UDEV);
+                }
+                other => return other,
+            }
+        }
+        call()
     }
 
     /// The maps of these roots, each once.

@@ -95,6 +95,9 @@ impl Hypervisor for Model {
         world.sites[self.site].is_new(&definition)?;
         definition.complete()?;
         world.sites[self.site].can_have(&definition.name, definition.devices())?;
+        for device in definition.devices() {
+            world.sites[self.site].may_open(device)?;
+        }
         let memory = world.new_memory(&definition.uuid);
         let created = world.sites[self.site].admit(definition, RunState::PausedOtherwise, memory, false);
         world.start_cpus(self.site, &created.uuid);

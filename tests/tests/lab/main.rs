@@ -18,9 +18,11 @@ use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
 mod drift;
+mod layer;
 mod moves;
 mod nics;
 mod package;
+mod rig;
 mod snapshots;
 mod suspend;
 
@@ -40,9 +42,11 @@ macro_rules! scenarios {
 }
 
 use drift::*;
+use layer::*;
 use moves::*;
 use nics::*;
 use package::*;
+use rig::*;
 use snapshots::*;
 use suspend::*;
 
@@ -78,7 +82,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
     killed_while_saving,
-    killed_while_restoring,
     cancel_during_a_save_that_hangs,
     libvirtd_restarts_during_an_unplug,
     guest_reboots_during_an_unplug,
@@ -87,11 +90,13 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
+    a_host_behaves_as_the_model_does,
     host_reboot_with_claims_left_behind,
 ];
 
 /// What needs both hosts; the first is given.
 const ON_TWO_HOSTS: &[Scenario] = scenarios![
+    two_hosts_behave_as_the_model_does,
     vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
@@ -101,6 +106,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
 
 /// What takes long (`./check long`), and one host is enough for.
 const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
+    the_libvirt_layer_on_a_libvirtd_of_its_own,
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,

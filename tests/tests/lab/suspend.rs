@@ -236,16 +236,11 @@ fn claimed_roots(host: LabHost) -> Vec<String> {
     whole.map(|claim| claim.split('/').next().unwrap().to_owned()).collect()
 }
 
-pub(super) fn killed_while_restoring(host: LabHost) {
-    // When the image is spent, and no CPU has run.
-    dies_while_restoring(host, &[(RENAME, 4)]);
-}
-
 pub(super) fn killed_at_every_step_of_a_restore(host: LabHost) {
-    // Two claims are made, the image is spent, the claims are settled, the image goes.
+    // Two claims are made, the image is spent (and no CPU has run), the claims are settled, the image goes.
     dies_while_restoring(
         host,
-        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
+        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (RENAME, 4), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
     );
 }
 

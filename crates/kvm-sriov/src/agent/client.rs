@@ -281,7 +281,7 @@ impl Agent {
     /// # Errors
     /// It can't be reached, or is of another version; nothing was touched there.
     pub fn start(reach: &dyn Reach, host: &HostName) -> Result<Self, AgentError> {
-        let _span = Span::begin(Kind::Ssh, "start the agent");
+        let _span = Span::begin(Kind::Ssh, "agent");
         let link = reach.start(host)?;
         let conversation = Conversation::new(link.input, link.output, Pulse::default());
         let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh };
@@ -330,7 +330,7 @@ impl Agent {
 
     /// Asks, and waits for the answer as long as the agent is alive.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, AgentError> {
-        let _span = Span::begin(Kind::Ssh, "ask the agent");
+        let _span = Span::begin(Kind::Asked, "agent");
         self.conversation.say(request);
         let Some(line) = self.conversation.wait() else { return Err(self.lost()) };
         match line.parse() {

@@ -15,6 +15,7 @@ use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLo
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
 use crate::xml::{Mode, Wanted};
@@ -52,6 +53,7 @@ pub fn serve(
     };
     let mut desk = Desk { host: &host, expected: None };
     while let Some(line) = conversation.wait() {
+        let _span = Span::begin(Kind::Request, "agent");
         let answer = match line.parse() {
             Ok(request) => desk.answer(request).unwrap_or_else(|cause| Answer::from(&cause)),
             Err(error) => Answer::Refused(error.to_string()),

@@ -749,9 +749,13 @@ impl Hypervisor for Libvirt {
         without_nul(&migration.destination)?;
         let (parameters, flags) = migration.parameters()?;
         let (uri, events) = (migration.destination.clone(), self.line.events.clone());
-        let destination = with_deadline("virConnectOpen", self.patience.left(), move || {
-            Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
-        })?;
+        let destination = {
+            // libvirt starts an ssh of its own, unless it is told otherwise.
+            let _span = Span::begin(Kind::Ssh, "virConnectOpen");
+            with_deadline("virConnectOpen", self.patience.left(), move || {
+                Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
+            })?
+        };
         let (uri, suspend_after) = (migration.destination.clone(), migration.options.suspend_after());
         self.long_on_domain("virDomainMigrate3", domain, move |domain| {
             let (_ended, end) = mpsc::channel::<()>();

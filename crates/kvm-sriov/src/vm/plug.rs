@@ -1,7 +1,5 @@
 //! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
 
-use std::time::Duration;
-
 use super::Vm;
 use crate::PciAddress;
 use crate::claims::{Claim, ClaimError, Request};
@@ -10,15 +8,6 @@ use crate::libvirt::LibvirtErrorKind;
 use crate::sysfs;
 use crate::vf_map::VfMap;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
-
-/// How often a VF is tried that QEMU may not open although a udev rule gives it to QEMU.
-const TRIES: usize = 4;
-
-/// How long udev may take to do what it knows of.
-///
-/// # Source
-/// udevadm(8): `settle` waits 120 s. It is a matter of milliseconds, or of a host that is overloaded.
-const UDEV: Duration = Duration::from_secs(30);
 
 impl Vm<'_> {
     /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
@@ -106,31 +95,10 @@ impl Vm<'_> {
         Ok(nics.iter().filter_map(|nic| of(nic).cloned().or_else(|| fresh.next())).collect())
     }
 
-    /// Plugs a VF in. libvirt makes its vfio device and has QEMU open it at once, while udev gives it to QEMU's user: on a busy
-    /// host udev may come too late. libvirt takes the device away then, and makes it anew for the next try.
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
-        let (sysfs, mut again) = (self.host.sysfs(), 1..TRIES);
-        loop {
-            let text = match self.attach_once(nic, vf) {
-                Err(Failure::Refused(text)) => text,
-                other => return other,
-            };
-            match sysfs::denied_vfio_device(&text) {
-                None => return Err(Failure::Refused(text)),
-                Some(device) if sysfs.has_vfio_rule() && again.next().is_some() => {
-                    log::info!("QEMU may not open {device} of VF {vf} yet: udev is waited for, and it is tried again");
-                    sysfs.wait_for_udev(UDEV);
-                }
-                Some(device) => {
-                    let why = format!("QEMU may not open {device}: {}", sysfs.vfio_advice());
-                    return Err(Failure::Refused(why));
-                }
-            }
-        }
-    }
-
-    fn attach_once(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
-        let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        let device = hostdev_of(nic, vf);
+        let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device));
+        let Err(error) = plugged else { return Ok(()) };
         // Whatever the call said: only the live XML tells.
         let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
         if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {
@@ -150,7 +118,12 @@ impl Vm<'_> {
                     source: error,
                 }))
             }
-            _ => Err(Failure::Refused(text)),
+            _ => match sysfs::denied_vfio_device(&text) {
+                Some(device) => {
+                    Err(Failure::Refused(format!("QEMU may not open {device}: {}", self.host.sysfs().vfio_advice())))
+                }
+                None => Err(Failure::Refused(text)),
+            },
         }
     }
 
