@@ -13,7 +13,7 @@ use kvm_sriov::actions::{Route, migrate_local};
 use kvm_sriov::agent::{Presence, Ssh, ask_state};
 use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::remotes::{Remotes, run};
 
 /// The UUID of the test driver's domain.
 const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
@@ -88,17 +88,7 @@ fn an_agent_that_cannot_read_its_kvmrc_refuses() {
 fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
     ssh(remotes, HERE);
     let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
-    let mut child = Command::new(remotes.driver().join(action))
-        .args(args)
-        .args(["42", "node1"])
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-    child.wait_with_output().unwrap().into()
+    run(remotes.program(action, args).env("PATH", path), stdin)
 }
 
 /// The recorded call, as a text.

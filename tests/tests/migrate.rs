@@ -190,6 +190,33 @@ fn there_and_back_the_guest_sees_the_same_devices() {
     assert_eq!(looks(&hosts[0]), before);
 }
 
+/// One call for each VF and each way, one look at all of them, one connection besides libvirt's own.
+#[test]
+fn calls_of_a_move_grow_by_one_for_each_vf() {
+    for vfs in 1..=3 {
+        let vm = (0..vfs).fold(Vm::new(42), |vm, _| vm.nic("sriov_ib0"));
+        let here = ModelHost::default();
+        let hosts = [here.beside("host2", 4), here];
+        let [there, here] = &hosts;
+        deploy(here, &vm);
+        hosts.iter().for_each(|host| host.faults().disarm());
+        let reach = Threads::to(there);
+        migrate_over(&reach, here, there, &vm).unwrap();
+        let each = |call| std::iter::repeat_n(call, vfs);
+        let out = ["find", "live_xml", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
+        let rest = ["live_xml", "migrate", "find"];
+        let expected: Vec<_> = out.into_iter().chain(each("detach_alias")).chain(rest).collect();
+        assert_eq!(here.faults().calls(), expected);
+        let prepare = ["find", "find", "domains"];
+        let receive = ["find", "job", "state", "live_xml"];
+        let rest = ["live_xml", "set_metadata"];
+        let expected: Vec<_> = prepare.into_iter().chain(receive).chain(each("attach")).chain(rest).collect();
+        assert_eq!(there.faults().calls(), expected);
+        assert_eq!(reach.ends.lock().unwrap().len(), 2, "the two ends of one connection");
+        hosts.check();
+    }
+}
+
 #[test]
 fn a_destination_with_too_few_vfs_is_refused_before_the_source_is_touched() {
     let hosts = hosts();

@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::remotes::{Remotes, run};
 
 /// A remotes directory of this version whose driver talks to libvirt's test driver, with its one domain `test`.
 fn remotes(version: &str) -> Remotes {
@@ -27,17 +26,7 @@ fn remotes(version: &str) -> Remotes {
 }
 
 fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
-    let mut child = Command::new(remotes.driver().join(action))
-        .args(args)
-        .args(["42", "node1"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A program that does not read its input is no failure.
-    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-    child.wait_with_output().unwrap().into()
+    run(&mut remotes.program(action, args), stdin)
 }
 
 #[test]

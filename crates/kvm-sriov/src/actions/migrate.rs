@@ -13,7 +13,7 @@ use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
-use crate::vm::{Found, Vm};
+use crate::vm::{self, Found, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
 use crate::{DeployId, HostName};
 
@@ -480,7 +480,7 @@ impl<'a> Departure<'a> {
         }
         let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
         let here = undo.as_ref().map_or_else(
-            || pending(&cause),
+            || vm::pending_text(&cause).map(|text| format!("nothing was moved; {text}")),
             |_| {
                 Some(format!(
                     "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
@@ -534,16 +534,6 @@ impl<'a> Departure<'a> {
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
         ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
-}
-
-/// What is to be said when the guest may still release a VF.
-fn pending(cause: &Cause) -> Option<String> {
-    let Cause::NotReleased { .. } = cause else { return None };
-    Some(
-        "nothing was moved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
-         back (is the guest's PCI hot-plug driver loaded?)"
-            .into(),
-    )
 }
 
 /// Whether all dummies of a VM are on this bridge already.

@@ -40,7 +40,7 @@ pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere) -> Res
         if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
             break;
         }
-        let is_stuck = Work { vm, until, report: &mut report }.apply(&repairs);
+        let is_stuck = Work { vm, until, report: &mut report, one_by_one: false }.apply(&repairs);
         if report.done.contains(&Repair::Destroy) {
             return Ok(report);
         }
@@ -64,6 +64,8 @@ struct Work<'w, 'a> {
     vm: &'w mut Vm<'a>,
     until: Instant,
     report: &'w mut VmReport,
+    /// Whether plugging all at once was tried.
+    one_by_one: bool,
 }
 
 impl Work<'_, '_> {
@@ -258,12 +260,32 @@ impl Work<'_, '_> {
         Ok(())
     }
 
+    /// Plugs a NIC's VF, and together with the first one those of all others, with one look for all. Where that fails each is
+    /// tried by itself: what goes wrong with one keeps no other from its VF.
     fn plug(&mut self, position: Position) -> Result<(), Cause> {
         let nic = self.nic(position)?;
-        let claims = self.vm.plug(std::slice::from_ref(&nic))?;
+        if self.vm.live.device_of(&nic).is_some() {
+            return Ok(());
+        }
+        let missing = self.vm.missing();
+        if missing.len() > 1 && !std::mem::replace(&mut self.one_by_one, true) {
+            match self.plug_all(&missing) {
+                Ok(()) => return Ok(()),
+                Err(cause) => log::debug!("{cause}; each VF of {} is tried by itself", self.vm.domain.name),
+            }
+            self.vm.reread()?;
+            if self.vm.live.device_of(&nic).is_some() {
+                return Ok(());
+            }
+        }
+        self.plug_all(std::slice::from_ref(&nic))
+    }
+
+    fn plug_all(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
+        let claims = self.vm.plug(nics)?;
         // Held by nobody: the domain backs it now. While another operation is open it stays held.
         if self.vm.wanted.operation.is_none() {
-            let maps = self.vm.host.maps_of(std::iter::once(&nic.root))?;
+            let maps = self.vm.host.maps_of(nics.iter().map(|nic| &nic.root))?;
             self.vm.store.commit(&claims, &maps)?;
         }
         Ok(())

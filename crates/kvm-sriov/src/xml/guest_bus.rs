@@ -254,24 +254,9 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{LIVE, RICH};
+    use super::super::tests::{LIVE, RICH, domain, guests, nic};
     use super::*;
-    use crate::xml::{Deployment, Kept, LiveDomain, Mode};
-
-    fn domain(inside: &str) -> String {
-        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
-    }
-
-    fn nic(bridge: &str, rest: &str) -> String {
-        format!(
-            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
-        )
-    }
-
-    fn guests(text: &str) -> Vec<String> {
-        let addresses = Deployment::parse(text).unwrap().guest_addresses();
-        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
-    }
+    use crate::xml::{Kept, LiveDomain, Mode};
 
     #[test]
     fn sixteen_nics_fit_a_pc() {
