@@ -27,6 +27,7 @@ mod mac;
 mod names;
 mod order;
 mod pci;
+pub mod probe;
 pub mod reconcile;
 mod span;
 mod sudo;

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{env, fs, iter, panic, thread};
 
-use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, Said};
+use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, SOON, Said};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
@@ -90,6 +90,7 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
+    monitoring_frees_what_a_crash_left,
     a_host_behaves_as_the_model_does,
     host_reboot_with_claims_left_behind,
 ];
@@ -710,6 +711,25 @@ fn guest_sees_its_vf_and_shuts_down(host: LabHost) {
     let said = host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
     assert_eq!(host.live_xml(&vm), "");
+}
+
+fn monitoring_frees_what_a_crash_left(host: LabHost) {
+    let vm = Vm::new(26).nic("sriov_pf0").nic("sriov_pf1");
+    deploy(host, &vm);
+    let probe = || {
+        let said = host.oneadmin("/var/tmp/one/im/kvm-probes.d/vm/monitor/sriov_probe kvm 1 host1 </dev/null");
+        assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    };
+    probe();
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"], "the probe took a VF of a running VM");
+    host.kill_qemu(&vm);
+    host.wait("the domain to be gone", SOON, |host| host.live_xml(&vm).is_empty());
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"]);
+    probe();
+    assert_eq!(host.claims(), Vec::<String>::new());
+    host.kill_libvirtd();
+    probe();
+    host.start_libvirtd();
 }
 
 fn host_reboot_with_claims_left_behind(host: LabHost) {
