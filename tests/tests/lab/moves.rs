@@ -329,9 +329,11 @@ pub(super) fn another_datastore_of_the_host(host: LabHost) {
     host.root(&format!("rm -rf {} {}", vm.dir(), moved.dir())).ok();
 }
 
-/// Has a VM moved from one host to the other until all of its memory is there, and kills the driver before the destination's
-/// libvirtd, which stands still, was told so.
-fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm) {
+/// Has a VM moved from one host to the other until all of its memory is there, and kills the driver before the source is told
+/// what became of it.
+///
+/// * `arrives` - whether the destination, whose libvirtd stood still until then, lets the VM run
+fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm, arrives: bool) {
     for host in [from, to] {
         host.write(KVMRC, SLOWLY);
     }
@@ -339,10 +341,19 @@ fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm) {
     is_copied(from, vm);
     to.root("kill -STOP $(cat /run/libvirtd.pid)").ok();
     from.oneadmin(&format!("virsh -q -c qemu:///system migrate-setspeed {} 1000", vm.name())).ok();
-    from.wait("the source to stand still", MOVE, |from| from.state(vm) == "paused");
-    assert!(moving.signal("KILL"), "the move ended all the same");
+    let phase = format!("grep -q \"phase='perform3_done'\" /run/libvirt/qemu/{}.xml", vm.name());
+    from.wait("the source to have sent everything", MOVE, |from| from.root(&phase).code == 0);
+    if arrives {
+        from.kill_libvirtd();
+        to.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
+        to.wait("it to run at the destination", MOVE, |to| to.state(vm) == "running");
+    }
+    moving.signal("KILL");
     let said = moving.finish();
     assert_ne!(said.code, 0, "{said:?}");
+    if arrives {
+        from.start_libvirtd();
+    }
 }
 
 pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
@@ -353,7 +364,7 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
     let name = vm.name();
 
     // The destination is never heard of again.
-    cut_off_at_the_hand_over(host1, host2, &vm);
+    cut_off_at_the_hand_over(host1, host2, &vm, false);
     host2.power_off();
     host1.wait("libvirt to let go of it", MOVE, |host| {
         host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {name}")).out.contains("None")
@@ -381,20 +392,17 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
     assert_eq!(host1.wait_tick(&vm).boot, boot_id);
     shows(host1, &vm, 4, GUEST_ANSWERS);
 
-    // The destination did what it was told last.
+    // It arrived, and the source does not know.
     second_host();
-    cut_off_at_the_hand_over(host1, host2, &vm);
-    host2.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
-    host2.wait("it to be clear there", MOVE, |host2| ["", "running"].contains(&host2.state(&vm).as_str()));
-    let runs_there = host2.state(&vm) == "running";
-    println!("  the destination has it: {runs_there}");
-    let word = if runs_there { "" } else { "--here" };
-    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} {word}"));
+    cut_off_at_the_hand_over(host1, host2, &vm, true);
+    assert_eq!([host1, host2].map(|host| host.state(&vm)), ["paused", "running"]);
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
+    assert!(said.out.contains("runs there, so it does not live here; nothing was changed"), "{said:?}");
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
     assert_eq!(said.code, 0, "{said:?}");
-    let says = if runs_there { "is running there" } else { "no domain one-74 is there" };
-    assert!(said.out.contains(says), "{said:?}");
+    assert!(said.out.contains("host2 says: one-74 is running there"), "{said:?}");
     let at = settles([host1, host2], &vm, &before, &said.out);
-    assert_eq!(at.name() == host2.name(), runs_there);
+    assert_eq!(at.name(), host2.name());
     assert_eq!(at.wait_tick(&vm).boot, boot_id);
     cancel(at, &vm);
 }

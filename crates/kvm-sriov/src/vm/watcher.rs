@@ -28,19 +28,20 @@ const LOOK: Duration = Duration::from_secs(10);
 pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
     let end = Instant::now() + host.kvmrc().unplug_grace();
     'grace: while Instant::now() < end {
-        let Some(domain) =
-            host.hypervisor().find(id).or_else(|error| if is_passing(&error) { Ok(None) } else { Err(error) })?
-        else {
-            return Ok(());
-        };
+        // A libvirtd that is restarted knows the domain a moment later.
+        let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };
         let events = match host.hypervisor().watch(&domain) {
             Ok(events) => events,
+            Err(error) if is_passing(&error) => continue,
             Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         loop {
-            if is_settled(host, &domain)? {
-                return Ok(());
+            match is_settled(host, &domain) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(cause) if cause.is_passing() => break,
+                Err(cause) => return Err(cause),
             }
             match events.next(LOOK.min(end.saturating_duration_since(Instant::now()))) {
                 Some(Event::Ended) => return Ok(()),
