@@ -15,7 +15,7 @@ use kvm_sriov_tests::vm::Vm;
 const SPANS: &str = "/tmp/spans";
 
 /// What is aimed at, in milliseconds: ours from the last removal event until libvirt is asked for the copy, and ours in a whole
-/// migration.
+/// migration with three VFs.
 const AFTER: u64 = 100;
 const MIGRATION: u64 = 1000;
 
@@ -183,7 +183,7 @@ fn main() {
             let shares = shares(&here, &there);
             row(vfs, action, &said, &shares);
             worst.0 = worst.0.max(shares.after);
-            if action == "migrate" {
+            if action == "migrate" && vfs == 3 {
                 worst.1 = worst.1.max(shares.ours);
             }
         };
@@ -196,14 +196,15 @@ fn main() {
     }
     let met = |is: u64, aim: u64| if is <= aim * 1000 { "met" } else { "missed" };
     println!(
-        "\nAims: ours at most {AFTER} ms after the last removal event ({}: at most {} ms), and at most {MIGRATION} ms in a whole migration \
-         ({}: at most\n{} ms). A start of `kvm-sriov` takes {:.0} times as long in the host as on the machine that emulates it. The driver of 2013 slept 3 s for each VF that it unplugged and 3 s for each that it plugged: 6, 12 and \
-         18 s in a migration,\nwhatever the guest did.",
+        "\nEach row is one call; other work on the machine shows in it. A start of `kvm-sriov` takes {:.0} times as long in the host as \
+         beside it.\n\nAims: ours at most {AFTER} ms after the last removal event, which is the column gap ({}: at most {} ms), and at most \
+         {MIGRATION} ms in a\nwhole migration with 3 VFs ({}: {} ms). VFs leave in the time of the slowest. The driver of 2013 slept 3 s for \
+         each VF that it\nunplugged and 3 s for each that it plugged: 6, 12 and 18 s in a migration, whatever the guest did.",
+        slowness(host1),
         met(worst.0, AFTER),
         ms(worst.0),
         met(worst.1, MIGRATION),
         ms(worst.1),
-        slowness(host1),
     );
     for host in [host1, host2] {
         host.root("rm -f /var/lib/one/.bashrc").ok();

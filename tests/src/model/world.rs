@@ -220,7 +220,7 @@ impl World {
         let token = self.token();
         let domain = self.sites[site].changeable(uuid)?;
         if domain.definition.device(alias).is_none() {
-            return Err(refusal::no_device(alias));
+            return Err(refusal::no_alias(alias));
         }
         if let Guest::Busy(times @ 1..) = domain.guest {
             domain.guest = Guest::Busy(times - 1);
