@@ -9,7 +9,7 @@ use kvm_sriov_tests::vm::Vm;
 
 use super::moves::{second_host, settles};
 use super::suspend::{boot, exists, identity, shows};
-use super::{STATE, cancel, interfaces, plugged};
+use super::{STATE, cancel, interfaces, is_at_rest, plugged};
 
 /// A guest shows what came back within 8 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ impl Random {
 fn settled_nics(vm: &Vm, live: &str) -> Option<usize> {
     let wanted = live.matches("<sriov:nic ").count();
     let is_settled = plugged(live).len() == wanted && interfaces(live).len() == wanted;
-    (is_settled && !live.contains("<sriov:operation") && live.contains(&vm.uuid())).then_some(wanted)
+    (is_settled && is_at_rest(live) && live.contains(&vm.uuid())).then_some(wanted)
 }
 
 pub(super) fn killed_at_any_time(host1: LabHost) {

@@ -262,6 +262,14 @@ fn interfaces(live: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Whether no operation is open on a domain of ours. That a guest may still release a VF, which a killed action may have asked for,
+/// is none.
+fn is_at_rest(live: &str) -> bool {
+    let document = roxmltree::Document::parse(live).unwrap();
+    let operation = document.descendants().find(|node| node.has_tag_name(("urn:kvm-sriov:domain:1", "operation")));
+    operation.is_none_or(|operation| operation.attribute("kind") == Some("pending-unplug"))
+}
+
 /// Nothing was started and nothing claimed.
 #[track_caller]
 fn nothing_is_there(host: LabHost, vm: &Vm) {
