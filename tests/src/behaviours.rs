@@ -3,6 +3,8 @@
 //! Whatever answers as [`Hypervisor`] can be asked: a [`Rig`] says how its domains and guests are made. A behaviour that the
 //! model shows and the lab does not is a lie of the model.
 
+use std::mem::{self, Discriminant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,66 +41,152 @@ pub trait Rig {
     fn other(&self) -> Option<(&dyn Rig, String)>;
 }
 
-/// A behaviour, by what it needs.
+/// A behaviour, by what it needs. A domain that it leaves as it found it serves the next one, too: in the lab each takes seconds.
 #[derive(Clone, Copy)]
 pub enum Behaviour {
-    /// It starts what it needs, guests that never answer.
+    /// It starts what it needs.
     Alone(fn(&dyn Rig)),
-    /// It needs a guest that answers: a domain without VFs, to be left so.
+    /// A domain without VFs, whose guest never answers.
+    OnDeaf(fn(&dyn Rig, &DomainRef)),
+    /// A domain whose guest never answers, with the first VF as its NIC 0.
+    WithVf(fn(&dyn Rig, &DomainRef)),
+    /// A domain without VFs, whose guest answers.
     WithGuest(fn(&dyn Rig, &DomainRef)),
 }
 
-use Behaviour::{Alone, WithGuest};
+use Behaviour::{Alone, OnDeaf, WithGuest, WithVf};
 
-/// The list.
-pub const BEHAVIOURS: [(&str, Behaviour); 26] = [
-    ("metadata_lose_their_prefix_and_get_it_back", Alone(metadata_lose_their_prefix_and_get_it_back)),
-    ("metadata_that_declare_the_prefix_are_refused", Alone(metadata_that_declare_the_prefix_are_refused)),
-    ("a_vf_is_where_it_was_asked_for", Alone(a_vf_is_where_it_was_asked_for)),
-    ("a_device_that_asks_for_nothing_gets_name_and_place", Alone(a_device_that_asks_for_nothing_gets_name_and_place)),
-    ("a_vf_is_in_one_domain", Alone(a_vf_is_in_one_domain)),
-    ("a_vf_that_is_not_there_is_refused_by_its_address", Alone(a_vf_that_is_not_there_is_refused_by_its_address)),
-    ("a_place_is_taken_once", Alone(a_place_is_taken_once)),
-    ("an_alias_is_given_once", Alone(an_alias_is_given_once)),
-    ("a_device_that_is_not_there_can_not_leave", Alone(a_device_that_is_not_there_can_not_leave)),
-    ("a_target_is_taken_once", Alone(a_target_is_taken_once)),
-    ("a_disk_is_as_large_as_it_was_made", Alone(a_disk_is_as_large_as_it_was_made)),
-    ("a_domain_gets_no_more_than_it_was_started_for", Alone(a_domain_gets_no_more_than_it_was_started_for)),
-    ("a_deaf_guest_keeps_its_vf", Alone(a_deaf_guest_keeps_its_vf)),
-    ("a_reset_carries_out_what_was_asked", Alone(a_reset_carries_out_what_was_asked)),
-    ("a_domain_with_a_vf_is_not_saved", Alone(a_domain_with_a_vf_is_not_saved)),
-    ("a_saved_domain_comes_back_paused_and_takes_a_vf", Alone(a_saved_domain_comes_back_paused_and_takes_a_vf)),
-    ("an_image_that_is_not_complete_is_refused", Alone(an_image_that_is_not_complete_is_refused)),
-    ("without_a_job_nothing_is_aborted", Alone(without_a_job_nothing_is_aborted)),
-    ("a_domain_is_there_once", Alone(a_domain_is_there_once)),
-    ("pause_and_resume_are_told", Alone(pause_and_resume_are_told)),
-    ("a_domain_that_ended_is_nowhere", Alone(a_domain_that_ended_is_nowhere)),
-    ("who_watches_hears_that_libvirtd_restarts", Alone(who_watches_hears_that_libvirtd_restarts)),
-    ("a_domain_that_moves_takes_its_metadata_along", Alone(a_domain_that_moves_takes_its_metadata_along)),
-    ("a_domain_with_a_vf_does_not_move", Alone(a_domain_with_a_vf_does_not_move)),
-    ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
-    ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
-];
+/// A domain of behaviours, and what it looked like.
+struct Shared {
+    domain: DomainRef,
+    before: LiveDomain,
+}
 
-/// Runs the list, and says which behaviour it is at. The guest is booted once.
-pub fn run(rig: &dyn Rig) {
-    let mut guest = None;
-    for (name, behaviour) in BEHAVIOURS {
-        eprintln!("{name}");
-        match behaviour {
-            Alone(shows) => shows(rig),
-            WithGuest(shows) => {
-                let domain = guest.get_or_insert_with(|| rig.start(&Vm::new(60).with_guest().nic("br0")));
-                shows(rig, domain);
-                assert_eq!(live(rig, domain).hostdevs, [], "{name} left a VF");
-            }
+impl Behaviour {
+    /// Starts the domain that it needs.
+    fn start(self, rig: &dyn Rig) -> Option<Shared> {
+        let domain = match self {
+            Alone(_) => return None,
+            OnDeaf(_) | WithVf(_) => rig.start(&Vm::new(63).nic("br0")),
+            WithGuest(_) => rig.start(&Vm::new(60).with_guest().nic("br0")),
+        };
+        if let WithVf(_) = self {
+            plug(rig, &domain, 0, rig.vfs()[0]).unwrap();
+        }
+        let before = live(rig, &domain);
+        Some(Shared { domain, before })
+    }
+
+    fn shows(self, rig: &dyn Rig, shared: Option<&Shared>) {
+        match (self, shared) {
+            (Alone(shows), _) => shows(rig),
+            (OnDeaf(shows) | WithVf(shows) | WithGuest(shows), Some(shared)) => shows(rig, &shared.domain),
+            (_, None) => panic!("it has no domain"),
         }
     }
-    if let Some(domain) = guest {
-        rig.libvirt().destroy(&domain).unwrap();
+}
+
+impl Shared {
+    /// Whether a behaviour left it as it was.
+    fn is_intact(&self, rig: &dyn Rig) -> bool {
+        let text = rig.libvirt().live_xml(&self.domain).unwrap();
+        let is_same =
+            |now: LiveDomain| (now.hostdevs, now.wanted) == (self.before.hostdevs.clone(), self.before.wanted.clone());
+        text.is_some_and(|text| is_same(LiveDomain::parse(&text).unwrap()))
+            && rig.libvirt().state(&self.domain).unwrap() == Some(RunState::Running)
     }
+
+    fn end(&self, rig: &dyn Rig) {
+        // A behaviour may have ended it already.
+        drop(rig.libvirt().destroy(&self.domain));
+    }
+}
+
+/// What one host shows.
+pub const ON_A_HOST: [(&str, Behaviour); 23] = [
+    ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
+    ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
+    ("metadata_lose_their_prefix_and_get_it_back", OnDeaf(metadata_lose_their_prefix_and_get_it_back)),
+    ("metadata_that_declare_the_prefix_are_refused", OnDeaf(metadata_that_declare_the_prefix_are_refused)),
+    ("a_device_that_is_not_there_can_not_leave", OnDeaf(a_device_that_is_not_there_can_not_leave)),
+    ("without_a_job_nothing_is_aborted", OnDeaf(without_a_job_nothing_is_aborted)),
+    ("a_domain_is_there_once", OnDeaf(a_domain_is_there_once)),
+    ("pause_and_resume_are_told", OnDeaf(pause_and_resume_are_told)),
+    ("a_device_that_asks_for_nothing_gets_name_and_place", OnDeaf(a_device_that_asks_for_nothing_gets_name_and_place)),
+    ("a_domain_gets_no_more_than_it_was_started_for", OnDeaf(a_domain_gets_no_more_than_it_was_started_for)),
+    ("a_disk_has_a_target_and_a_size_of_its_own", OnDeaf(a_disk_has_a_target_and_a_size_of_its_own)),
+    ("a_vf_is_where_it_was_asked_for", WithVf(a_vf_is_where_it_was_asked_for)),
+    ("a_vf_is_in_one_domain", WithVf(a_vf_is_in_one_domain)),
+    ("a_vf_that_is_not_there_is_refused_by_its_address", WithVf(a_vf_that_is_not_there_is_refused_by_its_address)),
+    ("a_place_is_taken_once", WithVf(a_place_is_taken_once)),
+    ("an_alias_is_given_once", WithVf(an_alias_is_given_once)),
+    ("a_domain_with_a_vf_is_not_saved", WithVf(a_domain_with_a_vf_is_not_saved)),
+    ("who_watches_hears_that_libvirtd_restarts", WithVf(who_watches_hears_that_libvirtd_restarts)),
+    ("a_reset_carries_out_what_was_asked", WithVf(a_reset_carries_out_what_was_asked)),
+    ("a_deaf_guest_keeps_its_vf", WithVf(a_deaf_guest_keeps_its_vf)),
+    ("a_saved_domain_comes_back_paused_and_takes_a_vf", Alone(a_saved_domain_comes_back_paused_and_takes_a_vf)),
+    ("an_image_that_is_not_complete_is_refused", Alone(an_image_that_is_not_complete_is_refused)),
+    ("a_domain_that_ended_is_nowhere", Alone(a_domain_that_ended_is_nowhere)),
+];
+
+/// What takes two: [`Rig::other`] is there.
+pub const BETWEEN_HOSTS: [(&str, Behaviour); 2] = [
+    ("a_domain_with_a_vf_does_not_move", WithVf(a_domain_with_a_vf_does_not_move)),
+    ("a_domain_that_moves_takes_its_metadata_along", Alone(a_domain_that_moves_takes_its_metadata_along)),
+];
+
+/// Runs a list, and says how long each took. What fails does not keep the others from being seen.
+///
+/// # Panics
+/// A behaviour was not shown.
+pub fn run(rig: &dyn Rig, list: &[(&str, Behaviour)]) {
+    let mut failed = Vec::new();
+    let mut shared: Option<(Discriminant<Behaviour>, Shared)> = None;
+    for &(name, behaviour) in list {
+        let begin = Instant::now();
+        let kind = mem::discriminant(&behaviour);
+        let shows = || {
+            let kept = shared.take_if(|(other, _)| *other == kind).map(|(_, domain)| domain);
+            if let Some((_, other)) = shared.take() {
+                other.end(rig);
+            }
+            let domain = kept.or_else(|| behaviour.start(rig));
+            let ending = Ending { rig, domain };
+            behaviour.shows(rig, ending.domain.as_ref());
+            shared = ending.intact().map(|domain| (kind, domain));
+        };
+        if catch_unwind(AssertUnwindSafe(shows)).is_err() {
+            failed.push(name);
+        }
+        eprintln!("  {name}: {} ms", begin.elapsed().as_millis());
+    }
+    if let Some((_, domain)) = shared {
+        domain.end(rig);
+    }
+    assert!(failed.is_empty(), "not shown: {}", failed.join(", "));
     for domain in rig.libvirt().domains().unwrap() {
         assert!(!domain.name.as_str().starts_with("one-6"), "{} was left", domain.name);
+    }
+}
+
+/// Ends the domain of a behaviour that failed, or changed it.
+struct Ending<'a> {
+    rig: &'a dyn Rig,
+    domain: Option<Shared>,
+}
+
+impl Ending<'_> {
+    /// The domain for the next behaviour, if it is as it was.
+    fn intact(mut self) -> Option<Shared> {
+        self.domain.take_if(|domain| domain.is_intact(self.rig))
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if let Some(domain) = &self.domain {
+            domain.end(self.rig);
+        }
     }
 }
 
@@ -146,7 +234,18 @@ fn alias(number: u8) -> String {
 }
 
 fn plug(rig: &dyn Rig, domain: &DomainRef, number: u8, vf: PciAddress) -> Result<(), LibvirtError> {
-    rig.libvirt().attach(domain, &hostdev_of(&nic(number), vf))
+    attach(rig, domain, &hostdev_of(&nic(number), vf))
+}
+
+/// Plugs a device in; again where QEMU came before udev, as the driver does.
+fn attach(rig: &dyn Rig, domain: &DomainRef, device: &str) -> Result<(), LibvirtError> {
+    let begin = Instant::now();
+    loop {
+        match rig.libvirt().attach(domain, device) {
+            Err(error) if error.text().contains("Permission denied") && begin.elapsed() < rig.patience() => {}
+            other => return other,
+        }
+    }
 }
 
 fn device(rig: &dyn Rig, domain: &DomainRef, alias: &str) -> Option<LiveHostdev> {
@@ -186,12 +285,11 @@ fn set_ours(rig: &dyn Rig, domain: &DomainRef, text: Option<&str>) -> Result<(),
     rig.libvirt().set_metadata(domain, text, Wanted::PREFIX, Wanted::NAMESPACE)
 }
 
-fn metadata_lose_their_prefix_and_get_it_back(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let read = || rig.libvirt().metadata(&deaf.domain, Wanted::NAMESPACE).unwrap();
+fn metadata_lose_their_prefix_and_get_it_back(rig: &dyn Rig, domain: &DomainRef) {
+    let read = || rig.libvirt().metadata(domain, Wanted::NAMESPACE).unwrap();
     assert_eq!(read(), None);
-    set_ours(rig, &deaf.domain, Some(OURS)).unwrap();
-    let text = rig.libvirt().live_xml(&deaf.domain).unwrap().unwrap();
+    set_ours(rig, domain, Some(OURS)).unwrap();
+    let text = rig.libvirt().live_xml(domain).unwrap().unwrap();
     assert!(text.contains("<sriov:domain xmlns:sriov=") && text.contains("<sriov:nic "), "{text}");
     let back = read().unwrap();
     assert!(!back.contains("sriov:") && !back.contains("xmlns"), "{back}");
@@ -200,143 +298,117 @@ fn metadata_lose_their_prefix_and_get_it_back(rig: &dyn Rig) {
     let live = LiveDomain::parse(&text).unwrap();
     assert_eq!(live.wanted, Ok(Some(wanted)));
     assert!(live.vm_dir.is_some(), "OpenNebula's own metadata are gone");
-    set_ours(rig, &deaf.domain, None).unwrap();
+    set_ours(rig, domain, None).unwrap();
     assert_eq!(read(), None);
 }
 
-fn metadata_that_declare_the_prefix_are_refused(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
+fn metadata_that_declare_the_prefix_are_refused(rig: &dyn Rig, domain: &DomainRef) {
     let prefixed = Wanted::parse(OURS).unwrap().to_xml();
-    refused(set_ours(rig, &deaf.domain, Some(&prefixed)), 1, &["namespace"]);
-    assert_eq!(rig.libvirt().metadata(&deaf.domain, Wanted::NAMESPACE).unwrap(), None);
+    refused(set_ours(rig, domain, Some(&prefixed)), 1, &["namespace"]);
+    assert_eq!(rig.libvirt().metadata(domain, Wanted::NAMESPACE).unwrap(), None);
 }
 
-fn a_vf_is_where_it_was_asked_for(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let [_, vf, _] = rig.vfs();
-    plug(rig, &deaf.domain, 3, vf).unwrap();
-    let expected = LiveHostdev { alias: Some(alias(3)), vf, guest: nic(3).guest };
-    assert_eq!(live(rig, &deaf.domain).hostdevs, [expected]);
+fn a_vf_is_where_it_was_asked_for(rig: &dyn Rig, domain: &DomainRef) {
+    let expected = LiveHostdev { alias: Some(alias(0)), vf: rig.vfs()[0], guest: nic(0).guest };
+    assert_eq!(live(rig, domain).hostdevs, [expected]);
 }
 
-fn a_device_that_asks_for_nothing_gets_name_and_place(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let before = live(rig, &deaf.domain);
+fn a_device_that_asks_for_nothing_gets_name_and_place(rig: &dyn Rig, domain: &DomainRef) {
+    let before = live(rig, domain);
     assert_eq!(before.interfaces[0].alias.as_deref(), Some("net0"));
     let text = format!(
         "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source></hostdev>",
         rig.vfs()[0].to_attributes()
     );
-    rig.libvirt().attach(&deaf.domain, &text).unwrap();
-    let found = device(rig, &deaf.domain, "hostdev0").unwrap();
+    attach(rig, domain, &text).unwrap();
+    let found = device(rig, domain, "hostdev0").unwrap();
     assert!(found.guest.is_some() && found.guest != before.interfaces[0].guest);
 }
 
-fn a_vf_is_in_one_domain(rig: &dyn Rig) {
-    let (first, second) = (Deaf::start(rig, 61), Deaf::start(rig, 62));
+fn a_vf_is_in_one_domain(rig: &dyn Rig, domain: &DomainRef) {
+    let second = Deaf::start(rig, 62);
     let [vf, ..] = rig.vfs();
-    plug(rig, &first.domain, 0, vf).unwrap();
     let in_use = ["in use", &vf.to_string()];
     refused(plug(rig, &second.domain, 0, vf), 55, &in_use);
     assert_eq!(live(rig, &second.domain).hostdevs, []);
-    refused(plug(rig, &first.domain, 1, vf), 55, &in_use);
-    assert_eq!(live(rig, &first.domain).hostdevs.len(), 1);
+    refused(plug(rig, domain, 1, vf), 55, &in_use);
+    assert_eq!(live(rig, domain).hostdevs.len(), 1);
 }
 
-fn a_vf_that_is_not_there_is_refused_by_its_address(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
+fn a_vf_that_is_not_there_is_refused_by_its_address(rig: &dyn Rig, domain: &DomainRef) {
     let absent = PciAddress::new(0, rig.vfs()[0].bus(), 0x1f, 7).unwrap();
-    let error = plug(rig, &deaf.domain, 0, absent).unwrap_err();
+    let error = plug(rig, domain, 1, absent).unwrap_err();
     assert!(error.text().contains(&absent.to_string()), "{error}");
-    assert_eq!(live(rig, &deaf.domain).hostdevs, []);
+    assert_eq!(live(rig, domain).hostdevs.len(), 1);
 }
 
-fn a_place_is_taken_once(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let [a, b, _] = rig.vfs();
-    plug(rig, &deaf.domain, 0, a).unwrap();
+fn a_place_is_taken_once(rig: &dyn Rig, domain: &DomainRef) {
+    let [_, b, _] = rig.vfs();
     let same_place = WantedNic { guest: nic(0).guest, ..nic(1) };
     let place = nic(0).guest.unwrap().to_string();
-    refused(rig.libvirt().attach(&deaf.domain, &hostdev_of(&same_place, b)), 27, &["double use", &place]);
+    refused(attach(rig, domain, &hostdev_of(&same_place, b)), 27, &["double use", &place]);
 }
 
-fn an_alias_is_given_once(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let [a, b, _] = rig.vfs();
-    plug(rig, &deaf.domain, 0, a).unwrap();
+fn an_alias_is_given_once(rig: &dyn Rig, domain: &DomainRef) {
+    let [_, b, _] = rig.vfs();
     let same_name = WantedNic { guest: nic(1).guest, ..nic(0) };
-    refused(rig.libvirt().attach(&deaf.domain, &hostdev_of(&same_name, b)), 67, &["alias", &alias(0)]);
+    refused(attach(rig, domain, &hostdev_of(&same_name, b)), 67, &["alias", &alias(0)]);
 }
 
-fn a_device_that_is_not_there_can_not_leave(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let error = rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap_err();
-    assert_eq!((error.kind(), error.code()), (LibvirtErrorKind::NoDevice, 99), "{error}");
+fn a_device_that_is_not_there_can_not_leave(rig: &dyn Rig, domain: &DomainRef) {
+    let result = rig.libvirt().detach_alias(domain, &alias(0));
+    assert_eq!(result.as_ref().map_err(LibvirtError::kind), Err(LibvirtErrorKind::NoDevice));
+    refused(result, 1, &["no device found", &alias(0)]);
 }
 
-/// A disk of a MiB at `vdb`.
-fn disk(rig: &dyn Rig, name: &str) -> String {
-    let file = rig.file(name, &vec![0; 1 << 20]);
-    let driver = "<driver name='qemu' type='raw'/>";
-    format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdb'/></disk>", file.display())
+fn a_domain_gets_no_more_than_it_was_started_for(rig: &dyn Rig, domain: &DomainRef) {
+    refused(rig.libvirt().set_vcpus(domain, 2), 8, &["greater than max"]);
+    refused(rig.libvirt().set_memory(domain, 1 << 20), 8, &["higher than max memory"]);
 }
 
-fn a_target_is_taken_once(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    rig.libvirt().attach(&deaf.domain, &disk(rig, "one")).unwrap();
-    refused(rig.libvirt().attach(&deaf.domain, &disk(rig, "two")), 9, &["target vdb already exists"]);
-    let shown = live(rig, &deaf.domain);
+fn a_disk_has_a_target_and_a_size_of_its_own(rig: &dyn Rig, domain: &DomainRef) {
+    let disk = |name: &str| {
+        let file = rig.file(name, &vec![0; 1 << 20]);
+        let driver = "<driver name='qemu' type='raw'/>";
+        format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdb'/></disk>", file.display())
+    };
+    rig.libvirt().attach(domain, &disk("one")).unwrap();
+    refused(rig.libvirt().attach(domain, &disk("two")), 9, &["target vdb already exists"]);
+    let shown = live(rig, domain);
     let shown = shown.disk("vdb").unwrap();
     assert!(shown.source.as_deref().unwrap().ends_with("/one") && shown.alias.is_some(), "{shown:?}");
+    rig.libvirt().resize_disk(domain, "vdb", 96 << 20).unwrap();
+    assert_eq!(rig.libvirt().disk_capacity(domain, "vdb").unwrap(), 96 << 20);
+    assert_eq!(rig.libvirt().disk_capacity(domain, "vdz").unwrap_err().code(), 8);
 }
 
-fn a_disk_is_as_large_as_it_was_made(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    rig.libvirt().attach(&deaf.domain, &disk(rig, "one")).unwrap();
-    rig.libvirt().resize_disk(&deaf.domain, "vdb", 96 << 20).unwrap();
-    assert_eq!(rig.libvirt().disk_capacity(&deaf.domain, "vdb").unwrap(), 96 << 20);
-    assert_eq!(rig.libvirt().disk_capacity(&deaf.domain, "vdz").unwrap_err().code(), 8);
-}
-
-fn a_domain_gets_no_more_than_it_was_started_for(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    refused(rig.libvirt().set_vcpus(&deaf.domain, 2), 8, &["greater than max"]);
-    refused(rig.libvirt().set_memory(&deaf.domain, 1 << 20), 8, &["higher than max memory"]);
-}
-
-fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
-    let events = rig.libvirt().watch(&deaf.domain).unwrap();
-    rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap();
+fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig, domain: &DomainRef) {
+    let events = rig.libvirt().watch(domain).unwrap();
+    rig.libvirt().detach_alias(domain, &alias(0)).unwrap();
     assert!(!hears_soon(&events, &Event::DeviceRemoved(alias(0))));
-    assert!(device(rig, &deaf.domain, &alias(0)).is_some());
-    match rig.libvirt().detach_alias(&deaf.domain, &alias(0)) {
+    assert!(device(rig, domain, &alias(0)).is_some());
+    match rig.libvirt().detach_alias(domain, &alias(0)) {
         Err(error) if error.kind() != LibvirtErrorKind::UnplugInProgress => panic!("{error}"),
         _ => {}
     }
-    assert!(device(rig, &deaf.domain, &alias(0)).is_some());
+    assert!(device(rig, domain, &alias(0)).is_some());
 }
 
-fn a_reset_carries_out_what_was_asked(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
-    let events = rig.libvirt().watch(&deaf.domain).unwrap();
-    rig.libvirt().detach_alias(&deaf.domain, &alias(0)).unwrap();
-    rig.libvirt().reset(&deaf.domain).unwrap();
+fn a_reset_carries_out_what_was_asked(rig: &dyn Rig, domain: &DomainRef) {
+    let events = rig.libvirt().watch(domain).unwrap();
+    rig.libvirt().detach_alias(domain, &alias(0)).unwrap();
+    rig.libvirt().reset(domain).unwrap();
     hear(&events, &Event::DeviceRemoved(alias(0)), rig.patience());
-    assert_eq!(device(rig, &deaf.domain, &alias(0)), None);
-    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+    assert_eq!(device(rig, domain, &alias(0)), None);
+    plug(rig, domain, 0, rig.vfs()[0]).unwrap();
 }
 
-fn a_domain_with_a_vf_is_not_saved(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
+fn a_domain_with_a_vf_is_not_saved(rig: &dyn Rig, domain: &DomainRef) {
     let [vf, ..] = rig.vfs();
-    plug(rig, &deaf.domain, 0, vf).unwrap();
     let file = rig.file("image", b"");
-    refused(rig.libvirt().save(&deaf.domain, &file), 55, &["cannot migrate domain", &vf.to_string(), "VFIO"]);
-    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
-    assert_eq!(rig.libvirt().job(&deaf.domain).unwrap(), None);
+    refused(rig.libvirt().save(domain, &file), 55, &["cannot migrate domain", &vf.to_string(), "VFIO"]);
+    assert_eq!(rig.libvirt().state(domain).unwrap(), Some(RunState::Running));
+    assert_eq!(rig.libvirt().job(domain).unwrap(), None);
 }
 
 fn a_saved_domain_comes_back_paused_and_takes_a_vf(rig: &dyn Rig) {
@@ -368,27 +440,24 @@ fn an_image_that_is_not_complete_is_refused(rig: &dyn Rig) {
     assert!(rig.libvirt().image_xml(&rig.file("empty", b"")).is_err());
 }
 
-fn without_a_job_nothing_is_aborted(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    refused(rig.libvirt().abort_job(&deaf.domain), 55, &["no job"]);
+fn without_a_job_nothing_is_aborted(rig: &dyn Rig, domain: &DomainRef) {
+    refused(rig.libvirt().abort_job(domain), 55, &["no job"]);
 }
 
-fn a_domain_is_there_once(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let text = rig.libvirt().live_xml(&deaf.domain).unwrap().unwrap();
-    refused(rig.libvirt().create(&text), 55, &["already active", deaf.domain.name.as_str()]);
-    refused(rig.libvirt().resume(&deaf.domain), 55, &["already running"]);
+fn a_domain_is_there_once(rig: &dyn Rig, domain: &DomainRef) {
+    let text = rig.libvirt().live_xml(domain).unwrap().unwrap();
+    refused(rig.libvirt().create(&text), 55, &["already active", domain.name.as_str()]);
+    refused(rig.libvirt().resume(domain), 55, &["already running"]);
 }
 
-fn pause_and_resume_are_told(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    let events = rig.libvirt().watch(&deaf.domain).unwrap();
-    rig.pause(&deaf.domain);
+fn pause_and_resume_are_told(rig: &dyn Rig, domain: &DomainRef) {
+    let events = rig.libvirt().watch(domain).unwrap();
+    rig.pause(domain);
     hear(&events, &Event::Suspended, rig.patience());
-    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::PausedByUser));
-    rig.libvirt().resume(&deaf.domain).unwrap();
+    assert_eq!(rig.libvirt().state(domain).unwrap(), Some(RunState::PausedByUser));
+    rig.libvirt().resume(domain).unwrap();
     hear(&events, &Event::Resumed, rig.patience());
-    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
+    assert_eq!(rig.libvirt().state(domain).unwrap(), Some(RunState::Running));
 }
 
 fn a_domain_that_ended_is_nowhere(rig: &dyn Rig) {
@@ -412,15 +481,13 @@ fn a_domain_that_ended_is_nowhere(rig: &dyn Rig) {
     }
 }
 
-fn who_watches_hears_that_libvirtd_restarts(rig: &dyn Rig) {
-    let deaf = Deaf::start(rig, 61);
-    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
-    let events = rig.libvirt().watch(&deaf.domain).unwrap();
+fn who_watches_hears_that_libvirtd_restarts(rig: &dyn Rig, domain: &DomainRef) {
+    let events = rig.libvirt().watch(domain).unwrap();
     rig.restart_daemon();
     hear(&events, &Event::Disconnected, rig.patience());
     let begin = Instant::now();
     let found = loop {
-        match rig.libvirt().live_xml(&deaf.domain) {
+        match rig.libvirt().live_xml(domain) {
             Ok(text) => break text,
             Err(error) => {
                 assert!(error.kind() == LibvirtErrorKind::Disconnected && begin.elapsed() < rig.patience(), "{error}")
@@ -428,14 +495,14 @@ fn who_watches_hears_that_libvirtd_restarts(rig: &dyn Rig) {
         }
     };
     assert!(found.is_some(), "the domain did not outlive libvirtd");
-    let events = rig.libvirt().watch(&deaf.domain).unwrap();
-    rig.libvirt().reset(&deaf.domain).unwrap();
+    let events = rig.libvirt().watch(domain).unwrap();
+    rig.libvirt().reset(domain).unwrap();
     hear(&events, &Event::Rebooted, rig.patience());
-    assert_eq!(live(rig, &deaf.domain).hostdevs.len(), 1);
+    assert_eq!(live(rig, domain).hostdevs.len(), 1);
 }
 
 fn a_domain_that_moves_takes_its_metadata_along(rig: &dyn Rig) {
-    let Some((other, destination)) = rig.other() else { return };
+    let (other, destination) = rig.other().unwrap();
     let deaf = Deaf::start(rig, 61);
     set_ours(rig, &deaf.domain, Some(OURS)).unwrap();
     let before = live(rig, &deaf.domain);
@@ -452,14 +519,12 @@ fn a_domain_that_moves_takes_its_metadata_along(rig: &dyn Rig) {
     plug(other, &arrived.domain, 0, other.vfs()[0]).unwrap();
 }
 
-fn a_domain_with_a_vf_does_not_move(rig: &dyn Rig) {
-    let Some((other, destination)) = rig.other() else { return };
-    let deaf = Deaf::start(rig, 61);
-    plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
+fn a_domain_with_a_vf_does_not_move(rig: &dyn Rig, domain: &DomainRef) {
+    let (other, destination) = rig.other().unwrap();
     let migration = Migration { destination, ..Migration::default() };
-    refused(rig.libvirt().migrate(&deaf.domain, &migration), 55, &["cannot migrate domain", "VFIO"]);
-    assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::Running));
-    assert_eq!(other.libvirt().state(&deaf.domain).unwrap(), None);
+    refused(rig.libvirt().migrate(domain, &migration), 55, &["cannot migrate domain", "VFIO"]);
+    assert_eq!(rig.libvirt().state(domain).unwrap(), Some(RunState::Running));
+    assert_eq!(other.libvirt().state(domain).unwrap(), None);
 }
 
 fn vfs_that_are_asked_for_together_leave_one_by_one(rig: &dyn Rig, domain: &DomainRef) {

@@ -1,9 +1,12 @@
 //! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use crate::project;
 use crate::remotes::{Remotes, target};
@@ -223,6 +226,20 @@ impl LabHost {
         output.into()
     }
 
+    /// Makes the host's libvirtd reachable from here, as OpenNebula's user, through ssh.
+    pub fn forward_libvirt(self) -> ForwardedLibvirt {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("libvirt-sock");
+        let forward = format!("{}:/run/libvirt/libvirt-sock", socket.display());
+        // A connection of its own: the shared one ends when nobody runs a command.
+        let mut ssh = Command::new(project().join("tests/lab/lab"));
+        ssh.args(["ssh", &self.number.to_string(), "-u", "oneadmin", "--", "-S", "none", "-N", "-L", &forward]);
+        let ssh = ssh.stdin(Stdio::null()).spawn().unwrap();
+        let forwarded = ForwardedLibvirt { ssh, socket, _dir: dir };
+        self.wait("its libvirtd to be reached", SOON, |_| forwarded.socket.exists());
+        forwarded
+    }
+
     /// Runs a command as root.
     pub fn root(self, command: &str) -> Said {
         self.ssh("root", command, b"")
@@ -231,6 +248,14 @@ impl LabHost {
     /// Runs a command as OpenNebula's user.
     pub fn oneadmin(self, command: &str) -> Said {
         self.ssh("oneadmin", command, b"")
+    }
+
+    /// Runs a command as OpenNebula's user, with the agent of the front-end.
+    pub fn oneadmin_forwarding(self, command: &str) -> Said {
+        let (child, writer) = self.spawn("oneadmin", true, command, b"");
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output.into()
     }
 
     /// Writes a file as root.
@@ -316,27 +341,65 @@ impl LabHost {
 
     /// Saves a VM.
     pub fn save(self, vm: &Vm) -> Said {
+        self.begin_save(vm).finish()
+    }
+
+    /// Begins to save a VM.
+    pub fn begin_save(self, vm: &Vm) -> Running {
         let stdin = vm.action_data(&self.name()).xml();
-        self.action("save", &[&vm.uuid(), &vm.checkpoint(), &self.name()], vm, &stdin)
+        self.begin("save", &[&vm.uuid(), &vm.checkpoint(), &self.name()], vm, &stdin)
     }
 
     /// Restores a VM.
     pub fn restore(self, vm: &Vm) -> Said {
+        self.begin_restore(vm).finish()
+    }
+
+    /// Begins to restore a VM.
+    pub fn begin_restore(self, vm: &Vm) -> Running {
         let stdin = vm.action_data(&self.name()).xml();
-        self.action("restore", &[&vm.checkpoint(), &self.name(), &vm.uuid()], vm, &stdin)
+        self.begin("restore", &[&vm.checkpoint(), &self.name(), &vm.uuid()], vm, &stdin)
     }
 
     /// Attaches the NIC with this number, which `vm` already lists.
     pub fn attach_nic(self, vm: &Vm, nic: usize) -> Said {
+        self.begin_attach(vm, nic).finish()
+    }
+
+    /// Begins to attach the NIC with this number, which `vm` already lists.
+    pub fn begin_attach(self, vm: &Vm, nic: usize) -> Running {
         let stdin = vm.action_data(&self.name()).attach(nic).xml();
         let target = format!("{}-{nic}", vm.name());
-        self.action("attach_nic", &[&vm.uuid(), &vm.mac(nic), vm.bridge(nic), "virtio", "bridge", &target], vm, &stdin)
+        self.begin("attach_nic", &[&vm.uuid(), &vm.mac(nic), vm.bridge(nic), "virtio", "bridge", &target], vm, &stdin)
     }
 
     /// Detaches the NIC with this number, which `vm` still lists.
     pub fn detach_nic(self, vm: &Vm, nic: usize) -> Said {
+        self.begin_detach(vm, nic).finish()
+    }
+
+    /// Begins to detach the NIC with this number, which `vm` still lists.
+    pub fn begin_detach(self, vm: &Vm, nic: usize) -> Running {
         let stdin = vm.action_data(&self.name()).attach(nic).xml();
-        self.action("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, &stdin)
+        self.begin("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, &stdin)
+    }
+
+    /// Takes the snapshot of a VM that OpenNebula has this number for.
+    pub fn snapshot_create(self, vm: &Vm, number: u32) -> Said {
+        let stdin = vm.action_data(&self.name()).xml();
+        self.action("snapshot_create", &[&vm.uuid(), &number.to_string()], vm, &stdin)
+    }
+
+    /// Brings a VM back to a snapshot.
+    pub fn snapshot_revert(self, vm: &Vm, snapshot: &str) -> Said {
+        let stdin = vm.action_data(&self.name()).xml();
+        self.action("snapshot_revert", &[&vm.uuid(), snapshot], vm, &stdin)
+    }
+
+    /// Deletes a snapshot of a VM.
+    pub fn snapshot_delete(self, vm: &Vm, snapshot: &str) -> Said {
+        let stdin = vm.action_data(&self.name()).xml();
+        self.action("snapshot_delete", &[&vm.uuid(), snapshot], vm, &stdin)
     }
 
     /// Moves a running VM to another host, to the datastore of the same number there.
@@ -477,6 +540,27 @@ impl LabHost {
             assert!(begin.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
             thread::sleep(Duration::from_millis(500));
         }
+    }
+}
+
+/// A host's libvirtd as it is reached from here, for as long as this lives.
+pub struct ForwardedLibvirt {
+    ssh: Child,
+    socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl ForwardedLibvirt {
+    /// Its address for libvirt.
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket.display())
+    }
+}
+
+impl Drop for ForwardedLibvirt {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.ssh.kill().and_then(|()| self.ssh.wait()));
     }
 }
 

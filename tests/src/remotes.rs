@@ -1,11 +1,13 @@
 //! OpenNebula's remotes directory with the built driver in it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
 use tempfile::TempDir;
 
+use crate::lab::Said;
 use crate::project;
 
 /// A remotes directory that `shims/install` filled.
@@ -42,10 +44,26 @@ impl Remotes {
         self.dir.path()
     }
 
+    /// An action of the driver with these arguments and OpenNebula's own two.
+    pub fn program(&self, action: &str, args: &[&str]) -> Command {
+        let mut program = Command::new(self.driver().join(action));
+        program.args(args).args(["42", "node1"]);
+        program
+    }
+
     /// The driver's directory in it.
     pub fn driver(&self) -> PathBuf {
         self.path().join("vmm/kvm-sriov")
     }
+}
+
+/// Runs a program with this on its standard input.
+pub fn run(program: &mut Command, stdin: &str) -> Said {
+    let piped = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    // A program that does not read its input is no failure.
+    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
+    child.wait_with_output().unwrap().into()
 }
 
 /// Cargo's target directory.

@@ -31,7 +31,7 @@ pub struct Vm {
     guest: bool,
     words: String,
     memory: Option<u32>,
-    disk: bool,
+    disk: Option<&'static str>,
     datastore: u32,
     title: String,
     metadata: String,
@@ -55,7 +55,7 @@ impl Vm {
             guest: false,
             words: String::new(),
             memory: None,
-            disk: false,
+            disk: None,
             datastore: SHARED,
             title: format!("web-{id}"),
             metadata: String::new(),
@@ -121,7 +121,13 @@ impl Vm {
     /// With a disk, `disk.0` in its directory.
     #[must_use]
     pub fn disk(self) -> Self {
-        Self { disk: true, ..self }
+        self.disk_of("raw")
+    }
+
+    /// With a disk of this format, `disk.0` in its directory.
+    #[must_use]
+    pub fn disk_of(self, format: &'static str) -> Self {
+        Self { disk: Some(format), ..self }
     }
 
     /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
@@ -130,6 +136,11 @@ impl Vm {
         let number = self.nics.len();
         self.nics.push(Nic { bridge: bridge.into(), mac: self.mac(number) });
         self
+    }
+
+    /// How many NICs it has.
+    pub fn nics(&self) -> usize {
+        self.nics.len()
     }
 
     /// With another title and a line of metadata.
@@ -204,7 +215,7 @@ impl Vm {
         let (boot, console, acpi) = if self.guest {
             (
                 format!(
-                    "\t\t<kernel><![CDATA[/lab/vmlinuz]]></kernel>\n\
+                    "\t\t<kernel><![CDATA[/lab/vmlinux]]></kernel>\n\
                      \t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
                      \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet{}]]></cmdline>\n",
                     self.words
@@ -215,10 +226,10 @@ impl Vm {
         } else {
             (String::new(), String::new(), "")
         };
-        let disk = if self.disk {
+        let disk = if let Some(format) = self.disk {
             format!(
                 "\t\t<disk type='file' device='disk'>\n\t\t\t<source file='{}/disk.0'/>\n\
-                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='raw' cache='writeback'/>\n\
+                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='{format}' cache='writeback'/>\n\
                  \t\t</disk>\n",
                 self.dir()
             )

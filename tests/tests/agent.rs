@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use kvm_sriov::HostName;
+use kvm_sriov::actions::{Route, migrate_local};
 use kvm_sriov::agent::{Presence, Ssh, ask_state};
 use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::remotes::{Remotes, run};
 
 /// The UUID of the test driver's domain.
 const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
@@ -87,17 +88,7 @@ fn an_agent_that_cannot_read_its_kvmrc_refuses() {
 fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
     ssh(remotes, HERE);
     let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
-    let mut child = Command::new(remotes.driver().join(action))
-        .args(args)
-        .args(["42", "node1"])
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-    child.wait_with_output().unwrap().into()
+    run(remotes.program(action, args).env("PATH", path), stdin)
 }
 
 /// The recorded call, as a text.
@@ -158,6 +149,52 @@ fn an_agent_is_asked_for_the_whole_move() {
     assert_eq!(lines.next().unwrap(), "refused why=no%20VM%20was%20announced%20to%20this%20agent");
     drop(input);
     assert!(agent.wait().unwrap().success());
+}
+
+/// What the front-end hears when the source's `migrate` is this script, or the real one.
+fn moved(remotes: &Remotes, script: Option<&str>) -> Result<(), String> {
+    if let Some(script) = script {
+        let migrate = remotes.driver().join("migrate");
+        fs::write(&migrate, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&migrate, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // The way from the source to the destination is the same program.
+    let here = format!("PATH='{}':$PATH; export PATH; {HERE}", remotes.path().join("bin").display());
+    let reach = Ssh::new(&remotes.driver()).with_program(ssh(remotes, &here));
+    let route = Route { from: "node1".parse().ok(), to: "node2".parse().unwrap() };
+    migrate_local(&UUID.parse().unwrap(), &route, Some(recorded()), &reach).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_source_moves_with_its_own_program() {
+    let remotes = remotes();
+    let error = moved(&remotes, None).unwrap_err();
+    assert_eq!(error, "migrate_local: node1: node2: test is already on this host; nothing was changed");
+    let args = fs::read_to_string(remotes.path().join("args")).unwrap();
+    let hosts: Vec<&str> = args.lines().filter_map(|line| line.split(" -- ").nth(1)?.split(' ').next()).collect();
+    assert_eq!(hosts, ["node1", "node2"]);
+
+    let note = remotes.path().join("note");
+    let script =
+        format!("echo \"$@\" >'{0}'; cat >>'{0}'; echo 'INFO: migrate: half of it is copied' >&2", note.display());
+    moved(&remotes, Some(&script)).unwrap();
+    assert_eq!(fs::read_to_string(&note).unwrap(), format!("{UUID} node2 node1\n{}", recorded()));
+
+    let block = "echo 'ERROR MESSAGE --8<------'; echo 'migrate: no; a; b.'; echo 'ERROR MESSAGE ------>8--'";
+    let unclear = format!("the move may go on there; kvm-sriov explain {UUID} on both hosts tells where the VM is");
+    for (script, said) in [
+        ("echo 'WARN: migrate: well' >&2; echo 'migrate: it broke; it is left.' >&2; exit 1", "it broke; it is left"),
+        (&format!("( {block} ) >&2; exit 1"), "no; a; b"),
+        ("kill -9 $$", &format!("migrate ended early (signal: 9 (SIGKILL)); {unclear}")),
+        ("echo 'what?' >&2; exit 3", &format!("migrate ended early (exit status: 3) what?; {unclear}")),
+    ] {
+        assert_eq!(moved(&remotes, Some(script)).unwrap_err(), format!("migrate_local: node1: {said}"));
+    }
+    let migrate = remotes.driver().join("migrate");
+    fs::remove_file(&migrate).unwrap();
+    let error = moved(&remotes, None).unwrap_err();
+    let said = format!("migrate_local: node1: cannot start {}: No such file", migrate.display());
+    assert!(error.starts_with(&said) && error.ends_with("; nothing was changed"), "{error}");
 }
 
 fn encode(bytes: &[u8]) -> String {

@@ -1,4 +1,4 @@
-//! The model behaves as libvirt and QEMU do. The same list runs against the lab.
+//! The model behaves as libvirt and QEMU do. The same list runs against the lab (tests/lab/rig.rs).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -63,5 +63,7 @@ impl Rig for ModelRig {
 fn the_model_behaves_as_libvirt_does() {
     let host = ModelHost::default();
     let other = ModelRig { host: host.beside("host2", 4), other: None };
-    behaviours::run(&ModelRig { host, other: Some(Box::new(other)) });
+    let rig = ModelRig { host, other: Some(Box::new(other)) };
+    behaviours::run(&rig, &behaviours::ON_A_HOST);
+    behaviours::run(&rig, &behaviours::BETWEEN_HOSTS);
 }

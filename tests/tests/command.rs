@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use kvm_sriov_tests::remotes::target;
 use serde_json::Value;
@@ -118,6 +121,26 @@ fn a_vm_in_doubt_waits_for_a_word() {
     assert_eq!(here["done"][0], "let its CPUs run");
     let there = site.json(&["resolve", "one-42", "--there"], 0);
     assert_eq!(there["done"][0], "destroy the domain");
+}
+
+/// A libvirtd that takes a connection and says nothing.
+#[test]
+fn reconciliation_ends_although_libvirtd_hangs() {
+    let site = Site::with(RUNNING, "");
+    let socket = site.dir.path().join("hangs");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let state = site.dir.path().join("state");
+    let uri = format!("qemu+unix:///system?socket={}", socket.display());
+    // One call may take five minutes, which is the default.
+    let kvmrc = format!("LIBVIRT_URI='{uri}'\nVF_STATE_DIR={}\n", state.display());
+    fs::write(site.driver().join("kvmrc"), kvmrc).unwrap();
+    let begin = Instant::now();
+    let (out, text) = site.run(&["reconcile", "--timeout", "4"]);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(text.contains("libvirt has not answered virConnectOpen for 1 s"), "{text}");
+    assert!(!state.exists());
+    assert_eq!(site.run(&["reconcile", "--timeout", "2"]).0.status.code(), Some(2));
 }
 
 #[test]

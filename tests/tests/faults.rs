@@ -120,6 +120,17 @@ fn deploy_past_a_refused_vf_with_every_fault() {
 }
 
 #[test]
+fn deploy_waits_for_udev() {
+    let host = ModelHost::default();
+    let (vm, free) = (Vm::new(42).nic("sriov_ib0"), host.vfs("ib0")[0]);
+    host.add_vfio_rule();
+    host.model().comes_too_late(free, 3);
+    deploy(&host, &vm).unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == free));
+    host.check();
+}
+
+#[test]
 fn deploy_of_a_vm_without_vfs_with_every_fault() {
     fn plain() -> Vm {
         Vm::new(42).nic("br0")

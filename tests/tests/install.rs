@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::Remotes;
@@ -16,8 +16,16 @@ fn programs() -> Vec<String> {
     let name = |file: PathBuf| file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph");
     let mut names: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
     names.sort();
-    assert!(names.len() >= 28 && names.contains(&"deploy".to_owned()), "{names:?}");
+    assert!(names.len() >= 29 && names.contains(&"deploy".to_owned()), "{names:?}");
     names
+}
+
+/// Where a program lies.
+fn place(remotes: &Remotes, program: &str) -> PathBuf {
+    match program {
+        "sriov_probe" => remotes.path().join("im/kvm-probes.d/vm/monitor").join(program),
+        _ => remotes.driver().join(program),
+    }
 }
 
 #[test]
@@ -29,15 +37,46 @@ fn lays_out_what_opennebula_calls() {
         .collect();
     found.sort();
     let mut expected = programs();
+    expected.retain(|program| place(&remotes, program).starts_with(remotes.driver()));
     expected.push("vf_maps".into());
     assert_eq!(found, expected);
     for action in programs() {
-        let metadata = fs::metadata(remotes.driver().join(&action)).unwrap();
+        let metadata = fs::metadata(place(&remotes, &action)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755, "{action}");
         // OpenNebula copies every one of them to every host.
-        assert!(metadata.len() <= 1 << 20, "{action} has {} bytes", metadata.len());
+        assert!(metadata.len() <= 1_000_000, "{action} has {} bytes", metadata.len());
     }
     assert!(remotes.path().join("etc/vmm/kvm-sriov/kvmrc").is_file());
+}
+
+/// Runs the probe as OpenNebula's monitoring does.
+fn probe(remotes: &Remotes, kvmrc: &str) -> Output {
+    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+    Command::new(place(remotes, "sriov_probe")).args(["kvm", "3", "host3"]).output().unwrap()
+}
+
+#[test]
+fn the_probe_frees_what_nobody_backs_and_says_nothing() {
+    let remotes = Remotes::default();
+    let state = remotes.path().join("state");
+    fs::create_dir_all(state.join("ib0")).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(state.join("ib0/0"), "").unwrap();
+    fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
+    let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
+    let said = probe(&remotes, &kvmrc);
+    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+    assert!(!state.join("ib0/0").exists(), "{said:?}");
+}
+
+#[test]
+fn the_probe_never_fails() {
+    let remotes = Remotes::default();
+    let said = probe(&remotes, "LIBVIRT_URI=qemu+unix:///system?socket=/nonexistent\n");
+    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+    let text = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("WARN: sriov_probe: ") && text.contains("/nonexistent"), "{text}");
 }
 
 #[test]
@@ -114,7 +153,7 @@ fn newest_symbol(remotes: &Remotes, library: &str) -> (u32, u32, u32) {
     let prefix = format!("Name: {library}_");
     let mut newest = (0, 0, 0);
     for action in programs() {
-        let out = Command::new("readelf").arg("-V").arg(remotes.driver().join(&action)).output().unwrap();
+        let out = Command::new("readelf").arg("-V").arg(place(remotes, &action)).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         for (at, _) in text.match_indices(&prefix) {
             let version = text[at + prefix.len()..].split_whitespace().next().unwrap();

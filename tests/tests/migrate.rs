@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, Snapshots};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
@@ -49,25 +49,14 @@ impl Threads {
     }
 }
 
-/// Nobody migrates further.
-struct Nowhere;
-
-impl Reach for Nowhere {
-    fn start(&self, host: &HostName) -> Result<Link, AgentError> {
-        Err(AgentError::NotStarted { host: host.clone(), why: "no such host".into() })
-    }
-
-    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
-        Ok(())
-    }
-}
-
 impl Reach for Threads {
     fn start(&self, name: &HostName) -> Result<Link, AgentError> {
-        let Some(host) = self.hosts.lock().unwrap().remove(name.as_str()) else { return Nowhere.start(name) };
+        let host = self.hosts.lock().unwrap().remove(name.as_str());
+        let absent = || AgentError::NotStarted { host: name.clone(), why: "no such host".into() };
+        let host = host.ok_or_else(absent)?;
         let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         self.ends.lock().unwrap().extend([to.try_clone().unwrap(), from.try_clone().unwrap()]);
-        thread::spawn(move || agent::serve(|| Ok(host), input, output, &Nowhere));
+        thread::spawn(move || agent::serve(|| Ok(host), input, output));
         Ok(Link::new(from, to))
     }
 
@@ -167,23 +156,6 @@ fn cancel(host: &ModelHost) {
     actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
 }
 
-/// An agent on the source that finds the one on the destination, as with a forwarded key.
-struct Relay<'a>(&'a ModelHost, &'a ModelHost);
-
-impl Reach for Relay<'_> {
-    fn start(&self, name: &HostName) -> Result<Link, AgentError> {
-        assert_eq!(name.as_str(), self.0.model().name());
-        let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        let (host, further) = (self.0.host(), Threads::to(self.1));
-        thread::spawn(move || agent::serve(|| Ok(host), input, output, &further));
-        Ok(Link::new(from, to))
-    }
-
-    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
-        Ok(())
-    }
-}
-
 /// Positions, dummies and guest addresses, as the guest sees them.
 fn looks(host: &ModelHost) -> Vec<String> {
     let live = host.domain("one-42").unwrap();
@@ -192,6 +164,12 @@ fn looks(host: &ModelHost) -> Vec<String> {
     let mut all: Vec<String> = devices.chain(interfaces).collect();
     all.sort();
     all
+}
+
+/// The snapshots that libvirt knows of the VM.
+fn snapshots(host: &ModelHost) -> Snapshots {
+    let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+    host.model().snapshots(&domain).unwrap()
 }
 
 fn runs_there(hosts: &[ModelHost; 2]) {
@@ -212,19 +190,31 @@ fn there_and_back_the_guest_sees_the_same_devices() {
     assert_eq!(looks(&hosts[0]), before);
 }
 
+/// One call for each VF and each way, one look at all of them, one connection besides libvirt's own.
 #[test]
-fn the_front_end_has_a_vm_moved() {
-    let hosts = hosts();
-    let order = || {
-        let route = actions::Route { from: "host1".parse().ok(), to: "host2".parse().unwrap() };
-        actions::migrate_local(&vm().uuid().parse().unwrap(), &route, None, &Relay(&hosts[0], &hosts[1]))
-    };
-    order().unwrap();
-    runs_there(&hosts);
-    hosts.check();
-    let error = order().unwrap_err().to_string();
-    let id = vm().uuid();
-    assert_eq!(error, format!("migrate_local: host1: there is no domain {id} on this host; nothing was changed"),);
+fn calls_of_a_move_grow_by_one_for_each_vf() {
+    for vfs in 1..=3 {
+        let vm = (0..vfs).fold(Vm::new(42), |vm, _| vm.nic("sriov_ib0"));
+        let here = ModelHost::default();
+        let hosts = [here.beside("host2", 4), here];
+        let [there, here] = &hosts;
+        deploy(here, &vm);
+        hosts.iter().for_each(|host| host.faults().disarm());
+        let reach = Threads::to(there);
+        migrate_over(&reach, here, there, &vm).unwrap();
+        let each = |call| std::iter::repeat_n(call, vfs);
+        let out = ["find", "live_xml", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
+        let rest = ["live_xml", "migrate", "find"];
+        let expected: Vec<_> = out.into_iter().chain(each("detach_alias")).chain(rest).collect();
+        assert_eq!(here.faults().calls(), expected);
+        let prepare = ["find", "find", "domains"];
+        let receive = ["find", "job", "state", "live_xml"];
+        let rest = ["live_xml", "set_metadata"];
+        let expected: Vec<_> = prepare.into_iter().chain(receive).chain(each("attach")).chain(rest).collect();
+        assert_eq!(there.faults().calls(), expected);
+        assert_eq!(reach.ends.lock().unwrap().len(), 2, "the two ends of one connection");
+        hosts.check();
+    }
 }
 
 #[test]
@@ -362,6 +352,9 @@ fn with_every_fault(place: usize, course: Course) {
 /// Whether there are that many calls.
 fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut String) -> bool {
     let hosts = hosts();
+    for number in [0, 1] {
+        actions::snapshot_create(&hosts[0].host(), &vm().uuid().parse().unwrap(), number, None).unwrap();
+    }
     hosts[0].model().set_course(course);
     let (before, looked) = (hosts.portrait(), looks(&hosts[0]));
     hosts[place].faults().arm(n, fault);
@@ -389,6 +382,11 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
             hosts.check();
         }
         _ => reconciled(&hosts),
+    }
+    // Where libvirt itself refused one, that is said in the log.
+    if fault.kills() || calls.get(n - 1) != Some(&"redefine_snapshot") {
+        let known = hosts.iter().filter(|host| host.domain("one-42").is_some()).flat_map(|host| snapshots(host).names);
+        assert_eq!(known.collect::<BTreeSet<_>>(), ["snap-0", "snap-1"].map(String::from).into(), "{what}");
     }
     fired
 }
@@ -439,21 +437,17 @@ fn the_dummies_go_to_the_bridge_of_the_destination() {
 
 #[test]
 fn snapshots_are_known_wherever_the_vm_is() {
-    let known = |host: &ModelHost| {
-        let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
-        host.model().snapshots(&domain).unwrap()
-    };
     let hosts = hosts();
     for number in [0, 1] {
         actions::snapshot_create(&hosts[0].host(), &vm().uuid().parse().unwrap(), number, None).unwrap();
     }
-    let before = known(&hosts[0]);
+    let before = snapshots(&hosts[0]);
     assert_eq!((before.names.len(), before.current.as_deref()), (2, Some("snap-1")));
     hosts[0].model().set_course(Course::Fails);
     migrate(&hosts[0], &hosts[1], &vm()).unwrap_err();
-    assert_eq!(known(&hosts[0]), before);
+    assert_eq!(snapshots(&hosts[0]), before);
     migrate(&hosts[0], &hosts[1], &vm()).unwrap();
-    assert_eq!(known(&hosts[1]), before);
+    assert_eq!(snapshots(&hosts[1]), before);
     hosts.check();
 }
 
@@ -657,6 +651,19 @@ fn cancel_at_the_destination_leaves_the_vm_where_it_runs() {
     assert!(error.ends_with("; nothing was moved, the domain runs on"), "{error}");
     settle(&hosts);
     assert_eq!(hosts.portrait(), before);
+    hosts.check();
+}
+
+#[test]
+fn the_only_free_vf_of_the_destination_comes_late() {
+    let here = ModelHost::with_vfs(1);
+    let hosts = [here.beside("host3", 1), here];
+    let vm = Vm::new(50).nic("sriov_ib0");
+    deploy(&hosts[0], &vm);
+    hosts[1].add_vfio_rule();
+    hosts[1].model().comes_too_late(hosts[1].vfs("ib0")[0], 2);
+    migrate(&hosts[0], &hosts[1], &vm).unwrap();
+    assert_eq!(hosts[1].domain("one-50").unwrap().vfs().count(), 1);
     hosts.check();
 }
 

@@ -300,6 +300,27 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
 }
 
 #[test]
+fn a_vf_that_qemu_may_not_open_yet_is_tried_again() {
+    let host = a_running_vm();
+    let free = host.vfs("ib1")[1];
+    host.add_vfio_rule();
+    host.model().comes_too_late(free, 3);
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == free));
+    host.check();
+}
+
+#[test]
+fn without_a_udev_rule_it_is_no_matter_of_time() {
+    let host = a_running_vm();
+    let free = host.vfs("ib1")[1];
+    host.model().comes_too_late(free, 1);
+    attach(&host, &vm(), 4, "sriov_ib1").unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == host.vfs("ib1")[2]));
+    host.check();
+}
+
+#[test]
 fn without_a_dummy_bridge_nothing_is_plugged() {
     let host = a_running_vm();
     let before = host.portrait();
@@ -406,10 +427,11 @@ fn a_silent_guest_keeps_its_nic_and_what_leaves_late_comes_back() {
     let host = a_running_vm();
     host.model().set_guest("one-42", Guest::Silent);
     let before = portrait(&host);
-    let error = detach(&host, &vm(), 2).unwrap_err().to_string();
+    let error = detach(&host, &vm(), 2).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
     let vf = host.vfs("ib1")[0];
     assert_eq!(
-        error,
+        error.to_string(),
         format!(
             "detach_nic: one-42 did not release VF {vf} in 2 s; the NIC stays, the request stays pending in the guest and \
              what leaves later is plugged back (is the guest's PCI hot-plug driver loaded?)"
@@ -453,7 +475,9 @@ fn a_guest_that_refuses_by_event_is_left_as_it_was() {
     let host = a_running_vm();
     host.model().set_guest("one-42", Guest::RemovalFailed);
     let before = host.portrait();
-    let error = detach(&host, &vm(), 2).unwrap_err().to_string();
+    let error = detach(&host, &vm(), 2).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    let error = error.to_string();
     assert!(error.contains("refused: the guest refused") && error.ends_with("nothing was changed"), "{error}");
     assert_eq!(host.portrait(), before);
     host.check();
@@ -465,7 +489,9 @@ fn a_paused_vm_keeps_its_nics() {
     host.model().pauses("one-42");
     let before = host.portrait();
     for number in [1, 2] {
-        let error = detach(&host, &vm(), number).unwrap_err().to_string();
+        let error = detach(&host, &vm(), number).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        let error = error.to_string();
         let expected =
             "detach_nic: one-42 is paused, so its guest can't release a device; resume it first; nothing was changed";
         assert_eq!(error, expected);

@@ -63,11 +63,8 @@ impl Table {
         if cell == "any" {
             return true;
         }
-        if let Some(other) = cell.strip_prefix("but ") {
-            known(other);
-            return other != value;
-        }
-        cell.split(" / ").inspect(|name| known(name)).any(|name| name == value)
+        let is_one_of = |cell: &str| cell.split(" / ").inspect(|name| known(name)).any(|name| name == value);
+        cell.strip_prefix("but ").map_or_else(|| is_one_of(cell), |others| !is_one_of(others))
     }
 
     /// Every combination of values.
@@ -120,7 +117,8 @@ fn vms() -> Table {
                 "operation",
                 vec![
                     "none",
-                    "save",
+                    "save, none there",
+                    "save, some there",
                     "pending, all there",
                     "pending, some left",
                     "pending, all left",
@@ -128,7 +126,8 @@ fn vms() -> Table {
                     "restore, unfinished",
                     "restore, used",
                     "restore, gone",
-                    "migrate",
+                    "migrate, none there",
+                    "migrate, some there",
                     "newer",
                 ],
             ),
@@ -218,7 +217,12 @@ fn the_rules_are_those_of_the_document() {
             expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
             let expected: Vec<&str> = ORDER.into_iter().filter(|word| expected.contains(word)).collect();
             let (found, spare) = nic(wanted == "yes", device == "yes", claim, dummy == "yes");
-            for of_vm in vms.combinations().into_iter().filter(|vm| (vm[1] == "running") == (cpus == "run")) {
+            // Of a VM that has none of its VFs this NIC can't have its own.
+            let fits = |vm: &Vec<&str>| {
+                (vm[1] == "running") == (cpus == "run")
+                    && !(vm[2].ends_with(", none there") && wanted == "yes" && device == "yes")
+            };
+            for of_vm in vms.combinations().into_iter().filter(fits) {
                 for image in ["none", "named"] {
                     let facts = facts(&of_vm, image, found.clone(), spare.clone());
                     let all = vms.done(&of_vm).iter().flat_map(|word| match word.as_str() {
@@ -258,6 +262,7 @@ fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAd
         "pending, all there" => Some([true, true]),
         "pending, some left" => Some([false, true]),
         "pending, all left" => Some([false, false]),
+        "save, some there" | "migrate, some there" => Some([true, true]),
         _ => None,
     };
     nics.extend(devices.into_iter().flatten().zip(pending()).map(|(device, position)| there_is(position, device)));
@@ -272,12 +277,12 @@ fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAd
         domain: Some(state(domain)),
         operation: match operation {
             "none" => Open::Nothing,
-            "save" => Open::Save,
+            "save, none there" | "save, some there" => Open::Save,
             "restore, untouched" => Open::Restore(Checkpoint::Untouched),
             "restore, unfinished" => Open::Restore(Checkpoint::Unfinished),
             "restore, used" => Open::Restore(Checkpoint::Used),
             "restore, gone" => Open::Restore(Checkpoint::Nowhere),
-            "migrate" => Open::Migrate,
+            "migrate, none there" | "migrate, some there" => Open::Migrate,
             "newer" => Open::Newer,
             _ => Open::PendingUnplug(pending()),
         },
@@ -398,13 +403,16 @@ fn note_image(host: &ModelHost, path: &Path) {
 /// Does on a host what leads to this combination of table 1.
 fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     let pending = || OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
+    let migrate = || OperationKind::Migrate { to: "host2".into(), id: "7".into() };
     let restore = |path: &Path| OperationKind::Restore { checkpoint: path.to_owned() };
     let from = if operation == "restore, unfinished" { unfinished(host) } else { checkpoint(host) };
     let (kind, left): (_, &[usize]) = match operation {
         "none" => (None, &[1]),
         "newer" => (Some(OperationKind::Other("frobnicate".into())), &[1]),
-        "save" => (Some(OperationKind::Save), &[0, 1]),
-        "migrate" => (Some(OperationKind::Migrate { to: "host2".into(), id: "7".into() }), &[0, 1]),
+        "save, none there" => (Some(OperationKind::Save), &[0, 1]),
+        "save, some there" => (Some(OperationKind::Save), &[0]),
+        "migrate, none there" => (Some(migrate()), &[0, 1]),
+        "migrate, some there" => (Some(migrate()), &[0]),
         "pending, all there" => (Some(pending()), &[]),
         "pending, some left" => (Some(pending()), &[0]),
         "pending, all left" => (Some(pending()), &[0, 1]),
@@ -561,7 +569,7 @@ fn came_true(host: &ModelHost, said: &[&str], domain_word: &str, operation: &str
         false => {
             assert_eq!(missing(host), 0);
             let positions =
-                if said.contains(&"keep pending") { vec![position(1)] } else { vec![position(0), position(1)] };
+                if operation.ends_with("all there") { vec![position(0), position(1)] } else { vec![position(1)] };
             let kind = wanted(host).operation.unwrap().kind;
             assert_eq!(kind, OperationKind::PendingUnplug { positions });
         }
@@ -610,7 +618,7 @@ fn hanging(
 #[test]
 fn a_save_that_nobody_waits_for_is_aborted_and_no_other() {
     let table = vms();
-    for operation in ["none", "save"] {
+    for operation in ["none", "save, none there"] {
         let host = deployed();
         let (model, path) = (host.model().clone(), unfinished(&host));
         let saving = hanging(&host, operation, move |domain| model.save(domain, &path).is_ok());
@@ -637,13 +645,13 @@ fn a_move_under_way_is_left_alone_at_both_ends() {
     let host = deployed();
     let other = host.beside("host2", 4);
     let model = host.model().clone();
-    let moving = hanging(&host, "migrate", move |domain| {
+    let moving = hanging(&host, "migrate, none there", move |domain| {
         let migration = Migration { destination: "qemu+ssh://host2/system".into(), ..Migration::default() };
         model.migrate(domain, &migration).is_ok()
     });
     for (side, word) in [(&host, "running"), (&other, "paused for migration")] {
         let before = side.portrait();
-        let said = table.done(&["libvirt works", word, "migrate", "unknown"]);
+        let said = table.done(&["libvirt works", word, "migrate, none there", "unknown"]);
         assert_eq!(words(&put_right(side, "unknown").left), said);
         assert_eq!(side.portrait(), before);
     }
@@ -802,7 +810,7 @@ fn every_row_of_what_is_gone_comes_true() {
 type Broken = (&'static str, fn(&ModelHost), bool);
 
 const BROKEN: [Broken; 6] = [
-    ("save", |host| lead_to(host, "running", "save", "named"), true),
+    ("save", |host| lead_to(host, "running", "save, none there", "named"), true),
     ("image", |host| note_image(host, &lead_to_image(host)), true),
     ("restored", |host| lead_to(host, "paused for migration", "restore, used", "none"), true),
     ("to be restored", |host| lead_to(host, "paused for migration", "restore, untouched", "none"), false),
@@ -868,7 +876,7 @@ fn a_move_in_doubt_ends_in_one_place() {
     for runs_there in [true, false] {
         let host = deployed();
         let other = host.beside("host2", 4);
-        lead_to(&host, "running", "migrate", "none");
+        lead_to(&host, "running", "migrate, none there", "none");
         host.model().set_course(Course::InDoubt { runs_there });
         let migration = Migration { destination: "qemu+ssh://host2/system".into(), ..Migration::default() };
         host.model().migrate(&domain(&host), &migration).unwrap_err();
@@ -889,6 +897,54 @@ fn a_move_in_doubt_ends_in_one_place() {
         assert_eq!(other.domain("one-42").is_some(), runs_there);
         [host, other].check();
     }
+}
+
+/// A process is killed when it has asked, or just before; it is looked at before the guest answers, or after.
+#[test]
+fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
+    let calls = {
+        let host = deployed();
+        host.faults().disarm();
+        actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint(&host), None).unwrap();
+        host.faults().calls()
+    };
+    let asks = calls.iter().position(|call| *call == "detach_alias").unwrap() + 1;
+    for (n, leaves_late) in [(asks, false), (asks + 1, true), (asks + 2, true)] {
+        let host = deployed();
+        let before = looks(&host);
+        // Only the watcher's time is over soon: no guest of this test needs longer.
+        host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=60\nSRIOV_UNPLUG_GRACE=1\n");
+        host.model().set_guest("one-42", Guest::Silent);
+        host.faults().arm(n, Fault::Dies);
+        let save = || actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint(&host), None);
+        assert!(matches!(host.run(save), Ended::Killed));
+        let report = put_right(&host, "unknown");
+        assert_eq!(words(&report.done), ["remove image", "note pending"]);
+        let pending = OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
+        assert_eq!(wanted(&host).operation.unwrap().kind, pending);
+        thread::scope(|scope| {
+            let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+            while host.model().watches() == 0 {
+                thread::yield_now();
+            }
+            host.model().guest_reboots("one-42");
+            watching.join().unwrap().unwrap();
+        });
+        assert_eq!(wanted(&host).operation, None, "killed at call {n}");
+        assert_eq!(looks(&host), before);
+        assert_eq!(host.faults().count("attach") > 0, leaves_late);
+        host.check();
+        is_settled(&host);
+    }
+}
+
+/// The devices of ours: their aliases and guest addresses.
+fn looks(host: &ModelHost) -> Vec<String> {
+    let live = host.domain("one-42").unwrap();
+    let devices = live.hostdevs.iter().map(|device| format!("{:?} {:?}", device.alias, device.guest));
+    let mut devices: Vec<String> = devices.collect();
+    devices.sort();
+    devices
 }
 
 /// A guest that says nothing holds nobody up, and is heard when it answers.

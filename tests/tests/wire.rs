@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::remotes::{Remotes, run};
 
 /// A remotes directory of this version whose driver talks to libvirt's test driver, with its one domain `test`.
 fn remotes(version: &str) -> Remotes {
@@ -32,16 +31,7 @@ fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
 }
 
 fn call_with(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
-    let mut child = Command::new(remotes.driver().join(action))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A program that does not read its input is no failure.
-    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-    child.wait_with_output().unwrap().into()
+    run(Command::new(remotes.driver().join(action)).args(args), stdin)
 }
 
 #[test]
@@ -232,17 +222,8 @@ fn a_checkpoint_that_ceph_refuses_stays() {
     let file = remotes.path().join("checkpoint");
     fs::write(&file, "x").unwrap();
     let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
-    let run = |hook: &str, args: &[&str], stdin: &str| -> Said {
-        let mut child = Command::new(remotes.driver().join(hook))
-            .args(args)
-            .env("PATH", &path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-        child.wait_with_output().unwrap().into()
+    let run = |hook: &str, args: &[&str], stdin: &str| {
+        run(Command::new(remotes.driver().join(hook)).args(args).env("PATH", &path), stdin)
     };
     let file = file.to_str().unwrap();
     let data = "<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID></VM></VMM_DRIVER_ACTION_DATA>\n";

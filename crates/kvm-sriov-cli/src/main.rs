@@ -10,6 +10,7 @@ mod view;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use kvm_sriov::reconcile::Verdict;
@@ -47,8 +48,12 @@ enum Command {
     },
     /// Makes what VMs want, what they have and what is claimed equal again, after a crash or a guest that answered late.
     ///
-    /// A VM that an action or libvirt works on is left alone. Begins nothing new after 60 seconds.
+    /// A VM that an action or libvirt works on is left alone. What can't be done in time is left for the next time; only a VM
+    /// that is being started from the image of its save is waited for.
     Reconcile {
+        /// Ends after this time, also when libvirtd does not answer. The last third of it is for what has been begun.
+        #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(3..))]
+        timeout: u32,
         /// Only says what would be done.
         #[arg(long)]
         dry_run: bool,
@@ -144,7 +149,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     match &arguments.command {
         Command::List { json } => list::list(driver, *json, &mut out),
         Command::Check { json } => check::check(driver, *json, colours, &mut out),
-        Command::Reconcile { dry_run, json } => reconcile::reconcile(driver, *dry_run, *json, colours, &mut out),
+        Command::Reconcile { timeout, dry_run, json } => {
+            let timeout = Duration::from_secs((*timeout).into());
+            reconcile::reconcile(driver, timeout, *dry_run, *json, colours, &mut out)
+        }
         Command::Explain { vm, json } => explain::explain(driver, vm, *json, colours, &mut out),
         Command::Resolve { vm, here, there, json } => {
             let word = match (here, there) {

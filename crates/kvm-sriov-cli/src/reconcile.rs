@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use kvm_sriov::Host;
 use kvm_sriov::reconcile::{self, Options, Report, Verdict};
@@ -29,13 +30,16 @@ struct ClaimView {
 
 pub(crate) fn reconcile(
     driver: &Path,
+    timeout: Duration,
     dry_run: bool,
     json: bool,
     colours: bool,
     out: &mut impl Write,
 ) -> Result<ExitCode, Failure> {
-    let options = Options { dry_run, ..Options::default() };
-    let report = reconcile::reconcile(&Host::open_lenient(driver)?, &options)?;
+    // A second is left for the end of the connection, and one to say what was done.
+    let end = Instant::now() + timeout.saturating_sub(Duration::from_secs(2));
+    let options = Options { dry_run, timeout: timeout * 2 / 3 };
+    let report = reconcile::reconcile(&Host::open_lenient_until(driver, end)?, &options)?;
     let verdict = report.verdict(dry_run);
     if json {
         view::json(&view_of(&report, verdict), out)?;

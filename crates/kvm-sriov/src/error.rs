@@ -466,6 +466,15 @@ impl Cause {
         }
     }
 
+    /// Whether a guest keeps what it was to release.
+    fn is_not_released(&self) -> bool {
+        match self {
+            Self::NotReleased { .. } | Self::DeviceNotReleased { .. } | Self::NotRunning { .. } => true,
+            Self::Twice { cause, .. } => cause.is_not_released(),
+            _ => false,
+        }
+    }
+
     /// Whether it is not known if what failed took effect, or still will.
     pub(crate) fn leaves_doubt(&self) -> bool {
         match self {
@@ -512,10 +521,14 @@ impl fmt::Display for Kept<'_> {
 impl ActionError {
     /// A failure of `action` with its cause and the state it leaves.
     pub fn new(action: &'static str, cause: impl Into<Cause>, state: HostState) -> Self {
-        // The stock driver's codes: `exit -1` for deploy and a shutdown that timed out, 1 for the rest. Never 42,
-        // which makes OpenNebula copy all drivers again.
+        // The stock driver's codes: `exit -1` for deploy and a shutdown that timed out, the number of its tries for a NIC that
+        // stays, 1 for the rest. Never 42, which makes OpenNebula copy all drivers again; so that number is always its default.
         let cause = cause.into();
-        let exit = if action == "deploy" || matches!(cause, Cause::ShutdownTimeout { .. }) { 255 } else { 1 };
+        let exit = match (action, &cause) {
+            ("deploy", _) | (_, Cause::ShutdownTimeout { .. }) => 255,
+            ("detach_nic", cause) if cause.is_not_released() => 3,
+            _ => 1,
+        };
         Self { action, cause: Box::new(cause), state, exit }
     }
 

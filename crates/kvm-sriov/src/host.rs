@@ -1,6 +1,5 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -10,8 +9,8 @@ use crate::claims::{Backing, ClaimError, ClaimStore, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
-use crate::libvirt::{DomainRef, Hypervisor, Libvirt};
-use crate::sysfs::Sysfs;
+use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
+use crate::sysfs::{Sysfs, denied_vfio_device};
 use crate::vf_map::{MapDirs, VfMap};
 use crate::xml::LiveDomain;
 use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
@@ -21,6 +20,15 @@ const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
 /// Between two looks where libvirt tells nothing by itself.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
+
+/// How often a VF is tried that QEMU may not open although a udev rule gives it to QEMU.
+const UDEV_TRIES: usize = 4;
+
+/// How long udev may take to do what it knows of.
+///
+/// # Source
+/// udevadm(8): `settle` waits 120 s. It is a matter of milliseconds, or of a host that is overloaded.
+const UDEV: Duration = Duration::from_secs(30);
 
 /// Where OpenNebula copies the driver to on a host.
 const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
@@ -48,21 +56,16 @@ pub struct Host {
     journal: Journal,
     driver_dir: PathBuf,
     run_dir: PathBuf,
+    /// When it is not waited any longer for libvirtd.
+    end: Option<Instant>,
 }
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
         let driver_dir = DRIVER_DIR.into();
-        Self {
-            kvmrc,
-            hypervisor,
-            maps,
-            sysfs: Sysfs::default(),
-            journal: Journal::default(),
-            driver_dir,
-            run_dir: RUN_DIR.into(),
-        }
+        let (sysfs, journal) = (Sysfs::default(), Journal::default());
+        Self { kvmrc, hypervisor, maps, sysfs, journal, driver_dir, run_dir: RUN_DIR.into(), end: None }
     }
 
     /// The same host with another directory in place of OpenNebula's `/var/run/one`.
@@ -83,7 +86,7 @@ impl Host {
     /// Nothing was touched: kvmrc has a line that can't be read, or libvirtd does not answer.
     pub fn open(driver_dir: &Path) -> Result<Self, Cause> {
         let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir)).strict()?;
-        Self::connect(kvmrc, driver_dir)
+        Self::connect(kvmrc, driver_dir, None)
     }
 
     /// The host that a driver in `driver_dir` runs on, for an action that ends or frees something: what can't be read
@@ -92,20 +95,34 @@ impl Host {
     /// # Errors
     /// Nothing was touched: libvirtd does not answer.
     pub fn open_lenient(driver_dir: &Path) -> Result<Self, Cause> {
+        Self::lenient(driver_dir, None)
+    }
+
+    /// As [`Host::open_lenient`], for what must have an end: after `end` libvirtd is not waited for, and asked nothing more.
+    /// Only a VM that is started from the image of its save is waited for longer.
+    ///
+    /// # Errors
+    /// Nothing was touched: libvirtd does not answer.
+    pub fn open_lenient_until(driver_dir: &Path, end: Instant) -> Result<Self, Cause> {
+        Self::lenient(driver_dir, Some(end))
+    }
+
+    fn lenient(driver_dir: &Path, end: Option<Instant>) -> Result<Self, Cause> {
         let kvmrc = Kvmrc::load(&Kvmrc::places(driver_dir));
         for problem in kvmrc.problems() {
             log::warn!("{problem}; the default is used");
         }
-        Self::connect(kvmrc, driver_dir)
+        Self::connect(kvmrc, driver_dir, end)
     }
 
-    fn connect(kvmrc: Kvmrc, driver_dir: &Path) -> Result<Self, Cause> {
+    fn connect(kvmrc: Kvmrc, driver_dir: &Path, end: Option<Instant>) -> Result<Self, Cause> {
         for warning in kvmrc.warnings() {
             log::debug!("{warning}");
         }
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
-        let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
-        Ok(Self { driver_dir: driver_dir.into(), ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+        let (uri, timeout) = (kvmrc.libvirt_uri(), kvmrc.call_timeout());
+        let libvirt = end.map_or_else(|| Libvirt::open(uri, timeout), |end| Libvirt::open_until(uri, timeout, end))?;
+        Ok(Self { driver_dir: driver_dir.into(), end, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
     }
 
     /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
@@ -238,6 +255,7 @@ impl Host {
     /// passed. For what may be done twice.
     pub(crate) fn patiently<T>(&self, mut work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
         let end = Instant::now() + self.kvmrc.call_timeout();
+        let end = self.end.map_or(end, |last| last.min(end));
         loop {
             match work() {
                 Err(cause) if cause.is_passing() && Instant::now() < end => thread::sleep(POLL),
@@ -266,13 +284,37 @@ impl Host {
         nic.dummy(prefix, position).map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })
     }
 
+    /// Makes a call that gives a domain a VF. libvirt makes the VF's vfio device and has QEMU open it at once, while udev gives it
+    /// to QEMU's user: on a busy host udev may come too late. Then libvirt has taken the device away; udev is waited for, and the
+    /// call is made again. A host without a rule for vfio has nothing to wait for.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub(crate) fn past_udev<T>(&self, call: impl Fn() -> Result<T, LibvirtError>) -> Result<T, LibvirtError> {
+        for _ in 1..UDEV_TRIES {
+            match call() {
+                Err(error) if denied_vfio_device(error.text()).is_some() && self.sysfs.has_vfio_rule() => {
+                    log::info!("{}: udev is waited for, and it is tried again", error.text());
+                    self.sysfs.wait_for_udev(UDEV);
+                }
+                other => return other,
+            }
+        }
+        call()
+    }
+
     /// The maps of these roots, each once.
     ///
     /// # Errors
     /// A map is missing or can't be read. Nothing was changed.
     pub(crate) fn maps_of<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
-        let roots: BTreeSet<&RootName> = roots.collect();
-        Ok(roots.into_iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
+        let mut maps: Vec<VfMap> = Vec::new();
+        for root in roots {
+            if maps.iter().all(|map| map.root() != root) {
+                maps.push(self.maps.load(root)?);
+            }
+        }
+        Ok(maps)
     }
 
     /// Puts the claims of these roots right, and returns what backs claims on this host.

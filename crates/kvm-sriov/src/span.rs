@@ -3,6 +3,7 @@
 //! A program that finds SRIOV_SPANS in its environment appends a line `<kind> <begin> <end> <name>` to that file for each span, in
 //! microseconds since the program began. docs/measurements.md is made from them.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::sync::OnceLock;
@@ -19,12 +20,18 @@ static ZERO: OnceLock<Instant> = OnceLock::new();
 pub(crate) enum Kind {
     /// The guest was waited for.
     Guest,
+    /// One device was on its way out of a guest, from the request to the event that it is gone.
+    Device,
     /// A call to libvirt.
     Call,
     /// Memory went into a file, out of one, or to another host.
     Copy,
-    /// Another host was waited for.
+    /// Another host was reached.
     Ssh,
+    /// An agent there was waited for; what it did it writes down itself, as `Request`.
+    Asked,
+    /// An agent answered a request.
+    Request,
     /// All of an action.
     Action,
 }
@@ -32,16 +39,16 @@ pub(crate) enum Kind {
 /// A stretch of time, from when it is made until it is dropped.
 pub(crate) struct Span {
     kind: Kind,
-    name: &'static str,
+    name: Cow<'static, str>,
     begin: Instant,
 }
 
 impl Span {
     /// Begins now.
-    pub(crate) fn begin(kind: Kind, name: &'static str) -> Self {
+    pub(crate) fn begin(kind: Kind, name: impl Into<Cow<'static, str>>) -> Self {
         let begin = Instant::now();
         ZERO.get_or_init(|| begin);
-        Self { kind, name, begin }
+        Self { kind, name: name.into(), begin }
     }
 }
 
@@ -54,9 +61,12 @@ impl Drop for Span {
         let Some(mut file) = file.as_ref() else { return };
         let kind = match self.kind {
             Kind::Guest => "guest",
+            Kind::Device => "device",
             Kind::Call => "call",
             Kind::Copy => "copy",
             Kind::Ssh => "ssh",
+            Kind::Asked => "asked",
+            Kind::Request => "request",
             Kind::Action => "action",
         };
         let since = |at: Instant| ZERO.get().map_or(0, |zero| at.duration_since(*zero).as_micros());

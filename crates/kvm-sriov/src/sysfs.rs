@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::PciAddress;
+use crate::host::POLL;
 
 /// The kernel's view of the host, below a root that tests may move.
 #[derive(Debug, Clone)]
@@ -57,6 +60,17 @@ impl Sysfs {
         } else {
             "no udev rule gives it to the user of qemu.conf: install 80-kvm-sriov-vfio.rules into /etc/udev/rules.d, \
              then run udevadm control --reload"
+        }
+    }
+
+    /// Waits until udev has done all that it knows of, at most `limit`.
+    ///
+    /// # Source
+    /// systemd `src/udev/udev-manager.c`: /run/udev/queue is there while an event is not done.
+    pub(crate) fn wait_for_udev(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while self.root.join("run/udev/queue").exists() && Instant::now() < end {
+            thread::sleep(POLL);
         }
     }
 

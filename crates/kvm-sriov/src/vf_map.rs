@@ -3,7 +3,7 @@
 //! A map is a file named after its root with one VF a line, `0xBUS 0xSLOT 0xFUNC` in hexadecimal, or four fields when
 //! the PCI domain is not 0. The number of a line, from 0, is the VF's index: it names the claim, nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -101,8 +101,7 @@ impl VfMap {
         if bytes.is_empty() {
             return Err(VfMapError::Empty { path: path.into() });
         }
-        let mut vfs = Vec::new();
-        let mut first_lines = BTreeMap::new();
+        let mut vfs: Vec<PciAddress> = Vec::new();
         for (index, bytes) in bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').enumerate() {
             let line = index + 1;
             let text = String::from_utf8_lossy(bytes);
@@ -112,8 +111,8 @@ impl VfMap {
                 expected,
                 found: text.escape_debug().to_string(),
             })?;
-            if let Some(first) = first_lines.insert(vf, line) {
-                return Err(VfMapError::Duplicate { path: path.into(), line, first, vf });
+            if let Some(first) = vfs.iter().position(|known| *known == vf) {
+                return Err(VfMapError::Duplicate { path: path.into(), line, first: first + 1, vf });
             }
             vfs.push(vf);
         }

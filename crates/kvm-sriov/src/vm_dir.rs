@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use crate::SnapshotName;
 use crate::error::Cause;
 use crate::libvirt::{DomainRef, Hypervisor};
+use crate::order::ascending;
 use crate::xml::{self, LiveDomain, Nvram, VmData};
 
 /// How a file of qcow2 form begins.
@@ -129,7 +130,7 @@ impl VmDir {
     /// `snap-<n>.xml` by number: libvirt wants a parent before its child.
     fn snapshot_files(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
-        let mut files: Vec<(u64, PathBuf)> = entries
+        let files: Vec<(u64, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name();
@@ -137,8 +138,7 @@ impl VmDir {
                 Some((number, entry.path()))
             })
             .collect();
-        files.sort_unstable();
-        files.into_iter().map(|(_, path)| path).collect()
+        ascending(files, Ord::cmp).into_iter().map(|(_, path)| path).collect()
     }
 }
 

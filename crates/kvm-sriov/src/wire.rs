@@ -377,7 +377,7 @@ fn print_answer(action: &str, line: &str) -> ExitCode {
     }
 }
 
-fn log_to_stderr(action: &'static str) {
+pub(crate) fn log_to_stderr(action: &'static str) {
     static LINES: AtomicUsize = AtomicUsize::new(0);
     let format = move |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
         if LINES.fetch_add(1, Ordering::Relaxed) >= LOG_LINES {

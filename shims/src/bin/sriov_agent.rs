@@ -3,8 +3,7 @@ use kvm_sriov::{Host, agent, wire};
 
 fn main() -> std::process::ExitCode {
     wire::run("sriov_agent", |call| {
-        let (input, output) = (std::io::stdin(), std::io::stdout());
-        agent::serve(|| Host::open(call.driver_dir()), input, output, &agent::Ssh::new(call.driver_dir()));
+        agent::serve(|| Host::open(call.driver_dir()), std::io::stdin(), std::io::stdout());
         Ok(None)
     })
 }

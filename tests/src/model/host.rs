@@ -126,6 +126,13 @@ impl ModelHost {
         fs::write(self.at("kvmrc"), text).unwrap();
     }
 
+    /// Installs the udev rule that gives vfio devices to QEMU's user.
+    pub fn add_vfio_rule(&self) {
+        fs::create_dir_all(self.at("root/etc/udev/rules.d")).unwrap();
+        let rule = "80-kvm-sriov-vfio.rules";
+        fs::copy(crate::project().join("dist/udev").join(rule), self.at("root/etc/udev/rules.d").join(rule)).unwrap();
+    }
+
     /// The host as a process sees it that starts now.
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();

@@ -99,6 +99,9 @@ impl Hypervisor for Model {
         world.sites[self.site].is_new(&definition)?;
         definition.complete()?;
         world.sites[self.site].can_have(&definition.name, definition.devices())?;
+        for device in definition.devices() {
+            world.sites[self.site].may_open(device)?;
+        }
         let memory = world.new_memory(&definition.uuid);
         let created = world.sites[self.site].admit(definition, RunState::PausedOtherwise, memory, false);
         world.start_cpus(self.site, &created.uuid);
@@ -216,6 +219,7 @@ impl Hypervisor for Model {
             definition.pivot(&target, &device);
             return Ok(());
         }
+        site.may_open(&device)?;
         let alias = site.existing(&domain.uuid)?.definition.plug(device)?;
         site.emit(&domain.uuid, &kvm_sriov::libvirt::Event::DeviceAdded(alias));
         world.hear(self.site, &domain.uuid);

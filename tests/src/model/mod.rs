@@ -98,6 +98,11 @@ impl Model {
         self.change_site(|site| site.refused.insert(address, text.to_owned()));
     }
 
+    /// udev comes too late with the vfio device of this VF so many times: QEMU may not open it.
+    pub fn comes_too_late(&self, address: PciAddress, times: usize) {
+        self.change_site(|site| site.too_late.insert(address, times));
+    }
+
     /// QEMU takes this PCI device again.
     pub fn accept(&self, address: PciAddress) {
         self.change_site(|site| site.refused.remove(&address));

@@ -81,8 +81,14 @@ pub(super) fn copy_not_ready(disk: &str) -> LibvirtError {
     other(83, format!("block copy still active: disk '{disk}' not ready for pivot yet"))
 }
 
-pub(super) fn no_device(alias: &str) -> LibvirtError {
-    other(99, format!("device not found: no device found with alias {alias}"))
+/// A device that is named by its alias: an internal error (virDomainDefFindDevice).
+pub(super) fn no_alias(alias: &str) -> LibvirtError {
+    internal(format!("no device found with alias {alias}"))
+}
+
+/// A device that is described by its XML.
+pub(super) fn no_device(what: &str) -> LibvirtError {
+    other(99, format!("device not found: {what} not found"))
 }
 
 /// The connection broke while a call was under way, or can't be opened again yet.

@@ -74,6 +74,8 @@ pub(super) struct Site {
     pub(super) guests: BTreeMap<DomainName, Guest>,
     pub(super) hotplugs: BTreeMap<DomainName, Hotplug>,
     pub(super) refused: BTreeMap<PciAddress, String>,
+    /// How many more times udev does not give a vfio device to QEMU's user before QEMU opens it.
+    pub(super) too_late: BTreeMap<PciAddress, usize>,
     pub(super) course: Course,
     /// Whether copies that hang go on.
     pub(super) let_go: bool,
@@ -221,7 +223,7 @@ impl World {
     pub(super) fn ask(&mut self, site: usize, uuid: &DomainUuid, alias: &str) -> Result<(), LibvirtError> {
         let token = self.token();
         let domain = self.sites[site].changeable(uuid)?;
-        let Some(device) = domain.definition.device(alias) else { return Err(refusal::no_device(alias)) };
+        let Some(device) = domain.definition.device(alias) else { return Err(refusal::no_alias(alias)) };
         if device.name() == "disk" && device.attribute("device") == Some("cdrom") {
             return Err(refusal::unsupported("disk device type 'cdrom' cannot be detached"));
         }
@@ -336,6 +338,7 @@ impl Site {
             guests: BTreeMap::new(),
             hotplugs: BTreeMap::new(),
             refused: BTreeMap::new(),
+            too_late: BTreeMap::new(),
             course: Course::Works,
             let_go: false,
             completed: BTreeMap::new(),
@@ -416,6 +419,22 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// Whether QEMU may open the vfio device of this one.
+    ///
+    /// # Source
+    /// QEMU `hw/vfio/container.c`; the lab, with udev's queue stopped.
+    pub(super) fn may_open(&mut self, device: &Element) -> Result<(), LibvirtError> {
+        let late = device.host_address().and_then(|address| Some((address, self.too_late.get_mut(&address)?)));
+        match late {
+            Some((address, times)) if *times > 0 => {
+                *times -= 1;
+                let text = format!("vfio {address}: Could not open '/dev/vfio/11': Permission denied");
+                Err(refusal::monitor("device_add", text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes a domain in.

@@ -12,14 +12,19 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{env, fs, iter, panic, thread};
 
-use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, Said};
+use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, SOON, Said};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::vm::Vm;
 
 mod disks;
+mod drift;
+mod layer;
 mod moves;
 mod nics;
+mod package;
+mod rig;
+mod snapshots;
 mod suspend;
 
 const STATE: &str = "/tmp/vf_interfaces";
@@ -38,8 +43,13 @@ macro_rules! scenarios {
 }
 
 use disks::*;
+use drift::*;
+use layer::*;
 use moves::*;
 use nics::*;
+use package::*;
+use rig::*;
+use snapshots::*;
 use suspend::*;
 
 /// What one host is enough for: both hosts take from this list.
@@ -65,6 +75,7 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     reboot_and_reset,
     calls_recorded_from_opennebula,
     commands_of_the_documents,
+    packages_are_installed_upgraded_and_removed,
     shutdown_that_is_not_heard,
     guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
@@ -73,7 +84,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
     killed_while_saving,
-    killed_while_restoring,
     cancel_during_a_save_that_hangs,
     libvirtd_restarts_during_an_unplug,
     guest_reboots_during_an_unplug,
@@ -82,11 +92,14 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
+    monitoring_frees_what_a_crash_left,
+    a_host_behaves_as_the_model_does,
     host_reboot_with_claims_left_behind,
 ];
 
 /// What needs both hosts; the first is given.
 const ON_TWO_HOSTS: &[Scenario] = scenarios![
+    two_hosts_behave_as_the_model_does,
     vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
@@ -94,26 +107,46 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     moves_that_are_cut_off,
 ];
 
-/// What takes long: `./check long`. One after the other, the first host is given.
-const LONG: &[Scenario] = scenarios![
+/// What takes long (`./check long`), and one host is enough for.
+const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
+    the_libvirt_layer_on_a_libvirtd_of_its_own,
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,
     nics_come_and_go_on_pc,
-    two_vms_swap_hosts_with_full_maps,
     killed_at_every_step_of_a_save,
     killed_at_every_step_of_a_restore,
-    moves_that_are_cut_off_in_every_way,
+    snapshots_of_a_vm_with_vfs,
+    snapshots_of_a_vm_without_vfs,
+    firmware_is_asked_and_the_guest_boots,
+    qemu_stands_still_during_an_action,
+    another_datastore_of_the_host,
+    udev_comes_late,
+    a_hundred_rounds_of_attach_and_detach,
     disks_come_grow_and_go_on_pc,
     disks_come_grow_and_go_on_q35,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,
 ];
 
+/// What takes long, and needs both.
+const LONG_ON_TWO_HOSTS: &[Scenario] = scenarios![
+    two_vms_swap_hosts_with_full_maps,
+    moves_that_are_cut_off_in_every_way,
+    storage_that_is_not_shared_moves_along,
+    a_vm_in_doubt_is_resolved,
+    killed_at_every_step_of_a_move,
+    killed_at_any_time,
+];
+
 fn main() -> ExitCode {
     let listed = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG].concat().iter().map(|(name, _)| *name).collect();
+    let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG_ON_ONE_HOST, LONG_ON_TWO_HOSTS]
+        .concat()
+        .iter()
+        .map(|(name, _)| *name)
+        .collect();
     assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
@@ -125,8 +158,8 @@ fn main() -> ExitCode {
     let choose = |all: &'static [Scenario], usually: bool| -> Vec<&'static Scenario> {
         all.iter().filter(|(name, _)| is_wanted(name, usually)).collect()
     };
-    let alone = choose(ON_ONE_HOST, true);
-    let together = [choose(ON_TWO_HOSTS, true), choose(LONG, false)].concat();
+    let alone = [choose(ON_ONE_HOST, true), choose(LONG_ON_ONE_HOST, false)].concat();
+    let together = [choose(ON_TWO_HOSTS, true), choose(LONG_ON_TWO_HOSTS, false)].concat();
     println!("\nrunning {} scenarios", alone.len() + together.len());
     let hosts = if alone.len() + together.len() == 1 && together.is_empty() {
         vec![LabHost::start(1)]
@@ -233,6 +266,14 @@ fn interfaces(live: &str) -> Vec<(String, String)> {
             (of("mac", "address"), of("source", "bridge"))
         })
         .collect()
+}
+
+/// Whether no operation is open on a domain of ours. That a guest may still release a VF, which a killed action may have asked for,
+/// is none.
+fn is_at_rest(live: &str) -> bool {
+    let document = roxmltree::Document::parse(live).unwrap();
+    let operation = document.descendants().find(|node| node.has_tag_name(("urn:kvm-sriov:domain:1", "operation")));
+    operation.is_none_or(|operation| operation.attribute("kind") == Some("pending-unplug"))
 }
 
 /// Nothing was started and nothing claimed.
@@ -684,6 +725,25 @@ fn guest_sees_its_vf_and_shuts_down(host: LabHost) {
     let said = host.action("shutdown", &[&vm.uuid(), "host1"], &vm, "");
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
     assert_eq!(host.live_xml(&vm), "");
+}
+
+fn monitoring_frees_what_a_crash_left(host: LabHost) {
+    let vm = Vm::new(26).nic("sriov_pf0").nic("sriov_pf1");
+    deploy(host, &vm);
+    let probe = || {
+        let said = host.oneadmin("/var/tmp/one/im/kvm-probes.d/vm/monitor/sriov_probe kvm 1 host1 </dev/null");
+        assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    };
+    probe();
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"], "the probe took a VF of a running VM");
+    host.kill_qemu(&vm);
+    host.wait("the domain to be gone", SOON, |host| host.live_xml(&vm).is_empty());
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"]);
+    probe();
+    assert_eq!(host.claims(), Vec::<String>::new());
+    host.kill_libvirtd();
+    probe();
+    host.start_libvirtd();
 }
 
 fn host_reboot_with_claims_left_behind(host: LabHost) {

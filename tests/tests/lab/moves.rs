@@ -4,10 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_sriov_tests::lab::{LabHost, Running, Said};
-use kvm_sriov_tests::vm::{SHARED, Vm};
+use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
 
-use super::suspend::{boot, identity, shows};
-use super::{GUEST_BOOT, KVMRC, cancel, deploy, map, plugged};
+use super::suspend::{Identity, RENAME, SYNC, UNLINK, boot, exists, identity, shows, under_strace};
+use super::{GUEST_BOOT, KVMRC, cancel, deploy, is_at_rest, map, plugged};
 
 /// A migration of the lab's guest takes about 15 s.
 const MOVE: Duration = Duration::from_secs(120);
@@ -27,19 +27,19 @@ pub(super) fn second_host() -> LabHost {
 }
 
 /// OpenNebula heard that the VM has moved.
-fn migrated(said: &Said) {
+pub(super) fn migrated(said: &Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
 /// The VM runs on `at` alone, with all its VFs, and nothing but them is claimed.
-fn is_only_at(vm: &Vm, at: LabHost, other: LabHost, vfs: usize) {
+pub(super) fn is_only_at(vm: &Vm, at: LabHost, other: LabHost, vfs: usize) {
     assert_eq!(at.state(vm), "running", "on {}", at.name());
     assert_eq!(other.live_xml(vm), "", "it is on {}, too", other.name());
     assert_eq!(plugged(&at.live_xml(vm)).len(), vfs);
     assert_eq!(at.claims().len(), vfs, "{:?}", at.claims());
     assert_eq!(other.claims(), Vec::<String>::new());
     let live = at.live_xml(vm);
-    assert!(!live.contains("<sriov:operation"), "an operation is open: {live}");
+    assert!(is_at_rest(&live), "an operation is open: {live}");
 }
 
 pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHost) {
@@ -117,7 +117,7 @@ struct Fault {
     mended: fn(LabHost, LabHost),
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 7] = [
     Fault {
         name: "the job is aborted",
         strikes: |host1, _, _, vm| {
@@ -150,6 +150,11 @@ const FAULTS: [Fault; 6] = [
         strikes: |_, host2, _, _| host2.power_off(),
         mended: |_, host2| host2.power_on(),
     },
+    Fault {
+        name: "the network between the hosts is cut",
+        strikes: |_, host2, _, _| host2.cut_network(),
+        mended: |_, host2| host2.mend_network(),
+    },
 ];
 
 pub(super) fn moves_that_are_cut_off(host1: LabHost) {
@@ -171,27 +176,11 @@ fn cut_off(host1: LabHost, faults: &[Fault]) {
             host.write(KVMRC, SLOWLY);
         }
         let mut moving = host1.begin_migration(&vm, host2);
-        host1.wait("memory to be copied", MOVE, |host| {
-            let job = host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out;
-            job.contains("Outgoing migration") && job.contains("Memory processed")
-        });
+        is_copied(host1, &vm);
         strikes(host1, host2, &mut moving, &vm);
         let said = moving.finish();
         mended(host1, host2);
-        // The copy goes on when nobody is there to end it: libvirt ends it with the connection.
-        host1.wait(&format!("no CPU to run twice, and one place: {name}"), MOVE, |host1| {
-            let [here, there] = [host1.state(&vm), host2.state(&vm)];
-            assert!(here != "running" || there != "running", "{name}: its CPUs run in two places");
-            for host in [host1, host2] {
-                host.root("timeout 60 kvm-sriov reconcile");
-            }
-            [host1.live_xml(&vm), host2.live_xml(&vm)].iter().filter(|live| !live.is_empty()).count() == 1
-                && [host1.state(&vm), host2.state(&vm)].contains(&"running".to_owned())
-        });
-        let (at, other) = if host1.live_xml(&vm).is_empty() { (host2, host1) } else { (host1, host2) };
-        at.wait(&format!("all VFs to be back: {name}"), GUEST_ANSWERS, |at| plugged(&at.live_xml(&vm)).len() == 2);
-        is_only_at(&vm, at, other, 2);
-        assert_eq!(identity(&at.live_xml(&vm)), before, "{name}: {said:?}");
+        let at = settles([host1, host2], &vm, &before, &format!("{name}: {said:?}"));
         assert_eq!(at.wait_tick(&vm).boot, boot_id, "{name}");
         shows(at, &vm, 4, GUEST_ANSWERS);
         if at.name() != host1.name() {
@@ -199,6 +188,39 @@ fn cut_off(host1: LabHost, faults: &[Fault]) {
         }
     }
     cancel(host1, &vm);
+}
+
+/// Waits until the memory of a VM is on its way.
+fn is_copied(host: LabHost, vm: &Vm) {
+    host.wait("memory to be copied", MOVE, |host| {
+        let job = host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out;
+        job.contains("Outgoing migration") && job.contains("Memory processed")
+    });
+}
+
+/// Reconciles both hosts until the VM runs in one place, with all its VFs and nothing else claimed, and returns that place. Its
+/// CPUs never run in two.
+#[track_caller]
+pub(super) fn settles(hosts: [LabHost; 2], vm: &Vm, before: &Identity, after: &str) -> LabHost {
+    let [host1, host2] = hosts;
+    // The copy goes on when nobody is there to end it: libvirt ends it with the connection.
+    host1.wait(&format!("one place: {after}"), MOVE, |host1| {
+        let [here, there] = [host1.state(vm), host2.state(vm)];
+        assert!(here != "running" || there != "running", "its CPUs run in two places: {after}");
+        for host in hosts {
+            host.root("timeout 60 kvm-sriov reconcile");
+        }
+        [host1.live_xml(vm), host2.live_xml(vm)].iter().filter(|live| !live.is_empty()).count() == 1
+            && [host1.state(vm), host2.state(vm)].contains(&"running".to_owned())
+    });
+    let (at, other) = if host1.live_xml(vm).is_empty() { (host2, host1) } else { (host1, host2) };
+    at.wait(&format!("all VFs to be back: {after}"), GUEST_ANSWERS, |at| identity(&at.live_xml(vm)) == *before);
+    // What a process left that died while it wrote a claim is no claim, and goes after a minute.
+    for host in hosts {
+        host.root("rm -f /tmp/vf_interfaces/*/.new-*").ok();
+    }
+    is_only_at(vm, at, other, plugged(&at.live_xml(vm)).len());
+    at
 }
 
 pub(super) fn two_vms_swap_hosts_with_full_maps(host1: LabHost) {
@@ -212,11 +234,10 @@ pub(super) fn two_vms_swap_hosts_with_full_maps(host1: LabHost) {
     shows(host1, &left, 2, GUEST_BOOT);
     shows(host2, &right, 2, GUEST_BOOT);
     let moving = [host1.begin_migration(&left, host2), host2.begin_migration(&right, host1)];
-    for moved in moving {
-        migrated(&moved.finish());
-    }
-    assert_eq!(plugged(&host2.live_xml(&left)).len(), 1);
-    assert_eq!(plugged(&host1.live_xml(&right)).len(), 1);
+    let said = moving.map(Running::finish);
+    said.iter().for_each(migrated);
+    assert_eq!(plugged(&host2.live_xml(&left)).len(), 1, "{said:?}");
+    assert_eq!(plugged(&host1.live_xml(&right)).len(), 1, "{said:?}");
     assert_eq!((host1.claims().len(), host2.claims().len()), (3, 3));
     for (host, vm) in [(host1, &right), (host2, &left), (host1, &fillers[0]), (host2, &fillers[1])] {
         cancel(host, vm);
@@ -257,4 +278,162 @@ pub(super) fn vm_without_vfs_migrates(host1: LabHost) {
     assert_eq!(host2.state(&vm), "running");
     cancel(host2, &vm);
     assert_eq!(SHARED, 0);
+}
+
+pub(super) fn storage_that_is_not_shared_moves_along(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(72).datastore(PRIVATE).with_guest().disk().nic("sriov_pf0").nic("sriov_pf1");
+    let disk = format!("{}/disk.0", vm.dir());
+    host1.oneadmin(&format!("mkdir -p {} && head -c 2M /dev/urandom >{disk}", vm.dir())).ok();
+    let sum = |host: LabHost| host.root(&format!("sha256sum {disk}")).ok();
+    let content = sum(host1);
+    let before = identity(&boot(host1, &vm, 4));
+    assert!(!exists(host2, &vm.dir()));
+    let data = vm.action_data(&host1.name()).to(&host2.name(), PRIVATE);
+    let said = host1.begin_migration_with(&vm, host2, &data).finish();
+    migrated(&said);
+    is_only_at(&vm, host2, host1, 2);
+    assert_eq!(identity(&host2.live_xml(&vm)), before, "{said:?}");
+    assert_eq!(sum(host2), content, "{said:?}");
+    shows(host2, &vm, 4, GUEST_ANSWERS);
+    cancel(host2, &vm);
+    // OpenNebula's transfer driver does it after a move.
+    for host in [host1, host2] {
+        host.root(&format!("rm -rf {}", vm.dir())).ok();
+    }
+}
+
+pub(super) fn another_datastore_of_the_host(host: LabHost) {
+    let vm = Vm::new(73).disk().nic("sriov_pf0").nic("sriov_pf1");
+    host.oneadmin(&format!("mkdir -p {0} && head -c 2M /dev/urandom >{0}/disk.0", vm.dir())).ok();
+    let live = deploy(host, &vm);
+    let moved = vm.clone().datastore(SHARED_TOO);
+    let sum = |vm: &Vm| host.root(&format!("sha256sum <{}/disk.0", vm.dir())).ok();
+    let content = sum(&vm);
+    let data = vm.action_data(&host.name()).to(&host.name(), SHARED_TOO);
+    migrated(&host.begin_migration_with(&vm, host, &data).finish());
+    let after = host.live_xml(&moved);
+    assert_eq!(plugged(&after), plugged(&live), "a VF was touched");
+    assert_eq!(identity(&after), identity(&live));
+    let [old, new] = [SHARED, SHARED_TOO].map(|datastore| format!("/datastores/{datastore}/{}", vm.id));
+    assert!(after.contains(&new) && !after.contains(&format!("{old}/disk.0")), "{after}");
+    assert!(
+        after.contains(&format!("{new}]]></one:system_datastore>")) || after.contains(&format!("{new}</one:")),
+        "{after}"
+    );
+    assert_eq!(sum(&moved), content);
+    assert_eq!(host.claims(), ["pf0/0", "pf1/0"]);
+    let unplugged = host.root(&format!("grep -c 'vm={} .*result=unplugged' /var/log/syslog", vm.name())).out;
+    assert_eq!(unplugged.trim(), "0");
+    cancel(host, &moved);
+    host.root(&format!("rm -rf {} {}", vm.dir(), moved.dir())).ok();
+}
+
+/// Has a VM moved from one host to the other until all of its memory is there, and kills the driver before the source is told
+/// what became of it.
+///
+/// * `arrives` - whether the destination, whose libvirtd stood still until then, lets the VM run
+fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm, arrives: bool) {
+    for host in [from, to] {
+        host.write(KVMRC, SLOWLY);
+    }
+    let mut moving = from.begin_migration(vm, to);
+    is_copied(from, vm);
+    to.root("kill -STOP $(cat /run/libvirtd.pid)").ok();
+    from.oneadmin(&format!("virsh -q -c qemu:///system migrate-setspeed {} 1000", vm.name())).ok();
+    let phase = format!("grep -q \"phase='perform3_done'\" /run/libvirt/qemu/{}.xml", vm.name());
+    from.wait("the source to have sent everything", MOVE, |from| from.root(&phase).code == 0);
+    if arrives {
+        from.kill_libvirtd();
+        to.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
+        to.wait("it to run at the destination", MOVE, |to| to.state(vm) == "running");
+    }
+    moving.signal("KILL");
+    let said = moving.finish();
+    assert_ne!(said.code, 0, "{said:?}");
+    if arrives {
+        from.start_libvirtd();
+    }
+}
+
+pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(74).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host1, &vm, 4));
+    let boot_id = host1.wait_tick(&vm).boot;
+    let name = vm.name();
+
+    // The destination is never heard of again.
+    cut_off_at_the_hand_over(host1, host2, &vm, false);
+    host2.power_off();
+    host1.wait("libvirt to let go of it", MOVE, |host| {
+        host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {name}")).out.contains("None")
+    });
+    let said = host1.root("timeout 60 kvm-sriov reconcile");
+    assert_eq!((said.code, host1.state(&vm).as_str()), (3, "paused"), "{said:?}");
+    let said = host1.root(&format!("kvm-sriov explain {name}"));
+    assert_eq!(said.code, 3, "{said:?}");
+    for part in ["paused", "open operation: migrate to host2", "works on it: nobody", "in doubt"] {
+        assert!(said.out.contains(part), "{part:?} is not in: {}", said.out);
+    }
+    let refused = host1.save(&vm);
+    assert_ne!(refused.code, 0, "a VM in doubt was saved: {refused:?}");
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
+    assert_eq!(said.code, 3, "{said:?}");
+    for part in ["the other host can't be asked", "--here", "--there"] {
+        assert!(said.out.contains(part), "{part:?} is not in: {}", said.out);
+    }
+    assert_eq!(host1.state(&vm), "paused");
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
+    assert_eq!(said.code, 0, "{said:?}");
+    host2.power_on();
+    is_only_at(&vm, host1, host2, 2);
+    assert_eq!(identity(&host1.live_xml(&vm)), before);
+    assert_eq!(host1.wait_tick(&vm).boot, boot_id);
+    shows(host1, &vm, 4, GUEST_ANSWERS);
+
+    // It arrived, and the source does not know.
+    second_host();
+    cut_off_at_the_hand_over(host1, host2, &vm, true);
+    assert_eq!([host1, host2].map(|host| host.state(&vm)), ["paused", "running"]);
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
+    assert!(said.out.contains("runs there, so it does not live here; nothing was changed"), "{said:?}");
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.out.contains("host2 says: one-74 is running there"), "{said:?}");
+    let at = settles([host1, host2], &vm, &before, &said.out);
+    assert_eq!(at.name(), host2.name());
+    assert_eq!(at.wait_tick(&vm).boot, boot_id);
+    cancel(at, &vm);
+}
+
+/// One after the other from wherever it is: kills the driver at every step that it makes itself, at the source and at the
+/// destination.
+pub(super) fn killed_at_every_step_of_a_move(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(75).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host1, &vm, 4));
+    let boot_id = host1.wait_tick(&vm).boot;
+    let mut at = host1;
+    // At the source two claims are held (a sync and a rename each) and go. At the destination they are made and settled.
+    let source = [(SYNC, 1), (RENAME, 1), (RENAME, 2), (UNLINK, 1), (UNLINK, 2)].map(|step| ("migrate", step));
+    let agent =
+        [(SYNC, 1), (RENAME, 1), (SYNC, 3), (RENAME, 2), (RENAME, 3), (RENAME, 4)].map(|step| ("sriov_agent", step));
+    for (program, (syscall, number)) in source.into_iter().chain(agent) {
+        let (from, to) = if at.name() == host1.name() { (host1, host2) } else { (host2, host1) };
+        let step = format!("{program} is killed at {syscall} {number}");
+        let on = if program == "migrate" { from } else { to };
+        let path = format!("/var/tmp/one/vmm/kvm-sriov/{program}");
+        let wrapper = format!("#!/bin/sh\nexec {} \"$@\"\n", under_strace(&format!("{path}.real"), syscall, number));
+        on.root(&format!("mv {path} {path}.real")).ok();
+        on.write(&path, &wrapper);
+        on.root(&format!("chmod 755 {path}")).ok();
+        let said = from.migrate(&vm, to);
+        on.root(&format!("mv {path}.real {path}")).ok();
+        println!("  {step}: {} {}", said.code, said.message());
+        at = settles([host1, host2], &vm, &before, &format!("{step}: {said:?}"));
+        assert_eq!(at.wait_tick(&vm).boot, boot_id, "{step}");
+        shows(at, &vm, 4, GUEST_ANSWERS);
+    }
+    cancel(at, &vm);
 }

@@ -1,5 +1,6 @@
 //! NICs that are plugged into a running VM and out of it.
 
+use std::thread;
 use std::time::Duration;
 
 use kvm_sriov_tests::lab::LabHost;
@@ -94,5 +95,25 @@ pub(super) fn detach_from_a_guest_that_does_not_answer(host: LabHost) {
     assert!(said.message().contains("did not release"), "{said:?}");
     assert_eq!(vfs(host, &vm), before);
     assert_eq!(host.claims(), ["pf0/0"]);
+    cancel(host, &vm);
+}
+
+pub(super) fn udev_comes_late(host: LabHost) {
+    let vm = Vm::new(78).nic("sriov_pf0");
+    super::deploy(host, &vm);
+    host.root("udevadm control --stop-exec-queue").ok();
+    // QEMU is denied, and libvirt takes the device away again.
+    let devices = |number: u8| format!("until [ $(ls /dev/vfio | wc -l) = {number} ]; do sleep 0.02; done");
+    let denied = format!("timeout 120 sh -c '{}; {}'", devices(3), devices(2));
+    let denied = thread::spawn(move || host.root(&denied));
+    let two = vm.clone().nic("sriov_pf0");
+    let attaching = host.begin_attach(&two, 1);
+    denied.join().unwrap().ok();
+    host.root("udevadm control --start-exec-queue").ok();
+    let said = attaching.finish();
+    done(&said);
+    assert!(said.err.contains("udev is waited for, and it is tried again"), "{said:?}");
+    let used: Vec<String> = plugged(&host.live_xml(&vm)).into_iter().map(|vf| vf.host).collect();
+    assert_eq!(used, super::map(host, "pf0")[..2], "another VF was taken: {said:?}");
     cancel(host, &vm);
 }

@@ -1,9 +1,9 @@
 //! VFs that come and go on one host: save, restore, guests that do not answer, and processes that die.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kvm_sriov_tests::lab::{LabHost, Said};
+use kvm_sriov_tests::lab::{LabHost, SOON, Said};
 use kvm_sriov_tests::vm::Vm;
 
 use super::{GUEST_BOOT, Plugged, STATE, cancel, claim_names, deploy, foreign_domain, interfaces, kvmrc, map, plugged};
@@ -15,19 +15,22 @@ const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 const BACK: Duration = Duration::from_secs(60);
 
 /// System calls that give files their names, or take them away.
-const RENAME: &str = "rename,renameat,renameat2";
-const UNLINK: &str = "unlink,unlinkat";
-const SYNC: &str = "fsync";
+pub(super) const RENAME: &str = "rename,renameat,renameat2";
+pub(super) const UNLINK: &str = "unlink,unlinkat";
+pub(super) const SYNC: &str = "fsync";
 
 /// An action under strace, which kills it at the call `number` of a kind of system call.
 fn killed(host: LabHost, action: &str, args: &str, syscall: &str, number: u32) -> Said {
-    host.oneadmin(&format!(
-        "strace -f -o /dev/null -e trace={syscall} -e inject={syscall}:signal=KILL:when={number} \
-         /var/tmp/one/vmm/kvm-sriov/{action} {args} </dev/null"
-    ))
+    let path = format!("/var/tmp/one/vmm/kvm-sriov/{action}");
+    host.oneadmin(&format!("{} {args} </dev/null", under_strace(&path, syscall, number)))
 }
 
-fn exists(host: LabHost, path: &str) -> bool {
+/// The words that run a program under strace, which kills it at the call `number` of a kind of system call.
+pub(super) fn under_strace(path: &str, syscall: &str, number: u32) -> String {
+    format!("strace -f -o /dev/null -e trace={syscall} -e inject={syscall}:signal=KILL:when={number} {path}")
+}
+
+pub(super) fn exists(host: LabHost, path: &str) -> bool {
     host.root(&format!("test -e {path}")).code == 0
 }
 
@@ -233,16 +236,11 @@ fn claimed_roots(host: LabHost) -> Vec<String> {
     whole.map(|claim| claim.split('/').next().unwrap().to_owned()).collect()
 }
 
-pub(super) fn killed_while_restoring(host: LabHost) {
-    // When the image is spent, and no CPU has run.
-    dies_while_restoring(host, &[(RENAME, 4)]);
-}
-
 pub(super) fn killed_at_every_step_of_a_restore(host: LabHost) {
-    // Two claims are made, the image is spent, the claims are settled, the image goes.
+    // Two claims are made, the image is spent (and no CPU has run), the claims are settled, the image goes.
     dies_while_restoring(
         host,
-        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
+        &[(SYNC, 2), (RENAME, 1), (RENAME, 2), (RENAME, 3), (RENAME, 4), (SYNC, 5), (RENAME, 5), (UNLINK, 1)],
     );
 }
 
@@ -355,4 +353,66 @@ pub(super) fn a_foreign_device_is_refused(host: LabHost) {
     assert_eq!(said.code, 1, "{said:?}");
     host.oneadmin("virsh -q -c qemu:///system destroy foreign").ok();
     host.root("rm -f /tmp/foreign.save*").ok();
+}
+
+/// A guest that was asked in its firmware forgets it when it boots, or releases its VFs then: either way it has them.
+pub(super) fn firmware_is_asked_and_the_guest_boots(host: LabHost) {
+    let vm = Vm::new(70).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    kvmrc(host, "SRIOV_UNPLUG_TIMEOUT=1\n");
+    let before = identity(&deploy(host, &vm));
+    let said = host.save(&vm);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.message().contains("did not release VF"), "{said:?}");
+    assert_eq!(identity(&host.live_xml(&vm)), before);
+    assert!(claim_names(host, "pf0/0", &vm) && claim_names(host, "pf1/0", &vm));
+    shows(host, &vm, 4, GUEST_BOOT);
+    host.wait("all VFs to be there", BACK, |host| identity(&host.live_xml(&vm)) == before);
+    assert!(claim_names(host, "pf0/0", &vm) && claim_names(host, "pf1/0", &vm));
+    kvmrc(host, "");
+    let said = host.save(&vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    let said = host.restore(&vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    let live = host.live_xml(&vm);
+    assert_eq!(identity(&live), before);
+    assert!(!live.contains("<sriov:operation"), "{live}");
+    shows(host, &vm, 4, GUEST_ANSWERS);
+    cancel(host, &vm);
+}
+
+/// The longest that an action may take whose calls end after 5 s each.
+const BOUND: Duration = Duration::from_secs(90);
+
+pub(super) fn qemu_stands_still_during_an_action(host: LabHost) {
+    let vm = Vm::new(71).with_guest().nic("sriov_pf0");
+    let before = identity(&boot(host, &vm, 2));
+    let more = vm.clone().nic("sriov_pf1");
+    kvmrc(host, "SRIOV_CALL_TIMEOUT=5\nSRIOV_UNPLUG_TIMEOUT=5\nSRIOV_LOCK_TIMEOUT=5\n");
+    for action in ["save", "attach_nic"] {
+        host.freeze(&vm);
+        let begin = Instant::now();
+        let said = if action == "save" { host.save(&vm) } else { host.attach_nic(&more, 1) };
+        let took = begin.elapsed();
+        host.thaw(&vm);
+        println!("  {action} took {:.0} s: {}", took.as_secs_f32(), said.message());
+        assert_eq!(said.code, 1, "{said:?}");
+        assert!(took < BOUND, "{action} took {took:?}: {said:?}");
+        assert!(said.message().starts_with(&format!("{action}: ")), "{said:?}");
+        // What QEMU and libvirt were asked for, they do as soon as QEMU goes on: the VF leaves, and another one comes.
+        host.wait("what was asked for to be done", SOON, |host| {
+            plugged(&host.live_xml(&vm)).len() == if action == "save" { 0 } else { 2 }
+        });
+        host.wait(&format!("everything to be mended after {action}"), SOON, |host| {
+            host.root("timeout 60 kvm-sriov reconcile");
+            identity(&host.live_xml(&vm)) == before && host.claims() == ["pf0/0"]
+        });
+        shows(host, &vm, 2, GUEST_ANSWERS);
+    }
+    kvmrc(host, "");
+    let said = host.save(&vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    let said = host.restore(&vm);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(identity(&host.live_xml(&vm)), before);
+    cancel(host, &vm);
 }

@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::vm::{self, Vm, nic_defaults};
 use crate::wire::Call;
 use crate::xml::{
-    Kept, LiveDomain, Mode, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, pci_of,
+    LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, pci_of,
 };
 use crate::{DeployId, MacAddress, RootName};
 
@@ -195,19 +195,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName) -> Result<Option<WantedNic>,
 fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, Place), Cause> {
     let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
     let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
-    let new = WantedNic {
-        mac: nic.mac,
-        root,
-        mode: Mode::Hostdev,
-        position: place.position,
-        guest: place.guest,
-        boot_order: nic.boot_order,
-        vlan: nic.vlan,
-        nic_id: nic.id,
-        dummy: None,
-        kept: Kept::default(),
-    };
-    Ok((new, place))
+    Ok((WantedNic::new(nic, root, &place), place))
 }
 
 fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {
@@ -221,7 +209,7 @@ fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Resul
 fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: Place) -> Result<(), Cause> {
     let guest = vm.live.device_of(new).and_then(|device| device.guest);
     vm.wanted.nics.push(WantedNic { guest, ..new.clone() });
-    vm.wanted.nics.sort_unstable_by_key(|nic| nic.position);
+    vm.wanted.nics = WantedNic::in_order(std::mem::take(&mut vm.wanted.nics));
     let guests: Vec<_> = vm.wanted.nics.iter().map(|nic| nic.guest).collect();
     if !place.in_order || !guests.is_sorted() {
         log::warn!("the VF of NIC {} is not at a guest address in the order of the VM's NICs: none was free", new.mac);

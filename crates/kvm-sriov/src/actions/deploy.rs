@@ -107,8 +107,7 @@ impl Start<'_> {
 
     fn create(&self, xml: &str) -> Result<DomainRef, Cause> {
         self.host
-            .hypervisor()
-            .create(xml)
+            .past_udev(|| self.host.hypervisor().create(xml))
             .map_err(|source| Cause::Call { what: format!("create domain from {}", self.file.display()), source })
     }
 

@@ -13,7 +13,7 @@ use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
-use crate::vm::{Found, Vm};
+use crate::vm::{self, Found, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
 use crate::{DeployId, HostName};
 
@@ -329,21 +329,24 @@ impl<'a> Departure<'a> {
         self.is_under_way = true;
         let domain = self.traveller.domain().clone();
         let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || drop(sender.send(hypervisor.migrate(&mover, &migration))));
+        // Nothing is sent: the channel ends with the call.
+        let (end, ended) = mpsc::channel::<()>();
+        let call = thread::spawn(move || {
+            let _end = end;
+            hypervisor.migrate(&mover, &migration)
+        });
         let what = format!("migrate {} to {}", domain.name, self.agent.host());
         let mut progress = Progress::default();
         let mut stopped: Option<(Instant, Cause)> = None;
         let timeout = self.host.kvmrc().call_timeout();
         loop {
-            match receiver.recv_timeout(LOOK) {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(source)) => return Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let text = "the call that moves it ended by a panic";
-                    return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::Other, 0, text) });
-                }
+            if ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                let text = "the call that moves it ended by a panic";
+                let panicked = |_| Err(LibvirtError::new(LibvirtErrorKind::Other, 0, text));
+                return match call.join().unwrap_or_else(panicked) {
+                    Ok(()) => Ok(()),
+                    Err(source) => Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
+                };
             }
             match &stopped {
                 Some((since, _)) if since.elapsed() >= timeout => {
@@ -469,14 +472,15 @@ impl<'a> Departure<'a> {
             log::warn!("{error}");
             format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
         });
-        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
+        // Before the operation is closed: as long as it is open, reconciliation would do it.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
             }
         }
+        let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
         let here = undo.as_ref().map_or_else(
-            || pending(&cause),
+            || vm::pending_text(&cause).map(|text| format!("nothing was moved; {text}")),
             |_| {
                 Some(format!(
                     "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
@@ -530,16 +534,6 @@ impl<'a> Departure<'a> {
         let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
         ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
-}
-
-/// What is to be said when the guest may still release a VF.
-fn pending(cause: &Cause) -> Option<String> {
-    let Cause::NotReleased { .. } = cause else { return None };
-    Some(
-        "nothing was moved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
-         back (is the guest's PCI hot-plug driver loaded?)"
-            .into(),
-    )
 }
 
 /// Whether all dummies of a VM are on this bridge already.

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::libvirt::{DomainRef, JobKind};
 use crate::sudo::Sudo;
-use crate::vm::{Found, Vm};
+use crate::vm::{self, Found, Vm};
 use crate::wire::Input;
 use crate::xml::OperationKind;
 
@@ -141,21 +141,12 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
     let undone = end_job(&vm).and_then(|()| image.discard()).and_then(|()| vm.plug_back(&cause));
     match undone {
         Ok(()) => {
-            let state = pending(&cause).map_or(HostState::NothingSaved, HostState::Left);
+            let pending = vm::pending_text(&cause).map(|text| HostState::Left(format!("nothing was saved; {text}")));
+            let state = pending.unwrap_or(HostState::NothingSaved);
             ActionError::new("save", cause, state)
         }
         Err(undo) => failed_twice(cause, undo, left(&vm)),
     }
-}
-
-/// What is to be said when the guest may still release a VF.
-fn pending(cause: &Cause) -> Option<String> {
-    let Cause::NotReleased { .. } = cause else { return None };
-    Some(
-        "nothing was saved; the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged \
-         back (is the guest's PCI hot-plug driver loaded?)"
-            .into(),
-    )
 }
 
 /// Devices can't be changed while libvirt still works on a save that broke.

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::vm::{self, Found, Vm};
 use crate::vm_dir::VmDir;
-use crate::xml::VmData;
+use crate::xml::{LiveDomain, VmData};
 use crate::{DeployId, SnapshotName};
 
 const ACTION: &str = "snapshot_create";
@@ -32,14 +32,16 @@ pub fn snapshot_create(
 ) -> Result<SnapshotName, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let name = SnapshotName::of(number);
-    let domain = match Vm::open(host, ACTION, id, data).map_err(untouched)? {
+    match Vm::open(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain) => {
             take(host, &domain, &name).map_err(untouched)?;
-            domain
+            keep(host, &domain, vm::read(host, &domain), &name);
         }
-        Found::WithVfs(vm) => with_vfs(*vm, &name)?,
-    };
-    keep(host, &domain, &name);
+        Found::WithVfs(vm) => {
+            let domain = vm.domain.clone();
+            keep(host, &domain, Ok(with_vfs(*vm, &name)?), &name);
+        }
+    }
     Ok(name)
 }
 
@@ -62,7 +64,8 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     }
 }
 
-fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<DomainRef, ActionError> {
+/// Returns the domain as it is after the snapshot.
+fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionError> {
     vm.check_can_leave("in a snapshot").map_err(|cause| ActionError::untouched(ACTION, cause))?;
     let (host, domain, devices) = (vm.host, vm.domain.clone(), vm.plugged());
     let held = vm.store.hold(&vm.owner(), None).map_err(Cause::from);
@@ -72,13 +75,12 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<DomainRef, ActionErro
     }
     let missing = vm.missing();
     let back = vm.plug(&missing).and_then(|_| vm.finish());
-    back.map(|()| domain.clone()).map_err(|cause| {
-        // OpenNebula forgets a snapshot whose creation failed.
-        let left = format!("no snapshot is kept, and {}", lacks(&vm));
-        match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
-            Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left)),
-            Err(undo) => twice(cause, undo.into(), format!("snapshot {name} may be there, and {}", lacks(&vm))),
-        }
+    let Err(cause) = back else { return Ok(vm.live) };
+    // OpenNebula forgets a snapshot whose creation failed.
+    let left = format!("no snapshot is kept, and {}", lacks(&vm));
+    Err(match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
+        Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left)),
+        Err(undo) => twice(cause, undo.into(), format!("snapshot {name} may be there, and {}", lacks(&vm))),
     })
 }
 
@@ -120,8 +122,8 @@ fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
 }
 
 /// Keeps the snapshot's XML. Without it the snapshot is lost to libvirt when the VM is powered off, not before.
-fn keep(host: &Host, domain: &DomainRef, name: &SnapshotName) {
-    let kept = vm::read(host, domain).and_then(|live| {
+fn keep(host: &Host, domain: &DomainRef, live: Result<LiveDomain, Cause>, name: &SnapshotName) {
+    let kept = live.and_then(|live| {
         let dir = VmDir::of_domain(&live).ok_or_else(|| Cause::NoVmDir { vm: domain.name.clone() })?;
         dir.keep_snapshot(host.hypervisor(), domain, name)
     });

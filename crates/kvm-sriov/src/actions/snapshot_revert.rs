@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::{self, Found, Vm, nic_defaults};
-use crate::xml::{Kept, Mode, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
+use crate::xml::{OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
 use crate::{DeployId, RootName, SnapshotName};
 
 const ACTION: &str = "snapshot_revert";
@@ -172,21 +172,9 @@ impl Revert<'_, '_> {
                 log::warn!("NIC {} gets no VF: {} has 16 already", nic.mac, self.vm.domain.name);
                 continue;
             };
-            nics.push(WantedNic {
-                mac: nic.mac,
-                root,
-                mode: Mode::Hostdev,
-                position: place.position,
-                guest: place.guest,
-                boot_order: nic.boot_order,
-                vlan: nic.vlan,
-                nic_id: nic.id,
-                dummy: None,
-                kept: Kept::default(),
-            });
+            nics.push(WantedNic::new(nic, root, &place));
         }
-        nics.sort_unstable_by_key(|nic| nic.position);
-        nics
+        WantedNic::in_order(nics)
     }
 
     /// Gives another guest address to each NIC whose own is another device's in the reverted domain.

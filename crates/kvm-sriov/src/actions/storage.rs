@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::DomainName;
 use crate::error::Cause;
+use crate::order::ascending;
 use crate::xml::Disk;
 
 /// What is to be done with the files of a VM.
@@ -74,10 +75,9 @@ impl Storage {
 
     fn read_dir(&mut self) -> Result<(), Cause> {
         let failed = || Cause::file("read", self.dir.clone());
-        let mut paths =
+        let paths =
             fs::read_dir(&self.dir).and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>());
-        paths.iter_mut().for_each(|paths| paths.sort_unstable());
-        for path in paths.map_err(failed())? {
+        for path in ascending(paths.map_err(failed())?, PathBuf::cmp) {
             let kind = path.symlink_metadata().map_err(failed())?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if kind.is_symlink() {

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Heard, Pulse};
-use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION};
+use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION, logged};
 use crate::span::{Kind, Span};
 use crate::{DomainUuid, HostName};
 
@@ -228,12 +228,14 @@ impl SshProcess {
         let (words, host) = (Arc::clone(&last_words), host.clone());
         let listener = thread::spawn(move || {
             for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
-                if !relay(&host, &line) {
-                    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-                    words.push_back(line.trim().to_owned());
-                    if words.len() > LAST_WORDS {
-                        words.pop_front();
-                    }
+                if let Some((level, text)) = logged(&line, PROGRAM) {
+                    log::log!(level, "{host}: {text}");
+                    continue;
+                }
+                let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+                words.push_back(line.trim().to_owned());
+                if words.len() > LAST_WORDS {
+                    words.pop_front();
                 }
             }
         });
@@ -265,21 +267,6 @@ impl Drop for SshProcess {
     }
 }
 
-/// Logs a line of the agent's log here; `false` when it is none.
-fn relay(host: &HostName, line: &str) -> bool {
-    let Some((severity, text)) = line.split_once(": ") else { return false };
-    let level = match severity {
-        "ERROR" => log::Level::Error,
-        "WARN" => log::Level::Warn,
-        "INFO" => log::Level::Info,
-        "DEBUG" => log::Level::Debug,
-        _ => return false,
-    };
-    let text = text.strip_prefix(PROGRAM).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text);
-    log::log!(level, "{host}: {text}");
-    true
-}
-
 /// An agent that was started and answers.
 pub struct Agent {
     host: HostName,
@@ -294,7 +281,7 @@ impl Agent {
     /// # Errors
     /// It can't be reached, or is of another version; nothing was touched there.
     pub fn start(reach: &dyn Reach, host: &HostName) -> Result<Self, AgentError> {
-        let _span = Span::begin(Kind::Ssh, "start the agent");
+        let _span = Span::begin(Kind::Ssh, "agent");
         let link = reach.start(host)?;
         let conversation = Conversation::new(link.input, link.output, Pulse::default());
         let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh };
@@ -343,7 +330,7 @@ impl Agent {
 
     /// Asks, and waits for the answer as long as the agent is alive.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, AgentError> {
-        let _span = Span::begin(Kind::Ssh, "ask the agent");
+        let _span = Span::begin(Kind::Asked, "agent");
         self.conversation.say(request);
         let Some(line) = self.conversation.wait() else { return Err(self.lost()) };
         match line.parse() {

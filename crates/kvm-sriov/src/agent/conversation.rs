@@ -1,6 +1,5 @@
 //! Lines both ways, and signs of life: a connection can be lost without either end being told.
 
-use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -36,7 +35,7 @@ pub(crate) struct Conversation {
     ended: Arc<AtomicBool>,
     writer: Writer,
     silence: Duration,
-    _pulse: Sender<Infallible>,
+    _pulse: Sender<()>,
 }
 
 /// What came from the other end.
@@ -58,7 +57,7 @@ impl Conversation {
         let (sender, lines) = mpsc::channel();
         let ear = Ear { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
         thread::spawn(move || ear.listen(input));
-        let (stop, stopped) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
         let beat = Arc::clone(&writer);
         thread::spawn(move || {
             while stopped.recv_timeout(pulse.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}

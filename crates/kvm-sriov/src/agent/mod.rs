@@ -4,12 +4,14 @@
 //! * `conversation` - lines both ways, and signs of life
 //! * `client` - the end that asks: starts the agent through ssh
 //! * `serve` - the end that answers: claims, plugs, and looks what is true when nobody asks any more
+//! * `errand` - the move of a VM of the agent's own host, for the front-end
 //!
 //! docs/agent.md describes the lines. A message is a word and `name=value` pairs; nothing of a value is ever a part of a
 //! command line.
 
 mod client;
 mod conversation;
+mod errand;
 mod serve;
 
 pub use client::{Agent, AgentError, Link, Reach, Ssh, ask_state};
@@ -363,6 +365,19 @@ impl From<&Cause> for Answer {
     fn from(cause: &Cause) -> Self {
         Self::Refused(cause.to_string())
     }
+}
+
+/// The level and the text of a line that one of the driver's programs logged; `None` for any other line.
+fn logged<'l>(line: &'l str, program: &str) -> Option<(log::Level, &'l str)> {
+    let (severity, text) = line.split_once(": ")?;
+    let level = match severity {
+        "ERROR" => log::Level::Error,
+        "WARN" => log::Level::Warn,
+        "INFO" => log::Level::Info,
+        "DEBUG" => log::Level::Debug,
+        _ => return None,
+    };
+    Some((level, text.strip_prefix(program).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text)))
 }
 
 #[cfg(test)]

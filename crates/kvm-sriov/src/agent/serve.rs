@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::Reach;
 use super::conversation::{Conversation, Pulse};
-use super::{Answer, MAGIC, Order, Presence, Request, VERSION, Visitor};
+use super::{Answer, MAGIC, Presence, Request, VERSION, Visitor, errand};
+use crate::actions::gone;
 use crate::actions::storage::{Image, make_image};
-use crate::actions::{self, Route, gone};
 use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLock};
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
-use crate::xml::{Mode, VmData, Wanted};
+use crate::xml::{Mode, Wanted};
 use crate::{DeployId, DomainName, DomainUuid, RootName};
 
 /// What the agent's locks and journal lines call it.
@@ -32,7 +32,6 @@ const WAY_IN: Duration = Duration::from_secs(180);
 /// get, and nothing is claimed for one that does not come.
 ///
 /// * `open` - opens this host; what prevents it is the answer to every request
-/// * `reach` - how the agent itself reaches other hosts, when it is asked to move a VM of this one
 ///
 /// # Source
 /// docs/agent.md.
@@ -40,7 +39,6 @@ pub fn serve(
     open: impl FnOnce() -> Result<Host, Cause>,
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
-    reach: &dyn Reach,
 ) {
     let conversation = Conversation::new(input, output, Pulse::default());
     conversation.say(format!("{MAGIC} {VERSION} {}", env!("CARGO_PKG_VERSION")));
@@ -53,8 +51,9 @@ pub fn serve(
             return;
         }
     };
-    let mut desk = Desk { host: &host, reach, expected: None };
+    let mut desk = Desk { host: &host, expected: None };
     while let Some(line) = conversation.wait() {
+        let _span = Span::begin(Kind::Request, "agent");
         let answer = match line.parse() {
             Ok(request) => desk.answer(request).unwrap_or_else(|cause| Answer::from(&cause)),
             Err(error) => Answer::Refused(error.to_string()),
@@ -87,7 +86,6 @@ pub(crate) fn presence(host: &Host, uuid: &DomainUuid) -> Result<(Presence, Opti
 /// The agent at work.
 struct Desk<'h> {
     host: &'h Host,
-    reach: &'h dyn Reach,
     expected: Option<Expected>,
 }
 
@@ -113,7 +111,7 @@ impl Desk<'_> {
             Request::Finish => self.finish(),
             Request::Abort { destroy } => self.abort(destroy),
             Request::State(uuid) => Ok(Answer::State(presence(self.host, &uuid)?.0)),
-            Request::Migrate(order) => Ok(self.migrate(&order)),
+            Request::Migrate(order) => errand::migrate(self.host.driver_dir(), &order),
         }
     }
 
@@ -185,19 +183,6 @@ impl Desk<'_> {
         self.expected()?.forget(host)?;
         self.expected = None;
         Ok(Answer::Done)
-    }
-
-    fn migrate(&self, order: &Order) -> Answer {
-        let route = Route { from: order.from.clone(), to: order.to.clone() };
-        let data = order.data.as_deref().map(VmData::parse).transpose();
-        let failed = |cause: String, state: String| Answer::Failed { cause, state };
-        match data {
-            Err(error) => failed(format!("the XML on standard input: {error}"), "nothing was changed".into()),
-            Ok(data) => match actions::migrate(self.host, &order.id, &route, data.as_ref(), self.reach) {
-                Ok(()) => Answer::Done,
-                Err(error) => failed(error.cause().to_string(), error.state().to_string()),
-            },
-        }
     }
 
     /// Looks until the VM is here or not here, and no longer on its way.
@@ -324,13 +309,14 @@ impl Expected {
     /// again.
     fn receive(self, host: &Host, domain: DomainRef) -> Vec<String> {
         let mut left = Vec::new();
-        if let Some((store, lock)) = self.held {
-            left.extend(plug(host, &domain, store, lock));
-        }
+        // First: who comes after a death of this process knows by the open operation that they may be missing.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 left.push(format!("a snapshot of {} is not known to libvirt: {error}", domain.name));
             }
+        }
+        if let Some((store, lock)) = self.held {
+            left.extend(plug(host, &domain, store, lock));
         }
         vm::clock::start(host, &domain);
         left

@@ -1,6 +1,6 @@
 //! The claims of a host: made, released and repaired under one lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::lock::{self, Holder, VmLock};
 use super::record::{Content, Record};
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
+use crate::order::ascending;
 use crate::vf_map::VfMap;
 use crate::{DomainName, DomainUuid, PciAddress, RootName};
 
@@ -94,9 +95,10 @@ impl Entry {
 /// The VFs of these maps that a domain has and nobody claims, each claimed for it.
 fn unclaimed<'a>(entries: &'a [Entry], backing: &'a Backing, maps: &'a [VfMap]) -> impl Iterator<Item = Claim> + 'a {
     // A VF that is in two maps is claimed once.
-    let mut seen = BTreeSet::new();
+    let first =
+        |root: &RootName, vf| maps.iter().find(|map| map.index_of(vf).is_some()).is_some_and(|map| map.root() == root);
     let vfs = maps.iter().flat_map(|map| map.vfs().iter().map(move |vf| (map.root(), *vf)));
-    let vfs = vfs.filter(move |(_, vf)| seen.insert(*vf));
+    let vfs = vfs.filter(move |(root, vf)| first(root, *vf));
     vfs.filter(|(_, vf)| !entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf))).filter_map(|(root, vf)| {
         let owner = backing.user(vf)?.clone();
         let mac = backing.nics.get(&vf).copied();
@@ -201,8 +203,7 @@ impl ClaimStore {
                 read_root(&root, &dir, &mut entries)?;
             }
         }
-        entries.sort_unstable_by(|a, b| (&a.root, a.index).cmp(&(&b.root, b.index)));
-        Ok(entries)
+        Ok(ascending(entries, |a, b| (&a.root, a.index).cmp(&(&b.root, b.index))))
     }
 
     /// Whether a VM claims anything.
@@ -448,31 +449,32 @@ impl ClaimStore {
     fn put_in_place(&self, entries: &[Entry], maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
         let mut moved = Vec::new();
         for map in maps {
-            let mut taken: BTreeMap<usize, &Entry> =
+            let mut taken: Vec<(usize, &Entry)> =
                 entries.iter().filter(|entry| entry.root == *map.root()).map(|entry| (entry.index, entry)).collect();
+            let is_taken = |taken: &[(usize, &Entry)], wanted| taken.iter().any(|(index, _)| *index == wanted);
             let place = |entry: &Entry| entry.vf().map(|vf| map.index_of(vf));
             let astray: Vec<(usize, &Entry)> = taken
                 .iter()
                 .filter(|(index, entry)| {
-                    place(entry).is_some_and(|place| place.map_or(**index < map.vfs().len(), |p| p != **index))
+                    place(entry).is_some_and(|place| place.map_or(*index < map.vfs().len(), |p| p != *index))
                 })
-                .map(|(index, entry)| (*index, *entry))
+                .copied()
                 .collect();
             // First out of the way, then to their places.
             let mut waiting = Vec::new();
             for (index, entry) in astray {
-                let free = (map.vfs().len()..).find(|free| !taken.contains_key(free)).unwrap_or(usize::MAX);
+                let free = (map.vfs().len()..).find(|free| !is_taken(&taken, *free)).unwrap_or(usize::MAX);
                 self.rename(map.root(), index, free)?;
-                taken.remove(&index);
-                taken.insert(free, entry);
+                taken.retain(|(old, _)| *old != index);
+                taken.push((free, entry));
                 waiting.push((free, entry));
             }
             for (index, entry) in waiting {
                 if let (Some(Some(place)), Content::Ours(record)) = (place(entry), &entry.content) {
-                    if !taken.contains_key(&place) {
+                    if !is_taken(&taken, place) {
                         self.rename(map.root(), index, place)?;
-                        taken.remove(&index);
-                        taken.insert(place, entry);
+                        taken.retain(|(old, _)| *old != index);
+                        taken.push((place, entry));
                         moved.push(Repair::Moved(record.claim(map.root())));
                     }
                 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -34,6 +34,9 @@ const AFTER_CLOSE: Duration = Duration::from_secs(5);
 /// How long the end of a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same when there is no time left.
+const LAST_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A connection to libvirtd.
 ///
 /// A C call in flight can't be cancelled. So each runs on a thread of its own, and when `call_timeout` passes the caller goes
@@ -55,7 +58,32 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```
 pub struct Libvirt {
     line: Arc<Line>,
-    call_timeout: Duration,
+    patience: Patience,
+}
+
+/// How long calls are waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Each of them.
+    call: Duration,
+    /// All of them.
+    end: Option<Instant>,
+}
+
+impl Patience {
+    pub(super) fn of(call: Duration) -> Self {
+        Self { call, end: None }
+    }
+
+    /// How long the next call may take.
+    fn left(self) -> Duration {
+        self.end.map_or(self.call, |end| self.call.min(end.saturating_duration_since(Instant::now())))
+    }
+
+    /// How long it may take to let something go.
+    fn last(self) -> Duration {
+        self.left().clamp(LAST_TIMEOUT, CLOSE_TIMEOUT)
+    }
 }
 
 /// The way to one libvirtd, over connections that may break.
@@ -82,7 +110,16 @@ impl Libvirt {
     /// # Errors
     /// libvirtd can't be reached, or refuses this user; the text says what to do.
     pub fn open(uri: &str, call_timeout: Duration) -> Result<Self, LibvirtError> {
-        Self::connect(uri, call_timeout, Some(Arc::new(LoopUser::start()?)))
+        Self::connect(uri, Patience::of(call_timeout), Some(Arc::new(LoopUser::start()?)))
+    }
+
+    /// As [`Libvirt::open`], but at `end` no call with a deadline is waited for any more, and none is begun after it.
+    ///
+    /// # Errors
+    /// As [`Libvirt::open`].
+    pub fn open_until(uri: &str, call_timeout: Duration, end: Instant) -> Result<Self, LibvirtError> {
+        let patience = Patience { call: call_timeout, end: Some(end) };
+        Self::connect(uri, patience, Some(Arc::new(LoopUser::start()?)))
     }
 
     /// Connects to `uri` in a program that runs libvirt's event loop itself (`virEventRunDefaultImpl`, or an implementation
@@ -92,22 +129,22 @@ impl Libvirt {
     /// # Errors
     /// As [`Libvirt::open`].
     pub fn open_in_own_loop(uri: &str, call_timeout: Duration) -> Result<Self, LibvirtError> {
-        Self::connect(uri, call_timeout, None)
+        Self::connect(uri, Patience::of(call_timeout), None)
     }
 
-    fn connect(uri: &str, call_timeout: Duration, events: Option<Arc<LoopUser>>) -> Result<Self, LibvirtError> {
+    fn connect(uri: &str, patience: Patience, events: Option<Arc<LoopUser>>) -> Result<Self, LibvirtError> {
         without_nul(uri)?;
         // libvirt prints every error on stderr unless told otherwise; OpenNebula would show it to a user.
         clear_error_callback();
         let libvirt =
-            Self { line: Arc::new(Line { uri: uri.to_owned(), events, connection: Mutex::new(None) }), call_timeout };
+            Self { line: Arc::new(Line { uri: uri.to_owned(), events, connection: Mutex::new(None) }), patience };
         libvirt.connection()?;
         Ok(libvirt)
     }
 
     pub(super) fn connection(&self) -> Result<Arc<Connection>, LibvirtError> {
         let line = Arc::clone(&self.line);
-        with_deadline("virConnectOpen", self.call_timeout, move || line.connection())
+        with_deadline("virConnectOpen", self.patience.left(), move || line.connection())
     }
 
     /// A call that ends at the deadline. A connection that broke since the last call is opened anew in the same time.
@@ -127,7 +164,7 @@ impl Libvirt {
         work: On<Connect, T, LibvirtError>,
     ) -> Result<T, LibvirtError> {
         let line = Arc::clone(&self.line);
-        with_deadline(name, self.call_timeout, move || {
+        with_deadline(name, self.patience.left(), move || {
             let connection = line.connection()?;
             work(&connection.connect).map_err(|error| connection.judge(error))
         })
@@ -193,7 +230,7 @@ impl Drop for Libvirt {
     /// Closes the connection, but does not wait for ever for a libvirtd that does not answer.
     fn drop(&mut self) {
         let line = Arc::clone(&self.line);
-        let closed = with_deadline("virConnectClose", CLOSE_TIMEOUT.min(self.call_timeout), move || {
+        let closed = with_deadline("virConnectClose", self.patience.last(), move || {
             let connection = lock(&line.connection).take();
             drop(connection);
             Ok(())
@@ -364,7 +401,7 @@ pub(super) struct Subscription {
     uuid: String,
     sink: Arc<Sink>,
     key: usize,
-    timeout: Duration,
+    patience: Patience,
 }
 
 impl Subscription {
@@ -372,7 +409,7 @@ impl Subscription {
         connection: Arc<Connection>,
         uuid: &str,
         sender: Sender<Event>,
-        timeout: Duration,
+        patience: Patience,
     ) -> Result<Self, LibvirtError> {
         let domain = connection.connect.lookup_domain_by_uuid_string(uuid)?;
         let (sink, key) = {
@@ -386,7 +423,7 @@ impl Subscription {
             watched.watchers += 1;
             (Arc::clone(&watched.sink), watched.sink.add(sender))
         };
-        let subscription = Self { connection, uuid: uuid.to_owned(), sink, key, timeout };
+        let subscription = Self { connection, uuid: uuid.to_owned(), sink, key, patience };
         // It may have broken before the sender was there.
         if subscription.connection.closing.is_closed() {
             subscription.sink.disconnect();
@@ -400,7 +437,7 @@ impl Drop for Subscription {
         // From here on nothing comes out, whatever libvirt still calls.
         self.sink.remove(self.key);
         let (connection, uuid) = (Arc::clone(&self.connection), std::mem::take(&mut self.uuid));
-        let done = with_deadline("virConnectDomainEventDeregisterAny", self.timeout, move || {
+        let done = with_deadline("virConnectDomainEventDeregisterAny", self.patience.last(), move || {
             let mut all = lock(&connection.watched);
             if let Entry::Occupied(mut entry) = all.entry(uuid) {
                 entry.get_mut().watchers -= 1;
@@ -431,6 +468,9 @@ where
 
 /// The part of [`with_deadline`] that is the same for every type: programs are copied to every host, so they are kept small.
 fn wait_for(name: &'static str, timeout: Duration, work: Work) -> Result<(), LibvirtError> {
+    if timeout.is_zero() {
+        return Err(LibvirtError::other(format!("no time was left for {name}, which was not called")));
+    }
     let _span = Span::begin(Kind::Call, name);
     let (sender, receiver) = mpsc::channel();
     on_thread(name, with_ending(sender, work))?;
@@ -701,10 +741,10 @@ impl Hypervisor for Libvirt {
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
         let uuid = domain.uuid.to_string();
         let (sender, receiver): (_, Receiver<Event>) = mpsc::channel();
-        let (line, timeout) = (Arc::clone(&self.line), self.call_timeout);
-        let subscription = with_deadline("virConnectDomainEventRegisterAny", timeout, move || {
+        let (line, patience) = (Arc::clone(&self.line), self.patience);
+        let subscription = with_deadline("virConnectDomainEventRegisterAny", patience.left(), move || {
             let connection = line.connection()?;
-            Subscription::new(Arc::clone(&connection), &uuid, sender, timeout).map_err(|error| connection.judge(error))
+            Subscription::new(Arc::clone(&connection), &uuid, sender, patience).map_err(|error| connection.judge(error))
         })?;
         Ok(Events::new(receiver, Box::new(subscription)))
     }
@@ -774,9 +814,13 @@ impl Hypervisor for Libvirt {
         without_nul(&migration.destination)?;
         let (parameters, flags) = migration.parameters()?;
         let (uri, events) = (migration.destination.clone(), self.line.events.clone());
-        let destination = with_deadline("virConnectOpen", self.call_timeout, move || {
-            Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
-        })?;
+        let destination = {
+            // libvirt starts an ssh of its own, unless it is told otherwise.
+            let _span = Span::begin(Kind::Ssh, "virConnectOpen");
+            with_deadline("virConnectOpen", self.patience.left(), move || {
+                Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
+            })?
+        };
         let (uri, suspend_after) = (migration.destination.clone(), migration.options.suspend_after());
         self.long_on_domain("virDomainMigrate3", domain, move |domain| {
             let (_ended, end) = mpsc::channel::<()>();

@@ -1,6 +1,5 @@
 //! What comes from libvirt by itself, and where it goes: events of domains, and the end of a connection.
 
-use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -17,7 +16,7 @@ pub(super) struct Sink(Mutex<Senders>);
 #[derive(Default)]
 struct Senders {
     next: usize,
-    by_key: BTreeMap<usize, Sender<Event>>,
+    by_key: Vec<(usize, Sender<Event>)>,
 }
 
 impl Sink {
@@ -30,18 +29,18 @@ impl Sink {
         let mut senders = lock(&self.0);
         let key = senders.next;
         senders.next += 1;
-        senders.by_key.insert(key, sender);
+        senders.by_key.push((key, sender));
         key
     }
 
     /// Lets nothing more through. An event that is being sent is in the channel when this returns.
     pub(super) fn remove(&self, key: usize) {
-        lock(&self.0).by_key.remove(&key);
+        lock(&self.0).by_key.retain(|(other, _)| *other != key);
     }
 
     pub(super) fn send(&self, event: &Event) {
         // A receiver that is gone wants no more.
-        lock(&self.0).by_key.retain(|_, sender| sender.send(event.clone()).is_ok());
+        lock(&self.0).by_key.retain(|(_, sender)| sender.send(event.clone()).is_ok());
     }
 
     /// Tells the end of the connection, after which nothing comes.
@@ -68,7 +67,7 @@ pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
 }
 
 /// The open connections by number, for the callback that tells the end of one.
-static CONNECTIONS: Mutex<BTreeMap<usize, Weak<Closing>>> = Mutex::new(BTreeMap::new());
+static CONNECTIONS: Mutex<Vec<(usize, Weak<Closing>)>> = Mutex::new(Vec::new());
 
 /// The end of one connection, and who wants to know of it. libvirt has room for one callback a connection; here they share
 /// it.
@@ -80,7 +79,7 @@ pub(super) struct Closing {
 struct Waiting {
     closed: bool,
     next: usize,
-    calls: BTreeMap<usize, Box<dyn FnOnce() + Send>>,
+    calls: Vec<(usize, Box<dyn FnOnce() + Send>)>,
 }
 
 /// Keeps a wish to know of the end of a connection.
@@ -93,9 +92,9 @@ impl Closing {
     pub(super) fn new() -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting { closed: false, next: 0, calls: BTreeMap::new() };
+        let waiting = Waiting { closed: false, next: 0, calls: Vec::new() };
         let closing = Arc::new(Self { number, waiting: Mutex::new(waiting) });
-        lock(&CONNECTIONS).insert(number, Arc::downgrade(&closing));
+        lock(&CONNECTIONS).push((number, Arc::downgrade(&closing)));
         closing
     }
 
@@ -119,7 +118,7 @@ impl Closing {
             drop(waiting);
             call();
         } else {
-            waiting.calls.insert(key, call);
+            waiting.calls.push((key, call));
         }
         Ticket { closing: Arc::clone(self), key }
     }
@@ -130,7 +129,7 @@ impl Closing {
             waiting.closed = true;
             std::mem::take(&mut waiting.calls)
         };
-        for call in calls.into_values() {
+        for (_, call) in calls {
             call();
         }
     }
@@ -138,20 +137,26 @@ impl Closing {
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        lock(&CONNECTIONS).remove(&self.number);
+        lock(&CONNECTIONS).retain(|(other, _)| *other != self.number);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let call = lock(&self.closing.waiting).calls.remove(&self.key);
+        let mut waiting = lock(&self.closing.waiting);
+        let at = waiting.calls.iter().position(|(key, _)| *key == self.key);
+        let call = at.map(|at| waiting.calls.swap_remove(at));
+        // What it holds may want the lock itself.
+        drop(waiting);
         drop(call);
     }
 }
 
 /// The connection with this number has ended.
 pub(super) fn closed(number: usize) {
-    let closing = lock(&CONNECTIONS).get(&number).and_then(Weak::upgrade);
+    let connections = lock(&CONNECTIONS);
+    let closing = connections.iter().find(|(other, _)| *other == number).and_then(|(_, closing)| closing.upgrade());
+    drop(connections);
     if let Some(closing) = closing {
         closing.close();
     }

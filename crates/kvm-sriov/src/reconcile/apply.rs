@@ -13,6 +13,7 @@ use crate::host::{Host, POLL};
 use crate::image::Image;
 use crate::libvirt::{JobKind, LibvirtErrorKind};
 use crate::vm::{self, Device, DeviceKind, Vm, unplug};
+use crate::vm_dir::VmDir;
 use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
 use crate::{DeployId, PciAddress, Position};
 
@@ -39,7 +40,7 @@ pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere) -> Res
         if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
             break;
         }
-        let is_stuck = Work { vm, until, report: &mut report }.apply(&repairs);
+        let is_stuck = Work { vm, until, report: &mut report, one_by_one: false }.apply(&repairs);
         if report.done.contains(&Repair::Destroy) {
             return Ok(report);
         }
@@ -63,6 +64,8 @@ struct Work<'w, 'a> {
     vm: &'w mut Vm<'a>,
     until: Instant,
     report: &'w mut VmReport,
+    /// Whether plugging all at once was tried.
+    one_by_one: bool,
 }
 
 impl Work<'_, '_> {
@@ -124,7 +127,8 @@ impl Work<'_, '_> {
                 self.journal("still-pending");
                 Ok(())
             }
-            Repair::Close => self.close(),
+            Repair::Close => self.close(&[]),
+            Repair::NotePending(positions) => self.close(positions),
             Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |image| image.remove_used()),
             Repair::RemoveImage => self.remove_image(),
             Repair::Destroy => {
@@ -148,10 +152,21 @@ impl Work<'_, '_> {
         }
     }
 
-    fn close(&mut self) -> Result<(), Cause> {
-        let what = self.vm.wanted.operation.as_ref().map_or_else(String::new, |operation| operation.kind.to_string());
-        self.vm.finish()?;
-        self.journal(&format!("{what}-closed"));
+    /// Ends the operation that is open.
+    ///
+    /// * `pending` - what the guest may still release
+    fn close(&mut self, pending: &[Position]) -> Result<(), Cause> {
+        let open = self.vm.wanted.operation.as_ref().map(|operation| operation.kind.clone());
+        if let (Some(OperationKind::Migrate { .. }), Some(dir)) = (&open, VmDir::of_domain(&self.vm.live)) {
+            // A move takes them from libvirt.
+            dir.redefine_snapshots(self.vm.host.hypervisor(), &self.vm.domain);
+        }
+        if pending.is_empty() {
+            self.vm.finish()?
+        } else {
+            self.vm.finish_pending(pending.to_vec())?
+        }
+        self.journal(&format!("{}-closed", open.map_or_else(String::new, |kind| kind.to_string())));
         Ok(())
     }
 
@@ -245,12 +260,32 @@ impl Work<'_, '_> {
         Ok(())
     }
 
+    /// Plugs a NIC's VF, and together with the first one those of all others, with one look for all. Where that fails each is
+    /// tried by itself: what goes wrong with one keeps no other from its VF.
     fn plug(&mut self, position: Position) -> Result<(), Cause> {
         let nic = self.nic(position)?;
-        let claims = self.vm.plug(std::slice::from_ref(&nic))?;
+        if self.vm.live.device_of(&nic).is_some() {
+            return Ok(());
+        }
+        let missing = self.vm.missing();
+        if missing.len() > 1 && !std::mem::replace(&mut self.one_by_one, true) {
+            match self.plug_all(&missing) {
+                Ok(()) => return Ok(()),
+                Err(cause) => log::debug!("{cause}; each VF of {} is tried by itself", self.vm.domain.name),
+            }
+            self.vm.reread()?;
+            if self.vm.live.device_of(&nic).is_some() {
+                return Ok(());
+            }
+        }
+        self.plug_all(std::slice::from_ref(&nic))
+    }
+
+    fn plug_all(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
+        let claims = self.vm.plug(nics)?;
         // Held by nobody: the domain backs it now. While another operation is open it stays held.
         if self.vm.wanted.operation.is_none() {
-            let maps = self.vm.host.maps_of(std::iter::once(&nic.root))?;
+            let maps = self.vm.host.maps_of(nics.iter().map(|nic| &nic.root))?;
             self.vm.store.commit(&claims, &maps)?;
         }
         Ok(())

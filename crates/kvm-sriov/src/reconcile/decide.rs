@@ -34,6 +34,8 @@ pub enum Repair {
     Resume,
     /// Only these positions are pending any more.
     KeepPending(Vec<Position>),
+    /// The operation is at its end, but the guest may have been asked to release the VFs at these positions.
+    NotePending(Vec<Position>),
     /// The operation is at its end.
     Close,
     /// The checkpoint that was used is removed.
@@ -139,11 +141,11 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
     let known = |doubt| match facts.elsewhere {
         Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
         Elsewhere::Runs => end(),
-        Elsewhere::Never => nics().chain(resume.clone()).chain([Repair::Close]).collect(),
+        Elsewhere::Never => nics().chain(resume.clone()).chain([closing(facts)]).collect(),
     };
     match (&facts.operation, stands) {
         (Open::Nothing | Open::Newer, _) => nics().collect(),
-        (Open::Save, _) | (Open::Restore(Checkpoint::Nowhere), false) => nics().chain([Repair::Close]).collect(),
+        (Open::Save, _) | (Open::Restore(Checkpoint::Nowhere), false) => nics().chain([closing(facts)]).collect(),
         (Open::PendingUnplug(positions), _) => nics().chain(pending(facts, positions)).collect(),
         (Open::Restore(Checkpoint::Untouched), true) => end(),
         // Somebody let it run by hand: what it came from must not be used again.
@@ -157,15 +159,29 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
             nics().chain(resume).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Nowhere), true) => known(Doubt::NoCheckpoint),
-        (Open::Migrate, _) if state.runs() => nics().chain([Repair::Close]).collect(),
+        (Open::Migrate, _) if state.runs() => nics().chain([closing(facts)]).collect(),
         (Open::Migrate, _) => known(Doubt::Migration),
+    }
+}
+
+/// The positions that have the VF that they should have.
+fn there(facts: &Facts) -> impl Iterator<Item = Position> {
+    facts.nics.iter().filter(|nic| nic.wanted && nic.device).map(|nic| nic.position)
+}
+
+/// The end of an operation that was cut off. One that takes VFs out may have asked for those that are there: a request can't
+/// be taken back, and nobody knows whether it was made.
+fn closing(facts: &Facts) -> Repair {
+    let there: Vec<Position> = there(facts).collect();
+    match facts.operation {
+        Open::Save | Open::Migrate if !there.is_empty() => Repair::NotePending(there),
+        _ => Repair::Close,
     }
 }
 
 /// What becomes of the note that these positions are pending: those stay whose VF has not left.
 fn pending(facts: &Facts, positions: &[Position]) -> Option<Repair> {
-    let stays =
-        |position: &&Position| facts.nics.iter().any(|nic| nic.position == **position && nic.wanted && nic.device);
+    let stays = |position: &&Position| there(facts).any(|there| there == **position);
     let rest: Vec<Position> = positions.iter().filter(stays).copied().collect();
     if rest.is_empty() { Some(Repair::Close) } else { (rest != *positions).then_some(Repair::KeepPending(rest)) }
 }
@@ -206,6 +222,7 @@ impl Repair {
             Self::Spend => "spend checkpoint",
             Self::Resume => "resume",
             Self::KeepPending(_) => "keep pending",
+            Self::NotePending(_) => "note pending",
             Self::Close => "close",
             Self::RemoveUsed => "remove used",
             Self::RemoveImage => "remove image",
@@ -230,7 +247,9 @@ impl Repair {
             Self::PlugDummy(_) => "it carries the IP address of the VF into the guest",
             Self::Spend | Self::RemoveUsed => "once its CPUs ran, memory of before must not be used with its disks",
             Self::Resume => "all that it waited for is done, and the process that would let it run is gone",
-            Self::KeepPending(_) => "a request can't be taken back: what leaves late is plugged back",
+            Self::KeepPending(_) | Self::NotePending(_) => {
+                "a request can't be taken back: what leaves late is plugged back"
+            }
             Self::Close => "nobody goes on with the operation, and nothing of it is left to do",
             Self::RemoveImage => "the VM's memory of before is worth nothing any more",
             Self::RestoreImage => "it holds all of the VM's memory, and OpenNebula believes that the VM runs",
@@ -260,8 +279,10 @@ impl fmt::Display for Repair {
             Self::Spend => f.write_str("mark the checkpoint as used"),
             Self::Resume => f.write_str("let its CPUs run"),
             Self::KeepPending(positions) => {
-                let positions: Vec<String> = positions.iter().map(ToString::to_string).collect();
-                write!(f, "note that only position {} is still pending", positions.join(", "))
+                write!(f, "note that only position {} is still pending", listed(positions))
+            }
+            Self::NotePending(positions) => {
+                write!(f, "note that the VF at position {} may still leave, and watch for it", listed(positions))
             }
             Self::Close => f.write_str("note that no operation is open"),
             Self::RemoveUsed => f.write_str("remove the checkpoint that was used"),
@@ -271,6 +292,10 @@ impl fmt::Display for Repair {
             Self::ReleaseAll => f.write_str("release everything that it claims"),
         }
     }
+}
+
+fn listed(positions: &[Position]) -> String {
+    positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Why {

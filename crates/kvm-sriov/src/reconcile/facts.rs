@@ -9,6 +9,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::image::{self, Image};
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::order::ascending;
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
 use crate::{DummyMacPrefix, PciAddress, Position};
 
@@ -274,8 +275,8 @@ fn nics(
     own: Option<&Claimant>,
     claimants: &[Claimant],
 ) -> Vec<Nic> {
-    let mut positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
-    positions.sort_unstable();
+    let positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
+    let mut positions = ascending(positions, Position::cmp);
     positions.dedup();
     let described = |position| match wanted.nics.iter().find(|nic| nic.position == position) {
         Some(nic) => wanted_nic(live, nic, prefix, own, claimants),

@@ -45,6 +45,7 @@ use crate::claims::{Claim, ClaimError, ClaimStore, Holder, Owner};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::order::ascending;
 use crate::vf_map::VfMap;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
@@ -64,7 +65,8 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Only say what would be done. Takes no lock and writes nothing.
     pub dry_run: bool,
-    /// After this time nothing new is begun. A call to libvirt that is in flight then may take SRIOV_CALL_TIMEOUT.
+    /// After this time nothing new is begun. A call to libvirt that is in flight then may take as long as the host lets it:
+    /// SRIOV_CALL_TIMEOUT, or less with [`Host::open_lenient_until`].
     pub timeout: Duration,
 }
 
@@ -159,8 +161,7 @@ impl Look<'_> {
                 Err(cause) => problems.push(cause),
             }
         }
-        vms.sort_unstable_by(|a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm));
-        (vms, problems)
+        (ascending(vms, |a: &VmReport, b| a.owner.vm.cmp(&b.owner.vm)), problems)
     }
 
     fn at(&self, subject: Subject) -> Result<Option<VmReport>, Cause> {

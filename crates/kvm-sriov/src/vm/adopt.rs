@@ -3,6 +3,7 @@
 use super::{Plugged, Vm};
 use crate::error::Cause;
 use crate::host::Host;
+use crate::order::ascending;
 use crate::vf_map::VfMap;
 use crate::xml::{Kept, LiveDomain, LiveHostdev, LiveInterface, Mode, VmData, WantedNic};
 use crate::{MacAddress, Position};
@@ -19,16 +20,15 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, Liv
             && !interface.is_ours()
             && interface.bridge.as_deref() == host.kvmrc().dummy_bridge()
     };
-    let mut dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
+    let dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
     if dummies.is_empty() {
         return Vec::new();
     }
-    dummies.sort_unstable_by_key(|dummy| dummy.mac.octets());
+    let dummies = ascending(dummies, |a, b| a.mac.octets().cmp(&b.mac.octets()));
     let maps = host.all_maps().unwrap_or_default();
-    let mut devices: Vec<_> =
+    let devices: Vec<_> =
         live.hostdevs.iter().filter(|device| !device.is_ours() && map_of(&maps, device).is_some()).cloned().collect();
-    devices.sort_unstable_by_key(|device| device.guest);
-    devices.into_iter().zip(dummies).collect()
+    ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect()
 }
 
 fn map_of<'a>(maps: &'a [VfMap], device: &LiveHostdev) -> Option<&'a VfMap> {

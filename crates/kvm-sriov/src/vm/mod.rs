@@ -292,6 +292,15 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
+    /// Ends an operation after which the guest may still release the VFs at these positions: says so in the domain, and has
+    /// them watched for.
+    pub(crate) fn finish_pending(&mut self, positions: Vec<Position>) -> Result<(), Cause> {
+        self.set_operation(Some(OperationKind::PendingUnplug { positions }))?;
+        self.store.settle(&self.owner())?;
+        detached::start(self.host, detached::WATCHER, &self.domain);
+        Ok(())
+    }
+
     /// One line in the journal for each of these NICs.
     pub(crate) fn journal(&self, devices: &[Plugged], result: &str) {
         for Plugged { nic, device, .. } in devices {
@@ -363,9 +372,6 @@ impl<'a> Vm<'a> {
         if pending.is_empty() {
             return self.finish();
         }
-        self.set_operation(Some(OperationKind::PendingUnplug { positions: pending }))?;
-        self.store.settle(&self.owner())?;
-        detached::start(self.host, detached::WATCHER, &self.domain);
-        Ok(())
+        self.finish_pending(pending)
     }
 }

@@ -22,8 +22,7 @@ impl Vm<'_> {
         if nics.is_empty() {
             return Ok(Vec::new());
         }
-        let mut nics = nics.to_vec();
-        nics.sort_unstable_by_key(|nic| nic.position);
+        let nics = WantedNic::in_order(nics.to_vec());
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
         let mut claims = self.claim(&nics, &maps, &[])?;
         let mut refusals = Vec::new();
@@ -97,7 +96,9 @@ impl Vm<'_> {
     }
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
-        let Err(error) = self.host.hypervisor().attach(&self.domain, &hostdev_of(nic, vf)) else { return Ok(()) };
+        let device = hostdev_of(nic, vf);
+        let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device));
+        let Err(error) = plugged else { return Ok(()) };
         // Whatever the call said: only the live XML tells.
         let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
         if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {

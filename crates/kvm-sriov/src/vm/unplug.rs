@@ -80,11 +80,13 @@ struct Request<'a> {
     /// libvirt's refusal: believed when it is repeated, because an error may come although the device is on its way.
     refused: Option<String>,
     outcome: Option<Outcome>,
+    /// From the first time it is asked for until it is heard to be gone.
+    on_its_way: Option<Span>,
 }
 
 impl<'a> Request<'a> {
     fn new(alias: &'a String) -> Self {
-        Self { alias, asked: None, again: Duration::ZERO, refused: None, outcome: None }
+        Self { alias, asked: None, again: Duration::ZERO, refused: None, outcome: None, on_its_way: None }
     }
 
     fn is_open(&self) -> bool {
@@ -169,6 +171,7 @@ impl Engine<'_> {
         for request in self.requests.iter_mut().filter(is_due) {
             request.asked = Some(Instant::now());
             request.again = ASK_AGAIN;
+            request.on_its_way.get_or_insert_with(|| Span::begin(Kind::Device, request.alias.to_owned()));
             let Err(error) = self.hypervisor.detach_alias(self.domain, request.alias) else { continue };
             match error.kind() {
                 // It was asked before, by us or by somebody else: that request stands.
@@ -207,6 +210,7 @@ impl Engine<'_> {
             Some(Event::DeviceRemoved(alias)) => {
                 let is_it = |request: &&mut Request<'_>| request.alias == alias && request.is_open();
                 if let Some(request) = self.requests.iter_mut().find(is_it) {
+                    request.on_its_way = None;
                     request.outcome = Some(Outcome::Released);
                 }
                 // Read once, when all have been heard of.

@@ -13,40 +13,69 @@ use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
 use crate::xml::OperationKind;
 
+/// What locks and the journal call it.
+const ACTION: &str = "watcher";
+
 /// How often it looks without having been told of anything, and tries again when libvirtd is away.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Plugs back what a domain with a pending unplug loses, until nothing is pending any more, the domain is gone, or
-/// SRIOV_UNPLUG_GRACE has passed.
+/// SRIOV_UNPLUG_GRACE has passed. Then the note in the domain goes: what leaves later still is plugged back by whoever looks
+/// next.
 ///
 /// # Errors
 /// libvirtd does not answer, or a VF that left can't be plugged back: later actions and `kvm-sriov reconcile` try again.
 pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
     let end = Instant::now() + host.kvmrc().unplug_grace();
-    while Instant::now() < end {
-        let Some(domain) =
-            host.hypervisor().find(id).or_else(|error| if is_passing(&error) { Ok(None) } else { Err(error) })?
-        else {
-            return Ok(());
-        };
+    'grace: while Instant::now() < end {
+        // A libvirtd that is restarted knows the domain a moment later.
+        let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };
         let events = match host.hypervisor().watch(&domain) {
             Ok(events) => events,
+            Err(error) if is_passing(&error) => continue,
             Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         loop {
-            if is_settled(host, &domain)? {
-                return Ok(());
+            match is_settled(host, &domain) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(cause) if cause.is_passing() => break,
+                Err(cause) => return Err(cause),
             }
             match events.next(LOOK.min(end.saturating_duration_since(Instant::now()))) {
                 Some(Event::Ended) => return Ok(()),
                 Some(Event::Disconnected) => break,
-                _ if Instant::now() >= end => return Ok(()),
+                _ if Instant::now() >= end => break 'grace,
                 _ => {}
             }
         }
     }
+    match host.hypervisor().find(id)? {
+        Some(domain) => withdraw(host, &domain),
+        None => Ok(()),
+    }
+}
+
+/// Takes the note back that something is pending; who has the VM now ends its operation by itself.
+fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
+    let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
+    crate::reconcile::mend(&mut vm)?;
+    if vm.pending().is_empty() {
+        return Ok(());
+    }
+    vm.finish()?;
+    host.journal().vm(ACTION, &domain.name, "pending-unplug-withdrawn");
     Ok(())
+}
+
+/// The VM, if no action has it.
+fn locked<'a>(host: &'a Host, domain: &DomainRef) -> Result<Option<Vm<'a>>, Cause> {
+    let store = host.claims()?;
+    match store.lock_vm(&domain.name, ACTION, Duration::ZERO) {
+        Err(ClaimError::Busy { .. }) => Ok(None),
+        lock => Vm::locked(host, ACTION, domain.clone(), store.clone(), lock?, None).map(Some),
+    }
 }
 
 /// Plugs back what is missing, if no action has the VM. Whether nothing is pending any more.
@@ -67,12 +96,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
         Err(Cause::Absent { .. }) => return Ok(true),
         Err(cause) => return Err(cause),
     }
-    let store = host.claims()?;
-    let lock = match store.lock_vm(&domain.name, "watcher", Duration::ZERO) {
-        Err(ClaimError::Busy { .. }) => return Ok(false),
-        other => other?,
-    };
-    let mut vm = Vm::locked(host, "watcher", domain.clone(), store, lock, None)?;
+    let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
     crate::reconcile::mend(&mut vm)?;
-    Ok(!matches!(vm.wanted.operation.map(|o| o.kind), Some(OperationKind::PendingUnplug { .. })))
+    Ok(vm.pending().is_empty())
 }

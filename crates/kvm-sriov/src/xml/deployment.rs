@@ -399,7 +399,7 @@ fn append(text: &str, element: &Range<usize>, children: &[Vec<Line>]) -> Splice 
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{OLD, RICH, SIMPLE, WIRE};
+    use super::super::tests::{OLD, RICH, SIMPLE, WIRE, domain, guests, nic};
     use super::*;
     use crate::xml::LiveDomain;
 
@@ -419,21 +419,6 @@ mod tests {
     fn rewritten(text: &str) -> String {
         let deployment = Deployment::parse(text).unwrap();
         deployment.rewrite(&[], &plan(&deployment), "dummybr").unwrap()
-    }
-
-    fn domain(inside: &str) -> String {
-        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
-    }
-
-    fn nic(bridge: &str, rest: &str) -> String {
-        format!(
-            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
-        )
-    }
-
-    fn guests(text: &str) -> Vec<String> {
-        let addresses = Deployment::parse(text).unwrap().guest_addresses();
-        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
     }
 
     #[test]

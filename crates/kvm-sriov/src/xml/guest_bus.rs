@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use roxmltree::Node;
 
 use super::{WantedNic, attribute, c_number, child, child_attribute, devices, guest_address};
+use crate::order::ascending;
 use crate::{PciAddress, Position};
 
 /// The guest addresses of a running domain that no device has.
@@ -93,8 +94,7 @@ impl FreeAddresses {
         let Some(above) = above else { return self.candidates(nics).find(is_above) };
         // As close to it as the positions in between allow: what is below is for other devices.
         let is_between = |address: &PciAddress| is_above(address) && Some(*address) < above.guest;
-        let mut between: Vec<_> = self.candidates(nics).filter(is_between).collect();
-        between.sort_unstable();
+        let between = ascending(self.candidates(nics).filter(is_between).collect(), PciAddress::cmp);
         let room = usize::from(above.position.number().saturating_sub(position.number()));
         between.get(between.len().saturating_sub(room)).copied()
     }
@@ -182,8 +182,7 @@ fn free_ports(domain: Node<'_, '_>) -> Vec<PciAddress> {
     let used: Vec<_> = used_addresses(domain).map(|used| used.bus()).collect();
     let mut ports = root_ports(domain);
     ports.retain(|port| !used.contains(port));
-    ports.sort_unstable();
-    ports.into_iter().filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
+    ascending(ports, u8::cmp).into_iter().filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
 }
 
 /// The buses behind the root ports that are listed: a port's index is its bus. One without index gets the lowest that
@@ -255,24 +254,9 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{LIVE, RICH};
+    use super::super::tests::{LIVE, RICH, domain, guests, nic};
     use super::*;
-    use crate::xml::{Deployment, Kept, LiveDomain, Mode};
-
-    fn domain(inside: &str) -> String {
-        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
-    }
-
-    fn nic(bridge: &str, rest: &str) -> String {
-        format!(
-            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
-        )
-    }
-
-    fn guests(text: &str) -> Vec<String> {
-        let addresses = Deployment::parse(text).unwrap().guest_addresses();
-        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
-    }
+    use crate::xml::{Kept, LiveDomain, Mode};
 
     #[test]
     fn sixteen_nics_fit_a_pc() {

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use roxmltree::Node;
 
-use super::{Escaped, XmlError, attribute, decimal, parse, position, required};
+use super::{Escaped, Place, VmNic, XmlError, attribute, decimal, parse, position, required};
+use crate::order::ascending;
 use crate::pci::ParseError;
 use crate::{MacAddress, PciAddress, Position, RootName};
 
@@ -198,6 +199,27 @@ impl Wanted {
 }
 
 impl WantedNic {
+    /// What a VM is to have for a NIC that OpenNebula describes.
+    pub(crate) fn new(nic: &VmNic, root: RootName, place: &Place) -> Self {
+        Self {
+            mac: nic.mac,
+            root,
+            mode: Mode::Hostdev,
+            position: place.position,
+            guest: place.guest,
+            boot_order: nic.boot_order,
+            vlan: nic.vlan,
+            nic_id: nic.id,
+            dummy: None,
+            kept: Kept::default(),
+        }
+    }
+
+    /// NICs in the order of their positions.
+    pub(crate) fn in_order(nics: Vec<Self>) -> Vec<Self> {
+        ascending(nics, |a, b| a.position.cmp(&b.position))
+    }
+
     const ATTRIBUTES: [&'static str; 9] = ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic", "dummy"];
 
     fn read(node: Node<'_, '_>) -> Result<Self, XmlError> {

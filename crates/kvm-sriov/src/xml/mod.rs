@@ -454,6 +454,24 @@ mod tests {
     pub(super) const VM: &str = include_str!("../../tests/fixtures/vm.xml");
     pub(super) const ACTION: &str = include_str!("../../tests/fixtures/action-7.x.xml");
 
+    /// A domain with this in it.
+    pub(super) fn domain(inside: &str) -> String {
+        format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
+    }
+
+    /// A NIC on this bridge.
+    pub(super) fn nic(bridge: &str, rest: &str) -> String {
+        format!(
+            "<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>"
+        )
+    }
+
+    /// The guest addresses that a deployment gives its VFs.
+    pub(super) fn guests(text: &str) -> Vec<String> {
+        let addresses = Deployment::parse(text).unwrap().guest_addresses();
+        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
+    }
+
     fn text_of(error: Result<Document<'_>, XmlError>) -> String {
         error.unwrap_err().to_string()
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::XmlError;
+use crate::order::ascending;
 
 /// What stands in a range of the text from now on. An empty range inserts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +16,9 @@ pub(super) struct Splice {
 ///
 /// # Errors
 /// Two edits overlap, or a range is not in the text.
-pub(super) fn apply(text: &str, mut splices: Vec<Splice>) -> Result<String, XmlError> {
-    splices.sort_by_key(|splice| (splice.range.start, splice.range.end));
+pub(super) fn apply(text: &str, splices: Vec<Splice>) -> Result<String, XmlError> {
+    let place = |splice: &Splice| (splice.range.start, splice.range.end);
+    let splices = ascending(splices, |a, b| place(a).cmp(&place(b)));
     let mut result = String::with_capacity(text.len());
     let mut done = 0;
     for splice in splices {

@@ -1,0 +1,236 @@
+//! How often each action asks libvirt, by the number of a VM's VFs; and that nothing is awaited by sleeping.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::iter::repeat_n;
+use std::path::Path;
+
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::xml::VmData;
+use kvm_sriov::{DeployId, MacAddress, actions};
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::vm::Vm;
+
+/// A VM with this many VFs.
+fn vm(vfs: usize) -> Vm {
+    (0..vfs).fold(Vm::new(42), |vm, _| vm.nic("sriov_ib0"))
+}
+
+fn id() -> DeployId {
+    vm(1).uuid().parse().unwrap()
+}
+
+fn deploy(host: &ModelHost, vfs: usize) {
+    actions::deploy(&host.host(), &host.deployment_file(&vm(vfs)), &host.deployment(&vm(vfs))).unwrap();
+}
+
+/// All VFs leave the guest.
+fn all_leave(host: &ModelHost, vfs: usize) {
+    let domain = host.model().find(&id()).unwrap().unwrap();
+    for number in 0..vfs {
+        let alias = format!("ua-sriov-{number}");
+        host.model().detach_alias(&domain, &alias).unwrap();
+        while host.domain("one-42").unwrap().shows(&alias) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The expected calls: a name that ends with `*` stands for one call for each VF.
+fn expected(calls: &[&'static str], vfs: usize) -> Vec<&'static str> {
+    let each = |call: &&'static str| match call.strip_suffix('*') {
+        Some(call) => repeat_n(call, vfs),
+        None => repeat_n(*call, 1),
+    };
+    calls.iter().flat_map(each).collect()
+}
+
+/// The domain is looked at before and after; when VFs come or go, one call for each and one look at all of them. What else
+/// there is belongs to the action: the way to the domain, another look as soon as the lock is held, the note of what is under
+/// way, the call that it is all about.
+#[test]
+fn calls_grow_by_one_for_each_vf() {
+    for vfs in 1..=3 {
+        let host = ModelHost::default();
+        let checkpoint = host.vm_dir(&vm(vfs)).join("checkpoint");
+        let snapshot = || "snap-0".parse().unwrap();
+        let makes = |name: &str, action: &dyn Fn(), calls: &[&'static str]| {
+            host.faults().disarm();
+            action();
+            assert_eq!(host.faults().calls(), expected(calls, vfs), "{name} with {vfs} VFs");
+        };
+        makes("deploy", &|| deploy(&host, vfs), &["find", "domains", "create", "live_xml"]);
+        makes(
+            "snapshot_create",
+            &|| drop(actions::snapshot_create(&host.host(), &id(), 0, None).unwrap()),
+            &[
+                "find",
+                "live_xml",
+                "live_xml",
+                "state",
+                "watch",
+                "detach_alias*",
+                "live_xml",
+                "create_snapshot",
+                "attach*",
+                "live_xml",
+                "snapshot_xml",
+            ],
+        );
+        makes(
+            "snapshot_revert",
+            &|| actions::snapshot_revert(&host.host(), &id(), &snapshot(), None).unwrap(),
+            &[
+                "find",
+                "live_xml",
+                "live_xml",
+                "snapshot_xml",
+                "state",
+                "watch",
+                "detach_alias*",
+                "live_xml",
+                "revert_snapshot",
+                // What there is after that is another domain: it is put right as by reconciliation.
+                "live_xml",
+                "state",
+                "job",
+                "attach*",
+                "live_xml",
+                "live_xml",
+            ],
+        );
+        makes(
+            "snapshot_delete",
+            &|| actions::snapshot_delete(&host.host(), &id(), &snapshot()).unwrap(),
+            &["find", "live_xml", "live_xml", "snapshots", "delete_snapshot"],
+        );
+        makes(
+            "save",
+            &|| actions::save(&host.host(), &id(), &checkpoint, None).unwrap(),
+            &["find", "live_xml", "live_xml", "state", "set_metadata", "watch", "detach_alias*", "live_xml", "save"],
+        );
+        makes(
+            "restore",
+            &|| actions::restore(&host.host(), &checkpoint, None).unwrap(),
+            &[
+                "image_xml",
+                "find",
+                "domains",
+                "restore",
+                "find",
+                "live_xml",
+                "attach*",
+                "live_xml",
+                "resume",
+                "set_metadata",
+            ],
+        );
+        let mac: MacAddress = "02:00:0a:00:2a:77".parse().unwrap();
+        let data = VmData::parse(&format!(
+            "<VM><ID>42</ID><TEMPLATE><NIC><ATTACH>YES</ATTACH><MAC>{mac}</MAC><BRIDGE>sriov_ib1</BRIDGE></NIC></TEMPLATE></VM>"
+        ));
+        let data = data.unwrap();
+        let arguments =
+            actions::NicArgs { mac, bridge: Some("sriov_ib1".into()), model: None, vn_mad: None, target: None };
+        // One VF and its dummy, however many there are.
+        makes(
+            "attach_nic",
+            &|| actions::attach_nic(&host.host(), &id(), &arguments, Some(&data)).unwrap(),
+            &["find", "live_xml", "domains", "live_xml", "attach", "live_xml", "attach", "live_xml", "set_metadata"],
+        );
+        makes(
+            "detach_nic",
+            &|| actions::detach_nic(&host.host(), &id(), mac, Some(&data)).unwrap(),
+            &[
+                "find",
+                "live_xml",
+                "live_xml",
+                "state",
+                "set_metadata",
+                "watch",
+                "detach_alias",
+                "detach_alias",
+                "live_xml",
+                "set_metadata",
+            ],
+        );
+        makes("reboot", &|| actions::reboot(&host.host(), &id()).unwrap(), &["find", "reboot"]);
+        makes("reset", &|| actions::reset(&host.host(), &id()).unwrap(), &["find", "reset"]);
+        let reconcile = || drop(host.reconcile().unwrap());
+        // The claims of all roots, then each VM.
+        let look = ["domains", "live_xml", "domains", "live_xml", "state", "job"];
+        host.faults().disarm();
+        reconcile();
+        let mut calls = host.faults().calls();
+        calls.sort_unstable();
+        let mut sorted = look;
+        sorted.sort_unstable();
+        assert_eq!(calls, sorted, "reconcile with {vfs} VFs");
+        all_leave(&host, vfs);
+        makes(
+            "reconcile, all VFs gone",
+            &reconcile,
+            &[
+                "domains", "domains", "live_xml", "live_xml", "state", "job", "live_xml", "state", "job", "attach*",
+                "live_xml", "live_xml",
+            ],
+        );
+        makes(
+            "cancel",
+            &|| actions::cancel(&host.host(), &id(), Some(42)).unwrap(),
+            &["find", "live_xml", "find", "destroy", "find", "find"],
+        );
+    }
+}
+
+/// Where the program waits without being told of an end: in which file, how often, and why.
+const SLEEPS: [(&str, usize, &str); 12] = [
+    ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
+    ("actions/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
+    ("actions/save.rs", 1, "after a failed call only: libvirt may still work on the save"),
+    ("actions/restore.rs", 1, "after a failed call only: the stock driver tries again"),
+    (
+        "actions/block_job.rs",
+        1,
+        "after a refusal only: a block job of the VM's disks ends by itself, without an event for others",
+    ),
+    ("actions/relocate.rs", 1, "the copy of a disk: libvirt is asked how far it is"),
+    ("actions/migrate.rs", 3, "after a failed call, or while a block job is waited for: both hosts are looked at"),
+    ("agent/serve.rs", 1, "a domain that is on its way in has no event of its own when libvirt lets go of it"),
+    ("host.rs", 1, "libvirtd is away, and is tried again"),
+    ("claims/lock.rs", 1, "a lock of flock that somebody else holds has no deadline of its own"),
+    ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
+    ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
+];
+
+#[test]
+fn nothing_is_synchronised_by_sleeping() {
+    let source = project().join("crates/kvm-sriov/src");
+    let mut found = Vec::new();
+    for place in ["crates", "shims"] {
+        sleeps(&project().join(place), &mut found);
+    }
+    let name = |path: &str| path.strip_prefix(&format!("{}/", source.display())).unwrap_or(path).to_owned();
+    let mut found: Vec<(String, usize)> = found.iter().map(|(path, count)| (name(path), *count)).collect();
+    found.sort();
+    let mut known: Vec<(String, usize)> = SLEEPS.iter().map(|(path, count, _)| ((*path).to_owned(), *count)).collect();
+    known.sort();
+    assert_eq!(found, known, "a sleep that is not known, or is known and gone");
+}
+
+/// How often each file below a directory sleeps, its tests left out.
+fn sleeps(dir: &Path, found: &mut Vec<(String, usize)>) {
+    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            sleeps(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let count = text.split("#[cfg(test)]\nmod tests").next().unwrap().matches("sleep(").count();
+            if count > 0 {
+                found.push((path.display().to_string(), count));
+            }
+        }
+    }
+}
