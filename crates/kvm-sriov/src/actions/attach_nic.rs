@@ -2,6 +2,7 @@
 
 use std::slice;
 
+use super::device::{self, Device};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::vm::{self, Vm, nic_defaults};
@@ -110,7 +111,7 @@ fn as_stock(
     host: &Host,
     id: &DeployId,
     data: Option<&VmData>,
-    device: &dyn Fn(&LiveDomain) -> String,
+    xml: &dyn Fn(&LiveDomain) -> String,
     shows: &dyn Fn(&LiveDomain) -> bool,
 ) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
@@ -122,27 +123,9 @@ fn as_stock(
         log::info!("{} has this NIC already", domain.name);
         return Ok(());
     }
-    let attached = host.hypervisor().attach(domain, &device(&live));
-    // Whatever the call said: only the live XML tells.
-    let there = host.patiently(|| vm::read(host, domain)).map(|live| shows(&live));
-    let what = || format!("attach NIC to {}", domain.name);
-    match (attached, there) {
-        (_, Ok(true)) => Ok(()),
-        (Ok(()), Ok(false)) => Err(failed(Cause::NotAsAsked {
-            name: domain.name.clone(),
-            what: "the NIC is missing although it was plugged in".into(),
-        })),
-        (Err(source), there) => {
-            let cause = Cause::Call { what: what(), source };
-            let known = there.is_ok() && !cause.leaves_doubt();
-            Err(if known { failed(cause) } else { ActionError::new(ACTION, cause, in_doubt()) })
-        }
-        (Ok(()), Err(cause)) => Err(ActionError::new(ACTION, cause, in_doubt())),
-    }
-}
-
-fn in_doubt() -> HostState {
-    HostState::Left("whether the NIC was plugged in is not known; detach_nic takes it out".into())
+    let (xml, what) = (xml(&live), format!("attach NIC to {}", domain.name));
+    let is_in = || Ok(shows(&vm::read(host, domain)?));
+    device::plug(host, ACTION, domain, &Device { xml: &xml, what: &what, undo: "detach_nic", is_in: &is_in })
 }
 
 /// Plugs in a VF and its dummy.

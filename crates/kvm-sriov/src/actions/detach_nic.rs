@@ -1,8 +1,6 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
-use std::slice;
-
-use super::gone;
+use super::{device, gone};
 use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -64,36 +62,22 @@ fn as_stock(host: &Host, domain: &DomainRef, mac: MacAddress, data: Option<&VmDa
         Err(Cause::Absent { .. }) => return Ok(()),
         other => other.map_err(untouched)?,
     };
-    let Some((device, alias)) = device(&live, mac, data) else { return Ok(()) };
-    vm::check_answers(host, domain).map_err(untouched)?;
-    let timeout = host.kvmrc().unplug_timeout();
-    let outcomes = vm::unplug(host.hypervisor(), domain, slice::from_ref(&alias), timeout)
-        .map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
-    match outcomes.into_iter().next() {
-        None | Some(Outcome::Released | Outcome::DomainGone) => Ok(()),
-        Some(outcome) => {
-            let state = match outcome {
-                Outcome::Pending | Outcome::DaemonGone => HostState::Left(
-                    "the NIC is still there, the request stays pending in the guest, which may release it later".into(),
-                ),
-                _ => HostState::NothingChanged,
-            };
-            let (vm, seconds) = (domain.name.clone(), timeout.as_secs());
-            Err(ActionError::new(ACTION, Cause::DeviceNotReleased { vm, device, seconds, outcome }, state))
-        }
+    match meant(&live, mac, data) {
+        Some((name, alias)) => device::unplug(host, ACTION, domain, name, &alias),
+        None => Ok(()),
     }
 }
 
 /// What to call the device that is to leave, and its alias.
-fn device(live: &LiveDomain, mac: MacAddress, data: Option<&VmData>) -> Option<(String, String)> {
+fn meant(live: &LiveDomain, mac: MacAddress, data: Option<&VmData>) -> Option<(String, String)> {
     let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|pci| pci == mac));
     if let Some(pci) = pci {
         return Some((format!("host device {}", pci.device), live.pci_alias(&pci.device)?.to_owned()));
     }
     let with = || live.interfaces.iter().filter(move |interface| interface.mac == mac && !interface.is_ours());
     let target = data.and_then(|data| data.nic(mac)?.target.as_deref());
-    let meant = || with().find(|interface| target.is_some() && interface.target.as_deref() == target);
-    let interface = meant().or_else(|| with().next())?;
+    let by_target = || with().find(|interface| target.is_some() && interface.target.as_deref() == target);
+    let interface = by_target().or_else(|| with().next())?;
     Some((format!("interface {mac}"), interface.alias.clone()?))
 }
 
