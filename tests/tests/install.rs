@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
 
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::Remotes;
@@ -61,7 +62,9 @@ fn the_probe_frees_what_nobody_backs_and_says_nothing() {
     let state = remotes.path().join("state");
     fs::create_dir_all(state.join("ib0")).unwrap();
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
-    fs::write(state.join("ib0/0"), "").unwrap();
+    // As the driver of 2013 left it long ago.
+    let claim = fs::File::create(state.join("ib0/0")).unwrap();
+    claim.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
     fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
     let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
     let said = probe(&remotes, &kvmrc);
