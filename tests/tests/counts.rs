@@ -186,7 +186,7 @@ fn calls_grow_by_one_for_each_vf() {
 }
 
 /// Where the program waits without being told of an end: in which file, how often, and why.
-const SLEEPS: [(&str, usize, &str); 12] = [
+const SLEEPS: [(&str, usize, &str); 16] = [
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
     ("actions/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
     ("actions/save.rs", 1, "after a failed call only: libvirt may still work on the save"),
@@ -198,6 +198,10 @@ const SLEEPS: [(&str, usize, &str); 12] = [
     ),
     ("actions/relocate.rs", 1, "the copy of a disk: libvirt is asked how far it is"),
     ("actions/migrate.rs", 3, "after a failed call, or while a block job is waited for: both hosts are looked at"),
+    ("actions/guest_command.rs", 1, "a lock of flock that OpenNebula's monitoring holds has no deadline of its own"),
+    ("actions/exec_cancel.rs", 1, "the guest's agent has no event for a process that ends"),
+    ("actions/poll.rs", 1, "the use of CPUs is measured over a second, as by the stock driver"),
+    ("sysfs.rs", 1, "udev's queue has no event that a library of ours hears"),
     ("agent/serve.rs", 1, "a domain that is on its way in has no event of its own when libvirt lets go of it"),
     ("host.rs", 1, "libvirtd is away, and is tried again"),
     ("claims/lock.rs", 1, "a lock of flock that somebody else holds has no deadline of its own"),

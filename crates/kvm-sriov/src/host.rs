@@ -253,8 +253,17 @@ impl Host {
 
     /// Does what may fail while libvirtd is away for a moment, until it succeeds, fails otherwise, or SRIOV_CALL_TIMEOUT has
     /// passed. For what may be done twice.
-    pub(crate) fn patiently<T>(&self, mut work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
-        let end = Instant::now() + self.kvmrc.call_timeout();
+    pub(crate) fn patiently<T>(&self, work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
+        self.patiently_for(self.kvmrc.call_timeout(), work)
+    }
+
+    /// As [`Host::patiently`], but not longer than `limit`.
+    pub(crate) fn patiently_for<T>(
+        &self,
+        limit: Duration,
+        mut work: impl FnMut() -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
+        let end = Instant::now() + limit;
         let end = self.end.map_or(end, |last| last.min(end));
         loop {
             match work() {

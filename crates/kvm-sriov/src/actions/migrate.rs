@@ -466,19 +466,20 @@ impl<'a> Departure<'a> {
     /// The VM stays here: undoes everything in reverse, or says exactly what is left.
     fn stay(mut self, cause: Cause) -> ActionError {
         let (host, domain) = (self.host, self.traveller.domain().clone());
-        // A domain of it that is there may go only while its CPUs run here.
-        let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
-        let there = self.agent.ask(&Request::Abort { destroy }).err().map(|error| {
-            log::warn!("{error}");
-            format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
-        });
         // Before the operation is closed: as long as it is open, reconciliation would do it.
         for (xml, is_current) in &self.snapshots {
             if let Err(error) = host.hypervisor().redefine_snapshot(&domain, xml, *is_current) {
                 log::warn!("a snapshot of {} is not known to libvirt any more: {error}", domain.name);
             }
         }
+        // Here first: a libvirtd that is lost there would keep the VM waiting for its VFs.
         let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
+        // A domain of it that is there may go only while its CPUs run here.
+        let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
+        let there = self.agent.ask(&Request::Abort { destroy }).err().map(|error| {
+            log::warn!("{error}");
+            format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
+        });
         let here = undo.as_ref().map_or_else(
             || vm::pending_text(&cause).map(|text| format!("nothing was moved; {text}")),
             |_| {

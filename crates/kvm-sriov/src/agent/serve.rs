@@ -28,6 +28,10 @@ const ACTION: &str = "migrate";
 /// is gone; then it aborts, and libvirt removes the domain here.
 const WAY_IN: Duration = Duration::from_secs(180);
 
+/// How long libvirtd may be away when a move is given up: the source waits for the answer. What is not freed then is freed when
+/// the source is gone.
+const GIVEN_UP: Duration = Duration::from_secs(30);
+
 /// Answers requests until there are no more, then leaves the host as it must be: a VM that runs here gets all that it was to
 /// get, and nothing is claimed for one that does not come.
 ///
@@ -174,7 +178,8 @@ impl Desk<'_> {
         let expected = self.expected()?;
         let uuid = expected.visitor.uuid.clone();
         let host = self.host;
-        if let (_, Some(domain)) = host.patiently(|| presence(host, &uuid))? {
+        let patience = host.kvmrc().call_timeout().min(GIVEN_UP);
+        if let (_, Some(domain)) = host.patiently_for(patience, || presence(host, &uuid))? {
             if !destroy {
                 return Err(Cause::Exists { name: domain.name });
             }
