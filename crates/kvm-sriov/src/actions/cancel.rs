@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::gone::{self, LastLook};
 use crate::claims::{ClaimStore, Owner};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::image::Image;
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
+use crate::vm::gone::{self, LastLook};
 use crate::{DeployId, DomainName};
 
 /// How long `cancel` waits for an action that was told to end before it leaves the claims to reconciliation.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::gone;
 use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
@@ -10,6 +9,7 @@ use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::sudo::Sudo;
 use crate::sysfs;
 use crate::vf_map::VfMap;
+use crate::vm::gone;
 use crate::vm::with_refusals;
 use crate::vm_dir::{self, VmDir};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted};

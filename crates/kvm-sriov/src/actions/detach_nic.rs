@@ -1,11 +1,12 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
-use super::{device, gone};
+use super::device;
 use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
+use crate::vm::gone;
 use crate::vm::{self, Device, Found, Outcome, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, WantedNic};
 use crate::{DeployId, MacAddress, Position};

@@ -4,7 +4,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gone;
 use super::relocate::relocate;
 use super::storage::{Image, Storage, is_same};
 use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
@@ -13,6 +12,7 @@ use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
+use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
 use crate::{DeployId, HostName};

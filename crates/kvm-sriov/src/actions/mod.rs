@@ -36,7 +36,6 @@ mod detach_nic;
 mod device;
 mod exec;
 mod exec_cancel;
-pub(crate) mod gone;
 mod guest_command;
 mod migrate;
 mod migrate_local;

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::gone;
 use crate::DeployId;
 use crate::claims::{Claim, ClaimStore, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState};
@@ -13,6 +12,7 @@ use crate::image::Image;
 use crate::libvirt::{DomainRef, RunState};
 use crate::sudo::Sudo;
 use crate::vf_map::VfMap;
+use crate::vm::gone;
 use crate::vm::{self, Vm};
 use crate::vm_dir::VmDir;
 use crate::wire::Input;

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{block_job, gone};
+use super::block_job;
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::image::Image;
 use crate::libvirt::{DomainRef, JobKind};
 use crate::sudo::Sudo;
+use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::wire::Input;
 use crate::xml::OperationKind;

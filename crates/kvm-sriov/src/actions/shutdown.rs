@@ -3,13 +3,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gone::{self, LastLook};
 use crate::DeployId;
 use crate::claims::{ClaimError, ClaimStore, Owner, VmLock};
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::Host;
+use crate::host::{Host, POLL};
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
+use crate::vm::gone::{self, LastLook};
 
 /// Shuts the domain down and frees its VFs once it is gone.
 ///
@@ -99,7 +99,7 @@ fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Res
                 log::warn!("{id} could not be asked again to shut down: {error}");
             }
         }
-        thread::sleep(gone::POLL);
+        thread::sleep(POLL);
     }
     Ok(true)
 }

@@ -1,9 +1,10 @@
 //! `snapshot_create`: keeps a VM's disks and memory as they are now.
 
-use super::{block_job, gone};
+use super::block_job;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::vm_dir::VmDir;
 use crate::xml::{LiveDomain, VmData};

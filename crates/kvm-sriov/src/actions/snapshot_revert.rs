@@ -1,10 +1,11 @@
 //! `snapshot_revert`: a VM's disks and memory become what they were.
 
-use super::{block_job, gone};
+use super::block_job;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
+use crate::vm::gone;
 use crate::vm::{self, Found, Vm, nic_defaults};
 use crate::xml::{OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
 use crate::{DeployId, RootName, SnapshotName};

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Pulse};
 use super::{Answer, MAGIC, Presence, Request, VERSION, Visitor, errand};
-use crate::actions::gone;
 use crate::actions::storage::{Image, make_image};
 use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLock};
 use crate::error::Cause;
@@ -17,6 +16,7 @@ use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
+use crate::vm::gone;
 use crate::vm::{self, Vm};
 use crate::xml::{Mode, Wanted};
 use crate::{DeployId, DomainName, DomainUuid, RootName};

@@ -3,6 +3,7 @@
 //! * `unplug` - the engine that asks a guest to release devices
 //! * `plug` - free VFs are claimed and plugged in, in order
 //! * `dummy` - the interfaces that carry the IP addresses of VFs into the guest
+//! * `gone` - a domain that goes, and the VFs that are free then
 //! * `take_out` - devices that leave for good
 //! * `adopt` - a domain of the stock driver, or of the driver of 2013, becomes one of ours
 //! * `clock` - sets the clock of a guest that stood still
@@ -11,6 +12,7 @@
 mod adopt;
 pub(crate) mod clock;
 mod dummy;
+pub(crate) mod gone;
 mod plug;
 mod take_out;
 mod unplug;

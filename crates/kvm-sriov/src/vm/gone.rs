@@ -7,13 +7,10 @@ use std::time::{Duration, Instant};
 use crate::DeployId;
 use crate::claims::{ClaimError, ClaimStore, Owner};
 use crate::error::Cause;
-use crate::host::Host;
+use crate::host::{Host, POLL};
 use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
 use crate::xml::LiveDomain;
-
-/// Between two looks at a domain that is going.
-pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 /// How long a destroyed domain may stay: OpenNebula's stock driver asks 60 times, a second apart.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
