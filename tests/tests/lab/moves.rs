@@ -430,7 +430,7 @@ pub(super) fn killed_at_every_step_of_a_move(host1: LabHost) {
         on.root(&format!("chmod 755 {path}")).ok();
         let said = from.migrate(&vm, to);
         on.root(&format!("mv {path}.real {path}")).ok();
-        println!("  {step}: {} {}", said.code, said.message());
+        println!("  {step}: {}", said.code);
         at = settles([host1, host2], &vm, &before, &format!("{step}: {said:?}"));
         assert_eq!(at.wait_tick(&vm).boot, boot_id, "{step}");
         shows(at, &vm, 4, GUEST_ANSWERS);
