@@ -19,6 +19,9 @@ pub const GUEST_BOOT: Duration = Duration::from_secs(200);
 /// How long anything may take that a host or a guest does within seconds.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// Characters of what a kernel draws at its boot.
+const BOOT_ID: usize = 36;
+
 /// The driver's configuration on a host.
 pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 
@@ -94,7 +97,8 @@ impl Console {
     pub fn ticks(&self) -> Vec<Tick> {
         let read = |line: &str| {
             let (uptime, boot) = line.split_once(' ')?;
-            Some(Tick { uptime: uptime.parse().ok()?, boot: boot.into() })
+            // A save or a move may cut a line in two.
+            (boot.len() == BOOT_ID).then_some(Tick { uptime: uptime.parse().ok()?, boot: boot.into() })
         };
         self.said("TICK").filter_map(read).collect()
     }

@@ -113,8 +113,7 @@ pub(super) fn killed_at_any_time(host1: LabHost) {
         is_saved = false;
         at = settles(hosts, &vm, before, &step);
         assert_eq!(at.name(), place.name(), "{step}");
-        // A line that a save cut in two is no sign of this boot, and none of another.
-        at.wait(&format!("the memory of before: {step}"), SOON, |at| at.wait_tick(&vm).boot == boot_id);
+        assert_eq!(at.wait_tick(&vm).boot, boot_id, "its memory is not what it was: {step}");
         shows(at, &vm, 2 * nics, GUEST_ANSWERS);
     }
     if is_saved {
