@@ -373,7 +373,7 @@ fn a_disk_has_a_target_and_a_size_of_its_own(rig: &dyn Rig, domain: &DomainRef) 
         format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdb'/></disk>", file.display())
     };
     rig.libvirt().attach(domain, &disk("one")).unwrap();
-    refused(rig.libvirt().attach(domain, &disk("two")), 9, &["target vdb already exists"]);
+    refused(rig.libvirt().attach(domain, &disk("two")), 27, &["target 'vdb' duplicated"]);
     let shown = live(rig, domain);
     let shown = shown.disk("vdb").unwrap();
     assert!(shown.source.as_deref().unwrap().ends_with("/one") && shown.alias.is_some(), "{shown:?}");

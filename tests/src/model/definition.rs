@@ -157,7 +157,7 @@ impl Definition {
     fn can_take_disk(&self, disk: &mut Element) -> Result<(), LibvirtError> {
         let target = disk.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
         if self.disk(&target).is_some() {
-            return Err(refusal::failed(format!("target {target} already exists")));
+            return Err(refusal::xml(format!("target '{target}' duplicated for disk sources")));
         }
         let bus = match target.get(..2) {
             Some("vd") => "virtio",
