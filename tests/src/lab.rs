@@ -633,14 +633,17 @@ mod tests {
         let console = Console(
             "GUEST READY 8.5\n\
              GUEST NET 8.7: eth1=aa:00:0a:00:2a:01@0000:02:00.0,virtio_net eth0=02:00:0a:00:2a:00@0000:01:00.0,virtio_net\n\
-             GUEST TICK 8.7 c0ffee\nGUEST PING 10.0.44.0 lost 9.0\nGUEST PING 10.0.44.0 ok 11.5\n\
-             GUEST PING 10.0.44.01 ok 12.0\nGUEST TICK 13.7 c0ffee\nGUEST POWEROFF"
+             GUEST TICK 8.7 8c0ffee0-64d6-4c0c-9b0e-2f7a4c1d9e10\nGUEST PING 10.0.44.0 lost 9.0\nGUEST PING 10.0.44.0 ok 11.5\n\
+             GUEST PING 10.0.44.01 ok 12.0\nGUEST TICK 13.7 8c0ffee0-64d6-4c0c-9b0e-2f7a4c1d9e10\nGUEST POWEROFF\nGUEST TICK 18.2 8c0f"
                 .into(),
         );
         let nics: Vec<String> =
             console.nics().into_iter().map(|nic| format!("{} {} {}", nic.name, nic.pci, nic.driver)).collect();
         assert_eq!(nics, ["eth0 0000:01:00.0 virtio_net", "eth1 0000:02:00.0 virtio_net"]);
-        assert_eq!(console.ticks().last(), Some(&Tick { uptime: 13.7, boot: "c0ffee".into() }));
+        assert_eq!(
+            console.ticks().last(),
+            Some(&Tick { uptime: 13.7, boot: "8c0ffee0-64d6-4c0c-9b0e-2f7a4c1d9e10".into() })
+        );
         let answers: Vec<bool> = console.pings("10.0.44.0").iter().map(|ping| ping.ok).collect();
         assert_eq!(answers, [false, true]);
         assert!(console.heard_power_button());
