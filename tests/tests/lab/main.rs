@@ -83,7 +83,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
     paused_guest_releases_late_and_is_saved_afterwards,
-    killed_while_saving,
     cancel_during_a_save_that_hangs,
     libvirtd_restarts_during_an_unplug,
     guest_reboots_during_an_unplug,

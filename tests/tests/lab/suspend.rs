@@ -194,16 +194,21 @@ pub(super) fn restore_without_a_free_vf_keeps_the_checkpoint(host: LabHost) {
     cancel(host, &vm);
 }
 
-pub(super) fn killed_while_saving(host: LabHost) {
-    // Before the image has its name.
-    dies_while_saving(host, &[(RENAME, 3)]);
-}
-
 pub(super) fn killed_at_every_step_of_a_save(host: LabHost) {
     // Two claims are held (a sync and a rename each, and a sync of the directory), the image gets its name, the claims go.
     dies_while_saving(
         host,
-        &[(SYNC, 1), (RENAME, 1), (SYNC, 3), (RENAME, 2), (SYNC, 5), (RENAME, 4), (UNLINK, 2), (UNLINK, 3)],
+        &[
+            (SYNC, 1),
+            (RENAME, 1),
+            (SYNC, 3),
+            (RENAME, 2),
+            (SYNC, 5),
+            (RENAME, 3),
+            (RENAME, 4),
+            (UNLINK, 2),
+            (UNLINK, 3),
+        ],
     );
 }
 
