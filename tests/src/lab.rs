@@ -301,11 +301,6 @@ impl LabHost {
         self.ssh("oneadmin", "bash -s", self.script(action, args, vm, stdin).as_bytes())
     }
 
-    /// Calls an action as OpenNebula calls `migrate` alone: with the agent of the front-end, so that it can reach other hosts.
-    pub fn action_forwarding(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Said {
-        self.begin_forwarding(action, args, vm, stdin).finish()
-    }
-
     /// Begins an action.
     pub fn begin(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
         self.begin_with(false, action, args, vm, stdin)

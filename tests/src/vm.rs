@@ -25,7 +25,6 @@ pub struct Vm {
     /// OpenNebula's number.
     pub id: u32,
     machine: &'static str,
-    root_ports: u32,
     native_hotplug: bool,
     nics: Vec<Nic>,
     guest: bool,
@@ -49,7 +48,6 @@ impl Vm {
         Self {
             id,
             machine: "pc",
-            root_ports: ROOT_PORTS,
             native_hotplug: false,
             nics: Vec::new(),
             guest: false,
@@ -66,12 +64,6 @@ impl Vm {
     #[must_use]
     pub fn machine(self, machine: &'static str) -> Self {
         Self { machine, ..self }
-    }
-
-    /// A q35 with this many root ports instead of OpenNebula's 16: room for as many devices, and a guest that boots faster.
-    #[must_use]
-    pub fn hotplug_room(self, root_ports: u32) -> Self {
-        Self { root_ports, ..self }
     }
 
     /// A q35 whose guest is asked by the root ports to release a device (pciehp), and not through ACPI.
@@ -238,9 +230,9 @@ impl Vm {
         };
         let ports: String = if *machine == "q35" {
             let root = "\t\t<controller index='0' type='pci' model='pcie-root'/>\n".to_owned();
-            (1..=self.root_ports).fold(root, |xml, index| {
+            (1..=ROOT_PORTS).fold(root, |xml, index| {
                 xml + &format!("\t\t<controller type='pci' index='{index}' model='pcie-root-port'/>\n")
-            }) + &format!("\t\t<controller type='pci' index='{}' model='pcie-to-pci-bridge'/>\n", self.root_ports + 1)
+            }) + &format!("\t\t<controller type='pci' index='{}' model='pcie-to-pci-bridge'/>\n", ROOT_PORTS + 1)
         } else {
             String::new()
         };

@@ -33,14 +33,13 @@ pub fn exec(host: &Host, vm: &DomainName, command: &str, input: Option<&str>) ->
             failed(cause)
         }
     })?;
-    note.write(number).map_err(|cause| kill(host, &domain, number, cause))
+    note.write(number).map_err(|cause| end(host, &domain, number, cause))
 }
 
 /// Nobody would hear of the command: it ends.
-fn kill(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionError {
-    let kill = ["kill", "-9", &number.to_string()].map(str::to_owned);
-    match guest_command::start(host, domain, &kill, None) {
-        Ok(_) => ActionError::untouched(ACTION, cause),
+fn end(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionError {
+    match guest_command::kill(host, domain, number) {
+        Ok(()) => ActionError::untouched(ACTION, cause),
         Err(undo) => {
             let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
             ActionError::new(ACTION, cause, HostState::Left(format!("process {number} runs in the guest")))

@@ -44,8 +44,7 @@ fn end(host: &Host, domain: &DomainRef, number: u64) -> Result<(), Cause> {
     if !guest_command::runs(host, domain, number)? {
         return Ok(());
     }
-    let kill = ["kill", "-9", &number.to_string()].map(str::to_owned);
-    guest_command::start(host, domain, &kill, None)?;
+    guest_command::kill(host, domain, number)?;
     let end = Instant::now() + ENDS;
     while guest_command::runs(host, domain, number)? {
         if Instant::now() >= end {

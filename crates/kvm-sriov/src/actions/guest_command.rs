@@ -98,6 +98,12 @@ pub(super) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Op
     answer.get("pid").and_then(Value::as_u64).ok_or_else(|| odd(domain, &answer))
 }
 
+/// Has the agent kill a program that it started; it may take a moment to end.
+pub(super) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), Cause> {
+    let words = ["kill", "-9", &command.to_string()].map(str::to_owned);
+    start(host, domain, &words, None).map(drop)
+}
+
 /// Whether a program that the agent started still runs.
 ///
 /// # Source

@@ -1,4 +1,4 @@
-//! What `cancel`, `shutdown` and a failed `deploy` share: a domain that goes, and the VFs that are free then.
+//! A domain that goes, and the VFs that are free then: whoever ends a domain, or finds that it has ended.
 
 use std::path::PathBuf;
 use std::thread;
