@@ -114,6 +114,8 @@ pub(super) fn destination_with_too_few_vfs_is_refused(host1: LabHost) {
 struct Fault {
     name: &'static str,
     strikes: fn(LabHost, LabHost, &mut Running, &Vm),
+    /// Whether the destination is silent until it is mended, and the driver waits for its word.
+    silent: bool,
     mended: fn(LabHost, LabHost),
 }
 
@@ -123,6 +125,7 @@ const FAULTS: [Fault; 7] = [
         strikes: |host1, _, _, vm| {
             host1.oneadmin(&format!("virsh -q -c qemu:///system domjobabort {}", vm.name())).ok();
         },
+        silent: false,
         mended: |_, _| {},
     },
     Fault {
@@ -130,6 +133,7 @@ const FAULTS: [Fault; 7] = [
         strikes: |_, _, moving, _| {
             moving.signal("KILL");
         },
+        silent: false,
         mended: |_, _| {},
     },
     Fault {
@@ -137,22 +141,31 @@ const FAULTS: [Fault; 7] = [
         strikes: |_, host2, _, _| {
             host2.root("pkill -KILL -f '[s]riov_agent'").ok();
         },
+        silent: false,
         mended: |_, _| {},
     },
-    Fault { name: "the front-end's ssh is killed", strikes: |_, _, moving, _| moving.cut_ssh(), mended: |_, _| {} },
+    Fault {
+        name: "the front-end's ssh is killed",
+        strikes: |_, _, moving, _| moving.cut_ssh(),
+        silent: false,
+        mended: |_, _| {},
+    },
     Fault {
         name: "the destination's libvirtd is killed",
         strikes: |_, host2, _, _| host2.kill_libvirtd(),
+        silent: true,
         mended: |_, host2| host2.start_libvirtd(),
     },
     Fault {
         name: "the destination loses its power",
         strikes: |_, host2, _, _| host2.power_off(),
+        silent: true,
         mended: |_, host2| host2.power_on(),
     },
     Fault {
         name: "the network between the hosts is cut",
         strikes: |_, host2, _, _| host2.cut_network(),
+        silent: true,
         mended: |_, host2| host2.mend_network(),
     },
 ];
@@ -170,7 +183,7 @@ fn cut_off(host1: LabHost, faults: &[Fault]) {
     let vm = Vm::new(54).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host1, &vm, 4));
     let boot_id = host1.wait_tick(&vm).boot;
-    for Fault { name, strikes, mended } in faults {
+    for Fault { name, strikes, silent, mended } in faults {
         println!("  {name}");
         for host in [host1, host2] {
             host.write(KVMRC, SLOWLY);
@@ -178,6 +191,10 @@ fn cut_off(host1: LabHost, faults: &[Fault]) {
         let mut moving = host1.begin_migration(&vm, host2);
         is_copied(host1, &vm);
         strikes(host1, host2, &mut moving, &vm);
+        if *silent {
+            host1.wait(&format!("the VFs to be back: {name}"), MOVE, |host| identity(&host.live_xml(&vm)) == before);
+            assert!(!moving.is_over(), "{name}: the destination was not waited for");
+        }
         let said = moving.finish();
         mended(host1, host2);
         let at = settles([host1, host2], &vm, &before, &format!("{name}: {said:?}"));
