@@ -126,6 +126,7 @@ const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     disks_come_grow_and_go_on_q35,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,
+    programs_start_on_debian_11,
 ];
 
 /// What takes long, and needs both.

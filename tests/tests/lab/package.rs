@@ -70,3 +70,44 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: LabHost) {
     ))
     .ok();
 }
+
+pub(super) fn programs_start_on_debian_11(host: LabHost) {
+    // Its C library and libvirt's, unpacked and not installed, which needs no root here.
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree.tar");
+    let made = Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=extract", "--include=libvirt0,libgcc-s1", "bullseye"])
+        .arg(&tree)
+        .status();
+    assert!(made.unwrap().success());
+    host.write_bytes("/tmp/older.tar", &fs::read(&tree).unwrap());
+    host.root(
+        "set -e; mkdir /tmp/older; tar -x -C /tmp/older -f /tmp/older.tar; mkdir -p /tmp/older/proc; \
+         mount --bind /proc /tmp/older/proc; cp -r /var/tmp/one /tmp/older/var/tmp; cp /usr/local/bin/kvm-sriov /tmp/older/usr/bin",
+    )
+    .ok();
+    let kvmrc = "LIBVIRT_URI=test:///default\nVF_STATE_DIR=/tmp/state\n";
+    host.write("/tmp/older/var/tmp/one/etc/vmm/kvm-sriov/kvmrc", kvmrc);
+    let said = host.root(
+        "cd /tmp/older/var/tmp/one; for program in vmm/kvm-sriov/* im/kvm-probes.d/vm/monitor/* ../../../usr/bin/kvm-sriov; do \
+         [ -f $program ] || continue; timeout 60 chroot /tmp/older /var/tmp/one/$program </dev/null >/dev/null 2>/tmp/said; \
+         echo \"$program $?\"; grep GLIBC /tmp/said; done; true",
+    );
+    let codes: Vec<(&str, i32)> = said
+        .out
+        .lines()
+        .map(|line| line.rsplit_once(' ').and_then(|(name, code)| Some((name, code.parse().ok()?))).expect(line))
+        .collect();
+    assert!(codes.len() > 30, "{codes:?}");
+    assert!(codes.iter().all(|(_, code)| (0..=3).contains(code) || *code == 255), "{codes:?}");
+    let call = |action: &str, id: &str| {
+        host.root(&format!("chroot /tmp/older /var/tmp/one/vmm/kvm-sriov/{action} {id} node1 42 node1 </dev/null"))
+    };
+    assert_eq!(call("reboot", "test").code, 0);
+    assert_eq!(call("cancel", "test").code, 0);
+    assert_eq!(
+        call("reboot", "one-42").message(),
+        "reboot: there is no domain one-42 on this host; nothing was changed."
+    );
+    host.root("umount /tmp/older/proc; rm -rf /tmp/older*").ok();
+}

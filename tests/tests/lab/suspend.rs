@@ -219,7 +219,7 @@ fn dies_while_saving(host: LabHost, steps: &[(&str, u32)]) {
     for &(syscall, number) in steps {
         killed(host, "save", &args, syscall, number);
         // What libvirtd was asked for goes on without the process.
-        let said = host.root("timeout 60 kvm-sriov reconcile");
+        let said = reconciled(host);
         let saved = exists(host, &vm.checkpoint());
         let live = host.live_xml(&vm);
         assert!(saved == live.is_empty(), "killed at {syscall} {number}: {said:?}");
@@ -232,6 +232,20 @@ fn dies_while_saving(host: LabHost, steps: &[(&str, u32)]) {
     }
     cancel(host, &vm);
     host.root(&format!("rm -f {STATE}/*/.new-*")).ok();
+}
+
+/// Reconciles the host, and again while the command says that its minute was too short: on a busy machine the emulated host takes most of
+/// it to read an image.
+fn reconciled(host: LabHost) -> Said {
+    let mut said = host.root("timeout 60 kvm-sriov reconcile");
+    for _ in 0..2 {
+        if said.code == 0 {
+            break;
+        }
+        println!("  reconcile is run again: {said:?}");
+        said = host.root("timeout 60 kvm-sriov reconcile");
+    }
+    said
 }
 
 /// The roots of the claims there are. What a process left that died while it wrote one is no claim, and goes after a minute.
@@ -256,7 +270,7 @@ fn dies_while_restoring(host: LabHost, steps: &[(&str, u32)]) {
     for &(syscall, number) in steps {
         assert_eq!(host.save(&vm).code, 0, "before {syscall} {number}");
         killed(host, "restore", &args, syscall, number);
-        let said = host.root("timeout 60 kvm-sriov reconcile");
+        let said = reconciled(host);
         let kept = exists(host, &vm.checkpoint());
         let live = host.live_xml(&vm);
         assert!(kept == live.is_empty(), "killed at {syscall} {number}: the image is there: {kept}, {said:?}\n{live}");

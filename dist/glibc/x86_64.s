@@ -1,0 +1,62 @@
+# What the programs call of glibc, under the names that it has had since long ago (docs/decisions/0010-older-glibc.md).
+#
+# A program that is linked on today's glibc asks for the symbol versions of today, so it would not start on an older system although
+# glibc keeps all old versions and they do the same. Each function here is taken instead of glibc's, and jumps to glibc's old version.
+
+    .macro old name, version
+    .symver glibc_\name, \name@GLIBC_\version
+    .globl \name
+    .hidden \name
+    .type \name, @function
+\name:
+    jmp glibc_\name@PLT
+    .size \name, . - \name
+    .endm
+
+# Before 2.33 stat was called through a function that also takes the version of the structure, which is 1.
+    .macro stat name, target
+    .globl \name
+    .hidden \name
+    .type \name, @function
+\name:
+    mov %rsi, %rdx
+    mov %rdi, %rsi
+    mov $1, %edi
+    jmp \target@PLT
+    .size \name, . - \name
+    .endm
+
+    .text
+    # Since 2.34 it is glibc that runs a program's initializers. Older ones leave out those that crt1.o does not hand over: Rust's
+    # standard library has one and does without it.
+    old __libc_start_main, 2.2.5
+
+    # Since 2.34 in libc.so, before in libpthread.so and libdl.so, which libvirt.so needs.
+    old dlsym, 2.2.5
+    old pthread_attr_getguardsize, 2.2.5
+    old pthread_attr_getstack, 2.2.5
+    old pthread_attr_setstacksize, 2.2.5
+    old pthread_create, 2.2.5
+    old pthread_detach, 2.2.5
+    old pthread_getattr_np, 2.2.5
+    old pthread_join, 2.2.5
+    old pthread_key_create, 2.2.5
+    old pthread_key_delete, 2.2.5
+    old pthread_setname_np, 2.12
+    old pthread_setspecific, 2.2.5
+
+    stat stat64, __xstat64
+    stat fstat64, __fxstat64
+    stat lstat64, __lxstat64
+
+    # Since 2.30.
+    .globl gettid
+    .hidden gettid
+    .type gettid, @function
+gettid:
+    mov $186, %eax
+    syscall
+    ret
+    .size gettid, . - gettid
+
+    .section .note.GNU-stack, "", @progbits
