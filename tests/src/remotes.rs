@@ -57,6 +57,18 @@ impl Remotes {
     }
 }
 
+/// What there is a program for, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`, and what the driver starts
+/// itself.
+pub fn programs() -> Vec<String> {
+    let sources = fs::read_dir(project().join("shims/src/bin")).unwrap();
+    let name = |file: PathBuf| {
+        file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph").replace("vnm_", "vnm/sriov/")
+    };
+    let mut names: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
+    names.sort();
+    names
+}
+
 /// Runs a program with this on its standard input.
 pub fn run(program: &mut Command, stdin: &str) -> Said {
     let piped = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -10,6 +10,7 @@ use kvm_sriov::RootName;
 use kvm_sriov::kvmrc::Kvmrc;
 use kvm_sriov::vf_map::VfMap;
 use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::programs;
 use kvm_sriov_tests::remotes::target;
 
 /// Every document of the project.
@@ -145,11 +146,7 @@ fn every_program_has_its_row() {
     let rows = rows("docs/actions.md");
     let mut named: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
     named.sort();
-    let sources = fs::read_dir(project().join("shims/src/bin")).unwrap();
-    let name = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph");
-    let mut there: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
-    there.sort();
-    assert_eq!(named, there, "docs/actions.md and shims/src/bin differ");
+    assert_eq!(named, programs(), "docs/actions.md and shims/src/bin differ");
 }
 
 #[test]

@@ -9,21 +9,12 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::Remotes;
-
-/// What there is a program for: the actions, and what the driver starts itself.
-fn programs() -> Vec<String> {
-    let sources = fs::read_dir(project().join("shims/src/bin")).unwrap();
-    let name = |file: PathBuf| file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph");
-    let mut names: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
-    names.sort();
-    assert!(names.len() >= 29 && names.contains(&"deploy".to_owned()), "{names:?}");
-    names
-}
+use kvm_sriov_tests::remotes::{Remotes, programs};
 
 /// Where a program lies.
 fn place(remotes: &Remotes, program: &str) -> PathBuf {
     match program {
+        _ if program.starts_with("vnm/") => remotes.path().join(program),
         "sriov_probe" => remotes.path().join("im/kvm-probes.d/vm/monitor").join(program),
         _ => remotes.driver().join(program),
     }
@@ -50,36 +41,43 @@ fn lays_out_what_opennebula_calls() {
     assert!(remotes.path().join("etc/vmm/kvm-sriov/kvmrc").is_file());
 }
 
-/// Runs the probe as OpenNebula's monitoring does.
-fn probe(remotes: &Remotes, kvmrc: &str) -> Output {
+/// The programs that put a host right, with the arguments that they get.
+const HEALERS: [(&str, &[&str]); 2] = [("sriov_probe", &["kvm", "3", "host3"]), ("vnm/sriov/clean", &["host3"])];
+
+/// Runs one of them as OpenNebula does.
+fn heal(remotes: &Remotes, (program, args): (&str, &[&str]), kvmrc: &str) -> Output {
     fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
-    Command::new(place(remotes, "sriov_probe")).args(["kvm", "3", "host3"]).output().unwrap()
+    Command::new(place(remotes, program)).args(args).output().unwrap()
 }
 
 #[test]
 fn the_probe_frees_what_nobody_backs_and_says_nothing() {
-    let remotes = Remotes::default();
-    let state = remotes.path().join("state");
-    fs::create_dir_all(state.join("ib0")).unwrap();
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
-    // As the driver of 2013 left it long ago.
-    let claim = fs::File::create(state.join("ib0/0")).unwrap();
-    claim.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
-    fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
-    let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
-    let said = probe(&remotes, &kvmrc);
-    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
-    assert!(!state.join("ib0/0").exists(), "{said:?}");
+    for healer in HEALERS {
+        let remotes = Remotes::default();
+        let state = remotes.path().join("state");
+        fs::create_dir_all(state.join("ib0")).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+        // As the driver of 2013 left it long ago.
+        let claim = fs::File::create(state.join("ib0/0")).unwrap();
+        claim.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
+        let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
+        let said = heal(&remotes, healer, &kvmrc);
+        assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+        assert!(!state.join("ib0/0").exists(), "{said:?}");
+    }
 }
 
 #[test]
 fn the_probe_never_fails() {
-    let remotes = Remotes::default();
-    let said = probe(&remotes, "LIBVIRT_URI=qemu+unix:///system?socket=/nonexistent\n");
-    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
-    let text = String::from_utf8(said.stderr).unwrap();
-    assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(text.starts_with("WARN: sriov_probe: ") && text.contains("/nonexistent"), "{text}");
+    for (healer, name) in HEALERS.into_iter().zip(["sriov_probe", "vnm clean"]) {
+        let remotes = Remotes::default();
+        let said = heal(&remotes, healer, "LIBVIRT_URI=qemu+unix:///system?socket=/nonexistent\n");
+        assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+        let text = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.starts_with(&format!("WARN: {name}: ")) && text.contains("/nonexistent"), "{text}");
+    }
 }
 
 #[test]

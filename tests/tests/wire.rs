@@ -238,3 +238,47 @@ fn a_checkpoint_that_ceph_refuses_stays() {
     let said = run("save.ceph", &["one-42", file, "node1", "42", "node1"], "");
     assert!(said.err.contains("there is none"), "{said:?}");
 }
+
+/// The VM as a step of a network driver is told of it.
+fn networks(bridge: &str) -> String {
+    let vm = format!(
+        "<VM><ID>42</ID><TEMPLATE><NIC><BRIDGE>br0</BRIDGE><MAC>02:00:0a:00:00:01</MAC><VN_MAD>bridge</VN_MAD></NIC>\
+         <NIC><BRIDGE>{bridge}</BRIDGE><MAC>02:00:0a:00:00:02</MAC><VN_MAD>sriov</VN_MAD></NIC></TEMPLATE></VM>"
+    );
+    run(Command::new("base64").arg("-w0"), &vm).ok()
+}
+
+#[test]
+fn networks_are_looked_at_before_a_vm_comes() {
+    // The form of 5.8 has the VM in an argument.
+    for (version, on_stdin) in [("5.8.0", false), ("5.10.0", true), ("7.4.0", true)] {
+        let remotes = remotes(version);
+        fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
+        let step = |name: &str, bridge: &str| {
+            let mut program = Command::new(remotes.path().join("vnm/sriov").join(name));
+            let vm = networks(bridge);
+            match on_stdin {
+                true => run(program.args(["one-42", "node1"]), &vm),
+                false => run(program.args([&vm, "one-42", "node1"]), ""),
+            }
+        };
+        let said = step("pre", "sriov_ib0");
+        // `lo` is no bridge.
+        assert!(said.err.contains("vnm pre: DUMMY_BRIDGE lo is not a bridge of this host"), "{said:?}");
+        for (bridge, text) in [
+            ("sriov_ib1", "ib1"),
+            ("sriov_", "the bridge of NIC 02:00:0a:00:00:02: expected"),
+            ("br1", "whose bridge must be sriov_<root>; found \"br1\"; nothing was changed."),
+        ] {
+            let said = step("pre", bridge);
+            assert_eq!((said.code, said.out.as_str()), (1, ""), "{version} {bridge}: {said:?}");
+            assert!(said.err.contains(text), "{version} {bridge}: {said:?}");
+        }
+        for name in ["post", "clean"] {
+            let said = step(name, "sriov_ib0");
+            assert_eq!((said.code, said.out.as_str()), (0, ""), "{name}: {said:?}");
+        }
+        let said = run(&mut Command::new(remotes.path().join("vnm/sriov/pre")), "");
+        assert_eq!((said.code, said.out.as_str()), (1, ""), "{said:?}");
+    }
+}

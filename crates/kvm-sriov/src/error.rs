@@ -118,6 +118,14 @@ pub enum Cause {
         /// Its name.
         bridge: String,
     },
+    /// A network of the companion network driver has a bridge that asks for no VF.
+    #[error("NIC {mac} is in a network with VN_MAD sriov, whose bridge must be sriov_<root>; found \"{bridge}\"")]
+    NotSriov {
+        /// The NIC's.
+        mac: crate::MacAddress,
+        /// The bridge; empty when the network has none.
+        bridge: String,
+    },
     /// A VF map is missing or wrong.
     #[error(transparent)]
     Map(#[from] VfMapError),

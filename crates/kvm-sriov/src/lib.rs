@@ -7,6 +7,7 @@
 //!
 //! * [`actions`] - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...
 //! * [`agent`] - the driver's process on the other host of a migration
+//! * [`network`] - the companion network driver
 //! * [`Host`] - the host they run on: its kvmrc, libvirtd, VF maps and claims
 //! * [`wire`] - how OpenNebula calls and reads the answer
 //! * [`claims`], [`kvmrc`], [`vf_map`], [`xml`], [`libvirt`], [`sysfs`] - the parts, each of use alone
@@ -25,6 +26,7 @@ pub mod kvmrc;
 pub mod libvirt;
 mod mac;
 mod names;
+pub mod network;
 mod order;
 mod pci;
 pub mod probe;

@@ -268,6 +268,22 @@ impl Call {
         Ok(Some(Input { vm, hook, text }))
     }
 
+    /// The VM of a step of a network driver, in base64: on standard input or, up to 5.8, in the first argument.
+    ///
+    /// # Errors
+    /// Nothing was touched; there is none, or it is not base64 of such a description.
+    pub fn network_data(&self) -> Result<VmData, ActionError> {
+        let text = if self.caller.at_least(5, 10) {
+            let encoded = self.stdin()?;
+            base64(&encoded)
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(|| self.untouched(Cause::Stdin { why: "it is not base64 of UTF-8".into() }))?
+        } else {
+            self.encoded_arg(0, "VM")?
+        };
+        VmData::parse(&text).map_err(|source| self.untouched(Cause::Xml { what: "the XML of the VM".into(), source }))
+    }
+
     /// As [`Call::data`], for an action that does nothing without it.
     ///
     /// # Errors
@@ -346,7 +362,7 @@ pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
     let _span = Span::begin(Kind::Action, action);
-    let driver_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+    let driver_dir = driver_of(&std::env::current_exe().unwrap_or_default());
     let outcome = identity::become_owner_of(&driver_dir)
         .map_err(|cause| ActionError::untouched(action, cause))
         .and_then(|()| Call::new(action, std::env::args_os().skip(1).collect(), driver_dir.clone()))
@@ -361,6 +377,17 @@ pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<Strin
             }
         }
     }
+}
+
+/// Where the driver lies in OpenNebula's remotes, of which other parts hold the probe and the companion network driver.
+const DRIVER: &str = "vmm/kvm-sriov";
+
+/// The driver's directory: the one that the program lies in or, when that holds no VMM driver, the driver of the same remotes.
+pub(crate) fn driver_of(program: &Path) -> PathBuf {
+    let own = program.parent().unwrap_or(Path::new(""));
+    let is_vmm = own.parent().and_then(Path::file_name).is_some_and(|dir| dir == "vmm");
+    let beside = || program.ancestors().map(|dir| dir.join(DRIVER)).find(|driver| driver.is_dir());
+    Some(own).filter(|_| is_vmm).map(Path::to_owned).or_else(beside).unwrap_or_else(|| own.to_owned())
 }
 
 /// A closed standard output is not this action's failure: what it did is done, and the caller is gone.
@@ -432,6 +459,21 @@ mod tests {
             assert_eq!(caller.absent_is_shut_down(), absent, "{version:?}");
             assert_eq!(caller.failure("x").contains("--8<------\nx.\nERROR"), common == block, "{version:?}");
         }
+    }
+
+    #[test]
+    fn the_driver_is_found_from_everything_that_it_brings() {
+        let remotes = tempfile::tempdir().unwrap();
+        let (driver, second) = (remotes.path().join(DRIVER), remotes.path().join("vmm/second"));
+        let pre = remotes.path().join("vnm/sriov/pre");
+        assert_eq!(driver_of(&pre), remotes.path().join("vnm/sriov"));
+        fs::create_dir_all(&driver).unwrap();
+        fs::create_dir_all(&second).unwrap();
+        let probe = remotes.path().join("im/kvm-probes.d/vm/monitor/sriov_probe");
+        for program in [pre, probe, remotes.path().join("im/kvm-probes.d/sriov_probe"), driver.join("deploy")] {
+            assert_eq!(driver_of(&program), driver, "{}", program.display());
+        }
+        assert_eq!(driver_of(&second.join("deploy")), second);
     }
 
     #[test]

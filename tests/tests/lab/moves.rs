@@ -114,7 +114,7 @@ pub(super) fn destination_with_too_few_vfs_is_refused(host1: LabHost) {
 struct Fault {
     name: &'static str,
     strikes: fn(LabHost, LabHost, &mut Running, &Vm),
-    /// Whether the destination is silent until it is mended, and the driver waits for its word.
+    /// Whether the destination is silent until it is mended.
     silent: bool,
     mended: fn(LabHost, LabHost),
 }
@@ -193,7 +193,6 @@ fn cut_off(host1: LabHost, faults: &[Fault]) {
         strikes(host1, host2, &mut moving, &vm);
         if *silent {
             host1.wait(&format!("the VFs to be back: {name}"), MOVE, |host| identity(&host.live_xml(&vm)) == before);
-            assert!(!moving.is_over(), "{name}: the destination was not waited for");
         }
         let said = moving.finish();
         mended(host1, host2);

@@ -42,9 +42,14 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: LabHost) {
     host.write(&format!("{REMOTES}/etc/vmm/kvm-sriov/kvmrc"), BASE_KVMRC);
     host.root(&format!("rm -rf /var/tmp/one && cp -rL {REMOTES} /var/tmp/one && chown -R oneadmin: /var/tmp/one")).ok();
     assert!(host.root("kvm-sriov check").ok().contains("this host is ready"));
+    // The network driver, as OpenNebula asks it before a VM is started there.
+    let networks = "<VM><TEMPLATE><NIC><BRIDGE>sriov_pf0</BRIDGE><MAC>02:00:0a:00:47:00</MAC><VN_MAD>sriov</VN_MAD></NIC></TEMPLATE></VM>";
+    let said = host.oneadmin(&format!("echo '{networks}' | base64 -w0 | /var/tmp/one/vnm/sriov/pre 71 host1"));
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
     let vm = Vm::new(71).nic("sriov_pf0");
     assert_eq!(plugged(&deploy(host, &vm)).len(), 1);
     cancel(host, &vm);
+    host.oneadmin("/var/tmp/one/vnm/sriov/clean host1 </dev/null").ok();
 
     // A later version brings another sample: what an operator wrote stays.
     host.root(

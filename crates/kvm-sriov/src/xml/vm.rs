@@ -47,6 +47,8 @@ pub struct VmNic {
     pub id: Option<u32>,
     /// The VLAN. `None` as well for what is none that an SR-IOV NIC can have, such as the number of a VXLAN.
     pub vlan: Option<u16>,
+    /// The network driver of its network; unknown before 5.0, where a host has one for all.
+    pub vn_mad: Option<String>,
     /// The bridge of its network.
     pub bridge: Option<String>,
     /// What the bridge is: linux, openvswitch, openvswitch_dpdk ...
@@ -219,6 +221,7 @@ impl VmNic {
             mac,
             id: None,
             vlan: None,
+            vn_mad: None,
             bridge,
             bridge_type: None,
             network_mode: None,
@@ -257,6 +260,7 @@ impl VmNic {
         Ok(Some(Self {
             id: number(nic, "NIC_ID"),
             vlan,
+            vn_mad: text_of(nic, "VN_MAD"),
             bridge_type: text_of(nic, "BRIDGE_TYPE"),
             network_mode: text_of(nic, "NETWORK_MODE"),
             target: text_of(nic, "TARGET"),

@@ -1,0 +1,50 @@
+//! The companion network driver `vnm/sriov`: what OpenNebula runs on a host for the networks of a VM, before the VM comes and after it is
+//! gone. The VFs themselves are the affair of the VM's actions.
+
+use crate::error::{ActionError, Cause};
+use crate::host::Host;
+use crate::xml::{VmData, VmNic};
+use crate::{Position, RootName};
+
+/// The VN_MAD of a network that this driver serves.
+const VN_MAD: &str = "sriov";
+
+/// Looks whether this host can give a VM its networks: run before it is started or gets a NIC, and on the destination of a migration.
+/// Whether VFs are free is not asked: that is only known by who claims them.
+///
+/// # Errors
+/// A network has a bridge that names no root, a root has no map here, or the dummies' bridge or MAC prefix is missing. Nothing was
+/// changed, and OpenNebula goes no further.
+///
+/// # Source
+/// OpenNebula's `vnm/<driver>/pre`.
+pub fn pre(host: &Host, vm: &VmData) -> Result<(), ActionError> {
+    serves(host, vm).map_err(|cause| ActionError::untouched("vnm pre", cause))
+}
+
+fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {
+    let mut roots = Vec::new();
+    for nic in vm.nics() {
+        if let Some(root) = root(nic)? {
+            let position =
+                Position::new(roots.len()).map_err(|source| Cause::Value { what: "the VM".into(), source })?;
+            host.dummy_mac(nic.mac, position)?;
+            roots.push(root);
+        }
+    }
+    if !roots.is_empty() {
+        host.maps_of(roots.iter())?;
+        host.dummy_bridge()?;
+    }
+    Ok(())
+}
+
+/// The root of a NIC; `None` for one of another network driver.
+fn root(nic: &VmNic) -> Result<Option<RootName>, Cause> {
+    let wrong = |source| Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source };
+    match (nic.root(), nic.vn_mad.as_deref()) {
+        (Some(root), Some(VN_MAD) | None) => root.map(Some).map_err(wrong),
+        (None, Some(VN_MAD)) => Err(Cause::NotSriov { mac: nic.mac, bridge: nic.bridge.clone().unwrap_or_default() }),
+        _ => Ok(None),
+    }
+}
