@@ -31,7 +31,7 @@
     # standard library has one and does without it.
     old __libc_start_main, 2.2.5
 
-    # Since 2.34 in libc.so, before in libpthread.so and libdl.so, which libvirt.so needs.
+    # Since 2.34 in libc.so, before in libpthread.so and libdl.so, which the programs are linked with for it.
     old dlsym, 2.2.5
     old pthread_attr_getguardsize, 2.2.5
     old pthread_attr_getstack, 2.2.5

@@ -87,14 +87,14 @@ pub(super) fn programs_start_on_debian_11(host: LabHost) {
     assert!(made.unwrap().success());
     host.write_bytes("/tmp/older.tar", &fs::read(&tree).unwrap());
     host.root(
-        "set -e; mkdir /tmp/older; tar -x -C /tmp/older -f /tmp/older.tar; mkdir -p /tmp/older/proc; \
+        "set -e; mkdir /tmp/older; tar -x -C /tmp/older -f /tmp/older.tar; mkdir -p /tmp/older/proc /tmp/older/tmp /tmp/older/var/tmp; \
          mount --bind /proc /tmp/older/proc; cp -r /var/tmp/one /tmp/older/var/tmp; cp /usr/local/bin/kvm-sriov /tmp/older/usr/bin",
     )
     .ok();
     let kvmrc = "LIBVIRT_URI=test:///default\nVF_STATE_DIR=/tmp/state\n";
     host.write("/tmp/older/var/tmp/one/etc/vmm/kvm-sriov/kvmrc", kvmrc);
     let said = host.root(
-        "cd /tmp/older/var/tmp/one; for program in vmm/kvm-sriov/* im/kvm-probes.d/vm/monitor/* ../../../usr/bin/kvm-sriov; do \
+        "cd /tmp/older/var/tmp/one; for program in vmm/kvm-sriov/* im/kvm-probes.d/vm/monitor/* vnm/sriov/* ../../../usr/bin/kvm-sriov; do \
          [ -f $program ] || continue; timeout 60 chroot /tmp/older /var/tmp/one/$program </dev/null >/dev/null 2>/tmp/said; \
          echo \"$program $?\"; grep GLIBC /tmp/said; done; true",
     );
