@@ -67,7 +67,7 @@ pub fn migrate(
     let options = options(host, data).map_err(untouched)?;
     let traveller = match Vm::open(host, "migrate", id, data).map_err(untouched)? {
         Found::WithVfs(vm) => Traveller::WithVfs(vm),
-        Found::Plain(domain) => Traveller::Plain(domain),
+        Found::Plain(domain, _) => Traveller::Plain(domain),
     };
     if is_here {
         return relocate(host, &traveller, data);

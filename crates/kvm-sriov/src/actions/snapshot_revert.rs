@@ -39,11 +39,11 @@ pub fn snapshot_revert(
     match found {
         Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
         // It had VFs then, or gets its first one.
-        Found::Plain(domain) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
+        Found::Plain(domain, _) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
             let vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
             Revert { vm, name, data, old, has_changed: false }.run()
         }
-        Found::Plain(domain) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
+        Found::Plain(domain, _) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
     }
 }
 

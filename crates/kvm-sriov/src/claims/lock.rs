@@ -62,6 +62,11 @@ impl VmLock {
         matches!(safe::read(&self.wish), Ok(Some((bytes, _))) if bytes == wish_for(Process::this()).as_bytes())
     }
 
+    /// Takes the lock of a VM that has one; `None` when it has none.
+    pub(super) fn take_known(locks: &Path, vm: &DomainName, action: &str) -> Result<Option<Self>, ClaimError> {
+        lock_path(locks, vm).exists().then(|| Self::take(locks, vm, action, Duration::ZERO)).transpose()
+    }
+
     /// Takes the lock in `file` for an action, waiting at most `timeout`.
     pub(super) fn take(locks: &Path, vm: &DomainName, action: &str, timeout: Duration) -> Result<Self, ClaimError> {
         let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
@@ -177,6 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
+        assert!(VmLock::take_known(dir.path(), &vm, "poll").unwrap().is_none(), "it has none");
         let lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
         let error = VmLock::take(dir.path(), &vm, "attach_nic", Duration::from_millis(60)).unwrap_err();
         let text = error.to_string();
@@ -187,6 +193,7 @@ mod tests {
         drop(lock);
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
         VmLock::take(dir.path(), &vm, "attach_nic", Duration::ZERO).unwrap();
+        assert!(VmLock::take_known(dir.path(), &vm, "save").unwrap().is_some());
     }
 
     #[test]

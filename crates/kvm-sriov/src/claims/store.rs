@@ -173,6 +173,19 @@ impl ClaimStore {
         VmLock::take(&self.locks(), vm, action, timeout)
     }
 
+    /// Takes the lock of a VM that has been locked before, if nobody has it.
+    ///
+    /// * returns `None` when the VM was never locked, or is locked now
+    ///
+    /// # Errors
+    /// The lock can't be used. Nothing was changed.
+    pub fn lock_vm_again(&self, vm: &DomainName, action: &str) -> Result<Option<VmLock>, ClaimError> {
+        match VmLock::take_known(&self.locks(), vm, action) {
+            Err(ClaimError::Busy { .. }) => Ok(None),
+            taken => taken,
+        }
+    }
+
     /// Who holds the lock of a VM.
     ///
     /// # Errors
