@@ -45,12 +45,28 @@ pub(crate) enum Found<'a> {
     Plain(DomainRef, Box<LiveDomain>),
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
     /// The domain.
     pub(crate) fn domain(&self) -> &DomainRef {
         match self {
             Self::WithVfs(vm) => &vm.domain,
             Self::Plain(domain, _) => domain,
+        }
+    }
+
+    /// The VM, if it has VFs.
+    pub(crate) fn with_vfs(&mut self) -> Option<&mut Vm<'a>> {
+        match self {
+            Self::WithVfs(vm) => Some(vm),
+            Self::Plain(..) => None,
+        }
+    }
+
+    /// What it should have, if it has VFs.
+    pub(crate) fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            Self::WithVfs(vm) => Some(&vm.wanted),
+            Self::Plain(..) => None,
         }
     }
 
