@@ -18,11 +18,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use caller::Caller;
 
 use crate::DomainName;
+use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::hook::Hook;
 use crate::host::Host;
 use crate::identity;
 use crate::libvirt::DomainRef;
+use crate::signals;
 use crate::span::{Kind, Span};
 use crate::xml::VmData;
 
@@ -278,8 +280,19 @@ pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
 /// Runs one action and answers as the caller's version expects. What a shim's `main` is.
 ///
 /// Run as root, the process first becomes the owner of the program's directory, so that root and OpenNebula's user
-/// share one state.
+/// share one state. Told to end (SIGTERM, SIGHUP) it goes on until it has finished, or has undone what it began.
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+    signals::hold();
+    answer(action, body)
+}
+
+/// As [`run`], for a program that an action started and that goes on when the action has ended. It ends when it is told to.
+pub fn run_detached(name: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+    detached::detach();
+    answer(name, body)
+}
+
+fn answer(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
     let _span = Span::begin(Kind::Action, action);
     let driver_dir = driver_of(&std::env::current_exe().unwrap_or_default());
