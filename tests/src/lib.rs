@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod behaviours;
+pub mod caller;
+pub mod daemon;
 pub mod lab;
 pub mod model;
 pub mod remotes;
+pub mod site;
 pub mod vm;
 
 use std::path::PathBuf;

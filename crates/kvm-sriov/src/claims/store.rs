@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::lock::{self, Holder, VmLock};
+use super::lock::{self, Holder, Turn, VmLock};
 use super::record::{Content, Record};
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
 use crate::order::ascending;
@@ -184,6 +184,14 @@ impl ClaimStore {
             Err(ClaimError::Busy { .. }) => Ok(None),
             taken => taken,
         }
+    }
+
+    /// The turn of `poll` at putting the host right; `None` when another one has it, or had it less than `every` ago.
+    ///
+    /// # Errors
+    /// Its file can't be used; nothing was changed.
+    pub(crate) fn poll_turn(&self, every: Duration) -> Result<Option<Turn>, ClaimError> {
+        Turn::take(&self.locks().join("poll"), every)
     }
 
     /// Who holds the lock of a VM.
