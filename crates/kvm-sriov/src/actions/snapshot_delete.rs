@@ -28,8 +28,9 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
         Found::WithVfs(vm) => VmDir::of_domain(&vm.live),
         Found::Plain(domain) => VmDir::of_domain(&vm::read(host, domain).map_err(untouched)?),
     };
-    let dir = dir.ok_or_else(|| untouched(Cause::NoVmDir { vm: domain.name.clone() }))?;
     let left = delete(host, domain, name)?;
+    // Before 5.8 a domain does not say where its directory is, and nothing of its snapshots was kept there.
+    let Some(dir) = dir else { return Ok(()) };
     if let Err(cause) = dir.forget_snapshot(name) {
         log::warn!("{cause}; snapshot {name} is deleted all the same");
     }
