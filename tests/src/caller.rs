@@ -152,6 +152,13 @@ impl Caller {
         self
     }
 
+    /// With the driver in another directory than `kvm-sriov`.
+    #[must_use]
+    pub fn driver(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.driver);
+        self
+    }
+
     /// On a host of this name.
     #[must_use]
     pub fn host(mut self, name: &str) -> Self {

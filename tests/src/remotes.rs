@@ -34,15 +34,24 @@ impl Remotes {
         let dir = tempfile::tempdir().unwrap();
         let out = Self::run_install(dir.path());
         assert!(out.status.success(), "shims/install: {}", String::from_utf8_lossy(&out.stderr));
+        let remotes = Self { dir };
+        remotes.become_those_of(version);
+        remotes
+    }
+
+    /// Makes them those of another version, as an upgrade of the front-end does.
+    pub fn become_those_of(&self, version: Version) {
+        let place = self.dir.path().join("VERSION");
         if version >= Version(4, 4) {
-            fs::write(dir.path().join("VERSION"), format!("{version}.0\n")).unwrap();
+            fs::write(place, format!("{version}.0\n")).unwrap();
+        } else if place.exists() {
+            fs::remove_file(place).unwrap();
         }
         let [begin, end] = Version::ERROR_BLOCK;
         let block = format!("error_message() {{\n    echo \"{begin}\" 1>&2\n    echo \"{end}\" 1>&2\n}}\n");
         let common =
             if version.has_error_block() { block } else { "error_message() {\n    echo \"$1\" 1>&2\n}\n".into() };
-        fs::write(dir.path().join("scripts_common.sh"), common).unwrap();
-        Self { dir }
+        fs::write(self.dir.path().join("scripts_common.sh"), common).unwrap();
     }
 
     /// Runs `shims/install` on a directory.

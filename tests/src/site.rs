@@ -43,6 +43,12 @@ impl Site {
         Caller::new(self.version, self.remotes.path()).vm(vm)
     }
 
+    /// The same host after an upgrade of the front-end, or before.
+    pub fn becomes(&mut self, version: Version) {
+        self.remotes.become_those_of(version);
+        self.version = version;
+    }
+
     /// Its remotes.
     pub fn remotes(&self) -> &Remotes {
         &self.remotes

@@ -149,22 +149,35 @@ fn every_program_has_its_row() {
     assert_eq!(named, programs(), "docs/actions.md and shims/src/bin differ");
 }
 
+/// Fails unless each of the names `file: test` in this text is that of a test.
+fn assert_tests(row: &str, text: &str) {
+    let scenarios = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
+    let shown: Vec<&str> = text.split('`').filter(|part| part.contains(": ")).collect();
+    assert!(!shown.is_empty(), "{row}: nothing shows it");
+    for name in shown {
+        let (file, test) = name.split_once(": ").unwrap();
+        let is_there = if file == "lab" {
+            scenarios.lines().any(|line| line == test)
+        } else {
+            let text = fs::read_to_string(project().join(format!("tests/tests/{file}.rs"))).unwrap();
+            text.contains(&format!("#[test]\nfn {test}() {{"))
+        };
+        assert!(is_there, "{row}: there is no {name}");
+    }
+}
+
 #[test]
 fn what_shows_an_action_is_a_test() {
-    let scenarios = fs::read_to_string(project().join("tests/scenarios.txt")).unwrap();
     for row in rows("docs/actions.md") {
-        let shown: Vec<&str> = row.last().unwrap().split('`').filter(|part| part.contains(": ")).collect();
-        assert!(!shown.is_empty(), "{}: nothing shows it", row[0]);
-        for name in shown {
-            let (file, test) = name.split_once(": ").unwrap();
-            let is_there = if file == "lab" {
-                scenarios.lines().any(|line| line == test)
-            } else {
-                let text = fs::read_to_string(project().join(format!("tests/tests/{file}.rs"))).unwrap();
-                text.contains(&format!("#[test]\nfn {test}() {{"))
-            };
-            assert!(is_there, "{}: there is no {name}", row[0]);
-        }
+        assert_tests(&row[0], row.last().unwrap());
+    }
+}
+
+#[test]
+fn what_shows_a_change_between_versions_is_a_test() {
+    let text = fs::read_to_string(project().join("docs/versions.md")).unwrap();
+    for row in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        assert_tests(row, row.trim_end_matches('|').rsplit('|').next().unwrap());
     }
 }
 

@@ -71,6 +71,10 @@ fn every_recorded_call_is_answered_in_its_order() {
         let before = site.live(uuid);
         let answer = site.caller(call.vm).host(&call.host).run(&call.action, &call.args(), &call.stdin);
         check(&call, &answer, &expected(&call, uuid));
+        if call.action == "deploy" {
+            // After it a line break of the here-document.
+            assert_eq!(fs::read_to_string(&call.args[0]).unwrap(), format!("{}\n", call.stdin), "{}", call.name);
+        }
         let after = site.live(uuid);
         assert_eq!(after.is_some(), runs_after(&call, &answer), "{}: {answer:?}", call.name);
         if answer.code != 0 {

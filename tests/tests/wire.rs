@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Command;
 
 use kvm_sriov_tests::lab::Said;
-use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, run};
 
 /// A remotes directory of this version whose driver talks to libvirt's test driver, with its one domain `test`.
@@ -42,14 +41,6 @@ fn an_absent_domain_is_cancelled() {
         assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{id}");
     }
     assert!(!remotes.path().join("state").exists(), "the state directory was made");
-}
-
-#[test]
-fn an_absent_domain_is_shut_down_from_5_12_on() {
-    for (version, code) in [("5.10.0", 1), ("5.12.0", 0), ("6.0.0", 0), ("7.4.0", 0)] {
-        let said = call(&remotes(version), "shutdown", &["one-42", "node1"], "");
-        assert_eq!((said.code, said.out.as_str()), (code, ""), "{version}: {said:?}");
-    }
 }
 
 #[test]
@@ -109,107 +100,6 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
         );
     }
     assert!(!dir.exists(), "a deployment file that can't be read left a directory");
-}
-
-#[test]
-fn standard_input_is_read_from_the_version_on_that_sends_it() {
-    for (action, first) in [
-        ("attach_nic", "5.0.0"),
-        ("detach_nic", "5.0.0"),
-        ("attach_disk", "5.0.0"),
-        ("detach_disk", "5.0.0"),
-        ("reconfigure", "5.0.0"),
-        ("snapshot_create", "5.4.0"),
-        ("snapshot_revert", "5.10.0"),
-    ] {
-        let args: &[&str] = match action {
-            "attach_disk" => &["one-42", "/d", "vdb", "1", "PFZNLz4="],
-            "detach_disk" => &["one-42", "/d", "vdb", "1"],
-            "reconfigure" => &["one-42", "hda", "/d"],
-            "attach_nic" => &["one-42", "02:00:0a:00:2a:01", "br0", "-"],
-            "detach_nic" => &["one-42", "02:00:0a:00:2a:01"],
-            "snapshot_create" => &["one-42", "0"],
-            _ => &["one-42", "snap-0"],
-        };
-        for (version, is_read) in [("4.14.2", false), (first, true), ("7.4.0", true)] {
-            let said = call(&remotes(version), action, args, "the next command of somebody else");
-            let complains = said.err.contains("the XML on standard input: 1:1: ");
-            assert_eq!(complains, is_read, "{action} of {version}: {said:?}");
-            let fails = is_read || action != "detach_nic";
-            assert_eq!(said.code, i32::from(fails), "{action} of {version}: {said:?}");
-        }
-    }
-}
-
-#[test]
-fn a_closed_output_is_no_crash() {
-    let remotes = remotes("7.4.0");
-    let program = remotes.driver().join("reboot");
-    let script = format!("{} one-42 node1 42 node1 >&- 2>&-", program.display());
-    assert_eq!(Command::new("sh").args(["-c", &script]).status().unwrap().code(), Some(1));
-}
-
-#[test]
-fn every_recorded_call_is_understood() {
-    let dir = project().join("tests/fixtures/wire");
-    let mut calls: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    calls.sort();
-    assert_eq!(calls.len(), 51);
-    let mut called = 0;
-    for path in calls {
-        called += usize::from(recorded_call_is_understood(&path));
-    }
-    // save, restore and migrate are called on real domains, in the lab.
-    assert_eq!(called, 43, "calls of actions that can be called here");
-}
-
-/// Whether the call can be made here. Its domain is not there: what counts is that the input was read, and that the answer is
-/// about the domain.
-fn recorded_call_is_understood(path: &Path) -> bool {
-    let name = path.file_name().unwrap().to_str().unwrap();
-    let action = name.split('-').nth(1).unwrap();
-    let stdin = fs::read_to_string(path.join("stdin")).unwrap();
-    if action == "deploy" {
-        let deployment = kvm_sriov::xml::Deployment::parse(&stdin).unwrap();
-        assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), stdin, "{name}");
-        return true;
-    }
-    if !stdin.trim().is_empty() {
-        let data = kvm_sriov::xml::VmData::parse(&stdin);
-        assert!(data.is_ok(), "{name}: {data:?}");
-    }
-    let fails = match action {
-        "cancel" | "shutdown" | "detach_nic" => false,
-        "save" | "restore" | "migrate" => return false,
-        // OpenNebula's directory for commands is not there.
-        "exec" | "exec_cancel" => {
-            let said = recorded(path, action, &stdin);
-            assert_eq!((said.code, said.out.as_str()), (1, ""), "{name}: {said:?}");
-            assert!(said.err.contains(".exec-lock"), "{name}: {said:?}");
-            return true;
-        }
-        _ => true,
-    };
-    let said = recorded(path, action, &stdin);
-    assert_eq!((said.code, said.out.as_str()), (i32::from(fails), ""), "{name}: {said:?}");
-    assert_eq!(said.err.contains("there is no domain"), fails, "{name}: {said:?}");
-    true
-}
-
-/// A recorded call, with what it was given and nothing else.
-fn recorded(path: &Path, action: &str, stdin: &str) -> Said {
-    let argv = fs::read_to_string(path.join("argv")).unwrap();
-    let args: Vec<&str> = argv.lines().collect();
-    call_with(&remotes("7.5.80"), action, &args, stdin)
-}
-
-#[test]
-fn what_a_vm_uses_is_one_line_for_the_versions_that_ask() {
-    let said = call(&remotes("5.10.0"), "poll", &["test", "node1"], "");
-    assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
-    assert!(said.out.starts_with("STATE=a CPU=") && said.out.lines().count() == 1, "{said:?}");
-    let said = call(&remotes("5.10.0"), "poll", &["one-42", "node1"], "");
-    assert_eq!((said.code, said.out.as_str()), (0, "STATE=-\n"), "{said:?}");
 }
 
 #[test]

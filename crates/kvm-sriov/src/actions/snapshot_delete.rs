@@ -24,8 +24,9 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
     // The lock of a VM with VFs is held until this returns: no other action has its snapshots meanwhile.
     let found = Vm::open_as_is(host, ACTION, id, None).map_err(untouched)?;
     let domain = found.domain();
-    let dir = VmDir::of_domain(found.live()).ok_or_else(|| untouched(Cause::NoVmDir { vm: domain.name.clone() }))?;
     let left = delete(host, domain, name)?;
+    // Before 5.8 a domain does not say where its directory is, and nothing of its snapshots was kept there.
+    let Some(dir) = VmDir::of_domain(found.live()) else { return Ok(()) };
     if let Err(cause) = dir.forget_snapshot(name) {
         log::warn!("{cause}; snapshot {name} is deleted all the same");
     }

@@ -1,0 +1,439 @@
+//! What a user of OpenNebula sees of every failure, after the caller has glued and filtered it: tests/fixtures/messages. Run with
+//! KVM_SRIOV_MESSAGES=write to write the files anew, and read what has changed.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::time::Duration;
+use std::{fs, io};
+
+use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::agent::AgentError;
+use kvm_sriov::claims::{ClaimError, Holder, Process};
+use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
+use kvm_sriov::reconcile::{Doubt, Why};
+use kvm_sriov::vm::Outcome;
+use kvm_sriov::xml::{Deployment, Mode};
+use kvm_sriov::{ActionError, Cause, HostState, Position, wire};
+use kvm_sriov_tests::caller::Version;
+use kvm_sriov_tests::model::Guest;
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::site::{Recorded, Site};
+use kvm_sriov_tests::vm::Vm;
+
+/// A part of the file: what happened, and what is seen of it.
+struct Messages {
+    part: &'static str,
+    seen: Vec<(String, i32, String)>,
+}
+
+impl Messages {
+    fn of(part: &'static str) -> Self {
+        Self { part, seen: Vec::new() }
+    }
+
+    /// Notes a message, which has to read well.
+    fn note(&mut self, what: &str, code: i32, message: &str) {
+        let said = message.strip_suffix(&format!("ExitCode: {code}")).unwrap_or(message).trim_end();
+        assert!(said.contains(": ") && said.ends_with(['.', ')', '?', '!']), "{what}: {message}");
+        assert!(!said.contains("..") || said.contains("../"), "{what}: {message}");
+        assert!(!said.contains(['\n', '\t']) && !said.contains("  ") && said.len() < 1000, "{what}: {message}");
+        assert_ne!(code, 0, "{what}");
+        self.seen.push((what.to_owned(), code, message.to_owned()));
+    }
+
+    /// Fails unless this part of the file says the same.
+    fn compare(&self) {
+        let mut text = String::new();
+        for (what, code, message) in &self.seen {
+            writeln!(text, "{what} [{code}]\n    {message}").unwrap();
+        }
+        let place = project().join("tests/fixtures/messages").join(self.part);
+        if std::env::var_os("KVM_SRIOV_MESSAGES").is_some_and(|value| value == "write") {
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(&place, &text).unwrap();
+        }
+        let expected = fs::read_to_string(&place).unwrap_or_default();
+        for (line, (expected, found)) in expected.lines().zip(text.lines()).enumerate() {
+            assert_eq!(expected, found, "{}, line {}", place.display(), line + 1);
+        }
+        assert_eq!(expected.lines().count(), text.lines().count(), "{}", place.display());
+    }
+}
+
+/// What is between these two, which is libvirt's and differs between its versions, or the kernel's of this moment.
+fn mask(text: &str, begin: &str, end: &str, mask: &str) -> String {
+    let Some((before, rest)) = text.split_once(begin) else { panic!("{begin:?} is not in {text:?}") };
+    let Some((_, after)) = rest.split_once(end) else { panic!("{end:?} is not in {rest:?}") };
+    format!("{before}{begin}<{mask}>{end}{after}")
+}
+
+#[test]
+fn what_programs_say() {
+    let mut site = Site::new(Version::V7);
+    let mut messages = Messages::of("programs.txt");
+    let deploy = Recorded::first("deploy").fit(&site);
+    let data = "<VMM_DRIVER_ACTION_DATA><VM><ID>0</ID></VM></VMM_DRIVER_ACTION_DATA>";
+    let place = site.remotes().path().display().to_string();
+    let said = |site: &Site, action: &str, args: &[&str], stdin: &str| {
+        let answer = site.caller(0).run(action, args, stdin);
+        assert_eq!(answer.stdout, "", "{action}");
+        (answer.code, answer.message.replace(&place, "<remotes>"))
+    };
+    for (what, action, args, stdin) in [
+        ("no deploy id", "cancel", &["", "node1"][..], data),
+        ("a deploy id that is none", "reboot", &["a/b", "node1"], data),
+        ("no such domain", "reset", &["one-42", "node1"], data),
+        ("no such domain", "save", &["one-42", "/d/checkpoint", "node1"], data),
+        ("no such domain", "attach_nic", &["one-42", "02:00:0a:00:2a:01", "br0", "-", "bridge", ""], data),
+        ("a MAC that is none", "attach_nic", &["one-42", "02:00", "br0", "-", "", ""], data),
+        ("a message that is none", "attach_disk", &["one-42", "/d/disk.2", "vdb", "1", "?"], data),
+        ("XML that is cut short", "detach_disk", &["one-42", "/d/disk.2", "vdb", "1"], "<VMM_DRIVER_ACTION_DATA>"),
+        ("no XML", "resize", &["one-42"], ""),
+        ("a destination that is none", "migrate", &["one-42", "-oProxyCommand=x", "node1"], data),
+        ("a snapshot that is none", "snapshot_revert", &["one-42", "a/b"], data),
+        ("an empty deployment file", "deploy", &deploy.args(), ""),
+        ("an XML with a DTD", "deploy", &deploy.args(), "<!DOCTYPE x []><domain/>"),
+        ("a disk that is not there", "detach_disk", &["test", "/d/disk.2", "vdz", "1"], data),
+    ] {
+        let (code, message) = said(&site, action, args, stdin);
+        messages.note(&format!("{action}: {what}"), code, &message);
+    }
+    let args = ["/nonexistent/checkpoint", "node1", "one-42"];
+    let (code, message) = said(&site, "restore", &args, data);
+    let message = mask(&message, "checkpoint: ", "; nothing was restored", "libvirt's reason");
+    messages.note("restore: no checkpoint", code, &message);
+    let (code, message) = said(&site, "snapshot_revert", &["test", "snap-9"], data);
+    let message = mask(&message, "for domain test: ", "; nothing was changed", "libvirt's reason");
+    messages.note("snapshot_revert: a snapshot that is not there", code, &message);
+    // A network that asks for a VF, on a host that is not ready for one.
+    let vf = deploy.stdin.replace("bridge='onebr0'", "bridge='sriov_ib0'");
+    let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
+    messages.note("deploy: the dummies' bridge is none", code, &message);
+    site.configure("DUMMY_BRIDGE=");
+    let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
+    messages.note("deploy: no dummies' bridge", code, &message);
+    site.configure("DUMMY_BRIDGE=$(id)");
+    let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
+    messages.note("deploy: a kvmrc that can't be read", code, &message);
+    site.configure("");
+    site.caller(0).run("deploy", &deploy.args(), &deploy.stdin).ok();
+    let (code, message) = said(&site, "deploy", &deploy.args(), &deploy.stdin);
+    let message = mask(&message, "deployment.0: ", "; the domain runs", "libvirt's reason");
+    messages.note("deploy: the domain is there", code, &message);
+    site.configure("LIBVIRT_URI=test+unix:///default?socket=/nonexistent/socket");
+    for action in ["deploy", "cancel"] {
+        let args = if action == "deploy" { deploy.args() } else { vec!["one-0", "node1"] };
+        let (code, message) = said(&site, action, &args, &deploy.stdin);
+        let message = mask(&message, "?socket=/nonexistent/socket: ", " (is libvirtd", "libvirt's reason");
+        messages.note(&format!("{action}: libvirtd does not run"), code, &message);
+    }
+    site.becomes(Version::V6_10);
+    let (code, message) = said(&site, "reboot", &["a/b", "node1"], data);
+    messages.note("reboot: a deploy id that is none, in 6.10", code, &message);
+    site.becomes(Version::V6_0);
+    let (code, message) = said(&site, "reboot", &["a/b", "node1"], data);
+    messages.note("reboot: a deploy id that is none, in 6.0", code, &message);
+    messages.compare();
+}
+
+/// Turns failures into what a user sees, in the three forms that there are.
+struct Seen {
+    remotes: [(Version, Remotes); 3],
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self { remotes: [Version::V6_0, Version::V6_10, Version::V7].map(|version| (version, Remotes::of(version))) }
+    }
+
+    fn note(&self, messages: &mut Messages, what: &str, error: &ActionError) {
+        let code = i32::from(error.exit_code());
+        let [old, middle, new] = &self.remotes.each_ref().map(|(version, remotes)| {
+            let text = wire::Caller::detect(&remotes.driver()).failure(&error.to_string());
+            version.message(&format!("{text}ExitCode: {code}\n"))
+        });
+        assert_eq!(middle, &format!("{old} ExitCode: {code}"), "{what}");
+        assert_eq!(new, &format!("{old}ExitCode: {code}"), "{what}");
+        messages.note(what, code, new);
+    }
+}
+
+fn vm() -> Vm {
+    Vm::new(42).nic("sriov_ib0").nic("sriov_ib1")
+}
+
+fn deploy(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).map(drop)
+}
+
+/// A host on which the VM runs.
+fn a_running_vm() -> ModelHost {
+    let host = ModelHost::default();
+    deploy(&host, &vm()).unwrap();
+    host
+}
+
+fn attach(host: &ModelHost, number: usize) -> Result<(), ActionError> {
+    let nic = NicArgs {
+        mac: vm().mac(number).parse().unwrap(),
+        bridge: Some("sriov_ib0".into()),
+        model: None,
+        vn_mad: None,
+        target: None,
+    };
+    actions::attach_nic(&host.host(), &"one-42".parse().unwrap(), &nic, None)
+}
+
+fn detach(host: &ModelHost) -> Result<(), ActionError> {
+    actions::detach_nic(&host.host(), &"one-42".parse().unwrap(), vm().mac(0).parse().unwrap(), None)
+}
+
+fn save(host: &ModelHost) -> Result<(), ActionError> {
+    let file = host.vm_dir(&vm()).join("checkpoint");
+    actions::save(&host.host(), &"one-42".parse().unwrap(), &file, None)
+}
+
+#[test]
+fn what_actions_say_on_the_model() {
+    let (seen, messages) = (Seen::new(), RefCell::new(Messages::of("actions.txt")));
+    let note = |what: &str, result: Result<(), ActionError>| {
+        seen.note(&mut messages.borrow_mut(), what, &result.unwrap_err());
+    };
+    let note_masked = |what: &str, result: Result<(), ActionError>, begin: &str, end: &str, name: &str| {
+        let error = result.unwrap_err();
+        let message = mask(&format!("{error}."), begin, end, name);
+        messages.borrow_mut().note(what, i32::from(error.exit_code()), &message);
+    };
+
+    let host = ModelHost::with_vfs(1);
+    deploy(&host, &Vm::new(7).nic("sriov_ib0")).unwrap();
+    note("deploy: a full map", deploy(&host, &vm()));
+    let host = ModelHost::with_vfs(1);
+    deploy(&host, &vm()).unwrap();
+    note("attach_nic: a full map", attach(&host, 2));
+    note("deploy: it runs already", deploy(&host, &vm()));
+
+    let host = ModelHost::default();
+    let unmapped = deploy(&host, &Vm::new(42).nic("sriov_ib7"));
+    note_masked("deploy: a root without a map", unmapped, "looked in ", ";", "directories");
+    for vf in host.vfs("ib0") {
+        host.model().refuse(vf, &format!("vfio {vf}: group 11 is not viable"));
+    }
+    note("deploy: libvirt refuses every VF", deploy(&host, &vm()));
+
+    let host = a_running_vm();
+    host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=1\nSRIOV_LOCK_TIMEOUT=1\n");
+    host.model().set_guest("one-42", Guest::Silent);
+    note("detach_nic: a guest that does not answer", detach(&host));
+    note("save: a guest that does not answer", save(&host));
+    let snapshot = actions::snapshot_create(&host.host(), &"one-42".parse().unwrap(), 0, None).map(drop);
+    note("snapshot_create: a guest that does not answer", snapshot);
+
+    let host = a_running_vm();
+    host.set_kvmrc("SRIOV_LOCK_TIMEOUT=1\n");
+    let store = host.host().claims().unwrap();
+    let lock = store.lock_vm(&"one-42".parse().unwrap(), "migrate", Duration::ZERO).unwrap();
+    note_masked("save: another action has the VM", save(&host), "migrate, ", "; ", "process");
+    drop(lock);
+
+    host.model().pauses("one-42");
+    note("save: a VM that is paused", save(&host));
+    note("detach_nic: a VM that is paused", detach(&host));
+    host.model().stands("one-42", RunState::Running);
+    host.model().set_guest("one-42", Guest::Silent);
+    host.set_kvmrc("SHUTDOWN_TIMEOUT=1\nFORCE_DESTROY=no\n");
+    note("shutdown: a guest that does not answer", actions::shutdown(&host.host(), &"one-42".parse().unwrap(), true));
+    let absent = actions::shutdown(&host.host(), &"one-43".parse().unwrap(), false);
+    note("shutdown: no such domain, until 5.10", absent);
+    messages.into_inner().compare();
+}
+
+/// One of each cause that there is, with the action that comes upon it.
+fn causes() -> Vec<(&'static str, Cause)> {
+    let vm = || "one-42".parse().unwrap();
+    let root = || "ib0".parse().unwrap();
+    let host = || "node2".parse().unwrap();
+    let mac = || "02:00:c0:a8:01:05".parse().unwrap();
+    let vf = || "0000:07:00.3".parse().unwrap();
+    let position = || Position::new(0).unwrap();
+    let text = |text: &str| text.to_owned();
+    let denied = || io::Error::from_raw_os_error(13);
+    let libvirt = || LibvirtError::new(LibvirtErrorKind::DomainBusy, 55, "Requested operation is not valid");
+    let call = |what: &str| Cause::Call { what: what.to_owned(), source: libvirt() };
+    let xml = || Deployment::parse("<domain>").unwrap_err();
+    let no_mac = || "02:00".parse::<kvm_sriov::MacAddress>().unwrap_err();
+    let holder = Holder { action: text("migrate"), process: Process::new(4711, 1), since: u64::MAX };
+    let users = BTreeMap::from([(text("one-7"), 3), (text("one-9"), 1)]);
+    let agent: fn(AgentError) -> Cause = Cause::Agent;
+    vec![
+        ("attach_nic", Cause::Argument { name: "MAC", problem: no_mac().to_string() }),
+        ("save", Cause::Stdin { why: text("it is longer than 8388608 bytes") }),
+        ("deploy", Cause::Xml { what: text("the deployment file"), source: xml() }),
+        ("attach_nic", Cause::Value { what: text("the MAC of the NIC"), source: no_mac() }),
+        ("deploy", Cause::NotSet { variable: "DUMMY_BRIDGE", why: "a VM with VFs has dummy interfaces on it" }),
+        ("deploy", Cause::NoBridge { bridge: text("dummy_br") }),
+        ("vnm pre", Cause::NotSriov { mac: mac(), bridge: text("br0") }),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::Unsafe {
+                path: "/tmp/vf_interfaces".into(),
+                what: text("belongs to uid 1000"),
+                advice: text("remove it"),
+            }),
+        ),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::File {
+                verb: "write",
+                path: "/tmp/vf_interfaces/ib0/0".into(),
+                source: denied(),
+            }),
+        ),
+        ("save", Cause::Claims(ClaimError::Busy { vm: vm(), holder })),
+        ("deploy", Cause::Claims(ClaimError::Locked { path: "/tmp/vf_interfaces/.locks/claims".into(), seconds: 30 })),
+        ("deploy", Cause::Claims(ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users: users.clone() })),
+        ("deploy", Cause::Claims(ClaimError::NoMap { root: root() })),
+        ("reboot", Cause::Libvirt(libvirt())),
+        ("save", call("save one-42 to /d/checkpoint")),
+        ("restore", Cause::File { verb: "read", path: "/d/checkpoint".into(), source: denied() }),
+        ("deploy", Cause::Exists { name: vm() }),
+        ("reset", Cause::Absent { id: text("one-42") }),
+        ("shutdown", Cause::ShutdownTimeout { id: text("one-42"), seconds: 180 }),
+        ("cancel", Cause::StillThere { id: text("one-42"), seconds: 60 }),
+        (
+            "deploy",
+            Cause::VfioDenied {
+                device: text("/dev/vfio/11"),
+                text: text("Permission denied"),
+                advice: "install dist/udev/80-kvm-sriov-vfio.rules",
+            },
+        ),
+        (
+            "deploy",
+            Cause::NoMemory { text: text("cannot limit locked memory"), guest_kib: 2_097_152, free_kib: 1_048_576 },
+        ),
+        (
+            "deploy",
+            Cause::AllRefused {
+                exhausted: ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users },
+                reasons: text("0000:07:00.3 (group 11 is not viable)"),
+            },
+        ),
+        ("deploy", Cause::NotAsAsked { name: vm(), what: text("VF 0000:07:00.3 is not there") }),
+        ("save", Cause::NotReleased { vm: vm(), seconds: 60, kept: vec![(position(), vf(), Outcome::Pending)] }),
+        (
+            "detach_disk",
+            Cause::DeviceNotReleased { vm: vm(), device: text("disk vdb"), seconds: 60, outcome: Outcome::DaemonGone },
+        ),
+        ("snapshot_create", Cause::NoVmDir { vm: vm() }),
+        ("attach_nic", Cause::OtherNic { vm: vm(), mac: mac(), what: text("it is on bridge br0") }),
+        ("detach_disk", Cause::NoDisk { vm: vm(), target: text("vdb"), what: text("detach vdb from one-42") }),
+        (
+            "attach_disk",
+            Cause::OtherDisk { vm: vm(), what: text("attach /d/disk.2 (vdb) to one-42"), found: text("/d/disk.3") },
+        ),
+        ("attach_disk", Cause::NotNamed { what: text("disk that is to be attached") }),
+        ("exec", Cause::GuestAgent { vm: vm(), text: text("command not found") }),
+        ("save.ceph", Cause::Program { what: text("import the checkpoint into one/x"), why: text("rbd says \"no\"") }),
+        (
+            "resize",
+            Cause::NoRoom { what: text("resize VCPU to 8 on one-42"), why: text("it was started for at most 4") },
+        ),
+        ("attach_nic", Cause::TooMany { vm: vm() }),
+        ("save", Cause::ForeignDevice { vm: vm(), device: text("0000:81:00.0"), what: "saved" }),
+        ("save", Cause::NotRunning { vm: vm(), how: "paused" }),
+        ("save", Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
+        ("save", Cause::Unresolved { vm: vm(), doubt: Doubt::Migration }),
+        ("save", Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Why::Newer }),
+        ("attach_nic", Cause::JobRuns { vm: vm(), what: "migrates it" }),
+        ("migrate", agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
+        ("migrate", agent(AgentError::Version { host: host(), found: text("3") })),
+        ("migrate", agent(AgentError::Refused { host: host(), why: text("no free VF") })),
+        ("migrate", agent(AgentError::Lost { host: host(), why: text(": ssh ended") })),
+        ("migrate", agent(AgentError::Unexpected { host: host(), what: text("\"x\"") })),
+        ("migrate", agent(AgentError::Copy { host: host(), what: text("disk.1"), why: text("no space") })),
+        ("migrate_local", Cause::Elsewhere { host: host(), text: text("no free VF") }),
+        ("migrate", Cause::NothingPrepared),
+        ("migrate", Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)") }),
+        ("deploy", Cause::NoFunction { root: root(), vf: vf() }),
+        ("attach_nic", Cause::NoMode { mac: mac(), mode: Mode::Infiniband }),
+        ("migrate", Cause::NotInVmDir { path: "/etc/passwd".into() }),
+        ("migrate", Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),
+        ("migrate", Cause::UnknownThere { cause: Box::new(call("migrate one-42 to node2")), vm: vm(), to: host() }),
+        ("deploy", Cause::Cancelled { name: vm() }),
+        ("restore", Cause::BadImage { path: "/d/checkpoint".into() }),
+        ("cancel", Cause::Identity { path: "/var/tmp/one/vmm/kvm-sriov".into(), uid: 9869, source: denied() }),
+        (
+            "attach_nic",
+            Cause::Twice { cause: Box::new(call("attach NIC to one-42")), undo: Box::new(Cause::Libvirt(libvirt())) },
+        ),
+    ]
+}
+
+/// The name of a cause, as in the library's sources.
+fn name(cause: &Cause) -> String {
+    format!("{cause:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
+}
+
+/// A cause reads well whatever action comes upon it, so each is shown with one.
+#[test]
+fn what_is_said_of_every_cause() {
+    let (seen, mut messages) = (Seen::new(), Messages::of("causes.txt"));
+    let mut shown = BTreeSet::new();
+    for (action, cause) in causes() {
+        let what = name(&cause);
+        seen.note(&mut messages, &what, &ActionError::untouched(action, cause));
+        shown.insert(what);
+    }
+    for (text, map) in [("", ""), ("x", "0x07\n")] {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().display().to_string();
+        let kvmrc = dir.path().join("kvmrc");
+        fs::write(&kvmrc, format!("DUMMY_BRIDGE=$(id){text}\n")).unwrap();
+        fs::write(dir.path().join("ib0"), map).unwrap();
+        let kvmrc = kvm_sriov::kvmrc::Kvmrc::load(&[kvmrc]).strict().unwrap_err();
+        let map = kvm_sriov::vf_map::MapDirs::new(vec![dir.path().into()]).load(&"ib0".parse().unwrap()).unwrap_err();
+        for cause in [Cause::Kvmrc(kvmrc), Cause::Map(map)] {
+            let what = name(&cause);
+            let error = ActionError::untouched("deploy", cause).to_string().replace(&place, "<dir>");
+            messages.note(&what, 255, &format!("{error}.ExitCode: 255"));
+            shown.insert(what);
+        }
+    }
+    let source = fs::read_to_string(project().join("crates/kvm-sriov/src/error.rs")).unwrap();
+    let body = source.split("pub enum Cause {").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let declared: BTreeSet<String> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ").filter(|line| line.starts_with(char::is_uppercase)))
+        .map(|line| line.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned())
+        .collect();
+    assert_eq!(shown, declared);
+    messages.compare();
+}
+
+/// After what fails the host is in one of these states.
+#[test]
+fn what_is_said_of_every_state() {
+    let (seen, mut messages) = (Seen::new(), Messages::of("states.txt"));
+    let left = "whether it was saved is not known".to_owned();
+    for state in [
+        HostState::NothingStarted,
+        HostState::NothingChanged,
+        HostState::RunsOn,
+        HostState::MayEnd,
+        HostState::NothingSaved,
+        HostState::NothingMoved,
+        HostState::NothingRestored,
+        HostState::Left(left),
+        HostState::Done,
+    ] {
+        let what = format!("{state:?}");
+        seen.note(&mut messages, &what, &ActionError::new("save", Cause::NothingPrepared, state));
+    }
+    messages.compare();
+}
