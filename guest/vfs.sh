@@ -1,0 +1,137 @@
+# shellcheck shell=sh
+# Which virtual function (VF) belongs to which dummy interface. Read by the other scripts of this package.
+#
+# The driver gives a VM a VF and a dummy for each SR-IOV NIC. The dummy's MAC is <prefix>:0<position>:<last four bytes of the
+# NIC's MAC>; it carries the IP address and never a packet. The driver plugs VFs so that ascending guest PCI address is
+# ascending position, and keeps these addresses through suspend and migration. So the k-th VF belongs to the k-th dummy.
+#
+# While VFs come or go there are more of the one than of the other for a moment, and counting would give a VF another one's
+# address. Then only pairs count that were seen when all were there; the rest has to wait.
+#
+# SRIOV_SYS and SRIOV_RUN are where sysfs lies and where pairs are remembered until the next boot.
+
+: "${SRIOV_SYS:=/sys}" "${SRIOV_RUN:=/run/kvm-sriov-guest}" "${SRIOV_CONF:=/etc/kvm-sriov-guest.conf}" "${SRIOV_CMDLINE:=/proc/cmdline}"
+
+sriov_fail() {
+    echo "kvm-sriov-guest: $*" >&2
+    return 1
+}
+
+sriov_lower() { echo "$1" | tr '[:upper:]' '[:lower:]'; }
+
+# NAME: what kvm-sriov.<name> on the kernel's command line says, or NAME in the file. Neither is ever run.
+sriov_setting() {
+    value=
+    [ ! -r "$SRIOV_CONF" ] ||
+        value=$(sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*[\"']\{0,1\}\([^\"'#]*\).*/\1/p" "$SRIOV_CONF" | sed -n '$s/[[:space:]]*$//p')
+    word=kvm-sriov.$(sriov_lower "$1")
+    [ ! -r "$SRIOV_CMDLINE" ] || for given in $(tr -d "*?[" <"$SRIOV_CMDLINE"); do
+        case $given in "$word"=*) value=${given#"$word"=} ;; esac
+    done
+    echo "$value"
+}
+
+# The first byte of a dummy's MAC, in lower case.
+sriov_dummy_prefix() {
+    prefix=$(sriov_lower "$(sriov_setting DUMMY_MAC_PREFIX)")
+    case ${prefix:=aa} in
+        [0-9a-f][0-9a-f]) echo "$prefix" ;;
+        *) sriov_fail "DUMMY_MAC_PREFIX is \"$prefix\", expected two hexadecimal digits; nothing is configured" ;;
+    esac
+}
+
+# The dummies by ascending position, each as 0<position>:<last four bytes of the NIC's MAC>.
+sriov_dummies() {
+    for nic in "$SRIOV_SYS"/class/net/*; do
+        { read -r mac <"$nic/address"; } 2>/dev/null || continue
+        # Six bytes: that of an IPoIB device has 20.
+        case $mac in "$1":0[0-9a-f]:??:??:??:??) echo "${mac#??:}" ;; esac
+    done | LC_ALL=C sort
+}
+
+# MAC DUMMY_PREFIX KNOWN OPENNEBULA_PREFIX: whether this NIC is no VF, but a dummy or one of OpenNebula's other NICs. KNOWN are the
+# context's MACs, each between blanks; without a context, every MAC that begins as OpenNebula's do is another NIC's.
+sriov_is_other() {
+    case $1 in "$2":0[0-9a-f]:??:??:??:??) return 0 ;; esac
+    if [ -n "$3" ]; then
+        case $3 in *" $1 "*) return 0 ;; esac
+    else
+        case $1 in "$4":*) return 0 ;; esac
+    fi
+    return 1
+}
+
+# The VFs by ascending PCI address: PCI address and network device. A virtio NIC is no PCI device of its own, but its child.
+sriov_functions() {
+    known=$(env | sed -n -e 's/^ETH[0-9][0-9]*_MAC=//p' -e 's/^PCI[0-9][0-9]*_MAC=//p' | tr '[:upper:]\n' '[:lower:] ')
+    [ -z "$known" ] || known=" $known "
+    opennebula=$(sriov_lower "$(sriov_setting MAC_PREFIX)")
+    for function in "$SRIOV_SYS"/bus/pci/devices/*; do
+        # A function with two ports has a device for each, and an IPoIB device has one for each partition key beside it:
+        # the one that counts is the first port's own.
+        first='' lowest=''
+        for nic in "$function"/net/*; do
+            { read -r mac <"$nic/address"; } 2>/dev/null || continue
+            case ${nic##*/} in *.*) continue ;; esac
+            if sriov_is_other "$mac" "$1" "$known" "${opennebula:-02:00}"; then continue; fi
+            port=0
+            [ ! -r "$nic/dev_port" ] || read -r port <"$nic/dev_port"
+            if [ -z "$first" ] || [ "$port" -lt "$lowest" ]; then first=${nic##*/} lowest=$port; fi
+        done
+        [ -z "$first" ] || echo "${function##*/} $first"
+    done | LC_ALL=C sort
+}
+
+# One line for each VF whose dummy is known, by ascending PCI address: position in decimal, network device, kind (ethernet
+# or infiniband), and the last four bytes of the NIC's MAC.
+sriov_vfs() (
+    prefix=$(sriov_dummy_prefix) || exit 1
+    dummies=$(sriov_dummies "$prefix")
+    functions=$(sriov_functions "$prefix")
+    pairs=$(
+        {
+            echo "$dummies" | sed -n 's/^./dummy &/p'
+            echo "$functions" | sed -n 's/^./vf &/p'
+            [ ! -r "$SRIOV_RUN/pairs" ] || sed 's/^/kept /' "$SRIOV_RUN/pairs"
+        } | awk '
+            $1 == "dummy" { dummy[++dummies] = $2; there[$2] = 1 }
+            $1 == "vf" { vf[++vfs] = $2; device[$2] = $3 }
+            $1 == "kept" && ($3 in there) { kept[$2] = $3 }
+            END {
+                whole = dummies == vfs
+                for (k = 1; k <= vfs; k++) if (vf[k] in kept && kept[vf[k]] != dummy[k]) whole = 0
+                for (k = 1; k <= vfs; k++) {
+                    key = whole ? dummy[k] : kept[vf[k]]
+                    if (key != "") print "pair", vf[k], key, device[vf[k]]
+                    else waiting = 1
+                }
+                if (whole) for (k = 1; k <= vfs; k++) print "keep", vf[k], dummy[k]
+                else for (pci in kept) if (kept[pci] != "") print "keep", pci, kept[pci]
+                if (waiting || !whole) print "waits", dummies + 0, vfs + 0
+            }'
+    )
+    # Written beside and renamed: another run may read it.
+    if mkdir -p "$SRIOV_RUN" 2>/dev/null && echo "$pairs" | sed -n 's/^keep //p' >"$SRIOV_RUN/.pairs.$$" 2>/dev/null; then
+        mv -f "$SRIOV_RUN/.pairs.$$" "$SRIOV_RUN/pairs"
+    fi
+    echo "$pairs" | while read -r what one two three; do
+        case $what in
+            pair)
+                position=${two%%:*}
+                kind=ethernet
+                # ARPHRD_INFINIBAND of linux/if_arp.h.
+                { read -r type <"$SRIOV_SYS/class/net/$three/type"; } 2>/dev/null && [ "$type" = 32 ] && kind=infiniband
+                echo "$((0x$position)) $three $kind ${two#??:}"
+                ;;
+            waits) echo "kvm-sriov-guest: $one dummies and $two VFs: those whose other half is not known yet wait" >&2 ;;
+        esac
+    done
+)
+
+# The address that the last four bytes of a MAC carry.
+sriov_address() (
+    IFS=:
+    # shellcheck disable=SC2086
+    set -- $1
+    echo "$((0x$1)).$((0x$2)).$((0x$3)).$((0x$4))"
+)
