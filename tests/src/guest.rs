@@ -49,6 +49,13 @@ pub struct Guest {
 impl Guest {
     /// A guest without OpenNebula's context packages, with ours installed.
     pub fn bare() -> Self {
+        let guest = Self::empty();
+        guest.package("install").ok();
+        guest
+    }
+
+    /// A guest with neither.
+    fn empty() -> Self {
         // Not in /tmp: an overlay's upper directory needs extended attributes.
         let guest = Self { dir: tempfile::tempdir_in(target()).unwrap(), plugged: 9 };
         for part in ["root", "work", "upper/etc", "sys/class/net", "sys/bus/pci/devices"] {
@@ -57,15 +64,19 @@ impl Guest {
         guest.write("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nsystemd-network:x:0:0::/:/bin/false\n");
         guest.write("/etc/group", "root:x:0:\nsystemd-network:x:0:\n");
         guest.write("/etc/machine-id", "6c0a1d7d2b3b4a7d8e9f0a1b2c3d4e5f\n");
-        // The kernel's own command line is that of the machine that runs the tests.
-        guest.write("/etc/kvm-sriov-guest.conf", "");
-        guest.package("install").ok();
         guest
     }
 
     /// A guest with the stand-ins of OpenNebula's context scripts, and ours.
     pub fn new() -> Self {
-        let guest = Self::bare();
+        let guest = Self::unprepared();
+        guest.package("install").ok();
+        guest
+    }
+
+    /// A guest with the stand-ins of OpenNebula's context scripts alone.
+    pub fn unprepared() -> Self {
+        let guest = Self::empty();
         for (from, to) in
             [("one-contextd", "/usr/sbin/one-contextd"), ("loc-10-network", "/etc/one-context.d/loc-10-network")]
         {
@@ -87,9 +98,10 @@ impl Guest {
         self.path("upper").join(file.trim_start_matches('/'))
     }
 
-    fn copy(&self, from: &Path, to: &str) {
-        self.write(to, &fs::read_to_string(from).unwrap());
-        fs::set_permissions(self.upper(to), fs::metadata(from).unwrap().permissions()).unwrap();
+    /// Copies a file into the guest.
+    pub fn copy(&self, from: &Path, to: &str) {
+        self.write(to, "");
+        fs::copy(from, self.upper(to)).unwrap();
     }
 
     /// Runs `guest/install` with these words before the guest's root.

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use kvm_sriov_tests::guest::Guest;
 use kvm_sriov_tests::project;
+use tempfile::TempDir;
 
 /// Plugs dummies at these positions, each for the NIC with the address 10.0.7.<position>.
 fn dummies(guest: &mut Guest, positions: &[u8]) {
@@ -489,4 +492,108 @@ fn a_wrong_call_says_what_is_right() {
     }
     let scripts = fs::read_to_string(project().join("guest/kvm-sriov-guest")).unwrap();
     assert!(scripts.starts_with("#!/bin/sh\n"));
+}
+
+// --- packages, and what docs/guest.md says ---------------------------------------------------------------------------
+
+/// The packages that `dist/package-guest` makes.
+fn packages() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut make = Command::new(project().join("dist/package-guest"));
+    let made = make.arg(dir.path()).env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    dir
+}
+
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap())).collect();
+    found.sort();
+    found
+}
+
+/// The commands of docs/guest.md that begin so.
+fn documented(begin: &str) -> String {
+    let text = fs::read_to_string(project().join("docs/guest.md")).unwrap();
+    let blocks = text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let found: Vec<&str> = blocks.filter(|block| block.starts_with(begin)).collect();
+    assert_eq!(found.len(), 1, "{begin}");
+    found[0].to_owned()
+}
+
+#[test]
+fn the_same_input_gives_the_same_packages() {
+    let (first, second) = (packages(), packages());
+    let names: Vec<PathBuf> = files(first.path()).into_iter().map(|(name, _)| name).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = [
+        format!("kvm-sriov-guest-{version}-1.noarch.rpm"),
+        format!("kvm-sriov-guest-{version}.tar.gz"),
+        format!("kvm-sriov-guest_{version}_all.deb"),
+    ];
+    assert_eq!(names, expected.map(PathBuf::from));
+    assert_eq!(files(first.path()), files(second.path()));
+}
+
+#[test]
+fn the_packages_are_installed_and_removed_as_the_document_says() {
+    assert_eq!(documented("dist/"), "dist/package-guest\n");
+    let packages = packages();
+    // What the packages depend on, as the two databases of this tree do not know it.
+    let status = ["iproute2", "util-linux"].map(|name| {
+        format!("Package: {name}\nStatus: install ok installed\nMaintainer: x\nArchitecture: amd64\nVersion: 6\nDescription: x\n\n")
+    });
+    for (install, remove, name) in [
+        (documented("dpkg -i"), documented("dpkg -r"), "all.deb"),
+        (documented("rpm").replace("rpm ", "rpm --nodeps "), "rpm -e kvm-sriov-guest".into(), "noarch.rpm"),
+        (documented("tar"), "kvm-sriov-guest-*/install --remove".into(), "tar.gz"),
+    ] {
+        let mut guest = Guest::unprepared();
+        guest.context(CONTEXT);
+        dummies(&mut guest, &[0]);
+        vfs(&mut guest, &[7]);
+        for entry in fs::read_dir(packages.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let file = path.file_name().unwrap().to_str().unwrap();
+            if file.ends_with(name) {
+                guest.copy(&path, &format!("/root/{file}"));
+            }
+        }
+        guest.write("/var/lib/dpkg/status", &status.concat());
+        let functions = "/etc/one-context.d/loc-10-network.d/functions";
+        let original = guest.read(functions);
+        let list = documented("kvm-sriov-guest");
+        let said = guest.run(&format!("set -e; cd /root; {install} {list} NETCFG_TYPE=interfaces one-contextd local"));
+        assert!(said.code == 0 && said.out.contains("0 vf7 ethernet 10.0.7.0\n"), "{name}: {said:?}");
+        assert!(guest.read("/etc/network/interfaces").contains("iface vf7 inet static"), "{name}");
+        assert_ne!(guest.read(functions), original);
+        // An upgrade of our own package leaves the line.
+        let again = install.replace("rpm --nodeps -U", "rpm --nodeps -U --force");
+        guest.run(&format!("set -e; cd /root; {again}")).ok();
+        assert_ne!(guest.read(functions), original, "{name}");
+        guest.run(&format!("set -e; cd /root; {remove}")).ok();
+        assert_eq!(guest.read(functions), original, "{name}");
+        assert_eq!(
+            guest
+                .run("test ! -e /usr/sbin/kvm-sriov-guest && test ! -e /lib/udev/rules.d/80-kvm-sriov-guest.rules")
+                .code,
+            0,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_documents_sample_and_the_script_of_2013_do_what_it_says() {
+    let text = fs::read_to_string(project().join("docs/guest.md")).unwrap();
+    let sample = text.split("```guest_conf\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut guest = Guest::bare();
+    dummies(&mut guest, &[0, 1]);
+    vfs(&mut guest, &[7, 9]);
+    guest.write("/etc/kvm-sriov-guest.conf", sample);
+    let said = guest.run("kvm-sriov-guest apply && ip -o -4 addr && ip route && ip -o link show vf9").ok();
+    for wanted in ["vf7    inet 10.0.7.0/16", "vf9    inet 10.0.7.1/24", "default via 10.0.0.1 dev vf7", "mtu 9000"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    guest.run(&format!("set -e; {} test -x /etc/one-context.d/00-network", documented("cp "))).ok();
 }
