@@ -17,19 +17,43 @@ sriov_fail() {
     return 1
 }
 
-sriov_lower() { echo "$1" | tr '[:upper:]' '[:lower:]'; }
+# A process for each of these would be felt in a small guest, so they are the shell's own work where it can do it.
+
+sriov_lower() {
+    case $1 in
+        *[ABCDEFGHIJKLMNOPQRSTUVWXYZ]*) echo "$1" | tr '[:upper:]' '[:lower:]' ;;
+        *) echo "$1" ;;
+    esac
+}
 
 # NAME: what kvm-sriov.<name> on the kernel's command line says, or NAME in the file. Neither is ever run.
-sriov_setting() {
+sriov_setting() (
     value=
-    [ ! -r "$SRIOV_CONF" ] ||
-        value=$(sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*[\"']\{0,1\}\([^\"'#]*\).*/\1/p" "$SRIOV_CONF" | sed -n '$s/[[:space:]]*$//p')
-    word=kvm-sriov.$(sriov_lower "$1")
-    [ ! -r "$SRIOV_CMDLINE" ] || for given in $(tr -d "*?[" <"$SRIOV_CMDLINE"); do
-        case $given in "$word"=*) value=${given#"$word"=} ;; esac
-    done
+    if [ -r "$SRIOV_CONF" ]; then
+        while IFS='=' read -r key text || [ -n "$key" ]; do
+            key=${key#"${key%%[![:space:]]*}"}
+            [ "${key%%[[:space:]]*}" = "$1" ] || continue
+            text=${text#"${text%%[![:space:]]*}"}
+            case $text in
+                \"*) text=${text#?} value=${text%%\"*} ;;
+                \'*) text=${text#?} value=${text%%\'*} ;;
+                *) text=${text%%#*} value=${text%"${text##*[![:space:]]}"} ;;
+            esac
+        done <"$SRIOV_CONF"
+    fi
+    if [ -r "$SRIOV_CMDLINE" ] && read -r words <"$SRIOV_CMDLINE"; then
+        case $words in
+            *kvm-sriov.*)
+                word=kvm-sriov.$(sriov_lower "$1")
+                set -f
+                for given in $words; do
+                    case $given in "$word"=*) value=${given#"$word"=} ;; esac
+                done
+                ;;
+        esac
+    fi
     echo "$value"
-}
+)
 
 # The first byte of a dummy's MAC, in lower case.
 sriov_dummy_prefix() {
