@@ -64,23 +64,36 @@ sriov_dummy_prefix() {
     esac
 }
 
-# The dummies by ascending position, each as 0<position>:<last four bytes of the NIC's MAC>.
+# DEVICE: whether its driver is one for VFs alone. Such a VF's MAC can be drawn by chance, and look like anything.
+sriov_has_vf_driver() {
+    for bound in "$SRIOV_SYS"/bus/pci/drivers/*vf/*/net/"$1"; do
+        if [ -e "$bound" ]; then return 0; fi
+    done
+    return 1
+}
+
+# DEVICE MAC PREFIX: whether this is a dummy.
+sriov_is_dummy() {
+    # Six bytes: the address of an IPoIB device has 20.
+    case $2 in "$3":0[0-9a-f]:??:??:??:??) ! sriov_has_vf_driver "$1" ;; *) return 1 ;; esac
+}
+
+# PREFIX: the dummies by ascending position, each as 0<position>:<last four bytes of the NIC's MAC>.
 sriov_dummies() {
     for nic in "$SRIOV_SYS"/class/net/*; do
         { read -r mac <"$nic/address"; } 2>/dev/null || continue
-        # Six bytes: that of an IPoIB device has 20.
-        case $mac in "$1":0[0-9a-f]:??:??:??:??) echo "${mac#??:}" ;; esac
+        if sriov_is_dummy "${nic##*/}" "$mac" "$1"; then echo "${mac#??:}"; fi
     done | LC_ALL=C sort
 }
 
-# MAC DUMMY_PREFIX KNOWN OPENNEBULA_PREFIX: whether this NIC is no VF, but a dummy or one of OpenNebula's other NICs. KNOWN are the
+# DEVICE MAC PREFIX KNOWN OPENNEBULA_PREFIX: whether this is no VF, but a dummy or one of OpenNebula's other NICs. KNOWN are the
 # context's MACs, each between blanks; without a context, every MAC that begins as OpenNebula's do is another NIC's.
 sriov_is_other() {
-    case $1 in "$2":0[0-9a-f]:??:??:??:??) return 0 ;; esac
-    if [ -n "$3" ]; then
-        case $3 in *" $1 "*) return 0 ;; esac
+    if sriov_is_dummy "$1" "$2" "$3"; then return 0; fi
+    if [ -n "$4" ]; then
+        case $4 in *" $2 "*) return 0 ;; esac
     else
-        case $1 in "$4":*) return 0 ;; esac
+        case $2 in "$5":*) ! sriov_has_vf_driver "$1" && return 0 ;; esac
     fi
     return 1
 }
@@ -97,7 +110,7 @@ sriov_functions() {
         for nic in "$function"/net/*; do
             { read -r mac <"$nic/address"; } 2>/dev/null || continue
             case ${nic##*/} in *.*) continue ;; esac
-            if sriov_is_other "$mac" "$1" "$known" "${opennebula:-02:00}"; then continue; fi
+            if sriov_is_other "${nic##*/}" "$mac" "$1" "$known" "${opennebula:-02:00}"; then continue; fi
             port=0
             [ ! -r "$nic/dev_port" ] || read -r port <"$nic/dev_port"
             if [ -z "$first" ] || [ "$port" -lt "$lowest" ]; then first=${nic##*/} lowest=$port; fi

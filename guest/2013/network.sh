@@ -25,6 +25,9 @@ networks() {
         device=${nic##*/} type=Ethernet
         case $mac in
             00:00:00:00:00:00) continue ;;
+            "$prefix":0*) if ! sriov_is_dummy "$device" "$mac" "$prefix"; then continue; fi ;;
+        esac
+        case $mac in
             "$prefix":0[0-9a-f]:??:??:??:??)
                 byte=${mac#???}
                 position=$((0x${byte%%:*}))

@@ -14,7 +14,7 @@ get_interface_mac() (
         { read -r type <"$nic/type" && read -r mac <"$nic/address"; } 2>/dev/null || continue
         # ARPHRD_ETHER of linux/if_arp.h.
         [ "$type" = 1 ] || continue
-        case $mac in "$prefix":0[0-9a-f]:??:??:??:??) continue ;; esac
+        if sriov_is_dummy "${nic##*/}" "$mac" "$prefix"; then continue; fi
         case $taken in *" ${nic##*/} "*) continue ;; esac
         echo "${nic##*/} $mac"
     done

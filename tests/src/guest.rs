@@ -173,6 +173,13 @@ impl Guest {
         self.plug(pci, "", name, mac, 1);
     }
 
+    /// Binds a function to a driver.
+    pub fn bind(&self, pci: &str, driver: &str) {
+        let dir = self.path("sys/bus/pci/drivers").join(driver);
+        fs::create_dir_all(&dir).unwrap();
+        symlink(format!("../../../../devices/pci0000:00/{pci}"), dir.join(pci)).unwrap();
+    }
+
     /// Plugs an `InfiniBand` VF with its `IPoIB` device.
     pub fn infiniband(&mut self, pci: &str, name: &str) {
         self.plug(pci, "", name, "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:0a:6f:11", 32);

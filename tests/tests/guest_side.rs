@@ -63,6 +63,19 @@ fn neither_an_e1000_nor_a_pci_nic_of_opennebula_is_a_vf() {
 }
 
 #[test]
+fn a_vf_whose_driver_is_one_for_vfs_may_have_any_mac() {
+    let mut guest = Guest::bare();
+    dummies(&mut guest, &[0, 1]);
+    guest.function("0000:07:00.0", "eth1", "aa:05:b9:55:14:71");
+    guest.function("0000:09:00.0", "eth2", "02:00:b9:55:14:71");
+    guest.bind("0000:07:00.0", "igbvf");
+    guest.bind("0000:09:00.0", "iavf");
+    assert_eq!(list(&guest), ["0 eth1 10.0.7.0", "1 eth2 10.0.7.1"]);
+    assert_eq!(guest.run("kvm-sriov-guest describe eth1 aa:05:b9:55:14:71").ok(), "");
+    assert_eq!(guest.run("kvm-sriov-guest describe dum0 AA:00:0a:00:07:00").ok(), "KVM_SRIOV_DUMMY=1\n");
+}
+
+#[test]
 fn no_vf_gets_anothers_address_while_the_middle_one_is_detached_and_attached() {
     let mut guest = Guest::bare();
     dummies(&mut guest, &[0, 1, 2]);
@@ -385,6 +398,31 @@ fn a_vf_that_is_late_or_comes_back_is_configured_without_another_contextualisati
     // It was not taken up twice.
     let said = guest.run(&format!("{apply}{show}")).ok();
     assert!(!said.contains("vf7    inet "), "{said}");
+}
+
+#[test]
+fn vfs_that_come_back_under_each_others_names_have_their_own_addresses() {
+    let (mut guest, script) = guest_of("interfaces");
+    guest.program("/sbin/dhclient", "#!/bin/sh\nexit 0\n");
+    guest.run(&format!("{script} ifup -a")).ok();
+    guest.unplug("vf7");
+    guest.unplug("vf9");
+    guest.function("0000:07:00.0", "vf9", "d2:11:22:33:44:07");
+    guest.function("0000:09:00.0", "vf7", "d2:11:22:33:44:09");
+    let said =
+        guest.run("NETCFG_TYPE=interfaces kvm-sriov-guest apply >/tmp/log 2>&1 || cat /tmp/log; ip -o addr").ok();
+    assert!(said.contains("vf9    inet 10.1.0.7/16") && said.contains("vf9    inet6 fd00:1::7/48"), "{said}");
+    assert!(!said.contains("vf7    inet 10.1.0.7"), "{said}");
+}
+
+#[test]
+fn a_vf_that_is_back_is_configured_within_two_seconds() {
+    let mut guest = Guest::bare();
+    dummies(&mut guest, &[0, 1, 2, 3]);
+    vfs(&mut guest, &[7, 8, 9, 10]);
+    let took = "began=$(date +%s%N); kvm-sriov-guest apply; echo $((($(date +%s%N) - began) / 1000000))";
+    let millis: u64 = guest.run(took).ok().trim().parse().unwrap();
+    assert!(millis < 2000, "{millis} ms");
 }
 
 // --- the scripts of 2013 ---------------------------------------------------------------------------------------------
