@@ -93,6 +93,15 @@ impl Console {
         nics
     }
 
+    /// Its VFs with their IPv4 addresses when they changed last, by position: what `guest/` configured.
+    pub fn vfs(&self) -> Vec<(String, String)> {
+        let line = self.said("VFS").next_back().unwrap_or_default();
+        line.split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .map(|(nic, ip)| (nic.into(), ip.into()))
+            .collect()
+    }
+
     /// The signs of life, in order: one in about 5 s.
     pub fn ticks(&self) -> Vec<Tick> {
         let read = |line: &str| {
@@ -466,6 +475,14 @@ impl LabHost {
         });
     }
 
+    /// Waits until the guest of a VM has these IPv4 addresses on its VFs, by position.
+    #[track_caller]
+    pub fn wait_addresses(self, vm: &Vm, addresses: &[String]) {
+        self.wait(&format!("the VFs of {} to have {addresses:?}", vm.name()), SOON, |host| {
+            host.console(vm).vfs().into_iter().map(|(_, ip)| ip).eq(addresses.iter().cloned())
+        });
+    }
+
     /// Stops the QEMU of a VM in the middle of whatever it does.
     pub fn freeze(self, vm: &Vm) {
         self.root(&format!("kill -STOP {}", qemu_of(vm))).ok();
@@ -629,6 +646,7 @@ mod tests {
             "GUEST READY 8.5\n\
              GUEST NET 8.7: eth1=aa:00:0a:00:2a:01@0000:02:00.0,virtio_net eth0=02:00:0a:00:2a:00@0000:01:00.0,virtio_net\n\
              GUEST TICK 8.7 8c0ffee0-64d6-4c0c-9b0e-2f7a4c1d9e10\nGUEST PING 10.0.44.0 lost 9.0\nGUEST PING 10.0.44.0 ok 11.5\n\
+             GUEST VFS 11.6: eth3=10.0.42.1 eth2=10.0.42.2\n\
              GUEST PING 10.0.44.01 ok 12.0\nGUEST TICK 13.7 8c0ffee0-64d6-4c0c-9b0e-2f7a4c1d9e10\nGUEST POWEROFF\nGUEST TICK 18.2 8c0f"
                 .into(),
         );
@@ -641,6 +659,8 @@ mod tests {
         );
         let answers: Vec<bool> = console.pings("10.0.44.0").iter().map(|ping| ping.ok).collect();
         assert_eq!(answers, [false, true]);
+        let vfs = [("eth3", "10.0.42.1"), ("eth2", "10.0.42.2")].map(|(nic, ip)| (nic.to_owned(), ip.to_owned()));
+        assert_eq!(console.vfs(), vfs);
         assert!(console.heard_power_button());
     }
 }

@@ -7,6 +7,7 @@
 pub mod behaviours;
 pub mod caller;
 pub mod daemon;
+pub mod guest;
 pub mod lab;
 pub mod model;
 pub mod remotes;

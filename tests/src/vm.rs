@@ -29,6 +29,7 @@ pub struct Vm {
     nics: Vec<Nic>,
     guest: bool,
     words: String,
+    context: bool,
     memory: Option<u32>,
     disk: Option<&'static str>,
     datastore: u32,
@@ -52,6 +53,7 @@ impl Vm {
             nics: Vec::new(),
             guest: false,
             words: String::new(),
+            context: false,
             memory: None,
             disk: None,
             datastore: SHARED,
@@ -83,6 +85,12 @@ impl Vm {
     #[must_use]
     pub fn with_peers(self, peers: &[String]) -> Self {
         self.with_guest().words(&format!("peer={}", peers.join(",")))
+    }
+
+    /// With a context, so that the guest's VFs are configured by OpenNebula's way: context scripts and their renderer.
+    #[must_use]
+    pub fn with_context(self) -> Self {
+        Self { context: true, ..self.with_guest() }
     }
 
     /// With more words on the command line of the guest's kernel.
@@ -161,6 +169,11 @@ impl Vm {
         format!("10.0.{}.{number}", self.id)
     }
 
+    /// The IPv6 address that the context has for the NIC with this number.
+    pub fn ip6(&self, number: usize) -> String {
+        format!("fd00::{:x}:{number:x}", self.id)
+    }
+
     /// The bridge of the NIC with this number.
     pub fn bridge(&self, number: usize) -> &str {
         &self.nics[number].bridge
@@ -210,7 +223,7 @@ impl Vm {
                     "\t\t<kernel><![CDATA[/lab/vmlinux]]></kernel>\n\
                      \t\t<initrd><![CDATA[/lab/guest.cpio.gz]]></initrd>\n\
                      \t\t<cmdline><![CDATA[console=ttyS0 mitigations=off quiet{}]]></cmdline>\n",
-                    self.words
+                    self.words.clone() + &self.context_words()
                 ),
                 format!("\t\t<serial type='file'><source path='{}'/></serial>\n", self.console()),
                 "\t<cpu mode='host-passthrough'/>\n",
@@ -278,6 +291,13 @@ impl Vm {
             port = 5900 + id,
             dir = self.dir(),
         )
+    }
+
+    /// The context of all NICs, which the lab's guest has on its kernel's command line and not on a CD.
+    fn context_words(&self) -> String {
+        let numbers = if self.context { 0..self.nics.len() } else { 0..0 };
+        let word = |n: usize| format!(" nic={n},{},{},{}", self.nics[n].mac, self.ip(n), self.ip6(n));
+        numbers.map(word).collect()
     }
 
     /// What OpenNebula tells an action about this VM on a host, on its standard input.

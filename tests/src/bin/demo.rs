@@ -50,6 +50,14 @@ fn show(host: LabHost) {
     println!();
 }
 
+/// Waits until the guest's context scripts have configured its VFs and the guest on the other host answers it.
+fn ping(host: LabHost, vm: &Vm, peer: &Vm) {
+    host.wait_addresses(vm, &[vm.ip(1), vm.ip(2)]);
+    let vfs: Vec<String> = host.console(vm).vfs().into_iter().map(|(nic, ip)| format!("{nic} {ip}")).collect();
+    let text = format!("{} answers the guest, whose VFs are {}", peer.ip(0), vfs.join(" and "));
+    step(&text, || host.wait_ping(vm, &peer.ip(0)));
+}
+
 /// Waits until the guest shows all its NICs, and keeps what host and guest show.
 fn look(host: LabHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Moment {
     let mut inside = Vec::new();
@@ -64,8 +72,15 @@ fn look(host: LabHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Mom
 
 fn main() {
     let [host1, host2] = LabHost::start_both();
-    let vm = Vm::new(42).machine("q35").with_guest().nic("br0").nic("sriov_pf0").nic("sriov_pf1");
-    let neighbour = Vm::new(7).nic("sriov_pf0");
+    let neighbour = Vm::new(7).with_context().nic("sriov_pf0");
+    let stays = Vm::new(8).with_context().nic("sriov_pf1");
+    let vm = Vm::new(42)
+        .machine("q35")
+        .with_peers(&[neighbour.ip(0), stays.ip(0)])
+        .with_context()
+        .nic("br0")
+        .nic("sriov_pf0")
+        .nic("sriov_pf1");
     step("the driver is copied to both hosts, as `onehost sync` does", || {
         for host in [host1, host2] {
             host.clean();
@@ -74,22 +89,27 @@ fn main() {
         }
     });
     call("deploy one-7 on host2: it has the first VF there", || host2.deploy(&neighbour));
+    call("deploy one-8 on host1: a VF of pf1", || host1.deploy(&stays));
     call("deploy one-42 on host1: a bridge NIC, a VF of pf0 and one of pf1", || host1.deploy(&vm));
     show(host1);
     let mut moments = vec![look(host1, &vm, "deployed on host1", "the guest boots and finds its NICs", GUEST_BOOT)];
+    ping(host1, &vm, &neighbour);
     let boot = host1.wait_tick(&vm).boot;
     call("suspend: the guest releases its VFs, then it is saved", || host1.save(&vm));
     show(host1);
     call("resume: the VFs are back before a CPU runs", || host1.restore(&vm));
     moments.push(look(host1, &vm, "resumed on host1", "the guest finds its VFs again", GUEST_ANSWERS));
+    ping(host1, &vm, &neighbour);
     call("migrate to host2, live", || host1.migrate(&vm, host2));
     show(host2);
     moments.push(look(host2, &vm, "migrated to host2", "the guest finds its VFs again", GUEST_ANSWERS));
+    ping(host2, &vm, &stays);
     assert_eq!(host2.wait_tick(&vm).boot, boot, "the guest's memory is not what it was");
     call("shutdown: the guest hears its power button", || {
         host2.action("shutdown", &[&vm.uuid(), &host2.name()], &vm, "")
     });
     call("cancel one-7", || host2.cancel(&neighbour));
+    call("cancel one-8", || host1.cancel(&stays));
     show(host2);
     for moment in &moments {
         picture(&vm, moment);

@@ -42,13 +42,21 @@ pub(super) fn is_only_at(vm: &Vm, at: LabHost, other: LabHost, vfs: usize) {
     assert!(is_at_rest(&live), "an operation is open: {live}");
 }
 
+/// The guest's context scripts gave each VF the addresses of its NIC, and the peer answers on both.
+#[track_caller]
+fn reaches(host: LabHost, vm: &Vm, peer: &Vm) {
+    host.wait_addresses(vm, &[vm.ip(0), vm.ip(2), vm.ip(3)]);
+    host.wait_ping(vm, &peer.ip(0));
+    host.wait_ping(vm, &peer.ip6(0));
+}
+
 pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHost) {
     let host2 = second_host();
-    let peer = Vm::new(51).with_guest().nic("sriov_pf0");
+    let peer = Vm::new(51).with_context().nic("sriov_pf0");
     let vm = Vm::new(50)
         .machine("q35")
-        .with_peers(&[peer.ip(0)])
-        .with_guest()
+        .with_peers(&[peer.ip(0), peer.ip6(0)])
+        .with_context()
         .nic("sriov_pf0")
         .nic("br0")
         .nic("sriov_pf1")
@@ -59,13 +67,13 @@ pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHo
     };
     let before = identity(&boot(host1, &vm, 7));
     booting.join().unwrap();
-    host1.wait_ping(&vm, &peer.ip(0));
+    reaches(host1, &vm, &peer);
     let boot_id = host1.wait_tick(&vm).boot;
 
     assert_eq!(host1.save(&vm).code, 0);
     assert_eq!(host1.restore(&vm).code, 0);
     assert_eq!(identity(&host1.live_xml(&vm)), before);
-    host1.wait_ping(&vm, &peer.ip(0));
+    reaches(host1, &vm, &peer);
 
     // The map of the other host has another order there, and one of its VFs is taken.
     let lines = host2.root("tac /etc/kvm-sriov/vf_maps/pf0").ok();
@@ -78,11 +86,12 @@ pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHo
     assert_eq!([&used[0], &used[2]], [&map(host2, "pf0")[0], &map(host2, "pf0")[1]]);
     assert_eq!(host2.wait_tick(&vm).boot, boot_id, "its memory is not what it was");
     shows(host2, &vm, 7, GUEST_ANSWERS);
+    host2.wait_addresses(&vm, &[vm.ip(0), vm.ip(2), vm.ip(3)]);
 
     migrated(&host2.migrate(&vm, host1));
     is_gone_from(&vm, host2);
     assert_eq!(identity(&host1.live_xml(&vm)), before);
-    host1.wait_ping(&vm, &peer.ip(0));
+    reaches(host1, &vm, &peer);
     assert_eq!(host1.wait_tick(&vm).boot, boot_id);
     cancel(host1, &vm);
     cancel(host2, &peer);
