@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::lab::Said;
+use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::site::{Recorded, Site};
 
 /// What an action may be told, by the names that kill(1) has for it.
@@ -150,6 +151,27 @@ fn a_pipe_that_nobody_reads_any_more_ends_no_action() {
     let status = child.wait().unwrap();
     assert_eq!(status.signal(), None);
     assert!(site.domain("one-0").is_some());
+}
+
+#[test]
+fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
+    let site = Site::new(Version::V7);
+    // With a libvirtd that never answers it takes its time.
+    let silent = site.remotes().path().join("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
+    let mut child = Command::new(target().join("release/kvm-sriov"))
+        .arg("--driver")
+        .arg(site.remotes().driver())
+        .args(["reconcile", "--timeout", "3"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+    tell(&child, "HUP");
+    tell(&child, "TERM");
+    let status = child.wait().unwrap();
+    assert_eq!((status.signal(), status.success()), (None, false), "it ends by itself, and says what it could not do");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use kvm_sriov::reconcile::Verdict;
-use kvm_sriov::{Cause, DeployId, become_owner_of};
+use kvm_sriov::{Cause, DeployId, become_owner_of, hold_signals};
 
 const EXIT_CODES: &str = "Exit codes: 0 as it should be, 1 something is wrong or left to be done, 2 wrong usage, \
     3 a VM is in doubt: a person must say where it lives (kvm-sriov resolve).";
@@ -144,6 +144,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     if !matches!(arguments.command, Command::Completion { .. } | Command::Man) {
         become_owner_of(&arguments.driver)?;
+    }
+    if matches!(arguments.command, Command::Reconcile { .. } | Command::Resolve { .. }) {
+        hold_signals();
     }
     let driver = &arguments.driver;
     match &arguments.command {

@@ -48,3 +48,4 @@ pub use identity::become_owner_of;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
 pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub use pci::{ParseError, PciAddress};
+pub use signals::hold as hold_signals;

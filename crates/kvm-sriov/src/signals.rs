@@ -14,7 +14,7 @@ fn ends() -> SigSet {
 ///
 /// SIGINT stays what it is, so that a person at a terminal can give up; SIGKILL can't be held, and what it leaves is put right
 /// by the next action.
-pub(crate) fn hold() {
+pub fn hold() {
     static HELD: Once = Once::new();
     HELD.call_once(|| {
         if let Err(error) = ends().thread_block() {
