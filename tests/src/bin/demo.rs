@@ -54,7 +54,7 @@ fn show(host: LabHost) {
 fn ping(host: LabHost, vm: &Vm, peer: &Vm) {
     host.wait_addresses(vm, &[vm.ip(1), vm.ip(2)]);
     let vfs: Vec<String> = host.console(vm).vfs().into_iter().map(|(nic, ip)| format!("{nic} {ip}")).collect();
-    let text = format!("{} answers the guest, whose VFs are {}", peer.ip(0), vfs.join(" and "));
+    let text = format!("{} answers its VFs: {}", peer.ip(0), vfs.join(", "));
     step(&text, || host.wait_ping(vm, &peer.ip(0)));
 }
 
