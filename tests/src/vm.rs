@@ -26,6 +26,7 @@ pub struct Vm {
     pub id: u32,
     machine: &'static str,
     native_hotplug: bool,
+    emulated: bool,
     nics: Vec<Nic>,
     guest: bool,
     words: String,
@@ -49,6 +50,7 @@ impl Vm {
             id,
             machine: "pc",
             native_hotplug: false,
+            emulated: false,
             nics: Vec::new(),
             guest: false,
             words: String::new(),
@@ -70,6 +72,12 @@ impl Vm {
     #[must_use]
     pub fn native_hotplug(self) -> Self {
         Self { native_hotplug: true, ..self }
+    }
+
+    /// On a host without KVM.
+    #[must_use]
+    pub fn emulated(self) -> Self {
+        Self { emulated: true, ..self }
     }
 
     /// With this much memory, in MiB. Without it 256 with the lab's guest, 64 otherwise.
@@ -204,7 +212,7 @@ impl Vm {
             .unwrap();
         }
         let Self { id, machine, title, metadata, .. } = self;
-        let (boot, console, acpi) = if self.guest {
+        let (boot, console, cpu) = if self.guest {
             (
                 format!(
                     "\t\t<kernel><![CDATA[/lab/vmlinux]]></kernel>\n\
@@ -213,7 +221,7 @@ impl Vm {
                     self.words
                 ),
                 format!("\t\t<serial type='file'><source path='{}'/></serial>\n", self.console()),
-                "\t<cpu mode='host-passthrough'/>\n",
+                if self.emulated { "" } else { "\t<cpu mode='host-passthrough'/>\n" },
             )
         } else {
             (String::new(), String::new(), "")
@@ -237,7 +245,7 @@ impl Vm {
             String::new()
         };
         format!(
-            "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+            "<domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 	<name>one-{id}</name>
 	<title>{title}</title>
 	<uuid>{uuid}</uuid>
@@ -249,7 +257,7 @@ impl Vm {
 	<os>
 		<type arch='x86_64' machine='{machine}'>hvm</type>
 {boot}	</os>
-{acpi}	<devices>
+{cpu}	<devices>
 		<emulator><![CDATA[/usr/bin/qemu-kvm-one]]></emulator>
 {disk}		<controller type='scsi' index='0' model='virtio-scsi'/>
 {nics}		<graphics type='vnc' listen='127.0.0.1' port='{port}'/>
@@ -272,6 +280,7 @@ impl Vm {
 	</metadata>
 </domain>
 ",
+            kind = if self.emulated { "qemu" } else { "kvm" },
             uuid = self.uuid(),
             memory = self.memory.unwrap_or(if self.guest { 256 } else { 64 }) * 1024,
             raw = if self.native_hotplug { NATIVE_HOTPLUG } else { "" },
