@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod behaviours;
+pub mod caller;
 pub mod lab;
 pub mod model;
 pub mod remotes;

@@ -7,6 +7,7 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
+use crate::caller::Version;
 use crate::lab::Said;
 use crate::project;
 
@@ -22,15 +23,25 @@ impl Default for Remotes {
 }
 
 impl Remotes {
-    /// The remotes of this version of OpenNebula.
+    /// The remotes of this version of OpenNebula, such as "7.4.0".
     pub fn install(version: &str) -> Self {
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap());
+        Self::of(Version(numbers.next().unwrap(), numbers.next().unwrap()))
+    }
+
+    /// The remotes of this version of OpenNebula. Up to 4.2 they do not say which it is.
+    pub fn of(version: Version) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let out = Self::run_install(dir.path());
         assert!(out.status.success(), "shims/install: {}", String::from_utf8_lossy(&out.stderr));
-        fs::write(dir.path().join("VERSION"), format!("{version}\n")).unwrap();
-        let block = "error_message() {\n    echo \"ERROR MESSAGE --8<------\" 1>&2\n}\n";
-        let old = matches!(version.split('.').next(), Some("4" | "5"));
-        fs::write(dir.path().join("scripts_common.sh"), if old { block } else { "" }).unwrap();
+        if version >= Version(4, 4) {
+            fs::write(dir.path().join("VERSION"), format!("{version}.0\n")).unwrap();
+        }
+        let [begin, end] = Version::ERROR_BLOCK;
+        let block = format!("error_message() {{\n    echo \"{begin}\" 1>&2\n    echo \"{end}\" 1>&2\n}}\n");
+        let common =
+            if version.has_error_block() { block } else { "error_message() {\n    echo \"$1\" 1>&2\n}\n".into() };
+        fs::write(dir.path().join("scripts_common.sh"), common).unwrap();
         Self { dir }
     }
 
