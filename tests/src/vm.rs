@@ -32,6 +32,7 @@ pub struct Vm {
     words: String,
     memory: Option<u32>,
     disk: Option<&'static str>,
+    cache: &'static str,
     datastore: u32,
     title: String,
     metadata: String,
@@ -56,6 +57,7 @@ impl Vm {
             words: String::new(),
             memory: None,
             disk: None,
+            cache: "writeback",
             datastore: SHARED,
             title: format!("web-{id}"),
             metadata: String::new(),
@@ -128,6 +130,12 @@ impl Vm {
     #[must_use]
     pub fn disk_of(self, format: &'static str) -> Self {
         Self { disk: Some(format), ..self }
+    }
+
+    /// With another cache mode of the disk than writeback.
+    #[must_use]
+    pub fn cache(self, cache: &'static str) -> Self {
+        Self { cache, ..self }
     }
 
     /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
@@ -229,9 +237,10 @@ impl Vm {
         let disk = if let Some(format) = self.disk {
             format!(
                 "\t\t<disk type='file' device='disk'>\n\t\t\t<source file='{}/disk.0'/>\n\
-                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='{format}' cache='writeback'/>\n\
+                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='{format}' cache='{}'/>\n\
                  \t\t</disk>\n",
-                self.dir()
+                self.dir(),
+                self.cache
             )
         } else {
             String::new()

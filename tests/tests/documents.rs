@@ -159,6 +159,9 @@ fn what_shows_an_action_is_a_test() {
             let (file, test) = name.split_once(": ").unwrap();
             let is_there = if file == "lab" {
                 scenarios.lines().any(|line| line == test)
+            } else if file == "light" {
+                let text = fs::read_to_string(project().join("tests/tests/light/main.rs")).unwrap();
+                text.contains(&format!("\n    {test},\n"))
             } else {
                 let text = fs::read_to_string(project().join(format!("tests/tests/{file}.rs"))).unwrap();
                 text.contains(&format!("#[test]\nfn {test}() {{"))
