@@ -206,10 +206,15 @@ impl LabHost {
         [1, 2].map(|number| Self { script, number })
     }
 
-    /// The words that run the word after them as a command of OpenNebula's user there, with the agent of the front-end.
-    pub fn front_end(self) -> Vec<String> {
+    /// The words that run the word after them as a command of OpenNebula's user there.
+    ///
+    /// * `forward` - with the agent of the front-end
+    pub fn front_end(self, forward: bool) -> Vec<String> {
         let script = project().join(self.script).display().to_string();
-        [&script, "ssh", &self.number.to_string(), "-u", "oneadmin", "-A", "--"].map(str::to_owned).into()
+        let number = self.number.to_string();
+        let words =
+            [&script, "ssh", &number, "-u", "oneadmin"].into_iter().chain(forward.then_some("-A")).chain(["--"]);
+        words.map(str::to_owned).collect()
     }
 
     /// Its name, which the other host knows as well.

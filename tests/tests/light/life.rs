@@ -1,6 +1,6 @@
 //! The whole life of a VM, as each version of OpenNebula calls for it.
 
-use kvm_sriov_tests::caller::{Caller, Version, encoded};
+use kvm_sriov_tests::caller::{Answer, Version, encoded};
 use kvm_sriov_tests::vm::{SHARED, Vm};
 
 use super::{SOON, Site, data, guest};
@@ -41,14 +41,15 @@ impl Life {
         if self.version <= Version::V5_12 { self.vm.name() } else { self.vm.uuid() }
     }
 
-    fn caller(&self) -> Caller {
-        self.site.caller(self.version, &self.vm)
+    #[track_caller]
+    fn call(&self, action: &str, args: &[&str], stdin: &str) -> Answer {
+        self.site.call(self.version, &self.vm, action, args, stdin)
     }
 
     /// An action that prints nothing.
     #[track_caller]
     fn done(&self, action: &str, args: &[&str], stdin: &str) {
-        assert_eq!(self.caller().run(action, args, stdin).ok(), "", "{action}");
+        assert_eq!(self.call(action, args, stdin).ok(), "", "{action}");
     }
 
     fn live(mut self) {
@@ -74,7 +75,7 @@ impl Life {
     #[track_caller]
     fn deploy(&self) {
         let (file, host) = (self.vm.deployment_file(), self.site.host.name());
-        let said = self.caller().run("deploy", &[&file, &host], &self.deployment()).ok();
+        let said = self.call("deploy", &[&file, &host], &self.deployment()).ok();
         assert_eq!(said, format!("{}\n", self.id()));
     }
 
@@ -91,10 +92,10 @@ impl Life {
         site.boots(vm, 1);
         site.sees(vm, "vda", Some("16"));
         site.sees(vm, "sr0", Some("cd-1"));
-        let again = self.caller().run("deploy", &[&vm.deployment_file(), &site.host.name()], &self.deployment());
+        let again = self.call("deploy", &[&vm.deployment_file(), &site.host.name()], &self.deployment());
         assert!(again.code == 255 && again.message.contains("is already active; the domain runs"), "{again:?}");
         if *version <= Version::V5_10 {
-            let said = self.caller().run("poll", &[&self.id(), &site.host.name()], "").ok();
+            let said = self.call("poll", &[&self.id(), &site.host.name()], "").ok();
             assert!(said.starts_with("STATE=a CPU=") && said.lines().count() == 1, "{said}");
         }
     }
@@ -147,20 +148,20 @@ impl Life {
         }
         self.done("detach_disk", &[&id, &path, "vdb", "1"], &told);
         site.sees(vm, "vdb", None);
-        let again = self.caller().run("detach_disk", &[&id, &path, "vdb", "1"], &told);
+        let again = self.call("detach_disk", &[&id, &path, "vdb", "1"], &told);
         assert!(again.code == 1 && again.message.contains("has no disk vdb"), "{again:?}");
     }
 
     fn snapshots(&self) {
         let (site, vm, id) = (self.site, &self.vm, self.id());
         let told = vm.action_data(&site.host.name()).xml();
-        assert_eq!(self.caller().run("snapshot_create", &[&id, "0"], &told).ok(), "snap-0\n");
+        assert_eq!(self.call("snapshot_create", &[&id, "0"], &told).ok(), "snap-0\n");
         assert_eq!(site.host.state(vm), "running");
         self.done("snapshot_revert", &[&id, "snap-0"], &told);
         assert_eq!(site.host.state(vm), "running");
         site.host.wait_tick(vm);
         self.done("snapshot_delete", &[&id, "snap-0"], &told);
-        let again = self.caller().run("snapshot_revert", &[&id, "snap-0"], &told);
+        let again = self.call("snapshot_revert", &[&id, "snap-0"], &told);
         assert!(again.code != 0 && again.message.contains("could not revert to snapshot snap-0"), "{again:?}");
     }
 
@@ -199,7 +200,7 @@ impl Life {
         self.done("restore", &[&vm.checkpoint(), &site.host.name(), &id], &told);
         assert_eq!(site.host.wait_tick(vm).boot, boot);
         assert_ne!(site.host.oneadmin(&format!("test -e {}", vm.checkpoint())).code, 0, "its checkpoint is there");
-        let again = self.caller().run("restore", &[&vm.checkpoint(), &site.host.name(), &id], &told);
+        let again = self.call("restore", &[&vm.checkpoint(), &site.host.name(), &id], &told);
         assert!(again.code == 1 && again.message.starts_with("restore: "), "{again:?}");
     }
 
@@ -223,7 +224,7 @@ impl Life {
         self.done("shutdown", &args, &told);
         site.is_gone(vm);
         assert!(site.host.console(vm).heard_power_button());
-        let again = self.caller().run("shutdown", &args, &told);
+        let again = self.call("shutdown", &args, &told);
         assert_eq!(again.code, i32::from(self.version < Version(5, 12)), "{again:?}");
         self.deploy();
         for _ in 0..2 {

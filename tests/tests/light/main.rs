@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{env, iter, panic, thread};
 
-use kvm_sriov_tests::caller::{Caller, Version};
+use kvm_sriov_tests::caller::{Answer, Caller, Version};
 use kvm_sriov_tests::lab::LabHost;
 use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::Vm;
@@ -46,23 +46,25 @@ impl Site {
         Self { host: self.other, other: self.host }
     }
 
-    /// OpenNebula of this version, about a VM.
-    fn caller(self, version: Version, vm: &Vm) -> Caller {
-        let words = self.host.front_end();
+    /// Runs an action as this version of OpenNebula does, which forwards its agent to `migrate` alone.
+    #[track_caller]
+    fn call(self, version: Version, vm: &Vm, action: &str, args: &[&str], stdin: &str) -> Answer {
+        let words = self.host.front_end(action == "migrate");
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Caller::new(version, remotes(version)).vm(vm.id).host(&self.host.name()).over(&words)
+        let caller = Caller::new(version, remotes(version)).vm(vm.id).host(&self.host.name()).over(&words);
+        caller.run(action, args, stdin)
     }
 
     /// Runs an action of the newest version, which must succeed, and gives what it prints.
     #[track_caller]
     fn run(self, vm: &Vm, action: &str, args: &[&str], stdin: &str) -> String {
-        self.caller(Version::V7, vm).run(action, args, stdin).ok()
+        self.call(Version::V7, vm, action, args, stdin).ok()
     }
 
     /// Runs an action of the newest version, which must fail and say this.
     #[track_caller]
     fn fails(self, vm: &Vm, action: &str, args: &[&str], stdin: &str, text: &str) {
-        let answer = self.caller(Version::V7, vm).run(action, args, stdin);
+        let answer = self.call(Version::V7, vm, action, args, stdin);
         assert!(answer.code != 0 && answer.stdout.is_empty() && answer.message.contains(text), "{text:?}: {answer:?}");
     }
 
