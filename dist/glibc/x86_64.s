@@ -44,6 +44,7 @@
     old pthread_key_delete, 2.2.5
     old pthread_setname_np, 2.12
     old pthread_setspecific, 2.2.5
+    old pthread_sigmask, 2.2.5
 
     stat stat64, __xstat64
     stat fstat64, __fxstat64

@@ -6,9 +6,11 @@
 
 pub mod behaviours;
 pub mod caller;
+pub mod daemon;
 pub mod lab;
 pub mod model;
 pub mod remotes;
+pub mod site;
 pub mod vm;
 
 use std::path::PathBuf;

@@ -47,9 +47,10 @@ fn expected(calls: &[&'static str], vfs: usize) -> Vec<&'static str> {
     calls.iter().flat_map(each).collect()
 }
 
-/// The domain is looked at before and after; when VFs come or go, one call for each and one look at all of them. What else
-/// there is belongs to the action: the way to the domain, another look as soon as the lock is held, the note of what is under
-/// way, the call that it is all about.
+/// The domain is looked at before (its lock held) and after: twice. When VFs come or go, one call for each and one look at all
+/// of them: a snapshot, for which they go and come, looks three times, and so does the NIC that comes with a VF and a dummy.
+/// What else there is belongs to the action: the way to the domain, the note of what is under way, the call that it is all
+/// about.
 #[test]
 fn calls_grow_by_one_for_each_vf() {
     for vfs in 1..=3 {
@@ -68,7 +69,6 @@ fn calls_grow_by_one_for_each_vf() {
             &[
                 "find",
                 "live_xml",
-                "live_xml",
                 "state",
                 "watch",
                 "detach_alias*",
@@ -84,7 +84,6 @@ fn calls_grow_by_one_for_each_vf() {
             &|| actions::snapshot_revert(&host.host(), &id(), &snapshot(), None).unwrap(),
             &[
                 "find",
-                "live_xml",
                 "live_xml",
                 "snapshot_xml",
                 "state",
@@ -104,12 +103,12 @@ fn calls_grow_by_one_for_each_vf() {
         makes(
             "snapshot_delete",
             &|| actions::snapshot_delete(&host.host(), &id(), &snapshot()).unwrap(),
-            &["find", "live_xml", "live_xml", "snapshots", "delete_snapshot"],
+            &["find", "live_xml", "snapshots", "delete_snapshot"],
         );
         makes(
             "save",
             &|| actions::save(&host.host(), &id(), &checkpoint, None).unwrap(),
-            &["find", "live_xml", "live_xml", "state", "set_metadata", "watch", "detach_alias*", "live_xml", "save"],
+            &["find", "live_xml", "state", "set_metadata", "watch", "detach_alias*", "live_xml", "save"],
         );
         makes(
             "restore",
@@ -145,7 +144,6 @@ fn calls_grow_by_one_for_each_vf() {
             &|| actions::detach_nic(&host.host(), &id(), mac, Some(&data)).unwrap(),
             &[
                 "find",
-                "live_xml",
                 "live_xml",
                 "state",
                 "set_metadata",

@@ -203,7 +203,7 @@ fn calls_of_a_move_grow_by_one_for_each_vf() {
         let reach = Threads::to(there);
         migrate_over(&reach, here, there, &vm).unwrap();
         let each = |call| std::iter::repeat_n(call, vfs);
-        let out = ["find", "live_xml", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
+        let out = ["find", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
         let rest = ["live_xml", "migrate", "find"];
         let expected: Vec<_> = out.into_iter().chain(each("detach_alias")).chain(rest).collect();
         assert_eq!(here.faults().calls(), expected);

@@ -236,6 +236,24 @@ fn a_vm_without_vfs_is_snapshot_as_the_stock_driver_does_it() {
 }
 
 #[test]
+fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
+    let host = ModelHost::default();
+    deploy(&host, &plain());
+    for number in [0, 1] {
+        create(&host, number).unwrap();
+    }
+    let domain = host.model().find(&plain().uuid().parse().unwrap()).unwrap().unwrap();
+    for number in [1, 0] {
+        host.model().delete_snapshot(&domain, name(number).as_str(), true).unwrap();
+    }
+    assert_eq!(snapshots(&host), Vec::<String>::new());
+    revert_to(&host, 1, &[(0, "br0")]).unwrap();
+    assert_eq!(snapshots(&host), ["snap-0", "snap-1"]);
+    let error = revert_to(&host, 2, &[(0, "br0")]).unwrap_err().to_string();
+    assert!(error.contains("snap-2"), "{error}");
+}
+
+#[test]
 fn one_that_opennebula_does_not_know_of_is_replaced() {
     let host = with_snapshot();
     create(&host, 0).unwrap();

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::signals;
 
 /// Plugs back what leaves a domain after its action stopped waiting.
 pub(crate) const WATCHER: &str = "sriov_watcher";
@@ -29,8 +30,10 @@ pub(crate) fn start(host: &Host, program: &str, domain: &DomainRef) {
     }
 }
 
-/// Makes this process one that no terminal and no ssh ends. To be called by such a program first.
-pub fn detach() {
+/// Makes this process one that no terminal and no ssh ends, and that ends when it is told to: what it has not done by then, the next
+/// action does. To be called by such a program first.
+pub(crate) fn detach() {
+    signals::release();
     if let Err(error) = nix::unistd::setsid() {
         log::debug!("no session of its own: {error}");
     }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::DummyMacPrefix;
+use crate::wire::Caller;
 use lexer::{Line, Unreadable};
 
 /// The longest kvmrc that is read, in bytes.
@@ -154,13 +155,12 @@ struct Settings {
 }
 
 impl Kvmrc {
-    /// The files that a driver in `driver_dir` reads, in this order: OpenNebula's own (where it was up to 5.4, and where
-    /// it is since), the driver's, one beside the driver, the host's.
+    /// The files that a driver in `driver_dir` reads, in this order: OpenNebula's own (where its version has it),
+    /// the driver's, one beside the driver, the host's.
     pub fn places(driver_dir: &Path) -> Vec<PathBuf> {
         let remotes = driver_dir.parent().and_then(Path::parent).unwrap_or(Path::new("/var/tmp/one"));
         vec![
-            remotes.join("vmm/kvm/kvmrc"),
-            remotes.join("etc/vmm/kvm/kvmrc"),
+            remotes.join(Caller::detect(driver_dir).stock_kvmrc()),
             remotes.join("etc/vmm/kvm-sriov/kvmrc"),
             driver_dir.join("kvmrc"),
             "/etc/kvm-sriov/kvmrc".into(),
@@ -538,7 +538,6 @@ mod tests {
         assert_eq!(
             places,
             [
-                "/var/tmp/one/vmm/kvm/kvmrc",
                 "/var/tmp/one/etc/vmm/kvm/kvmrc",
                 "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc",
                 "/var/tmp/one/vmm/kvm-sriov/kvmrc",

@@ -31,6 +31,7 @@ mod order;
 mod pci;
 pub mod probe;
 pub mod reconcile;
+mod signals;
 mod span;
 mod sudo;
 pub mod sysfs;
@@ -40,7 +41,6 @@ mod vm_dir;
 pub mod wire;
 pub mod xml;
 
-pub use detached::detach;
 pub use error::{ActionError, Cause, HostState};
 pub use hook::Hook;
 pub use host::{Host, Vf, VfState};

@@ -98,6 +98,18 @@ impl VmDir {
         }
     }
 
+    /// Makes a snapshot of the VM known to libvirt again: a move that was killed took that knowledge away, and the snapshot is
+    /// still in the disks.
+    ///
+    /// * returns whether there is anything new
+    pub(crate) fn recall_snapshot(&self, hypervisor: &dyn Hypervisor, domain: &DomainRef, name: &SnapshotName) -> bool {
+        let is_kept = self.snapshot_file(name).exists();
+        if is_kept {
+            self.redefine_snapshots(hypervisor, domain);
+        }
+        is_kept
+    }
+
     /// Keeps the XML of a snapshot, so that the VM has the snapshot again after it was powered off. It holds passwords:
     /// nobody else may read it.
     pub(crate) fn keep_snapshot(

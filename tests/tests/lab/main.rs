@@ -175,21 +175,22 @@ fn main() -> ExitCode {
     let mut failed: usize = thread::scope(|scope| {
         let work = |host: LabHost| {
             let next = || queue.lock().unwrap().next();
-            iter::from_fn(next).filter(|scenario| !passes(host, scenario)).count()
+            iter::from_fn(next).filter(|scenario| !passes(&[host], scenario)).count()
         };
         let workers: Vec<_> = hosts.iter().map(|host| scope.spawn(move || work(*host))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
-    failed += together.iter().filter(|scenario| !passes(hosts[0], scenario)).count();
+    failed += together.iter().filter(|scenario| !passes(&hosts, scenario)).count();
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
     let passed = alone.len() + together.len() - failed;
     println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a scenario on a clean host, and says how it went.
-fn passes(host: LabHost, (name, scenario): &Scenario) -> bool {
+/// Runs a scenario on clean hosts, and says how it went.
+fn passes(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     let begin = Instant::now();
+    let host = hosts[0];
     let outcome = panic::catch_unwind(|| {
         prepare(host);
         scenario(host);
@@ -199,8 +200,15 @@ fn passes(host: LabHost, (name, scenario): &Scenario) -> bool {
     println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), host.name());
     if outcome.is_err() {
         println!("{}", host.evidence());
+        hosts.iter().for_each(|host| mend(*host));
     }
     outcome.is_ok()
+}
+
+/// Makes a host usable again: a scenario that failed may have left it without power, network, libvirtd or driver.
+fn mend(host: LabHost) {
+    host.power_cycle();
+    host.install(&Remotes::default());
 }
 
 /// A host without domains and claims, with the driver's configuration and the maps of both roots.

@@ -40,10 +40,10 @@ pub fn attach_disk(
     let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("attach {} ({target}) to {}", place.source(), domain.name);
-    let live = vm::read(host, domain).map_err(untouched)?;
+    let live = found.live();
     let is_in =
         |live: &LiveDomain| live.disk(target).is_some_and(|disk| disk.source.as_deref() == Some(place.source()));
-    if is_in(&live) {
+    if is_in(live) {
         log::info!("{} has this disk already", domain.name);
         return Ok(());
     }

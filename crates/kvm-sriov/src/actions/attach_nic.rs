@@ -118,12 +118,12 @@ fn as_stock(
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
     let found = Vm::open(host, ACTION, id, data).map_err(failed)?;
     let domain = found.domain();
-    let live = vm::read(host, domain).map_err(failed)?;
-    if shows(&live) {
+    let live = found.live();
+    if shows(live) {
         log::info!("{} has this NIC already", domain.name);
         return Ok(());
     }
-    let (xml, what) = (xml(&live), format!("attach NIC to {}", domain.name));
+    let (xml, what) = (xml(live), format!("attach NIC to {}", domain.name));
     let is_in = || Ok(shows(&vm::read(host, domain)?));
     device::plug(host, ACTION, domain, &Device { xml: &xml, what: &what, undo: "detach_nic", is_in: &is_in })
 }

@@ -74,7 +74,7 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
         Some(holder) => {
             log::info!("{vm} is busy: {holder}; it is told to end");
             store.request_cancel(vm, &holder)?;
-            holder.process.terminate();
+            holder.process.kill();
             Ok(())
         }
     });

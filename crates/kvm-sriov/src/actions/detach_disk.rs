@@ -4,7 +4,7 @@ use super::device;
 use crate::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::vm::{self, Vm};
+use crate::vm::Vm;
 use crate::xml::VmData;
 
 const ACTION: &str = "detach_disk";
@@ -24,8 +24,7 @@ pub fn detach_disk(host: &Host, id: &DeployId, target: &str, data: Option<&VmDat
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
     let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
-    let live = vm::read(host, domain).map_err(untouched)?;
-    let Some(alias) = live.disk(target).and_then(|disk| disk.alias.as_deref()) else {
+    let Some(alias) = found.live().disk(target).and_then(|disk| disk.alias.as_deref()) else {
         let what = format!("detach {target} from {}", domain.name);
         return Err(untouched(Cause::NoDisk { vm: domain.name.clone(), target: target.to_owned(), what }));
     };

@@ -4,7 +4,6 @@ use super::device;
 use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::gone;
 use crate::vm::{self, Device, Found, Outcome, Vm};
@@ -53,18 +52,13 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
             return Ok(());
         }
     }
-    as_stock(host, found.domain(), mac, data)
+    as_stock(host, &found, mac, data)
 }
 
 /// Takes out a device that is no VF of ours.
-fn as_stock(host: &Host, domain: &DomainRef, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    let live = match vm::read(host, domain) {
-        Err(Cause::Absent { .. }) => return Ok(()),
-        other => other.map_err(untouched)?,
-    };
-    match meant(&live, mac, data) {
-        Some((name, alias)) => device::unplug(host, ACTION, domain, name, &alias),
+fn as_stock(host: &Host, found: &Found<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
+    match meant(found.live(), mac, data) {
+        Some((name, alias)) => device::unplug(host, ACTION, found.domain(), name, &alias),
         None => Ok(()),
     }
 }

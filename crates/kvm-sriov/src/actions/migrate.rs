@@ -65,12 +65,10 @@ pub fn migrate(
     let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
     let is_here = route.from.as_ref() == Some(&route.to);
     let options = options(host, data).map_err(untouched)?;
-    let traveller = match Vm::open(host, "migrate", id, data).map_err(untouched)? {
-        Found::WithVfs(vm) => Traveller::WithVfs(vm),
-        Found::Plain(domain) => Traveller::Plain(domain),
-    };
+    // The lock of a VM with VFs is held until this returns.
+    let traveller = Vm::open(host, "migrate", id, data).map_err(untouched)?;
     if is_here {
-        return relocate(host, &traveller, data);
+        return relocate(host, traveller.domain(), data);
     }
     Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
 }
@@ -108,48 +106,19 @@ fn storage(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<Opt
     Storage::of(&domain.name, dir, &text).map(Some)
 }
 
-/// The VM that is to go.
-pub(super) enum Traveller<'a> {
-    WithVfs(Box<Vm<'a>>),
-    Plain(DomainRef),
-}
-
-impl<'a> Traveller<'a> {
-    pub(super) fn domain(&self) -> &DomainRef {
-        match self {
-            Self::WithVfs(vm) => &vm.domain,
-            Self::Plain(domain) => domain,
-        }
+/// Refuses what can't work, before anybody is asked.
+fn check(host: &Host, traveller: &Found<'_>) -> Result<(), Cause> {
+    let Found::WithVfs(vm) = traveller else { return Ok(()) };
+    if host.hypervisor().job(&vm.domain)?.is_some() {
+        return Err(Cause::JobRuns { vm: vm.domain.name.clone(), what: "a copy or a save" });
     }
-
-    fn with_vfs(&mut self) -> Option<&mut Vm<'a>> {
-        match self {
-            Self::WithVfs(vm) => Some(vm),
-            Self::Plain(_) => None,
-        }
-    }
-
-    fn wanted(&self) -> Option<&Wanted> {
-        match self {
-            Self::WithVfs(vm) => Some(&vm.wanted),
-            Self::Plain(_) => None,
-        }
-    }
-
-    /// Refuses what can't work, before anybody is asked.
-    fn check(&self, host: &Host) -> Result<(), Cause> {
-        let Self::WithVfs(vm) = self else { return Ok(()) };
-        if host.hypervisor().job(&vm.domain)?.is_some() {
-            return Err(Cause::JobRuns { vm: vm.domain.name.clone(), what: "a copy or a save" });
-        }
-        vm.check_can_leave("migrated")
-    }
+    vm.check_can_leave("migrated")
 }
 
 /// A VM whose destination is ready for it.
 struct Departure<'a> {
     host: &'a Host,
-    traveller: Traveller<'a>,
+    traveller: Found<'a>,
     agent: Agent,
     reach: &'a dyn Reach,
     /// Names this one move on both hosts.
@@ -180,13 +149,13 @@ impl<'a> Departure<'a> {
     /// Has the destination check and claim everything. Nothing is changed here.
     fn prepare(
         host: &'a Host,
-        traveller: Traveller<'a>,
+        traveller: Found<'a>,
         route: &Route,
         options: MigrationOptions,
         data: Option<&VmData>,
         reach: &'a dyn Reach,
     ) -> Result<Self, Cause> {
-        traveller.check(host)?;
+        check(host, &traveller)?;
         let domain = traveller.domain().clone();
         let storage = storage(host, &domain, data)?;
         let copied = |storage: &Storage| storage.written.iter().map(|(disk, _)| disk.target.clone()).collect();

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use super::migrate::Traveller;
 use super::storage::{Storage, is_same, make_image, run};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
@@ -24,9 +23,9 @@ const ONE_PREFIX: &str = "one";
 ///
 /// # Source
 /// OpenNebula's stock `migrate` (7.2): a block copy of each disk with a pivot, new media for what is read-only.
-pub(super) fn relocate(host: &Host, traveller: &Traveller<'_>, data: Option<&VmData>) -> Result<(), ActionError> {
+pub(super) fn relocate(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
-    let relocation = Relocation::plan(host, traveller.domain(), data).map_err(untouched)?;
+    let relocation = Relocation::plan(host, domain, data).map_err(untouched)?;
     match relocation.copy() {
         Err(cause) => Err(relocation.undo(cause)),
         Ok(()) => relocation.switch(),

@@ -4,7 +4,7 @@ use super::block_job;
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::vm::{self, Vm};
+use crate::vm::Vm;
 use crate::xml::{VmData, VmDisk};
 
 const ACTION: &str = "resize_disk";
@@ -44,8 +44,7 @@ pub fn resize_disk(
     let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("resize disk {disk} on {}", domain.name);
-    let live = vm::read(host, domain).map_err(untouched)?;
-    let Some(there) = live.disk(&target) else {
+    let Some(there) = found.live().disk(&target) else {
         return Err(untouched(Cause::NoDisk { vm: domain.name.clone(), target, what }));
     };
     let hypervisor = host.hypervisor();

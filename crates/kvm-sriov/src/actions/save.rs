@@ -35,7 +35,7 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
     match Vm::open(host, "save", id, input.map(|input| &input.vm))
         .map_err(|cause| ActionError::untouched("save", cause))?
     {
-        Found::Plain(domain) => plain(host, &domain, checkpoint)
+        Found::Plain(domain, _) => plain(host, &domain, checkpoint)
             .map_err(|cause| ActionError::new("save", cause, HostState::NothingSaved))?,
         Found::WithVfs(vm) => with_vfs(*vm, checkpoint)?,
     }

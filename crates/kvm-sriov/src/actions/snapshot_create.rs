@@ -34,7 +34,7 @@ pub fn snapshot_create(
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let name = SnapshotName::of(number);
     match Vm::open(host, ACTION, id, data).map_err(untouched)? {
-        Found::Plain(domain) => {
+        Found::Plain(domain, _) => {
             take(host, &domain, &name).map_err(untouched)?;
             keep(host, &domain, vm::read(host, &domain), &name);
         }

@@ -4,7 +4,7 @@ use super::block_job;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::vm::{self, Found, Vm};
+use crate::vm::Vm;
 use crate::vm_dir::VmDir;
 use crate::{DeployId, SnapshotName};
 
@@ -24,11 +24,7 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
     // The lock of a VM with VFs is held until this returns: no other action has its snapshots meanwhile.
     let found = Vm::open_as_is(host, ACTION, id, None).map_err(untouched)?;
     let domain = found.domain();
-    let dir = match &found {
-        Found::WithVfs(vm) => VmDir::of_domain(&vm.live),
-        Found::Plain(domain) => VmDir::of_domain(&vm::read(host, domain).map_err(untouched)?),
-    };
-    let dir = dir.ok_or_else(|| untouched(Cause::NoVmDir { vm: domain.name.clone() }))?;
+    let dir = VmDir::of_domain(found.live()).ok_or_else(|| untouched(Cause::NoVmDir { vm: domain.name.clone() }))?;
     let left = delete(host, domain, name)?;
     if let Err(cause) = dir.forget_snapshot(name) {
         log::warn!("{cause}; snapshot {name} is deleted all the same");

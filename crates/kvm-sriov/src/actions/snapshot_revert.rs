@@ -3,11 +3,12 @@
 use super::block_job;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::libvirt::DomainRef;
+use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::reconcile;
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm, nic_defaults};
-use crate::xml::{OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
+use crate::vm_dir::VmDir;
+use crate::xml::{LiveDomain, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
 use crate::{DeployId, RootName, SnapshotName};
 
 const ACTION: &str = "snapshot_revert";
@@ -35,21 +36,34 @@ pub fn snapshot_revert(
     // What is missing would have to leave again: it is put right afterwards.
     let found = Vm::open_as_is(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain().clone();
-    let old = wanted_then(host, &domain, name).map_err(untouched)?;
+    let old = wanted_then(host, &domain, found.live(), name).map_err(untouched)?;
     match found {
         Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
         // It had VFs then, or gets its first one.
-        Found::Plain(domain) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
+        Found::Plain(domain, _) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
             let vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
             Revert { vm, name, data, old, has_changed: false }.run()
         }
-        Found::Plain(domain) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
+        Found::Plain(domain, _) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
     }
 }
 
 /// What the VM should have had when the snapshot was taken.
-fn wanted_then(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<Option<Wanted>, Cause> {
-    let text = host.hypervisor().snapshot_xml(domain, name.as_str()).map_err(|source| call(domain, name, source))?;
+fn wanted_then(
+    host: &Host,
+    domain: &DomainRef,
+    live: &LiveDomain,
+    name: &SnapshotName,
+) -> Result<Option<Wanted>, Cause> {
+    let hypervisor = host.hypervisor();
+    let recalled = || VmDir::of_domain(live).is_some_and(|dir| dir.recall_snapshot(hypervisor, domain, name));
+    let text = match hypervisor.snapshot_xml(domain, name.as_str()) {
+        Err(error) if error.kind() == LibvirtErrorKind::NoSnapshot && recalled() => {
+            hypervisor.snapshot_xml(domain, name.as_str())
+        }
+        read => read,
+    };
+    let text = text.map_err(|source| call(domain, name, source))?;
     wanted_in_snapshot(&text)
         .map_err(|source| Cause::Xml { what: format!("snapshot {name} of {}", domain.name), source })
 }

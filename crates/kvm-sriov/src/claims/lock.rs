@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -62,6 +62,11 @@ impl VmLock {
         matches!(safe::read(&self.wish), Ok(Some((bytes, _))) if bytes == wish_for(Process::this()).as_bytes())
     }
 
+    /// Takes the lock of a VM that has one; `None` when it has none.
+    pub(super) fn take_known(locks: &Path, vm: &DomainName, action: &str) -> Result<Option<Self>, ClaimError> {
+        lock_path(locks, vm).exists().then(|| Self::take(locks, vm, action, Duration::ZERO)).transpose()
+    }
+
     /// Takes the lock in `file` for an action, waiting at most `timeout`.
     pub(super) fn take(locks: &Path, vm: &DomainName, action: &str, timeout: Duration) -> Result<Self, ClaimError> {
         let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
@@ -83,6 +88,30 @@ impl VmLock {
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(ClaimError::file("write", path))?;
         Ok(Self { _file: file, wish })
+    }
+}
+
+/// The turn at something that is done at most once in a while, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _file: File,
+}
+
+impl Turn {
+    /// Takes the turn whose lock is `file`; `None` when another process has it, or had it less than `every` ago.
+    pub(super) fn take(path: &Path, every: Duration) -> Result<Option<Self>, ClaimError> {
+        let Some(mut file) = acquire(path, Duration::ZERO)? else { return Ok(None) };
+        let mut text = String::new();
+        // What can't be read is no time, and a time to come is that of a clock that was put back.
+        let last = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u64>().ok());
+        if last.and_then(|last| now().checked_sub(last)).is_some_and(|ago| ago < every.as_secs()) {
+            return Ok(None);
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", now()))
+            .map_err(ClaimError::file("write", path))?;
+        Ok(Some(Self { _file: file }))
     }
 }
 
@@ -177,6 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
+        assert!(VmLock::take_known(dir.path(), &vm, "poll").unwrap().is_none(), "it has none");
         let lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
         let error = VmLock::take(dir.path(), &vm, "attach_nic", Duration::from_millis(60)).unwrap_err();
         let text = error.to_string();
@@ -187,6 +217,7 @@ mod tests {
         drop(lock);
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
         VmLock::take(dir.path(), &vm, "attach_nic", Duration::ZERO).unwrap();
+        assert!(VmLock::take_known(dir.path(), &vm, "save").unwrap().is_some());
     }
 
     #[test]
@@ -209,5 +240,22 @@ mod tests {
         let _lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
         std::fs::remove_file(lock_path(dir.path(), &vm)).unwrap();
         VmLock::take(dir.path(), &vm, "cancel", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_turn_comes_once_in_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("poll");
+        let take = || Turn::take(&path, Duration::from_secs(30)).unwrap();
+        let turn = take();
+        assert!(turn.is_some() && take().is_none(), "it is held");
+        drop(turn);
+        assert!(take().is_none(), "it was taken a moment ago");
+        for (last, is_due) in [(now() - 31, true), (now() - 10, false), (now() + 1000, true)] {
+            std::fs::write(&path, format!("{last}\n")).unwrap();
+            assert_eq!(take().is_some(), is_due, "{last}");
+        }
+        std::fs::write(&path, "soon").unwrap();
+        assert!(take().is_some());
     }
 }

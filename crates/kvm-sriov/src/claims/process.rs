@@ -40,16 +40,16 @@ impl Process {
         start_of(self.pid) == Some(self.started)
     }
 
-    /// Asks it to end, if it still runs (SIGTERM).
-    pub fn terminate(&self) {
+    /// Ends it, if it still runs (SIGKILL): an action goes on when it is only asked to end.
+    pub fn kill(&self) {
         if !self.is_alive() || *self == Self::this() {
             return;
         }
         let ended = i32::try_from(self.pid)
             .map_err(|_| nix::Error::ESRCH)
-            .and_then(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+            .and_then(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
         if let Err(error) = ended {
-            log::warn!("process {} can't be told to end: {error}", self.pid);
+            log::warn!("process {} can't be ended: {error}", self.pid);
         }
     }
 }
@@ -88,9 +88,9 @@ mod tests {
         assert!(!Process::new(std::process::id(), 1).is_alive());
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let process = Process::new(child.id(), start_of(child.id()).unwrap());
-        Process::new(child.id(), process.started() + 1).terminate();
-        assert!(process.is_alive(), "another process was told to end");
-        process.terminate();
+        Process::new(child.id(), process.started() + 1).kill();
+        assert!(process.is_alive(), "another process was ended");
+        process.kill();
         child.wait().unwrap();
         assert!(!process.is_alive());
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::lock::{self, Holder, VmLock};
+use super::lock::{self, Holder, Turn, VmLock};
 use super::record::{Content, Record};
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
 use crate::order::ascending;
@@ -171,6 +171,27 @@ impl ClaimStore {
     /// [`ClaimError::Busy`] names the action that has it. Nothing was changed.
     pub fn lock_vm(&self, vm: &DomainName, action: &str, timeout: Duration) -> Result<VmLock, ClaimError> {
         VmLock::take(&self.locks(), vm, action, timeout)
+    }
+
+    /// Takes the lock of a VM that has been locked before, if nobody has it.
+    ///
+    /// * returns `None` when the VM was never locked, or is locked now
+    ///
+    /// # Errors
+    /// The lock can't be used. Nothing was changed.
+    pub fn lock_vm_again(&self, vm: &DomainName, action: &str) -> Result<Option<VmLock>, ClaimError> {
+        match VmLock::take_known(&self.locks(), vm, action) {
+            Err(ClaimError::Busy { .. }) => Ok(None),
+            taken => taken,
+        }
+    }
+
+    /// The turn of `poll` at putting the host right; `None` when another one has it, or had it less than `every` ago.
+    ///
+    /// # Errors
+    /// Its file can't be used; nothing was changed.
+    pub(crate) fn poll_turn(&self, every: Duration) -> Result<Option<Turn>, ClaimError> {
+        Turn::take(&self.locks().join("poll"), every)
     }
 
     /// Who holds the lock of a VM.

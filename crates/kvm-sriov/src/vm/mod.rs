@@ -42,15 +42,39 @@ pub(crate) enum Found<'a> {
     /// A VM with VFs, locked.
     WithVfs(Box<Vm<'a>>),
     /// A VM without: neither claims nor maps were touched.
-    Plain(DomainRef),
+    Plain(DomainRef, Box<LiveDomain>),
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
     /// The domain.
     pub(crate) fn domain(&self) -> &DomainRef {
         match self {
             Self::WithVfs(vm) => &vm.domain,
-            Self::Plain(domain) => domain,
+            Self::Plain(domain, _) => domain,
+        }
+    }
+
+    /// The VM, if it has VFs.
+    pub(crate) fn with_vfs(&mut self) -> Option<&mut Vm<'a>> {
+        match self {
+            Self::WithVfs(vm) => Some(vm),
+            Self::Plain(..) => None,
+        }
+    }
+
+    /// What it should have, if it has VFs.
+    pub(crate) fn wanted(&self) -> Option<&Wanted> {
+        match self {
+            Self::WithVfs(vm) => Some(&vm.wanted),
+            Self::Plain(..) => None,
+        }
+    }
+
+    /// Its live XML, as it was read last.
+    pub(crate) fn live(&self) -> &LiveDomain {
+        match self {
+            Self::WithVfs(vm) => &vm.live,
+            Self::Plain(_, live) => live,
         }
     }
 }
@@ -148,13 +172,27 @@ impl<'a> Vm<'a> {
         data: Option<&VmData>,
     ) -> Result<Found<'a>, Cause> {
         let domain = host.find(id)?;
+        // A VM that was locked before has VFs most likely: when its lock is free, one look at it is enough.
+        let lock = Self::lock_as_before(host, action, &domain);
         let live = read(host, &domain)?;
         // A device with our alias alone: the action that brought it died before it could say so.
         let has_ours = || !live.positions().is_empty() || !adopt::adoptable(host, &live).is_empty();
         if wanted(&live)?.is_none() && !has_ours() {
-            return Ok(Found::Plain(domain));
+            return Ok(Found::Plain(domain, Box::new(live)));
         }
-        Ok(Found::WithVfs(Box::new(Self::lock_as_is(host, action, domain, data)?)))
+        let vm = match lock {
+            Some((store, lock)) => Self::seen(host, action, domain, live, store, lock, data)?,
+            None => Self::lock_as_is(host, action, domain, data)?,
+        };
+        Ok(Found::WithVfs(Box::new(vm)))
+    }
+
+    /// The lock of a VM that has been locked before; `None` when it never was, is held now, or can't be taken: whether that
+    /// matters shows the VM.
+    fn lock_as_before(host: &Host, action: &str, domain: &DomainRef) -> Option<(ClaimStore, VmLock)> {
+        let store = host.existing_claims().ok()??;
+        let lock = store.lock_vm_again(&domain.name, action).ok()??;
+        Some((store, lock))
     }
 
     /// Takes the lock of a VM that has VFs, or is about to get its first one, and puts right what an earlier action left.
@@ -193,6 +231,19 @@ impl<'a> Vm<'a> {
         data: Option<&VmData>,
     ) -> Result<Self, Cause> {
         let live = read(host, &domain)?;
+        Self::seen(host, action, domain, live, store, lock, data)
+    }
+
+    /// A VM whose live XML was read with its lock held.
+    fn seen(
+        host: &'a Host,
+        action: &'static str,
+        domain: DomainRef,
+        live: LiveDomain,
+        store: ClaimStore,
+        lock: VmLock,
+        data: Option<&VmData>,
+    ) -> Result<Self, Cause> {
         let known = wanted(&live)?;
         let is_ours = known.is_some();
         let mut vm = Self { host, action, domain, live, wanted: known.unwrap_or_default(), store, lock };

@@ -7,19 +7,24 @@
 //! # Source
 //! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/wire.md.
 
+mod caller;
+
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use caller::Caller;
+
 use crate::DomainName;
+use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::hook::Hook;
 use crate::host::Host;
 use crate::identity;
 use crate::libvirt::DomainRef;
+use crate::signals;
 use crate::span::{Kind, Span};
 use crate::xml::VmData;
 
@@ -28,87 +33,6 @@ const STDIN_LIMIT: u64 = 8 * 1024 * 1024;
 
 /// Log lines of one action on standard error; from 6.2 to 6.10 all of them end up in the user's error message.
 const LOG_LINES: usize = 20;
-
-/// What calls us, as far as it changes the answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    version: Option<(u32, u32)>,
-    error_block: bool,
-}
-
-impl Caller {
-    /// Reads the version of OpenNebula's remotes that `driver_dir` lies in: `VERSION` (its last line) and
-    /// `scripts_common.sh` two directories up. Neither there: the newest is assumed.
-    pub fn detect(driver_dir: &Path) -> Self {
-        let remotes = driver_dir.join("../..");
-        let text = fs::read_to_string(remotes.join("VERSION")).unwrap_or_default();
-        let version = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).and_then(|line| {
-            let mut numbers = line.split('.').map(str::parse);
-            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-        });
-        let error_block = match fs::read_to_string(remotes.join("scripts_common.sh")) {
-            Ok(common) => common.contains("ERROR MESSAGE --8<------"),
-            Err(_) => version.is_some_and(|v| v < (6, 2)),
-        };
-        Self { version, error_block }
-    }
-
-    /// Whether `deploy` answers with the UUID (6.0 and later) or with the name.
-    pub fn deploys_by_uuid(&self) -> bool {
-        self.at_least(6, 0)
-    }
-
-    /// Whether `shutdown` of a domain that is not there succeeds (5.12 and later).
-    pub fn absent_is_shut_down(&self) -> bool {
-        self.at_least(5, 12)
-    }
-
-    /// Whether this version sends the VM's XML to an action on standard input. Where it does not, standard input may be the
-    /// channel of the caller itself: reading it would swallow what comes next.
-    pub fn reads_stdin(&self, action: &str) -> bool {
-        match action {
-            "deploy" => true,
-            "reboot" | "reset" | "snapshot_revert" | "snapshot_delete" => self.at_least(5, 10),
-            "snapshot_create" => self.at_least(5, 4),
-            _ => self.at_least(5, 0),
-        }
-    }
-
-    /// What `poll` (up to 5.10) calls a domain whose CPUs stand: `d` is taken for gone, `a` for running, `e` for failed.
-    ///
-    /// * `is_stuck` - whether it stands for a reason that does not pass by itself
-    ///
-    /// # Source
-    /// OpenNebula's `poll` of 4.8, 4.10, 5.6 and 5.8.
-    pub fn paused(&self, is_stuck: bool) -> char {
-        match (self.at_least(5, 8), is_stuck) {
-            (true, true) => 'e',
-            (true, false) => 'a',
-            (false, _) if self.at_least(4, 10) => 'a',
-            (false, _) => 'd',
-        }
-    }
-
-    fn at_least(&self, major: u32, minor: u32) -> bool {
-        match self.version {
-            Some(version) => version >= (major, minor),
-            // VERSION came with 4.4: without it and with the old error form this is 4.0 or 4.2.
-            None => !self.error_block,
-        }
-    }
-
-    /// The failure as this version reads it. The text gets a full stop if it ends without one, because 7.x glues
-    /// `ExitCode: n` to it; up to 6.0 it stands between two marker lines.
-    pub fn failure(&self, text: &str) -> String {
-        let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-        let stop = if line.ends_with(['.', '!', '?', ')']) { "" } else { "." };
-        if self.error_block {
-            format!("ERROR MESSAGE --8<------\n{line}{stop}\nERROR MESSAGE ------>8--\n")
-        } else {
-            format!("{line}{stop}\n")
-        }
-    }
-}
 
 /// What standard input said.
 #[derive(Debug, Clone)]
@@ -181,9 +105,7 @@ impl Call {
         T: std::str::FromStr,
         T::Err: std::fmt::Display,
     {
-        // The last two are always OpenNebula's own.
-        let own = self.args.len().saturating_sub(2);
-        let given = self.args.get(number).filter(|text| number < own && !matches!(text.as_str(), "" | "-"));
+        let given = self.caller.own(&self.args).get(number).filter(|text| !matches!(text.as_str(), "" | "-"));
         given.map(|_| self.arg(number, name)).transpose()
     }
 
@@ -239,7 +161,7 @@ impl Call {
     /// # Errors
     /// Nothing was touched; it could not be read, or is not base64 of text.
     pub fn encoded_stdin(&self) -> Result<Option<String>, ActionError> {
-        if !self.caller.at_least(5, 0) {
+        if !self.caller.reads_local_stdin() {
             return Ok(None);
         }
         let failed = |why: &str| ActionError::untouched(self.action, Cause::Stdin { why: why.into() });
@@ -273,7 +195,7 @@ impl Call {
     /// # Errors
     /// Nothing was touched; there is none, or it is not base64 of such a description.
     pub fn network_data(&self) -> Result<VmData, ActionError> {
-        let text = if self.caller.at_least(5, 10) {
+        let text = if self.caller.has_networks_on_stdin() {
             let encoded = self.stdin()?;
             base64(&encoded)
                 .and_then(|bytes| String::from_utf8(bytes).ok())
@@ -358,8 +280,19 @@ pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
 /// Runs one action and answers as the caller's version expects. What a shim's `main` is.
 ///
 /// Run as root, the process first becomes the owner of the program's directory, so that root and OpenNebula's user
-/// share one state.
+/// share one state. Told to end (SIGTERM, SIGHUP) it goes on until it has finished, or has undone what it began.
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+    signals::hold();
+    answer(action, body)
+}
+
+/// As [`run`], for a program that an action started and that goes on when the action has ended. It ends when it is told to.
+pub fn run_detached(name: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+    detached::detach();
+    answer(name, body)
+}
+
+fn answer(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
     let _span = Span::begin(Kind::Action, action);
     let driver_dir = driver_of(&std::env::current_exe().unwrap_or_default());
@@ -426,40 +359,9 @@ pub(crate) fn log_to_stderr(action: &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-
-    fn remotes(version: &str, common: Option<&str>) -> (tempfile::TempDir, Caller) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("vmm/kvm-sriov")).unwrap();
-        if !version.is_empty() {
-            fs::write(dir.path().join("VERSION"), format!("some line\n{version}\n\n")).unwrap();
-        }
-        if let Some(text) = common {
-            fs::write(dir.path().join("scripts_common.sh"), text).unwrap();
-        }
-        let caller = Caller::detect(&dir.path().join("vmm/kvm-sriov"));
-        (dir, caller)
-    }
-
-    #[test]
-    fn the_answer_follows_the_version() {
-        let block = Some("echo \"ERROR MESSAGE --8<------\"\n");
-        for (version, common, uuid, absent) in [
-            ("", block, false, false),
-            ("4.14.2", block, false, false),
-            ("5.10.1", block, false, false),
-            ("5.12.0", block, false, true),
-            ("6.0.0", block, true, true),
-            ("6.10.0", Some(""), true, true),
-            ("7.4.0", Some(""), true, true),
-            ("", None, true, true),
-        ] {
-            let (_dir, caller) = remotes(version, common);
-            assert_eq!(caller.deploys_by_uuid(), uuid, "{version:?}");
-            assert_eq!(caller.absent_is_shut_down(), absent, "{version:?}");
-            assert_eq!(caller.failure("x").contains("--8<------\nx.\nERROR"), common == block, "{version:?}");
-        }
-    }
 
     #[test]
     fn the_driver_is_found_from_everything_that_it_brings() {
@@ -509,12 +411,5 @@ mod tests {
             (None, Some("e1000".into()), Some("one-42-1".into()))
         );
         assert!(new.optional_arg::<u32>(3, "x").is_err());
-    }
-
-    #[test]
-    fn a_failure_is_one_line_with_a_stop() {
-        let (_dir, caller) = remotes("7.4.0", None);
-        assert_eq!(caller.failure("deploy: it broke\nbadly"), "deploy: it broke badly.\n");
-        assert_eq!(caller.failure("deploy: it broke (why?)"), "deploy: it broke (why?)\n");
     }
 }
