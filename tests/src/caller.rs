@@ -326,7 +326,7 @@ fn feed(command: &mut Command, stdin: &str) -> Output {
 }
 
 /// A text in base64, in lines of this many digits or, with 0, in one.
-fn encoded(text: &str, width: usize) -> String {
+pub fn encoded(text: &str, width: usize) -> String {
     let output = feed(Command::new("base64").arg(format!("-w{width}")), text);
     String::from_utf8(output.stdout).unwrap()
 }

@@ -1,5 +1,7 @@
-//! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh.
+//! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh; or a light host, which has no VFs
+//! and is this machine in a namespace.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -31,9 +33,16 @@ pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
 /// Where the driver lies on a host.
 const DRIVER: &str = "/var/tmp/one/vmm/kvm-sriov";
 
+/// What makes, starts and reaches the lab's hosts.
+const LAB: &str = "tests/lab/lab";
+
+/// The same for the light hosts.
+const LIGHT: &str = "tests/light/light";
+
 /// One lab host.
 #[derive(Clone, Copy)]
 pub struct LabHost {
+    script: &'static str,
     number: u8,
 }
 
@@ -121,6 +130,18 @@ impl Console {
         self.said("PING").filter_map(read).collect()
     }
 
+    /// What a guest of the light hosts has, when that changed last: `cpus`, `mib` of memory, disks with their MiB, CDs with their first
+    /// word.
+    pub fn sees(&self) -> BTreeMap<String, String> {
+        let line = self.said("SEES").next_back().unwrap_or_default();
+        line.split_whitespace().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    }
+
+    /// How often a guest began to run.
+    pub fn boots(&self) -> usize {
+        self.said("READY").count()
+    }
+
     /// Whether the guest heard its power button.
     pub fn heard_power_button(&self) -> bool {
         self.0.lines().any(|line| line == "GUEST POWEROFF")
@@ -166,16 +187,43 @@ impl Said {
 impl LabHost {
     /// Starts the host with this number, or takes the one that runs.
     pub fn start(number: u8) -> Self {
-        let host = Self { number };
+        let host = Self { script: LAB, number };
         host.lab(&["start"]);
         host
     }
 
     /// Starts both hosts side by side, or takes those that run.
     pub fn start_both() -> [Self; 2] {
-        let status = Command::new(project().join("tests/lab/lab")).args(["start", "1", "2"]).status().unwrap();
-        assert!(status.success(), "tests/lab/lab start 1 2 failed");
-        [Self { number: 1 }, Self { number: 2 }]
+        Self::start_all(LAB)
+    }
+
+    /// Starts both light hosts, clean, whatever an earlier run left.
+    pub fn start_light() -> [Self; 2] {
+        Self::stop_light();
+        Self::start_all(LIGHT)
+    }
+
+    /// Ends both light hosts, and removes what they had.
+    pub fn stop_light() {
+        let status = Command::new(project().join(LIGHT)).arg("stop").status().unwrap();
+        assert!(status.success(), "{LIGHT} stop failed");
+    }
+
+    fn start_all(script: &'static str) -> [Self; 2] {
+        let status = Command::new(project().join(script)).args(["start", "1", "2"]).status().unwrap();
+        assert!(status.success(), "{script} start 1 2 failed");
+        [1, 2].map(|number| Self { script, number })
+    }
+
+    /// The words that run the word after them as a command of OpenNebula's user there.
+    ///
+    /// * `forward` - with the agent of the front-end
+    pub fn front_end(self, forward: bool) -> Vec<String> {
+        let script = project().join(self.script).display().to_string();
+        let number = self.number.to_string();
+        let words =
+            [&script, "ssh", &number, "-u", "oneadmin"].into_iter().chain(forward.then_some("-A")).chain(["--"]);
+        words.map(str::to_owned).collect()
     }
 
     /// Its name, which the other host knows as well.
@@ -210,13 +258,13 @@ impl LabHost {
 
     fn lab(self, verb: &[&str]) {
         let status =
-            Command::new(project().join("tests/lab/lab")).args(verb).arg(self.number.to_string()).status().unwrap();
-        assert!(status.success(), "tests/lab/lab {verb:?} {} failed", self.number);
+            Command::new(project().join(self.script)).args(verb).arg(self.number.to_string()).status().unwrap();
+        assert!(status.success(), "{} {verb:?} {} failed", self.script, self.number);
     }
 
     /// Begins a command over ssh.
     fn spawn(self, user: &str, forward: bool, command: &str, stdin: &[u8]) -> (Child, JoinHandle<()>) {
-        let mut ssh = Command::new(project().join("tests/lab/lab"));
+        let mut ssh = Command::new(project().join(self.script));
         ssh.args(["ssh", &self.number.to_string(), "-u", user]);
         if forward {
             ssh.arg("-A");
@@ -245,7 +293,7 @@ impl LabHost {
         let socket = dir.path().join("libvirt-sock");
         let forward = format!("{}:/run/libvirt/libvirt-sock", socket.display());
         // A connection of its own: the shared one ends when nobody runs a command.
-        let mut ssh = Command::new(project().join("tests/lab/lab"));
+        let mut ssh = Command::new(project().join(self.script));
         ssh.args(["ssh", &self.number.to_string(), "-u", "oneadmin", "--", "-S", "none", "-N", "-L", &forward]);
         let ssh = ssh.stdin(Stdio::null()).spawn().unwrap();
         let forwarded = ForwardedLibvirt { ssh, socket, _dir: dir };
@@ -283,13 +331,18 @@ impl LabHost {
 
     /// Copies the driver there, as `onehost sync` does, and the command `kvm-sriov`.
     pub fn install(self, remotes: &Remotes) {
+        self.install_at(remotes, "/var/tmp/one");
+    }
+
+    /// The same, with the remotes in another directory.
+    pub fn install_at(self, remotes: &Remotes, at: &str) {
         let pack = |dir: &std::path::Path, name: &str| {
             Command::new("tar").args(["-c", "-C"]).arg(dir).arg(name).output().unwrap().stdout
         };
         let tree = pack(remotes.path(), ".");
         let unpack =
-            "rm -rf /var/tmp/one/* && tar -x --no-same-owner -C /var/tmp/one && chown -R oneadmin: /var/tmp/one";
-        self.ssh("root", unpack, &tree).ok();
+            format!("mkdir -p {at} && rm -rf {at}/* && tar -x --no-same-owner -C {at} && chown -R oneadmin: {at}");
+        self.ssh("root", &unpack, &tree).ok();
         let command = pack(&target().join("release"), "kvm-sriov");
         self.ssh("root", "tar -x --no-same-owner -C /usr/local/bin", &command).ok();
     }

@@ -26,12 +26,14 @@ pub struct Vm {
     pub id: u32,
     machine: &'static str,
     native_hotplug: bool,
+    emulated: bool,
     nics: Vec<Nic>,
     guest: bool,
     words: String,
     context: bool,
     memory: Option<u32>,
     disk: Option<&'static str>,
+    cache: &'static str,
     datastore: u32,
     title: String,
     metadata: String,
@@ -50,12 +52,14 @@ impl Vm {
             id,
             machine: "pc",
             native_hotplug: false,
+            emulated: false,
             nics: Vec::new(),
             guest: false,
             words: String::new(),
             context: false,
             memory: None,
             disk: None,
+            cache: "writeback",
             datastore: SHARED,
             title: format!("web-{id}"),
             metadata: String::new(),
@@ -72,6 +76,12 @@ impl Vm {
     #[must_use]
     pub fn native_hotplug(self) -> Self {
         Self { native_hotplug: true, ..self }
+    }
+
+    /// On a host without KVM.
+    #[must_use]
+    pub fn emulated(self) -> Self {
+        Self { emulated: true, ..self }
     }
 
     /// With this much memory, in MiB. Without it 256 with the lab's guest, 64 otherwise.
@@ -128,6 +138,12 @@ impl Vm {
     #[must_use]
     pub fn disk_of(self, format: &'static str) -> Self {
         Self { disk: Some(format), ..self }
+    }
+
+    /// With another cache mode of the disk than writeback.
+    #[must_use]
+    pub fn cache(self, cache: &'static str) -> Self {
+        Self { cache, ..self }
     }
 
     /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
@@ -217,7 +233,7 @@ impl Vm {
             .unwrap();
         }
         let Self { id, machine, title, metadata, .. } = self;
-        let (boot, console, acpi) = if self.guest {
+        let (boot, console, cpu) = if self.guest {
             (
                 format!(
                     "\t\t<kernel><![CDATA[/lab/vmlinux]]></kernel>\n\
@@ -226,7 +242,7 @@ impl Vm {
                     self.words.clone() + &self.context_words()
                 ),
                 format!("\t\t<serial type='file'><source path='{}'/></serial>\n", self.console()),
-                "\t<cpu mode='host-passthrough'/>\n",
+                if self.emulated { "" } else { "\t<cpu mode='host-passthrough'/>\n" },
             )
         } else {
             (String::new(), String::new(), "")
@@ -234,9 +250,10 @@ impl Vm {
         let disk = if let Some(format) = self.disk {
             format!(
                 "\t\t<disk type='file' device='disk'>\n\t\t\t<source file='{}/disk.0'/>\n\
-                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='{format}' cache='writeback'/>\n\
+                 \t\t\t<target dev='vda' bus='virtio'/>\n\t\t\t<driver name='qemu' type='{format}' cache='{}'/>\n\
                  \t\t</disk>\n",
-                self.dir()
+                self.dir(),
+                self.cache
             )
         } else {
             String::new()
@@ -250,7 +267,7 @@ impl Vm {
             String::new()
         };
         format!(
-            "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+            "<domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 	<name>one-{id}</name>
 	<title>{title}</title>
 	<uuid>{uuid}</uuid>
@@ -262,7 +279,7 @@ impl Vm {
 	<os>
 		<type arch='x86_64' machine='{machine}'>hvm</type>
 {boot}	</os>
-{acpi}	<devices>
+{cpu}	<devices>
 		<emulator><![CDATA[/usr/bin/qemu-kvm-one]]></emulator>
 {disk}		<controller type='scsi' index='0' model='virtio-scsi'/>
 {nics}		<graphics type='vnc' listen='127.0.0.1' port='{port}'/>
@@ -285,6 +302,7 @@ impl Vm {
 	</metadata>
 </domain>
 ",
+            kind = if self.emulated { "qemu" } else { "kvm" },
             uuid = self.uuid(),
             memory = self.memory.unwrap_or(if self.guest { 256 } else { 64 }) * 1024,
             raw = if self.native_hotplug { NATIVE_HOTPLUG } else { "" },

@@ -158,6 +158,9 @@ fn assert_tests(row: &str, text: &str) {
         let (file, test) = name.split_once(": ").unwrap();
         let is_there = if file == "lab" {
             scenarios.lines().any(|line| line == test)
+        } else if file == "light" {
+            let text = fs::read_to_string(project().join("tests/tests/light/main.rs")).unwrap();
+            text.contains(&format!("\n    {test},\n"))
         } else {
             let text = fs::read_to_string(project().join(format!("tests/tests/{file}.rs"))).unwrap();
             text.contains(&format!("#[test]\nfn {test}() {{"))

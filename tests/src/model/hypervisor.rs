@@ -466,9 +466,7 @@ impl Hypervisor for Model {
                 return Err(refusal::argument(text));
             }
             if number < domain.definition.vcpus() && domain.guest == Guest::Silent {
-                return Err(refusal::failed(
-                    "vcpu unplug request timed out. Unplug result must be manually inspected in the domain",
-                ));
+                return Err(refusal::kept_vcpu());
             }
             domain.definition.set_vcpus(number);
             Ok(())

@@ -52,6 +52,12 @@ pub(super) fn locked(job: &str) -> LibvirtError {
     other(68, text)
 }
 
+/// The guest has not let go of a CPU in the 5 s that libvirt waits.
+pub(super) fn kept_vcpu() -> LibvirtError {
+    let text = "vcpu unplug request timed out. Unplug result must be manually inspected in the domain";
+    other(68, format!("Timed out during operation: {text}"))
+}
+
 pub(super) fn no_snapshot(name: &str) -> LibvirtError {
     other(72, format!("Domain snapshot not found: no domain snapshot with matching name '{name}'"))
 }

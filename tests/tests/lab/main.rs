@@ -104,6 +104,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     destination_with_too_few_vfs_is_refused,
     cancel_during_a_migration,
     moves_that_are_cut_off,
+    a_fresh_host_is_called_for_a_whole_life,
 ];
 
 /// What takes long (`./check long`), and one host is enough for.

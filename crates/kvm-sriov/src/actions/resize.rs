@@ -4,7 +4,7 @@ use super::device::{self, Device};
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::libvirt::DomainRef;
+use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::sudo::Sudo;
 use crate::vm::{self, Vm};
 use crate::xml::{Dimm, Resize, Sizes, VmData};
@@ -155,10 +155,16 @@ impl Resizing<'_> {
         let set = |number| self.host.hypervisor().set_vcpus(self.domain, number);
         let now = || self.host.patiently(|| self.sizes()).map(|sizes| sizes.vcpus);
         let Err(source) = set(number) else { return Ok(()) };
+        let may_leave = source.kind() == LibvirtErrorKind::UnplugInProgress;
         let cause = Cause::Call { what: self.what_vcpus(number), source };
         // Whatever the call said: only the live XML tells.
         match now() {
             Ok(there) if there == number => return Ok(()),
+            // Asking for the old number takes no request back.
+            Ok(there) if may_leave => {
+                let text = format!("{} has {there} VCPUs, and its guest may still let go of others", self.domain.name);
+                return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+            }
             Ok(there) if there == before.vcpus && !cause.leaves_doubt() => {
                 return Err(ActionError::untouched(ACTION, cause));
             }

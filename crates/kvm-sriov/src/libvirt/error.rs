@@ -165,6 +165,10 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
         Some(ErrorNumber::NoDomainSnapshot) => LibvirtErrorKind::NoSnapshot,
         Some(ErrorNumber::BlockCopyActive) => LibvirtErrorKind::ActiveBlockJob,
         Some(ErrorNumber::OperationAborted) => LibvirtErrorKind::Aborted,
+        // qemuDomainHotplugDelVcpu: "vcpu unplug request timed out. Unplug result must be manually inspected in the domain".
+        Some(ErrorNumber::OperationTimeout) if text.contains("unplug request timed out") => {
+            LibvirtErrorKind::UnplugInProgress
+        }
         // virDomainObjBeginJobInternal: "cannot acquire state change lock".
         Some(ErrorNumber::OperationTimeout) => LibvirtErrorKind::DomainBusy,
         _ => TEXTS.iter().find(|(part, _)| text.contains(part)).map_or(LibvirtErrorKind::Other, |(_, kind)| *kind),
@@ -244,6 +248,12 @@ mod tests {
                 ErrorNumber::OperationTimeout,
                 "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainSave)",
                 DomainBusy,
+            ),
+            (
+                ErrorNumber::OperationTimeout,
+                "Timed out during operation: vcpu unplug request timed out. Unplug result must be manually inspected in the \
+                 domain",
+                UnplugInProgress,
             ),
             (
                 ErrorNumber::InternalError,

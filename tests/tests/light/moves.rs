@@ -1,0 +1,89 @@
+//! VMs that move: with storage of their own, at the wish of the front-end, and to another datastore.
+
+use kvm_sriov_tests::caller::encoded;
+use kvm_sriov_tests::lab::LabHost;
+use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
+
+use super::life::{cd, file};
+use super::{Site, guest};
+
+fn sum(host: LabHost, path: &str) -> String {
+    host.root(&format!("sha256sum <{path}")).ok()
+}
+
+/// Makes the VM's two disks and its CD.
+fn make_disks(site: Site, vm: &Vm) {
+    site.host
+        .oneadmin(&format!(
+            "mkdir -p {0} && cd {0} && head -c 2M /dev/urandom >disk.0 && echo cd-1 >disk.1 && truncate -s 1M disk.1",
+            vm.dir()
+        ))
+        .ok();
+}
+
+pub(super) fn storage_that_is_not_shared_moves_along(site: Site) {
+    let vm = guest(40).datastore(PRIVATE).disk().nic("br0");
+    make_disks(site, &vm);
+    let cd = cd(&file(&vm, 1));
+    site.boot(&vm, |text| text.replacen("\t\t<controller type='scsi'", &format!("{cd}\t\t<controller type='scsi'"), 1));
+    site.sees(&vm, "sr0", Some("cd-1"));
+    let boot = site.host.wait_tick(&vm).boot;
+    let sums = |host| [0, 1].map(|number| sum(host, &file(&vm, number)));
+    let before = sums(site.host);
+    assert_ne!(site.other.root(&format!("test -e {}", vm.dir())).code, 0);
+    let told = vm.action_data(&site.host.name()).to(&site.other.name(), PRIVATE).xml();
+    assert_eq!(site.run(&vm, "migrate", &[&vm.uuid(), &site.other.name(), &site.host.name()], &told), "");
+    site.is_gone(&vm);
+    let there = site.turned();
+    assert_eq!(there.host.wait_tick(&vm).boot, boot, "its memory is not what it was");
+    assert_eq!(sums(there.host), before);
+    there.cancel(&vm);
+    // OpenNebula's transfer driver does it after a move.
+    for host in [site.host, site.other] {
+        host.root(&format!("rm -rf {}", vm.dir())).ok();
+    }
+}
+
+pub(super) fn the_front_end_moves_a_vm(site: Site) {
+    let vm = guest(41).disk().cache("none").nic("br0");
+    make_disks(site, &vm);
+    site.boot(&vm, |text| text);
+    let boot = site.host.wait_tick(&vm).boot;
+    // A host can be the front-end as well. It gets from there to the source with its agent, and so does the source to the destination.
+    let told = vm.action_data(&site.host.name()).to(&site.other.name(), SHARED).xml();
+    let (from, to) = (site.host.name(), site.other.name());
+    let line = |uuid: &str| {
+        format!(
+            "echo {} | /var/tmp/one/vmm/kvm-sriov/migrate_local '{uuid}' '{to}' '{from}' {} {from}",
+            encoded(&told, 0).trim(),
+            vm.id
+        )
+    };
+    let said = site.other.oneadmin_forwarding(&line("one-999"));
+    assert!(said.code != 0 && said.message().contains("there is no domain one-999"), "{said:?}");
+    let said = site.other.oneadmin_forwarding(&line(&vm.uuid()));
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+    site.is_gone(&vm);
+    assert_eq!(site.other.wait_tick(&vm).boot, boot, "its memory is not what it was");
+    site.turned().cancel(&vm);
+    site.host.oneadmin(&format!("rm -r {}", vm.dir())).ok();
+}
+
+pub(super) fn another_datastore_of_the_host(site: Site) {
+    let vm = guest(42).disk().nic("br0");
+    make_disks(site, &vm);
+    site.boot(&vm, |text| text);
+    let boot = site.host.wait_tick(&vm).boot;
+    let moved = vm.clone().datastore(SHARED_TOO);
+    let content = sum(site.host, &file(&vm, 0));
+    let host = site.host.name();
+    let told = vm.action_data(&host).to(&host, SHARED_TOO).xml();
+    assert_eq!(site.run(&vm, "migrate", &[&vm.uuid(), &host, &host], &told), "");
+    let live = site.host.live_xml(&moved);
+    let [old, new] = [SHARED, SHARED_TOO].map(|datastore| format!("/datastores/{datastore}/{}", vm.id));
+    assert!(live.contains(&format!("{new}/disk.0")) && !live.contains(&format!("{old}/disk.0")), "{live}");
+    assert_eq!(sum(site.host, &file(&moved, 0)), content);
+    assert_eq!(site.host.wait_tick(&vm).boot, boot);
+    site.cancel(&moved);
+    site.host.oneadmin(&format!("rm -r {} {}", vm.dir(), moved.dir())).ok();
+}
