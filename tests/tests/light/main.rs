@@ -21,11 +21,13 @@ mod disks;
 mod guest;
 mod life;
 mod moves;
+mod recorded;
 
 use disks::*;
 use guest::*;
 use life::*;
 use moves::*;
+use recorded::*;
 
 /// A guest boots within 9 s on a machine with ten times as much to do as it has processors for.
 const BOOT: Duration = Duration::from_secs(60);
@@ -77,12 +79,14 @@ impl Site {
         self.boots(vm, 1);
     }
 
-    /// Waits until the guest has begun to run this many times.
+    /// Waits until the guest has begun to run this many times, and its agent answers.
     #[track_caller]
     fn boots(self, vm: &Vm, times: usize) {
+        let ping = r#"virsh -q -c qemu:///system qemu-agent-command NAME '{"execute":"guest-ping"}'"#;
+        let ping = ping.replace("NAME", &vm.name());
         self.host.wait(&format!("the guest of {} to boot", vm.name()), BOOT, |host| {
             let console = host.console(vm);
-            console.boots() == times && !console.sees().is_empty()
+            console.boots() == times && !console.sees().is_empty() && host.oneadmin(&ping).code == 0
         });
     }
 
@@ -137,6 +141,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     a_life_called_by_6_10,
     a_life_called_by_5_12,
     a_life_called_by_4_0,
+    calls_recorded_from_opennebula,
     disks_of_every_type,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,
