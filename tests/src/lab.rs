@@ -573,7 +573,10 @@ impl LabHost {
 
     /// What a failed test is explained with: the journal, the logs of QEMU and the consoles of guests.
     pub fn evidence(self) -> String {
-        self.root("tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log /tmp/*.console 2>/dev/null")
+        self.root(
+            "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null; \
+             for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done",
+        )
             .out
     }
 

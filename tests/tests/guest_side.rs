@@ -401,6 +401,24 @@ fn a_vf_that_is_late_or_comes_back_is_configured_without_another_contextualisati
 }
 
 #[test]
+fn a_vf_that_can_not_be_brought_up_at_first_is_tried_again() {
+    let (mut guest, script) = guest_of("interfaces");
+    guest.program("/sbin/dhclient", "#!/bin/sh\nexit 0\n");
+    guest.run(&format!("{script} ifup -a")).ok();
+    guest.unplug("vf7");
+    vfs(&mut guest, &[7]);
+    // Once for each of the two forms of its option.
+    guest.program(
+        "/tmp/bin/ifup",
+        "#!/bin/sh\n[ $(wc -l </tmp/tries) -ge 4 ] || { echo >>/tmp/tries; exit 1; }\nexec /sbin/ifup \"$@\"\n",
+    );
+    let apply = "export NETCFG_TYPE=interfaces; >/tmp/tries; PATH=/tmp/bin:$PATH kvm-sriov-guest apply 2>&1; echo \"code $?\"; ";
+    let said = guest.run(&format!("{apply} ip -o addr; ip route; ip -6 route; ip -o link")).ok();
+    assert!(said.contains("kvm-sriov-guest: cannot bring up vf7\n") && said.contains("code 0\n"), "{said}");
+    is_configured(&said);
+}
+
+#[test]
 fn vfs_that_come_back_under_each_others_names_have_their_own_addresses() {
     let (mut guest, script) = guest_of("interfaces");
     guest.program("/sbin/dhclient", "#!/bin/sh\nexit 0\n");
