@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::caller::{Answer, Caller, Version};
 use crate::project;
 use crate::remotes::{Remotes, target};
 use crate::vm::{ActionData, SHARED, Vm};
@@ -215,15 +216,24 @@ impl LabHost {
         [1, 2].map(|number| Self { script, number })
     }
 
-    /// The words that run the word after them as a command of OpenNebula's user there.
-    ///
-    /// * `forward` - with the agent of the front-end
-    pub fn front_end(self, forward: bool) -> Vec<String> {
-        let script = project().join(self.script).display().to_string();
-        let number = self.number.to_string();
-        let words =
-            [&script, "ssh", &number, "-u", "oneadmin"].into_iter().chain(forward.then_some("-A")).chain(["--"]);
-        words.map(str::to_owned).collect()
+    /// Runs an action of the remotes at `remotes` as this version of OpenNebula does, which forwards its agent to `migrate` alone.
+    #[track_caller]
+    pub fn called_by(
+        self,
+        version: Version,
+        remotes: &str,
+        vm: &Vm,
+        action: &str,
+        args: &[&str],
+        stdin: &str,
+    ) -> Answer {
+        let (script, number) = (project().join(self.script).display().to_string(), self.number.to_string());
+        let mut ssh = vec![script.as_str(), "ssh", &number, "-u", "oneadmin"];
+        if action == "migrate" {
+            ssh.push("-A");
+        }
+        ssh.push("--");
+        Caller::new(version, remotes).vm(vm.id).host(&self.name()).over(&ssh).run(action, args, stdin)
     }
 
     /// Its name, which the other host knows as well.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use kvm_sriov_tests::caller::{Caller, Version, encoded};
+use kvm_sriov_tests::caller::{Version, encoded};
 use kvm_sriov_tests::lab::{BASE_KVMRC, LabHost, SOON};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::target;
@@ -103,10 +103,7 @@ impl Called<'_> {
     /// Runs an action, which must succeed, and gives what it prints.
     #[track_caller]
     fn prints(&self, action: &str, args: &[&str], stdin: &str) -> String {
-        let words = self.host.front_end(action == "migrate");
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let caller = Caller::new(Version::V7, "/var/tmp/one").vm(self.vm.id).host(&self.host.name()).over(&words);
-        caller.run(action, args, stdin).ok()
+        self.host.called_by(Version::V7, "/var/tmp/one", self.vm, action, args, stdin).ok()
     }
 
     /// Runs an action on the VM that prints nothing.

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{env, iter, panic, thread};
 
-use kvm_sriov_tests::caller::{Answer, Caller, Version};
+use kvm_sriov_tests::caller::{Answer, Version};
 use kvm_sriov_tests::lab::LabHost;
 use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::vm::Vm;
@@ -48,13 +48,10 @@ impl Site {
         Self { host: self.other, other: self.host }
     }
 
-    /// Runs an action as this version of OpenNebula does, which forwards its agent to `migrate` alone.
+    /// Runs an action as this version of OpenNebula does.
     #[track_caller]
     fn call(self, version: Version, vm: &Vm, action: &str, args: &[&str], stdin: &str) -> Answer {
-        let words = self.host.front_end(action == "migrate");
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let caller = Caller::new(version, remotes(version)).vm(vm.id).host(&self.host.name()).over(&words);
-        caller.run(action, args, stdin)
+        self.host.called_by(version, &remotes(version), vm, action, args, stdin)
     }
 
     /// Runs an action of the newest version, which must succeed, and gives what it prints.
