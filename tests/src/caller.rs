@@ -244,6 +244,23 @@ impl Caller {
         self.stream(&script, &self.quoted(&[&[vm.trim_end()], args].concat()), None)
     }
 
+    /// What the stream gets for an action, with what its shell does `then`: for one who does not wait for the end.
+    pub fn lines(&self, action: &str, args: &[&str], stdin: &str, then: &str) -> String {
+        let script = self.remotes.join("vmm").join(&self.driver).join(action);
+        let args = format!("{} {} {}", self.quoted(args), self.vm, self.host);
+        self.step(&script, &args, self.version.sends_data(action).then_some(stdin), then)
+    }
+
+    /// A line of the stream and its input.
+    fn step(&self, script: &Path, args: &str, stdin: Option<&str>, then: &str) -> String {
+        let script = script.display();
+        let quote = if self.version <= Version(6, 4) { "" } else { "'" };
+        match stdin {
+            Some(text) => format!("(cat << {quote}EOT{quote} | {script} {args}); {then}\n{text}\nEOT\n"),
+            None => format!("{script} {args}; {then}\n"),
+        }
+    }
+
     /// Arguments as they stand in the line: nothing in them is escaped.
     fn quoted(&self, args: &[&str]) -> String {
         let quote = if self.version < Version(4, 2) { "" } else { "'" };
@@ -253,15 +270,9 @@ impl Caller {
     /// The way of a line in the stream. The next command is there already: a program that reads what is not its own takes it.
     #[track_caller]
     fn stream(&self, script: &Path, args: &str, stdin: Option<&str>) -> Answer {
+        let step = self.step(script, args, stdin, "echo \"ExitCode: $? EOF_ERR\" 1>&2; echo \"EOF_OUT\"");
         let script = script.display();
-        let quote = if self.version <= Version(6, 4) { "" } else { "'" };
-        let (step, input) = match stdin {
-            Some(text) => (format!("(cat << {quote}EOT{quote} | {script} {args})"), format!("{text}\nEOT\n")),
-            None => (format!("{script} {args}"), String::new()),
-        };
-        let line = format!(
-            "[ -x {script} ] || exit 42\n{step}; echo \"ExitCode: $? EOF_ERR\" 1>&2; echo \"EOF_OUT\"\n{input}echo '{NEXT}'\n"
-        );
+        let line = format!("[ -x {script} ] || exit 42\n{step}echo '{NEXT}'\n");
         let output = feed(&mut self.shell(&["bash", "-s"], "bash -s"), &line);
         assert_ne!(output.status.code(), Some(42), "{script} is no program");
         let (stdout, stderr) = texts(&output);

@@ -2,6 +2,7 @@
 //! and is this machine in a namespace.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -31,8 +32,8 @@ pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 /// What a VM with VFs needs to be set in it.
 pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
 
-/// Where the driver lies on a host.
-const DRIVER: &str = "/var/tmp/one/vmm/kvm-sriov";
+/// Where OpenNebula copies its programs on a host.
+const REMOTES: &str = "/var/tmp/one";
 
 /// What makes, starts and reaches the lab's hosts.
 const LAB: &str = "tests/lab/lab";
@@ -41,7 +42,7 @@ const LAB: &str = "tests/lab/lab";
 const LIGHT: &str = "tests/light/light";
 
 /// One lab host.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LabHost {
     script: &'static str,
     number: u8,
@@ -341,7 +342,7 @@ impl LabHost {
 
     /// Copies the driver there, as `onehost sync` does, and the command `kvm-sriov`.
     pub fn install(self, remotes: &Remotes) {
-        self.install_at(remotes, "/var/tmp/one");
+        self.install_at(remotes, REMOTES);
     }
 
     /// The same, with the remotes in another directory.
@@ -386,18 +387,13 @@ impl LabHost {
     fn begin_with(self, forward: bool, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
         let script = self.script(action, args, vm, stdin);
         let (ssh, writer) = self.spawn("oneadmin", forward, "bash -s", script.as_bytes());
-        let command = format!("{DRIVER}/{action} .*{} {}", vm.id, self.name());
+        let command = format!("{REMOTES}/vmm/kvm-sriov/{action} .*{} {}", vm.id, self.name());
         Running { host: self, command, ssh, writer }
     }
 
     fn script(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> String {
-        let args: String = args.iter().map(|arg| format!("'{arg}' ")).collect();
-        format!(
-            "(cat << 'EOT' | {DRIVER}/{action} {args}{} {}); \
-             code=$?; echo \"ExitCode: $code\" 1>&2; exit $code\n{stdin}\nEOT\n",
-            vm.id,
-            self.name()
-        )
+        let then = "code=$?; echo \"ExitCode: $code\" 1>&2; exit $code";
+        Caller::new(Version::V7, REMOTES).vm(vm.id).host(&self.name()).lines(action, args, stdin, then)
     }
 
     /// Deploys a VM.
@@ -581,13 +577,29 @@ impl LabHost {
         self.start_libvirtd();
     }
 
-    /// What a failed test is explained with: the journal, the logs of QEMU and the consoles of guests.
+    /// What a failed test is explained with: the host's own words, the consoles of guests, the journal and the logs of QEMU.
     pub fn evidence(self) -> String {
-        self.root(
-            "tail -v -n 40 /var/log/syslog; tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null; \
-             for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done",
-        )
-            .out
+        let own = self.log();
+        let last = own.lines().count().saturating_sub(30);
+        let own: Vec<&str> = own.lines().skip(last).collect();
+        let said = self.root(
+            "for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done; \
+             echo '==> journal <=='; grep -v ' sshd\\[' /var/log/syslog | tail -n 40; \
+             tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null",
+        );
+        format!("==> {} <==\n{}\n{}{}", self.name(), own.join("\n"), said.out, said.err)
+    }
+
+    /// Whether the host's own kernel gave up since it was started last, which is the rig's failure: it is emulated, and so are its guests.
+    pub fn has_panicked(self) -> bool {
+        self.log().contains("Kernel panic - not syncing")
+    }
+
+    /// What the host has said on its console since it was started last.
+    fn log(self) -> String {
+        let path = Command::new(project().join(self.script)).args(["logs", &self.number.to_string()]).output().unwrap();
+        let path = String::from_utf8(path.stdout).unwrap();
+        fs::read(path.trim_end()).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
 
     /// Removes everything from the datastores, those that both hosts share as well.

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod lab;
 pub mod model;
 pub mod remotes;
+pub mod scenarios;
 pub mod site;
 pub mod vm;
 

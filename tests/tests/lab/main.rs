@@ -8,14 +8,14 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
-use std::{env, fs, iter, panic, thread};
+use std::time::Duration;
+use std::{fs, panic, thread};
 
 use kvm_sriov_tests::lab::{BASE_KVMRC, GUEST_BOOT, KVMRC, LabHost, SOON, Said};
-use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::{Remotes, target};
+use kvm_sriov_tests::scenarios::{passes, side_by_side, verdict, wanted};
 use kvm_sriov_tests::vm::Vm;
+use kvm_sriov_tests::{project, scenarios};
 
 mod disks;
 mod drift;
@@ -36,11 +36,7 @@ const VFS: usize = 4;
 /// A guest that is asked to power off does so in about 4 s.
 const GUEST_POWEROFF: Duration = Duration::from_secs(60);
 
-type Scenario = (&'static str, fn(LabHost));
-
-macro_rules! scenarios {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
-}
+type Scenario = scenarios::Scenario<LabHost>;
 
 use disks::*;
 use drift::*;
@@ -151,10 +147,10 @@ fn main() -> ExitCode {
     assert_eq!(listed, known, "tests/scenarios.txt and tests/tests/lab/main.rs differ");
     assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
 
-    let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = wanted();
     let is_wanted = |name: &str, usually: bool| {
-        let is_long = !usually && wanted.iter().any(|word| word == "long");
-        (usually && wanted.is_empty()) || is_long || wanted.iter().any(|word| word == name)
+        let is_chosen = if usually { wanted.is_empty() } else { wanted.contains("long") };
+        is_chosen || wanted.contains(name)
     };
     let choose = |all: &'static [Scenario], usually: bool| -> Vec<&'static Scenario> {
         all.iter().filter(|(name, _)| is_wanted(name, usually)).collect()
@@ -171,38 +167,33 @@ fn main() -> ExitCode {
         host.install(&Remotes::default());
         host.empty_datastores();
     }
-    let queue = Mutex::new(alone.iter());
-    let mut failed: usize = thread::scope(|scope| {
-        let work = |host: LabHost| {
-            let next = || queue.lock().unwrap().next();
-            iter::from_fn(next).filter(|scenario| !passes(&[host], scenario)).count()
-        };
-        let workers: Vec<_> = hosts.iter().map(|host| scope.spawn(move || work(*host))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
-    });
-    failed += together.iter().filter(|scenario| !passes(&hosts, scenario)).count();
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    let passed = alone.len() + together.len() - failed;
-    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let failed = side_by_side(&hosts, &alone, |host, scenario| runs(&[host], scenario))
+        + together.iter().filter(|scenario| !runs(&hosts, scenario)).count();
+    verdict(alone.len() + together.len(), failed)
 }
 
-/// Runs a scenario on clean hosts, and says how it went.
-fn passes(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
-    let begin = Instant::now();
+/// Runs a scenario on clean hosts; once more when the kernel of a host gave up under it.
+fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     let host = hosts[0];
-    let outcome = panic::catch_unwind(|| {
-        prepare(host);
-        scenario(host);
-        assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
-    });
-    let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-    println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), host.name());
-    if outcome.is_err() {
-        println!("{}", host.evidence());
-        hosts.iter().for_each(|host| mend(*host));
+    let attempt = || {
+        let passed = passes(name, host, || {
+            prepare(host);
+            scenario(host);
+            assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
+        });
+        let is_rig = !passed && hosts.iter().any(|host| host.has_panicked());
+        if !passed {
+            hosts.iter().for_each(|host| mend(*host));
+        }
+        (passed, is_rig)
+    };
+    match attempt() {
+        (false, true) => {
+            println!("scenario {name}: a host's own kernel panicked under it, so it runs once more");
+            attempt().0
+        }
+        (passed, _) => passed,
     }
-    outcome.is_ok()
 }
 
 /// Makes a host usable again: a scenario that failed may have left it without power, network, libvirtd or driver.

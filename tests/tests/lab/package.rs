@@ -1,7 +1,9 @@
 //! The packages on a host: installed, upgraded, used, removed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use kvm_sriov_tests::caller::{Version, encoded};
 use kvm_sriov_tests::lab::{BASE_KVMRC, LabHost, SOON};
@@ -15,28 +17,33 @@ use super::{GUEST_BOOT, cancel, deploy, interfaces, plugged};
 
 const REMOTES: &str = "/var/lib/one/remotes";
 
-/// The packages of the front-end and of a host, in the host's /tmp. This host is both.
-fn bring_packages(host: LabHost) {
-    let dir = tempfile::tempdir().unwrap();
-    let made = Command::new(project().join("dist/package"))
-        .arg(dir.path())
-        .env("CARGO_TARGET_DIR", target())
-        .env("SOURCE_DATE_EPOCH", "1700000000")
-        .status();
-    assert!(made.unwrap().success());
-    for entry in fs::read_dir(dir.path()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if let Some((package, _)) = name.split_once('_').filter(|_| name.ends_with(".deb")) {
-            host.write_bytes(&format!("/tmp/{package}.deb"), &fs::read(&path).unwrap());
-        }
-    }
+/// The Debian packages of the front-end and of a host, by name; made once.
+fn packages() -> &'static BTreeMap<String, Vec<u8>> {
+    static MADE: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Command::new(project().join("dist/package"))
+            .arg(dir.path())
+            .env("CARGO_TARGET_DIR", target())
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .status();
+        assert!(made.unwrap().success());
+        let paths = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let debian = paths.filter_map(|path| {
+            let (package, _) = path.file_name()?.to_str()?.strip_suffix(".deb")?.split_once('_')?;
+            Some((package.to_owned(), fs::read(&path).unwrap()))
+        });
+        debian.collect()
+    });
+    &MADE
 }
 
-/// Takes away what other scenarios installed, and installs the packages. Gives what the package manager said.
+/// Takes away what other scenarios installed, and installs the packages of the front-end and of a host: this host is both. Gives what
+/// the package manager said.
 fn install_packages(host: LabHost) -> String {
     host.root("mv /var/tmp/one /var/tmp/one.kept; mv /usr/local/bin/kvm-sriov /tmp/kvm-sriov.kept").ok();
-    bring_packages(host);
+    for (package, bytes) in packages() {
+        host.write_bytes(&format!("/tmp/{package}.deb"), bytes);
+    }
     host.root("dpkg -i /tmp/kvm-sriov.deb /tmp/kvm-sriov-node.deb 2>&1").ok()
 }
 

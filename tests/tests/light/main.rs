@@ -6,15 +6,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
-use std::{env, iter, panic, thread};
+use std::time::Duration;
 
 use kvm_sriov_tests::caller::{Answer, Version};
 use kvm_sriov_tests::lab::LabHost;
 use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::scenarios;
+use kvm_sriov_tests::scenarios::{passes, side_by_side, verdict, wanted};
 use kvm_sriov_tests::vm::Vm;
 
 mod disks;
@@ -127,11 +126,7 @@ fn data(host: LabHost, vm: &Vm, template: &str) -> String {
     text.replacen("<VCPU><![CDATA[1]]></VCPU>", template, 1)
 }
 
-type Scenario = (&'static str, fn(Site));
-
-macro_rules! scenarios {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
-}
+type Scenario = scenarios::Scenario<Site>;
 
 const SCENARIOS: &[Scenario] = scenarios![
     a_life_called_by_7,
@@ -150,21 +145,15 @@ const SCENARIOS: &[Scenario] = scenarios![
 ];
 
 fn main() -> ExitCode {
-    let wanted: BTreeSet<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = wanted();
     let chosen: Vec<&Scenario> =
         SCENARIOS.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(*name)).collect();
     println!("\nrunning {} scenarios", chosen.len());
-    let hosts = LabHost::start_light();
+    let hosts @ [one, two] = LabHost::start_light();
     set_up(hosts);
-    let queue = Mutex::new(chosen.iter());
-    let mut failed: usize = thread::scope(|scope| {
-        let work = |host, other| {
-            let next = || queue.lock().unwrap().next();
-            iter::from_fn(next).filter(|scenario| !passes(Site { host, other }, scenario)).count()
-        };
-        let [one, two] = hosts;
-        let workers = [scope.spawn(move || work(one, two)), scope.spawn(move || work(two, one))];
-        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    let mut failed = side_by_side(&hosts, &chosen, |host, (name, scenario)| {
+        let other = if host == one { two } else { one };
+        passes(name, host, || scenario(Site { host, other }))
     });
     // Nothing here has a VF, so nobody makes the driver's directory; and every VM is gone.
     for host in hosts {
@@ -176,9 +165,7 @@ fn main() -> ExitCode {
         }
     }
     LabHost::stop_light();
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {} passed; {failed} failed; 0 ignored", chosen.len().saturating_sub(failed));
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    verdict(chosen.len(), failed)
 }
 
 /// Puts the remotes of every version on both hosts. OpenNebula's own kvmrc is where the version has it.
@@ -199,16 +186,4 @@ fn set_up(hosts: [LabHost; 2]) {
         // OpenNebula makes it for what its monitoring and `exec` tell each other.
         host.root("install -d -o oneadmin -g oneadmin /run/one").ok();
     }
-}
-
-/// Runs a scenario, and says how it went.
-fn passes(site: Site, (name, scenario): &Scenario) -> bool {
-    let begin = Instant::now();
-    let outcome = panic::catch_unwind(|| scenario(site));
-    let word = if outcome.is_ok() { "ok" } else { "FAILED" };
-    println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), site.host.name());
-    if outcome.is_err() {
-        println!("{}", site.host.evidence());
-    }
-    outcome.is_ok()
 }
