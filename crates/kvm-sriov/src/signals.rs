@@ -1,7 +1,5 @@
 //! Signals that would cut an action in two.
 
-use std::sync::Once;
-
 use nix::sys::signal::{SigSet, Signal};
 
 /// What ends a process from outside: an administrator, a host that goes down, a connection that is lost.
@@ -15,12 +13,9 @@ fn ends() -> SigSet {
 /// SIGINT stays what it is, so that a person at a terminal can give up; SIGKILL can't be held, and what it leaves is put right
 /// by the next action.
 pub fn hold() {
-    static HELD: Once = Once::new();
-    HELD.call_once(|| {
-        if let Err(error) = ends().thread_block() {
-            log::warn!("SIGTERM and SIGHUP may cut this action off: {error}");
-        }
-    });
+    if let Err(error) = ends().thread_block() {
+        log::warn!("SIGTERM and SIGHUP may cut this action off: {error}");
+    }
 }
 
 /// Takes back what [`hold`] did in the action that started this process.

@@ -101,9 +101,7 @@ fn storage(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<Opt
     }
     let dir =
         target.or(source).ok_or_else(|| no_move("to storage that is not shared: OpenNebula did not say where"))?;
-    let text = host.hypervisor().live_xml(domain)?;
-    let text = text.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })?;
-    Storage::of(&domain.name, dir, &text).map(Some)
+    Storage::of(&domain.name, dir, &vm::read_text(host, domain)?).map(Some)
 }
 
 /// Refuses what can't work, before anybody is asked.

@@ -9,6 +9,7 @@ use super::storage::{Storage, is_same, make_image, run};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, Hypervisor};
+use crate::vm;
 use crate::xml::{self, Disk, ONE, VmData};
 
 /// The prefix of OpenNebula's element in a domain.
@@ -48,9 +49,7 @@ impl<'a> Relocation<'a> {
         let Some((from, to)) = dirs.filter(|(from, to)| !is_same(from, to)) else {
             return Err(Cause::NoMove { vm: domain.name.clone(), how: "to where it is".into() });
         };
-        let text = host.hypervisor().live_xml(domain)?;
-        let text = text.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })?;
-        let storage = Storage::of(&domain.name, from, &text)?;
+        let storage = Storage::of(&domain.name, from, &vm::read_text(host, domain)?)?;
         Ok(Self { host, domain, storage, to: to.into(), makes_dir: !to.exists() })
     }
 

@@ -55,12 +55,8 @@ struct Resizing<'a> {
 
 impl Resizing<'_> {
     fn sizes(&self) -> Result<Sizes, Cause> {
-        let of = |text: String| {
-            let what = || format!("the live XML of {}", self.domain.name);
-            Sizes::parse(&text).map_err(|source| Cause::Xml { what: what(), source })
-        };
-        let text = self.host.hypervisor().live_xml(self.domain)?;
-        of(text.ok_or_else(|| Cause::Absent { id: self.domain.name.to_string() })?)
+        Sizes::parse(&vm::read_text(self.host, self.domain)?)
+            .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })
     }
 
     /// Whether all its memory is pinned.

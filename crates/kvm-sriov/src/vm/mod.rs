@@ -105,9 +105,16 @@ pub(crate) struct Plugged {
 /// # Errors
 /// It is gone, libvirtd does not answer, or its XML can't be read.
 pub(crate) fn read(host: &Host, domain: &DomainRef) -> Result<LiveDomain, Cause> {
-    let text = host.hypervisor().live_xml(domain)?;
-    let text = text.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })?;
-    LiveDomain::parse(&text).map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })
+    LiveDomain::parse(&read_text(host, domain)?)
+        .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })
+}
+
+/// Reads the live XML of a domain as it is.
+///
+/// # Errors
+/// It is gone, or libvirtd does not answer.
+pub(crate) fn read_text(host: &Host, domain: &DomainRef) -> Result<String, Cause> {
+    host.hypervisor().live_xml(domain)?.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })
 }
 
 /// What a domain of ours should have; `None` when it is not one of ours.
