@@ -254,6 +254,24 @@ fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
 }
 
 #[test]
+fn one_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
+    let host = ModelHost::default();
+    deploy(&host, &plain());
+    for number in [0, 1] {
+        create(&host, number).unwrap();
+    }
+    let domain = host.model().find(&plain().uuid().parse().unwrap()).unwrap().unwrap();
+    for number in [1, 0] {
+        host.model().delete_snapshot(&domain, name(number).as_str(), true).unwrap();
+    }
+    // libvirt had to know of it again, so it knows of the other one, too.
+    for _ in 0..2 {
+        delete(&host, 1).unwrap();
+        assert_eq!(snapshots(&host), ["snap-0"]);
+    }
+}
+
+#[test]
 fn one_that_opennebula_does_not_know_of_is_replaced() {
     let host = with_snapshot();
     create(&host, 0).unwrap();

@@ -24,9 +24,10 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
     // The lock of a VM with VFs is held until this returns: no other action has its snapshots meanwhile.
     let found = Vm::open_as_is(host, ACTION, id, None).map_err(untouched)?;
     let domain = found.domain();
-    let left = delete(host, domain, name)?;
     // Before 5.8 a domain does not say where its directory is, and nothing of its snapshots was kept there.
-    let Some(dir) = VmDir::of_domain(found.live()) else { return Ok(()) };
+    let dir = VmDir::of_domain(found.live());
+    let left = delete(host, domain, dir.as_ref(), name)?;
+    let Some(dir) = dir else { return Ok(()) };
     if let Err(cause) = dir.forget_snapshot(name) {
         log::warn!("{cause}; snapshot {name} is deleted all the same");
     }
@@ -39,11 +40,21 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
 }
 
 /// Deletes the snapshot, and returns those of OpenNebula's that are left.
-fn delete(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<Vec<SnapshotName>, ActionError> {
+fn delete(
+    host: &Host,
+    domain: &DomainRef,
+    dir: Option<&VmDir>,
+    name: &SnapshotName,
+) -> Result<Vec<SnapshotName>, ActionError> {
     let hypervisor = host.hypervisor();
     let names = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names));
-    let before = names().map_err(|cause| ActionError::untouched(ACTION, cause))?;
+    let untouched = |cause| ActionError::untouched(ACTION, cause);
     let is_it = |other: &String| other == name.as_str();
+    let mut before = names().map_err(untouched)?;
+    // libvirt takes it out of the disks only when it knows of it.
+    if !before.iter().any(is_it) && dir.is_some_and(|dir| dir.recall_snapshot(hypervisor, domain, name)) {
+        before = names().map_err(untouched)?;
+    }
     let mut left = before.clone();
     left.retain(|other| !is_it(other));
     if left.len() < before.len() {
@@ -58,7 +69,7 @@ fn delete(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<Vec<Sn
                     let text = "the snapshot was still there, and may go later".into();
                     return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
                 }
-                Ok(_) => return Err(ActionError::untouched(ACTION, cause)),
+                Ok(_) => return Err(untouched(cause)),
                 Err(undo) => {
                     let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
                     let text = "whether the snapshot is still there is not known".into();
