@@ -48,6 +48,19 @@ pub struct LabHost {
     number: u8,
 }
 
+/// A NIC with its addresses, as a light host's Debian shows it.
+#[derive(Debug, Clone)]
+pub struct Has {
+    /// Its MAC.
+    pub mac: String,
+    /// Whether it was brought up.
+    pub is_up: bool,
+    /// Its first global IPv4 address with prefix length, or nothing.
+    pub ip: String,
+    /// The same of IPv6.
+    pub ip6: String,
+}
+
 /// A NIC as a guest sees it.
 #[derive(Debug, Clone)]
 pub struct GuestNic {
@@ -137,6 +150,35 @@ impl Console {
     pub fn sees(&self) -> BTreeMap<String, String> {
         let line = self.said("SEES").next_back().unwrap_or_default();
         line.split_whitespace().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    }
+
+    /// The NICs of a light host's Debian when they changed last.
+    pub fn has(&self) -> Vec<Has> {
+        let read = |word: &str| {
+            let (_, rest) = word.split_once('=')?;
+            let [mac, state, ip, ip6] = rest.split(',').collect::<Vec<_>>().try_into().ok()?;
+            Some(Has { mac: mac.into(), is_up: state == "up", ip: ip.into(), ip6: ip6.into() })
+        };
+        let line = self.said("HAS").next_back().unwrap_or_default();
+        line.split_whitespace().filter_map(read).collect()
+    }
+
+    /// In a light host's Debian: seconds from the last time that the device with this MAC came until it had this address.
+    pub fn from_device_to_address(&self, mac: &str, ip: &str) -> Option<f64> {
+        // [<date>T<hours>:<minutes>:<seconds>] <index>: <name> ...
+        let read = |line: &'_ str| -> Option<(f64, String, String)> {
+            let (time, event) = line.strip_prefix('[')?.split_once("] ")?;
+            let clock = time.split_once('T')?.1.split(':').map(str::parse::<f64>);
+            let seconds = clock.collect::<Result<Vec<_>, _>>().ok()?.into_iter().reduce(|sum, part| sum * 60.0 + part);
+            let (index, what) = event.split_once(": ")?;
+            Some((seconds?, index.to_owned(), what.to_owned()))
+        };
+        let events: Vec<_> = self.said("EVENT").filter_map(read).collect();
+        let (_, device, _) = events.iter().rfind(|(_, _, what)| what.contains(&format!("link/ether {mac}")))?;
+        let first = |text: &str| {
+            events.iter().find(|(_, index, what)| index == device && what.contains(text)).map(|(time, ..)| *time)
+        };
+        Some(first(&format!(" inet {ip} "))? - first("link/ether")?)
     }
 
     /// How often a guest began to run.

@@ -17,12 +17,14 @@ use kvm_sriov_tests::scenarios::{passes, side_by_side, verdict, wanted};
 use kvm_sriov_tests::vm::Vm;
 
 mod disks;
+mod distribution;
 mod guest;
 mod life;
 mod moves;
 mod recorded;
 
 use disks::*;
+use distribution::*;
 use guest::*;
 use life::*;
 use moves::*;
@@ -134,6 +136,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     a_life_called_by_5_12,
     a_life_called_by_4_0,
     calls_recorded_from_opennebula,
+    a_distribution_gives_its_vfs_their_addresses,
     disks_of_every_type,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,
