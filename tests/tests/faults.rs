@@ -386,6 +386,30 @@ fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then()
     });
 }
 
+/// A guest that was saved with more requests in its queue carries them out on what a restore gave it.
+#[test]
+fn what_leaves_right_after_a_restore_is_plugged_back() {
+    let host = a_running_vm();
+    host.set_kvmrc("SRIOV_UNPLUG_GRACE=3\n");
+    let before = host.portrait();
+    save(&host).unwrap();
+    restore(&host).unwrap();
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+        while host.model().watches() == 0 {
+            thread::yield_now();
+        }
+        let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
+        for alias in ["ua-sriov-0", "ua-sriov-1"] {
+            host.model().detach_alias(&domain, alias).unwrap();
+        }
+        watching.join().unwrap().unwrap();
+    });
+    runs(&host);
+    host.check();
+    assert_eq!(host.portrait(), before);
+}
+
 #[test]
 fn shutdown_of_a_deaf_guest_leaves_it_running() {
     let host = a_running_vm();

@@ -197,9 +197,9 @@ impl Restoring<'_> {
             let nics = vm.missing();
             vm.plug(&nics)?;
             self.image.spend()?;
-            Ok(vm)
+            Ok((vm, nics))
         });
-        let mut vm = match vm {
+        let (mut vm, nics) = match vm {
             Ok(vm) => vm,
             Err(cause) => return Err(self.undo(&store, cause, claims)),
         };
@@ -209,7 +209,7 @@ impl Restoring<'_> {
             .patiently(|| Ok(self.host.hypervisor().resume(&vm.domain)?))
             // While the operation is open, what is left of the checkpoint is still known.
             .and_then(|()| self.image.remove_used())
-            .and_then(|()| vm.finish());
+            .and_then(|()| vm.finish_restored(&nics));
         match finished {
             Ok(()) => Ok(domain),
             Err(cause) => Err(ActionError::new(

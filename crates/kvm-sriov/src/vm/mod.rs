@@ -361,6 +361,19 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
+    /// Ends a restore that plugged VFs for these NICs before a CPU ran. A guest that was saved in the moment when it had released the last
+    /// of several may have more requests of then in its queue, and carry them out on what it has been given: watched for.
+    ///
+    /// # Source
+    /// QEMU `hw/acpi/pcihp.c`: each request has the guest told of all that are open, so of the first ones more than once. Linux
+    /// `drivers/pci/hotplug/acpiphp_glue.c`: one request after the other, and an empty slot is ejected as well.
+    pub(crate) fn finish_restored(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
+        match nics {
+            [] | [_] => self.finish(),
+            several => self.finish_pending(several.iter().map(|nic| nic.position).collect()),
+        }
+    }
+
     /// One line in the journal for each of these NICs.
     pub(crate) fn journal(&self, devices: &[Plugged], result: &str) {
         for Plugged { nic, device, .. } in devices {
