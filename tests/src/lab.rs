@@ -632,9 +632,13 @@ impl LabHost {
         format!("==> {} <==\n{}\n{}{}", self.name(), own.join("\n"), said.out, said.err)
     }
 
-    /// Whether the host's own kernel gave up since it was started last, which is the rig's failure: it is emulated, and so are its guests.
+    /// Whether a kernel, the host's own or a guest's, lost its head since the host was started last. That is the rig's failure: its
+    /// emulated processor now and then mixes what belongs to the host and to a guest (a guest died with an address of the host's kernel
+    /// in its registers), and no program of the host can do that.
     pub fn has_panicked(self) -> bool {
-        self.log().contains("Kernel panic - not syncing")
+        let own = self.log();
+        let guests = self.root("grep -al 'Kernel panic - not syncing' /tmp/*.console");
+        own.contains("Kernel panic - not syncing") || own.contains("BUG: scheduling while atomic") || guests.code == 0
     }
 
     /// What the host has said on its console since it was started last.

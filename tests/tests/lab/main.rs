@@ -73,18 +73,12 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     commands_of_the_documents,
     packages_are_installed_upgraded_and_removed,
     shutdown_that_is_not_heard,
-    guest_that_powers_itself_off,
     guest_sees_its_vf_and_shuts_down,
-    save_and_restore_on_q35,
     save_of_a_paused_vm_touches_nothing,
     firmware_releases_late,
-    paused_guest_releases_late_and_is_saved_afterwards,
     cancel_during_a_save_that_hangs,
-    libvirtd_restarts_during_an_unplug,
     guest_reboots_during_an_unplug,
-    an_adopted_domain_is_saved,
     a_foreign_device_is_refused,
-    nics_come_and_go_on_q35,
     attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
     monitoring_frees_what_a_crash_left,
@@ -106,6 +100,12 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
 /// What takes long (`./check long`), and one host is enough for.
 const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     the_libvirt_layer_on_a_libvirtd_of_its_own,
+    save_and_restore_on_q35,
+    paused_guest_releases_late_and_is_saved_afterwards,
+    libvirtd_restarts_during_an_unplug,
+    an_adopted_domain_is_saved,
+    nics_come_and_go_on_q35,
+    guest_that_powers_itself_off,
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,
@@ -172,7 +172,7 @@ fn main() -> ExitCode {
     verdict(alone.len() + together.len(), failed)
 }
 
-/// Runs a scenario on clean hosts; once more when the kernel of a host gave up under it.
+/// Runs a scenario on clean hosts; once more when a kernel of the rig gave up under it.
 fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     let host = hosts[0];
     let attempt = || {
@@ -189,7 +189,7 @@ fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     };
     match attempt() {
         (false, true) => {
-            println!("scenario {name}: a host's own kernel panicked under it, so it runs once more");
+            println!("scenario {name}: a kernel of the rig panicked under it, so it runs once more");
             attempt().0
         }
         (passed, _) => passed,
