@@ -32,6 +32,9 @@ pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 /// What a VM with VFs needs to be set in it.
 pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
 
+/// No guest of the lab has more memory (in bytes) that its kernel was started with.
+const MOST_GUEST_MEMORY: u64 = 512 << 20;
+
 /// Where OpenNebula copies its programs on a host.
 const REMOTES: &str = "/var/tmp/one";
 
@@ -632,13 +635,25 @@ impl LabHost {
         format!("==> {} <==\n{}\n{}{}", self.name(), own.join("\n"), said.out, said.err)
     }
 
-    /// Whether a kernel, the host's own or a guest's, lost its head since the host was started last. That is the rig's failure: its
-    /// emulated processor now and then mixes what belongs to the host and to a guest (a guest died with an address of the host's kernel
-    /// in its registers), and no program of the host can do that.
-    pub fn has_panicked(self) -> bool {
+    /// Whether the emulated processor mixed up the host and a guest since the host was started last. That is the rig's failure, and no
+    /// program of the host can do it: now and then a guest finds itself with the host's registers. Then it panics, or stands for ever
+    /// where the host's kernel was; or the host's kernel loses count of its interrupts, or panics.
+    pub fn has_mixed_up(self) -> bool {
         let own = self.log();
         let guests = self.root("grep -al 'Kernel panic - not syncing' /tmp/*.console");
-        own.contains("Kernel panic - not syncing") || own.contains("BUG: scheduling while atomic") || guests.code == 0
+        let registers = self.root(
+            "for name in $(virsh -q list --name); do virsh qemu-monitor-command $name --hmp 'info registers' | \
+             grep -ao 'CR3=[0-9a-f]*'; done",
+        );
+        // A guest's page tables lie in its own memory.
+        let is_the_hosts = |register: &str| {
+            let address = register.strip_prefix("CR3=").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            address.is_some_and(|address| address >= MOST_GUEST_MEMORY)
+        };
+        own.contains("Kernel panic - not syncing")
+            || own.contains("BUG: scheduling while atomic")
+            || guests.code == 0
+            || registers.out.lines().any(is_the_hosts)
     }
 
     /// What the host has said on its console since it was started last.

@@ -172,7 +172,7 @@ fn main() -> ExitCode {
     verdict(alone.len() + together.len(), failed)
 }
 
-/// Runs a scenario on clean hosts; once more when a kernel of the rig gave up under it.
+/// Runs a scenario on clean hosts; once more when the emulated processor of one failed under it.
 fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     let host = hosts[0];
     let attempt = || {
@@ -181,7 +181,7 @@ fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
             scenario(host);
             assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
         });
-        let is_rig = !passed && hosts.iter().any(|host| host.has_panicked());
+        let is_rig = !passed && hosts.iter().any(|host| host.has_mixed_up());
         if !passed {
             hosts.iter().for_each(|host| mend(*host));
         }
@@ -189,7 +189,9 @@ fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     };
     match attempt() {
         (false, true) => {
-            println!("scenario {name}: a kernel of the rig panicked under it, so it runs once more");
+            println!(
+                "scenario {name}: a host's emulated processor mixed it up with a guest, so the scenario runs once more"
+            );
             attempt().0
         }
         (passed, _) => passed,
