@@ -204,7 +204,7 @@ impl Caller {
         let args = args.get(..self.version.arguments(action)).unwrap_or(args);
         let stdin = self.version.sends_data(action).then_some(stdin);
         let tail = format!("{} {}", self.vm, self.host);
-        let script = self.remotes.join("vmm").join(&self.driver).join(action);
+        let script = self.program(action);
         match action {
             "snapshot_create" | "snapshot_delete" | "resize" | "exec_cancel" | "poll" => {
                 self.one_shot(&script, &format!("{} {tail}", args.join(" ")), stdin)
@@ -220,7 +220,7 @@ impl Caller {
     /// Runs an action on the front-end, as `-l` asks for: the remotes are those of the front-end.
     #[track_caller]
     pub fn run_local(&self, action: &str, args: &[&str], stdin: &str) -> Answer {
-        let script = self.remotes.join("vmm").join(&self.driver).join(action);
+        let script = self.program(action);
         let line = format!("{} {} {} {}", script.display(), self.quoted(args), self.vm, self.host);
         let input = match self.version {
             version if version < Version(5, 0) => String::new(),
@@ -246,9 +246,14 @@ impl Caller {
 
     /// What the stream gets for an action, with what its shell does `then`: for one who does not wait for the end.
     pub fn lines(&self, action: &str, args: &[&str], stdin: &str, then: &str) -> String {
-        let script = self.remotes.join("vmm").join(&self.driver).join(action);
+        let script = self.program(action);
         let args = format!("{} {} {}", self.quoted(args), self.vm, self.host);
         self.step(&script, &args, self.version.sends_data(action).then_some(stdin), then)
+    }
+
+    /// The program of an action.
+    fn program(&self, action: &str) -> PathBuf {
+        self.remotes.join("vmm").join(&self.driver).join(action)
     }
 
     /// A line of the stream and its input.

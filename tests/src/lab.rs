@@ -629,7 +629,7 @@ impl LabHost {
         let own: Vec<&str> = own.lines().skip(last).collect();
         let said = self.root(
             "for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done; \
-             echo '==> journal <=='; grep -v ' sshd\\[' /var/log/syslog | tail -n 40; \
+             echo '==> journal <=='; grep -v ' sshd[a-z-]*\\[' /var/log/syslog | tail -n 40; \
              tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null",
         );
         format!("==> {} <==\n{}\n{}{}", self.name(), own.join("\n"), said.out, said.err)

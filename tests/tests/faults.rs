@@ -343,6 +343,19 @@ fn a_save_that_hangs_is_cancelled() {
     host.check();
 }
 
+/// Lets the watcher of the VM see what happens, to its end.
+fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+        // It must be watching before anything happens.
+        while host.model().watches() == 0 {
+            thread::yield_now();
+        }
+        happens();
+        watching.join().unwrap().unwrap();
+    });
+}
+
 /// What makes a guest release late what it was asked for while it did not hear.
 fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
     let host = a_running_vm();
@@ -353,15 +366,7 @@ fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
     assert!(error.to_string().contains("did not release VF"), "{error}");
     host.bury();
     host.check();
-    thread::scope(|scope| {
-        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
-        // It must be watching before anything happens.
-        while host.model().watches() == 0 {
-            thread::yield_now();
-        }
-        wakes(&host);
-        watching.join().unwrap().unwrap();
-    });
+    while_watched(&host, || wakes(&host));
     host.bury();
     runs(&host);
     host.check();
@@ -394,16 +399,11 @@ fn what_leaves_right_after_a_restore_is_plugged_back() {
     let before = host.portrait();
     save(&host).unwrap();
     restore(&host).unwrap();
-    thread::scope(|scope| {
-        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
-        while host.model().watches() == 0 {
-            thread::yield_now();
-        }
+    while_watched(&host, || {
         let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
         for alias in ["ua-sriov-0", "ua-sriov-1"] {
             host.model().detach_alias(&domain, alias).unwrap();
         }
-        watching.join().unwrap().unwrap();
     });
     runs(&host);
     host.check();

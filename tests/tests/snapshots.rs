@@ -235,8 +235,8 @@ fn a_vm_without_vfs_is_snapshot_as_the_stock_driver_does_it() {
     assert!(!host.state_dir().exists(), "the state directory was made");
 }
 
-#[test]
-fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
+/// A VM with two snapshots in its disks that libvirt no longer knows of.
+fn with_forgotten_snapshots() -> ModelHost {
     let host = ModelHost::default();
     deploy(&host, &plain());
     for number in [0, 1] {
@@ -247,6 +247,12 @@ fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
         host.model().delete_snapshot(&domain, name(number).as_str(), true).unwrap();
     }
     assert_eq!(snapshots(&host), Vec::<String>::new());
+    host
+}
+
+#[test]
+fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
+    let host = with_forgotten_snapshots();
     revert_to(&host, 1, &[(0, "br0")]).unwrap();
     assert_eq!(snapshots(&host), ["snap-0", "snap-1"]);
     let error = revert_to(&host, 2, &[(0, "br0")]).unwrap_err().to_string();
@@ -255,15 +261,7 @@ fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
 
 #[test]
 fn one_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
-    let host = ModelHost::default();
-    deploy(&host, &plain());
-    for number in [0, 1] {
-        create(&host, number).unwrap();
-    }
-    let domain = host.model().find(&plain().uuid().parse().unwrap()).unwrap().unwrap();
-    for number in [1, 0] {
-        host.model().delete_snapshot(&domain, name(number).as_str(), true).unwrap();
-    }
+    let host = with_forgotten_snapshots();
     // libvirt had to know of it again, so it knows of the other one, too.
     for _ in 0..2 {
         delete(&host, 1).unwrap();
