@@ -1,4 +1,4 @@
-//! A guest's root tree with the tools of its distribution, in a network namespace of its own. `tests/prepare guest` unpacks it.
+//! A guest's root tree with the tools of its distribution, in a network namespace of its own. `tests/prepare guest-root` unpacks it.
 //!
 //! NICs are real network devices with a sysfs of files; nobody but the tests' own user is needed (user namespaces).
 
@@ -200,7 +200,7 @@ impl Guest {
     /// Runs a script in the guest, with its NICs as they are now, as root there.
     pub fn run(&self, script: &str) -> Said {
         let root = target().join("guest-root");
-        assert!(root.is_dir(), "{} is missing: run tests/prepare guest", root.display());
+        assert!(root.is_dir(), "{} is missing: run tests/prepare guest-root", root.display());
         let mut unshare = Command::new("unshare");
         unshare.args(["--map-root-user", "--net", "--mount", "--", "sh", "-c", ENTER, "enter"]);
         unshare.arg(root).arg(self.dir.path()).arg(script).output().unwrap().into()

@@ -289,7 +289,8 @@ fn bury(host: &ModelHost) {
     }
 }
 
-/// Until no action and no agent works on the VM any more: an agent goes on for a moment when its source is lost.
+/// Until no action and no agent works on the VM any more, for an agent goes on for a moment when its source is lost, and until the
+/// guest has answered what a process that died had asked.
 fn settle(hosts: &[ModelHost; 2]) {
     let is_held = |host: &ModelHost| {
         let store = host.host().existing_claims().unwrap();
@@ -299,6 +300,7 @@ fn settle(hosts: &[ModelHost; 2]) {
     while hosts.iter().any(is_held) && begin.elapsed() < Duration::from_secs(10) {
         thread::sleep(Duration::from_millis(10));
     }
+    hosts.iter().for_each(|host| host.model().answers());
 }
 
 /// What is done after an action that left something: each host is put right, and where it is not known where the VM lives,

@@ -179,20 +179,12 @@ const FAULTS: [Fault; 7] = [
     },
 ];
 
-pub(super) fn moves_that_are_cut_off(host1: LabHost) {
-    cut_off(host1, &FAULTS[..1]);
-}
-
 pub(super) fn moves_that_are_cut_off_in_every_way(host1: LabHost) {
-    cut_off(host1, &FAULTS[1..]);
-}
-
-fn cut_off(host1: LabHost, faults: &[Fault]) {
     let host2 = second_host();
     let vm = Vm::new(54).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host1, &vm, 4));
     let boot_id = host1.wait_tick(&vm).boot;
-    for Fault { name, strikes, silent, mended } in faults {
+    for Fault { name, strikes, silent, mended } in &FAULTS {
         println!("  {name}");
         for host in [host1, host2] {
             host.write(KVMRC, SLOWLY);

@@ -131,12 +131,12 @@ fn data(host: LabHost, vm: &Vm, template: &str) -> String {
 type Scenario = scenarios::Scenario<Site>;
 
 const SCENARIOS: &[Scenario] = scenarios![
+    a_distribution_gives_its_vfs_their_addresses,
     a_life_called_by_7,
     a_life_called_by_6_10,
     a_life_called_by_5_12,
     a_life_called_by_4_0,
     calls_recorded_from_opennebula,
-    a_distribution_gives_its_vfs_their_addresses,
     disks_of_every_type,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,

@@ -92,18 +92,40 @@ impl Entry {
     }
 }
 
-/// The VFs of these maps that a domain has and nobody claims, each claimed for it.
-fn unclaimed<'a>(entries: &'a [Entry], backing: &'a Backing, maps: &'a [VfMap]) -> impl Iterator<Item = Claim> + 'a {
-    // A VF that is in two maps is claimed once.
-    let first =
-        |root: &RootName, vf| maps.iter().find(|map| map.index_of(vf).is_some()).is_some_and(|map| map.root() == root);
-    let vfs = maps.iter().flat_map(|map| map.vfs().iter().map(move |vf| (map.root(), *vf)));
-    let vfs = vfs.filter(move |(root, vf)| first(root, *vf));
-    vfs.filter(|(_, vf)| !entries.iter().any(|entry| entry.vf_by(maps) == Some(*vf))).filter_map(|(root, vf)| {
-        let owner = backing.user(vf)?.clone();
-        let mac = backing.nics.get(&vf).copied();
-        Some(Claim { root: root.clone(), vf, owner, mac })
-    })
+/// The claims, judged by what libvirt says.
+struct Judged {
+    /// To be freed.
+    stale: Vec<Entry>,
+    kept: Vec<Entry>,
+    /// To be made.
+    missing: Vec<Claim>,
+}
+
+impl Judged {
+    /// * `stale`, `kept` - the claims of now
+    /// * `seen` - the claims of before libvirt was asked
+    fn new(stale: Vec<Entry>, kept: Vec<Entry>, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Self {
+        // A VF that is in two maps is claimed once.
+        let first = |root: &RootName, vf| {
+            maps.iter().find(|map| map.index_of(vf).is_some()).is_some_and(|map| map.root() == root)
+        };
+        let is_claimed = |vf| kept.iter().any(|entry| entry.vf_by(maps) == Some(vf));
+        let has = |entries: &[Entry], claim: &Claim| {
+            entries.iter().any(|entry| entry.vf() == Some(claim.vf) && entry.is_of(&claim.owner))
+        };
+        let vfs = maps.iter().flat_map(|map| map.vfs().iter().map(move |vf| (map.root(), *vf)));
+        let of = |(root, vf): (&RootName, PciAddress)| {
+            let owner = backing.user(vf)?.clone();
+            Some(Claim { root: root.clone(), vf, owner, mac: backing.nics.get(&vf).copied() })
+        };
+        let missing = vfs
+            .filter(|(root, vf)| first(root, *vf) && !is_claimed(*vf))
+            .filter_map(of)
+            // A claim that was there and is gone was released since: the domain that libvirt spoke of has gone, too.
+            .filter(|claim| !has(seen, claim) || has(&stale, claim))
+            .collect();
+        Self { stale, kept, missing }
+    }
 }
 
 impl Record {
@@ -411,16 +433,15 @@ impl ClaimStore {
     pub fn recover(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
         let _lock = self.lock()?;
         let mut repairs = Vec::new();
-        let (stale, entries): (Vec<_>, Vec<_>) =
-            self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        let Judged { stale, kept, missing } = self.judge(seen, backing, maps)?;
         for entry in &stale {
             remove_file(&self.path(&entry.root, entry.index))?;
             if let Content::Ours(record) = &entry.content {
                 repairs.push(Repair::Freed(record.claim(&entry.root)));
             }
         }
-        repairs.extend(self.put_in_place(&entries, maps)?);
-        for claim in unclaimed(&entries, backing, maps) {
+        repairs.extend(self.put_in_place(&kept, maps)?);
+        for claim in missing {
             self.write_claim(&claim, None, maps, false)?;
             repairs.push(Repair::Adopted(claim));
         }
@@ -432,18 +453,22 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be read.
     pub fn inspect(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
-        let (stale, entries): (Vec<_>, Vec<_>) =
-            self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        let Judged { stale, kept, missing } = self.judge(seen, backing, maps)?;
         let of = |entry: &Entry| match &entry.content {
             Content::Ours(record) => Some(record.claim(&entry.root)),
             _ => None,
         };
         let mut repairs: Vec<Repair> = stale.iter().filter_map(of).map(Repair::Freed).collect();
         let place = |entry: &Entry| maps.iter().find(|map| *map.root() == entry.root)?.index_of(entry.vf()?);
-        let astray = entries.iter().filter(|entry| place(entry).is_some_and(|place| place != entry.index));
+        let astray = kept.iter().filter(|entry| place(entry).is_some_and(|place| place != entry.index));
         repairs.extend(astray.filter_map(of).map(Repair::Moved));
-        repairs.extend(unclaimed(&entries, backing, maps).map(Repair::Adopted));
+        repairs.extend(missing.into_iter().map(Repair::Adopted));
         Ok(repairs)
+    }
+
+    fn judge(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Judged, ClaimError> {
+        let (stale, kept) = self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        Ok(Judged::new(stale, kept, seen, backing, maps))
     }
 
     /// Neither a domain nor a living process backs it, and it did not change since before libvirt was asked.
@@ -603,5 +628,36 @@ fn remove_file(path: &Path) -> Result<(), ClaimError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ClaimError::file("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+    use super::*;
+
+    #[test]
+    fn what_was_released_since_libvirt_was_asked_is_not_adopted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ClaimStore::create(&dir.path().join("vf_interfaces")).unwrap();
+        let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), b"0x07 0x00 0x01\n").unwrap()];
+        let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
+        let nics = [("ib0".parse().unwrap(), "02:00:0a:00:00:01".parse().unwrap())];
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] };
+        let claims = store.claim_all(&request, &Backing::default()).unwrap();
+        store.commit(&claims, &maps).unwrap();
+        let devices = claims.iter().map(|claim| (claim.vf, owner.clone())).collect();
+        let backing = Backing { devices, ..Backing::default() };
+
+        let seen = store.entries().unwrap();
+        store.release(&claims).unwrap();
+        assert_eq!(store.inspect(&seen, &backing, &maps).unwrap(), []);
+        assert_eq!(store.recover(&seen, &backing, &maps).unwrap(), []);
+        assert_eq!(store.entries().unwrap(), []);
+
+        let repairs = store.recover(&[], &backing, &maps).unwrap();
+        let [Repair::Adopted(claim)] = &repairs[..] else { panic!("{repairs:?}") };
+        assert_eq!((claim.vf, &claim.owner), (claims[0].vf, &owner));
     }
 }
