@@ -153,22 +153,8 @@ fn poll_says_what_a_vm_uses() {
     assert_eq!(poll("5.10.0"), "STATE=-");
 }
 
-/// A program in place of rbd, whose pool is a directory; what it was called with is in `calls`.
-const RBD: &str = r#"#!/bin/sh
-here=$(dirname "$0")
-echo "$@" >>"$here/calls"
-while :; do case $1 in --id | --conf) shift 2 ;; *) break ;; esac; done
-verb=$1; shift
-while :; do case $1 in --no-progress) shift ;; --image-format) shift 2 ;; *) break ;; esac; done
-[ ! -e "$here/fail-$verb" ] || { echo "rbd: $verb was made to fail" >&2; exit 1; }
-name() { echo "$here/$(echo "$1" | tr / _)"; }
-case $verb in
-info) [ -e "$(name "$1")" ] ;;
-rm) rm "$(name "$1")" ;;
-import) [ ! -e "$(name "$2")" ] && cp "$1" "$(name "$2")" ;;
-export) cp "$(name "$1")" "$2" ;;
-esac
-"#;
+/// In place of rbd: a directory is the pool.
+const RBD: &str = include_str!("../fixtures/rbd");
 
 struct Pool {
     dir: tempfile::TempDir,

@@ -51,14 +51,12 @@ use suspend::*;
 /// What one host is enough for: both hosts take from this list, and end together when what takes long is not last.
 const ON_ONE_HOST: &[Scenario] = scenarios![
     a_host_behaves_as_the_model_does,
-    guest_sees_its_vf_and_shuts_down,
     one_vf,
     two_nics_of_one_root_in_order_beside_a_bridge_nic,
     two_roots_on_q35,
     vm_without_vfs_goes_through_untouched,
     vm_called_sriov,
     map_exhausted,
-    vf_held_by_a_foreign_domain,
     vf_that_vanished_is_skipped,
     existing_domain,
     same_vm_by_two_processes_at_once,
@@ -70,7 +68,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     no_libvirtd,
     cancel_of_an_absent_domain,
     cancel_while_deploy_runs,
-    reboot_and_reset,
     commands_of_the_documents,
     shutdown_that_is_not_heard,
     save_of_a_paused_vm_touches_nothing,
@@ -78,7 +75,6 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     cancel_during_a_save_that_hangs,
     guest_reboots_during_an_unplug,
     a_foreign_device_is_refused,
-    attach_without_a_free_vf_changes_nothing,
     detach_from_a_guest_that_does_not_answer,
     monitoring_frees_what_a_crash_left,
 ];
@@ -86,10 +82,8 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
 /// What needs both hosts; the first is given.
 const ON_TWO_HOSTS: &[Scenario] = scenarios![
     two_hosts_behave_as_the_model_does,
-    vm_without_vfs_migrates,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
-    cancel_during_a_migration,
     a_fresh_host_is_called_for_a_whole_life,
 ];
 
@@ -104,6 +98,10 @@ const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     guest_that_powers_itself_off,
     packages_are_installed_upgraded_and_removed,
     host_reboot_with_claims_left_behind,
+    attach_without_a_free_vf_changes_nothing,
+    guest_sees_its_vf_and_shuts_down,
+    vf_held_by_a_foreign_domain,
+    reboot_and_reset,
     save_and_restore_on_pc,
     save_and_restore_on_native_hotplug,
     restore_without_a_free_vf_keeps_the_checkpoint,
@@ -126,6 +124,8 @@ const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
 
 /// What takes long, and needs both.
 const LONG_ON_TWO_HOSTS: &[Scenario] = scenarios![
+    vm_without_vfs_migrates,
+    cancel_during_a_migration,
     two_vms_swap_hosts_with_full_maps,
     moves_that_are_cut_off_in_every_way,
     storage_that_is_not_shared_moves_along,

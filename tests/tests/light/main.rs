@@ -145,6 +145,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     storage_that_is_not_shared_moves_along,
     the_front_end_moves_a_vm,
     another_datastore_of_the_host,
+    a_checkpoint_goes_through_ceph,
 ];
 
 fn main() -> ExitCode {

@@ -7,6 +7,9 @@ use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
 use super::life::{cd, file};
 use super::{Site, guest};
 
+/// In place of rbd: a directory is the pool.
+const RBD: &str = include_str!("../../fixtures/rbd");
+
 fn sum(host: LabHost, path: &str) -> String {
     host.root(&format!("sha256sum <{path}")).ok()
 }
@@ -86,4 +89,39 @@ pub(super) fn another_datastore_of_the_host(site: Site) {
     assert_eq!(site.host.wait_tick(&vm).boot, boot);
     site.cancel(&moved);
     site.host.oneadmin(&format!("rm -r {} {}", vm.dir(), moved.dir())).ok();
+}
+
+/// With Ceph the directory of a VM is on one host alone, and its checkpoint goes through the pool to where it is restored.
+pub(super) fn a_checkpoint_goes_through_ceph(site: Site) {
+    let vm = guest(43).datastore(PRIVATE).nic("br0");
+    let pool = "/var/lib/one/datastores/1/pool";
+    for host in [site.host, site.other] {
+        host.write(&format!("{pool}/rbd"), RBD);
+        host.root(&format!("chmod 755 {pool}/rbd; chown -R oneadmin {pool}; ln -sf {pool}/rbd /usr/local/bin/rbd"))
+            .ok();
+    }
+    let told = |host: LabHost| {
+        let text = vm.action_data(&host.name()).xml();
+        let (ssh, ceph) = ("<TM_MAD><![CDATA[ssh]]>", "<TM_MAD><![CDATA[ceph]]>");
+        assert!(text.contains(ssh), "{text}");
+        text.replace(ssh, ceph)
+    };
+    let is_there = |host: LabHost, path: &str| host.root(&format!("test -e {path}")).code == 0;
+    let image = format!("{pool}/one_one-sys-{}-checkpoint", vm.id);
+
+    site.boot(&vm, |text| text);
+    let boot = site.host.wait_tick(&vm).boot;
+    assert_eq!(site.run(&vm, "save", &[&vm.uuid(), &vm.checkpoint(), &site.host.name()], &told(site.host)), "");
+    site.is_gone(&vm);
+    assert!(!is_there(site.host, &vm.checkpoint()) && is_there(site.host, &image));
+
+    let there = site.turned();
+    there.host.oneadmin(&format!("mkdir -p {}", vm.dir())).ok();
+    assert_eq!(there.run(&vm, "restore", &[&vm.checkpoint(), &there.host.name(), &vm.uuid()], &told(there.host)), "");
+    assert_eq!(there.host.wait_tick(&vm).boot, boot, "its memory is not what it was");
+    assert!(!is_there(there.host, &image));
+    there.cancel(&vm);
+    for host in [site.host, site.other] {
+        host.root(&format!("rm -rf {} {pool} /usr/local/bin/rbd", vm.dir())).ok();
+    }
 }
