@@ -96,6 +96,7 @@ impl Entry {
 struct Judged {
     /// To be freed.
     stale: Vec<Entry>,
+    /// All others.
     kept: Vec<Entry>,
     /// To be made.
     missing: Vec<Claim>,
@@ -466,6 +467,7 @@ impl ClaimStore {
         Ok(repairs)
     }
 
+    /// Reads the claims as they are now, and judges them.
     fn judge(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Judged, ClaimError> {
         let (stale, kept) = self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
         Ok(Judged::new(stale, kept, seen, backing, maps))
