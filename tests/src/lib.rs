@@ -16,6 +16,21 @@ pub mod site;
 pub mod vm;
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long something may take that takes milliseconds.
+const MOMENT: Duration = Duration::from_secs(60);
+
+/// Waits until something is so that is so in a moment: a test that waits in vain fails, and says what for.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < MOMENT, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// The project's directory.
 pub fn project() -> PathBuf {

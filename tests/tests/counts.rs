@@ -11,6 +11,7 @@ use kvm_sriov::xml::VmData;
 use kvm_sriov::{DeployId, MacAddress, actions};
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::project;
+use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
 /// A VM with this many VFs.
@@ -32,9 +33,7 @@ fn all_leave(host: &ModelHost, vfs: usize) {
     for number in 0..vfs {
         let alias = format!("ua-sriov-{number}");
         host.model().detach_alias(&domain, &alias).unwrap();
-        while host.domain("one-42").unwrap().shows(&alias) {
-            std::thread::yield_now();
-        }
+        until("the guest releases it", || !host.domain("one-42").unwrap().shows(&alias));
     }
 }
 

@@ -13,6 +13,7 @@ use kvm_sriov_tests::model::every::Scenario;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
 use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
 /// Two VFs of one root, one of the other, and a NIC that is none.
@@ -331,9 +332,7 @@ fn a_save_that_hangs_is_cancelled() {
     thread::scope(|scope| {
         let saving = scope.spawn(|| save(&host).unwrap_err().to_string());
         let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
-        while host.model().job(&domain).unwrap().is_none() {
-            thread::yield_now();
-        }
+        until("it saves", || host.model().job(&domain).unwrap().is_some());
         cancel(&host, &vm()).unwrap();
         let error = saving.join().unwrap();
         assert!(error.starts_with("save: ") && error.contains("domain is gone"), "{error}");
@@ -348,9 +347,7 @@ fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
     thread::scope(|scope| {
         let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
         // It must be watching before anything happens.
-        while host.model().watches() == 0 {
-            thread::yield_now();
-        }
+        until("it watches", || host.model().watches() > 0);
         happens();
         watching.join().unwrap().unwrap();
     });

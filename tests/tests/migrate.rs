@@ -18,9 +18,11 @@ use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
+use kvm_sriov_tests::model::every::MOST_CALLS;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
 use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
 /// The agent on a thread, on a host that was opened before.
@@ -144,9 +146,7 @@ fn while_it_copies(hosts: &[ModelHost; 2], event: impl FnOnce(&Threads)) -> Resu
             let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
             hosts[0].model().job(&domain).unwrap().is_some()
         };
-        while !copies() {
-            thread::sleep(Duration::from_millis(2));
-        }
+        until("it copies", copies);
         event(&reach);
         action.join().unwrap()
     })
@@ -332,14 +332,15 @@ fn with_every_fault(place: usize, course: Course) {
     let fails = kinds.into_iter().flat_map(|kind| [Fault::Fails(kind), Fault::FailsAfter(kind)]);
     let all = |fault| {
         let mut wrong = Vec::new();
-        for n in 1.. {
+        for n in 1..=MOST_CALLS {
             let mut what = String::new();
             match catch_unwind(AssertUnwindSafe(|| with_fault(place, course, n, fault, &mut what))) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => return wrong,
                 Err(_) => wrong.push(what),
             }
         }
+        wrong.push(format!("{fault:?}: no end after {MOST_CALLS} calls"));
         wrong
     };
     let all = &all;
@@ -568,7 +569,7 @@ fn a_source_that_dies_while_it_copies_is_settled_by_what_is_true() {
         };
         let n = calls.iter().position(|call| *call == "migrate").unwrap() + 1;
         for is_done in [false, true] {
-            assert!(with_fault(0, course, n, Fault::DiesDuring { is_done }, &mut String::new()));
+            assert!(with_fault(0, course, n, Fault::DiesDuring { call: "migrate", is_done }, &mut String::new()));
         }
     }
 }

@@ -21,6 +21,7 @@ use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
 use kvm_sriov_tests::model::{Course, Guest};
 use kvm_sriov_tests::project;
+use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
 /// A table of docs/reconcile.md.
@@ -356,9 +357,7 @@ fn owner() -> Owner {
 /// A device leaves the guest.
 fn leaves(host: &ModelHost, alias: &str) {
     host.model().detach_alias(&domain(host), alias).unwrap();
-    while host.domain("one-42").unwrap().shows(alias) {
-        thread::sleep(Duration::from_millis(1));
-    }
+    until("the guest releases it", || !host.domain("one-42").unwrap().shows(alias));
 }
 
 fn change_wanted(host: &ModelHost, change: impl FnOnce(&mut Wanted)) {
@@ -609,9 +608,7 @@ fn hanging(
         let there = there.clone();
         move || copy(&there)
     });
-    while host.model().job(&there).unwrap().is_none() {
-        thread::sleep(Duration::from_millis(1));
-    }
+    until("it copies", || host.model().job(&there).unwrap().is_some());
     thread
 }
 
@@ -924,9 +921,7 @@ fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
         assert_eq!(wanted(&host).operation.unwrap().kind, pending);
         thread::scope(|scope| {
             let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
-            while host.model().watches() == 0 {
-                thread::yield_now();
-            }
+            until("it watches", || host.model().watches() > 0);
             host.model().guest_reboots("one-42");
             watching.join().unwrap().unwrap();
         });

@@ -8,27 +8,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::site::{Recorded, Site};
+use kvm_sriov_tests::until;
 
 /// What an action may be told, by the names that kill(1) has for it.
 const SIGNALS: [&str; 2] = ["TERM", "HUP"];
-
-/// How long something may take that takes milliseconds.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// The signals that a process keeps waiting, one bit each.
 ///

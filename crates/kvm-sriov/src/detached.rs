@@ -17,6 +17,11 @@ pub(crate) const CLOCK: &str = "sriov_clock";
 /// log says so: nothing that it does is lost, only late.
 pub(crate) fn start(host: &Host, program: &str, domain: &DomainRef) {
     let path = host.driver_dir().join(program);
+    if !path.is_file() {
+        // Not left to the start to find out: until a program has begun, or failed to, its process holds a copy of every lock.
+        log::warn!("{} was not started for {}: there is no such program", path.display(), domain.name);
+        return;
+    }
     let started = Command::new(&path)
         .arg(domain.uuid.as_str())
         .current_dir("/")

@@ -51,6 +51,9 @@ impl Drop for Turn {
     }
 }
 
+/// No action makes more calls than this: where the next one is still reached, something does not end.
+pub const MOST_CALLS: usize = 100;
+
 /// The calls in the middle of which a process may die.
 const LONG: [&str; 2] = ["save", "migrate"];
 
@@ -76,8 +79,8 @@ impl<S: Stage> Scenario<S> {
         assert!(!self.repairs.is_empty(), "nothing shows that a death can be repaired");
         let calls = self.without_faults();
         let long = (1..).zip(&calls).filter(|(_, call)| LONG.contains(call));
-        let during = |n| [false, true].map(|is_done| (n, Fault::DiesDuring { is_done }));
-        let during: Vec<_> = long.flat_map(|(n, _)| during(n)).collect();
+        let during = |(n, call)| [false, true].map(|is_done| (n, Fault::DiesDuring { call, is_done }));
+        let during: Vec<_> = long.map(|(n, call)| (n, *call)).flat_map(during).collect();
         let each = FAULTS.into_iter().flat_map(|fault| (1..=calls.len()).map(move |n| (n, fault)));
         let wrong = self.try_all(each.chain(during).collect());
         // A fault may lead to more calls than there are without one.
@@ -90,7 +93,7 @@ impl<S: Stage> Scenario<S> {
     ///
     /// * `repair` - what is done then; nothing of the VM may be left after it
     pub fn with_every_end_of(&self, vm: &'static str, repair: fn(&S)) {
-        for n in 1.. {
+        for n in 1..=MOST_CALLS {
             let stage = (self.given)();
             let host = stage.hosts()[0];
             let model = host.model().clone();
@@ -99,7 +102,7 @@ impl<S: Stage> Scenario<S> {
             let ended = host.run(|| (self.action)(&stage));
             let calls = host.faults().calls();
             if calls.len() < n {
-                break;
+                return;
             }
             eprintln!("{vm} ended before call {n} of {calls:?}: {}", said(&ended));
             stage.check_safe();
@@ -107,6 +110,7 @@ impl<S: Stage> Scenario<S> {
             repair(&stage);
             stage.check();
         }
+        panic!("no end after {MOST_CALLS} calls");
     }
 
     /// Several at once. Returns what went wrong.
@@ -126,13 +130,14 @@ impl<S: Stage> Scenario<S> {
     /// Lets call `n` and all after it have this fault; what went wrong.
     fn until_it_is_not_reached(&self, n: usize, fault: Fault) -> Vec<String> {
         let mut wrong = Vec::new();
-        for n in n.. {
+        for n in n..=MOST_CALLS {
             match self.try_fault(n, fault) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => return wrong,
                 Err(what) => wrong.push(what),
             }
         }
+        wrong.push(format!("{fault:?}: no end after {MOST_CALLS} calls"));
         wrong
     }
 
@@ -177,7 +182,7 @@ impl<S: Stage> Scenario<S> {
             match ended {
                 Ended::Killed => {
                     fired = true;
-                    if fault == (Fault::DiesDuring { is_done: true }) {
+                    if matches!(fault, Fault::DiesDuring { is_done: true, .. }) {
                         host.model().let_go();
                         host.model().finishes_jobs();
                     }

@@ -20,8 +20,10 @@ pub enum Fault {
     FailsAfter(LibvirtErrorKind),
     /// The calling process dies before it.
     Dies,
-    /// The calling process dies when libvirtd works on it, which goes on with it. The call must be one that takes long.
+    /// The calling process dies when libvirtd works on the first call of this name, which goes on with it.
     DiesDuring {
+        /// One that takes long. Not known by its number: one call more before it, and it would copy for ever.
+        call: &'static str,
         /// Whether libvirtd is done with it when others look; otherwise it works for ever.
         is_done: bool,
     },
@@ -86,9 +88,13 @@ impl Faults {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts from 1 again, as for a new process, and lets call `n` go wrong.
+    /// Counts from 1 again, as for a new process, and lets call `n` go wrong, or the one that the fault names.
     pub fn arm(&self, n: usize, fault: Fault) {
-        self.begin(Some((Which::Number(n), fault)));
+        let which = match fault {
+            Fault::DiesDuring { call, .. } => Which::First(call),
+            _ => Which::Number(n),
+        };
+        self.begin(Some((which, fault)));
     }
 
     /// Counts from 1 again, as for a new process, and lets the first call of this name go wrong.

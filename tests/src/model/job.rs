@@ -16,6 +16,9 @@ use super::world::{Daemon, Work, World};
 /// How long a copy takes, of memory or of a disk.
 pub(super) const COPY: Duration = Duration::from_millis(3);
 
+/// A copy that hangs for so long was forgotten by its test, which would wait for ever.
+const FOR_EVER: Duration = Duration::from_secs(120);
+
 /// How a save, a migration or a return to a snapshot goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Course {
@@ -97,6 +100,7 @@ impl Copy<'_> {
             if let Some(end) = self.end(&world, begin) {
                 return (world, end);
             }
+            assert!(begin.elapsed() < FOR_EVER, "nobody ended a copy that hangs");
             world = self.model.shared.wait(world, COPY);
         }
     }
