@@ -671,8 +671,10 @@ impl LabHost {
     /// Ends every domain and removes everything else that tests left: claims, maps, consoles.
     pub fn clean(self) {
         self.root(
-            "for d in $(virsh -q list --name); do virsh -q destroy $d; done; ip link set lan up; \
-             rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov",
+            "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
+             for d in $(virsh -q list --all --name); do virsh -q undefine $d --snapshots-metadata; done; \
+             ip link set lan up; \
+             rm -rf /tmp/*.console /tmp/vf_interfaces /etc/kvm-sriov /etc/libvirt/qemu/one-*.xml",
         )
         .ok();
     }
