@@ -668,7 +668,8 @@ impl LabHost {
         self.root("rm -rf /var/lib/one/datastores/*/*").ok();
     }
 
-    /// Ends every domain and removes everything else that tests left: claims, maps, consoles.
+    /// Ends every domain and removes everything else that tests left: claims, maps, consoles, and the definitions that libvirt writes
+    /// of domains that go back to a snapshot.
     pub fn clean(self) {
         self.root(
             "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
