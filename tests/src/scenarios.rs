@@ -18,9 +18,13 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
-/// The scenarios that the command line names; what begins with `-` is cargo's.
-pub fn wanted() -> BTreeSet<String> {
-    env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect()
+/// The scenarios that the command line names, each one that there is; what begins with `-` is cargo's.
+pub fn wanted(known: &[&str]) -> BTreeSet<String> {
+    let wanted: BTreeSet<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    for name in &wanted {
+        assert!(known.contains(&name.as_str()), "there is no scenario {name}");
+    }
+    wanted
 }
 
 /// Runs scenarios on hosts that take the next one as they get free, each with `passes`. Returns how many failed.

@@ -149,7 +149,7 @@ const SCENARIOS: &[Scenario] = scenarios![
 ];
 
 fn main() -> ExitCode {
-    let wanted = wanted();
+    let wanted = wanted(&SCENARIOS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     let chosen: Vec<&Scenario> =
         SCENARIOS.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(*name)).collect();
     println!("\nrunning {} scenarios", chosen.len());
