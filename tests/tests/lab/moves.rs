@@ -6,7 +6,9 @@ use std::time::Duration;
 use kvm_sriov_tests::lab::{LabHost, Running, Said};
 use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
 
-use super::suspend::{Identity, RENAME, SYNC, UNLINK, boot, exists, identity, shows, under_strace};
+use super::suspend::{
+    Identity, RENAME, SYNC, UNLINK, boot, exists, has_again, identity, shows, under_strace, was_killed,
+};
 use super::{GUEST_BOOT, KVMRC, cancel, deploy, is_at_rest, map, plugged};
 
 /// A migration of the lab's guest takes about 15 s.
@@ -72,7 +74,7 @@ pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: LabHo
 
     assert_eq!(host1.save(&vm).code, 0);
     assert_eq!(host1.restore(&vm).code, 0);
-    assert_eq!(identity(&host1.live_xml(&vm)), before);
+    has_again(host1, &vm, &before);
     reaches(host1, &vm, &peer);
 
     // The map of the other host has another order there, and one of its VFs is taken.
@@ -268,10 +270,17 @@ pub(super) fn cancel_during_a_migration(host1: LabHost) {
     for host in [host1, host2] {
         host.write(KVMRC, SLOWLY);
     }
+    let before = identity(&host1.live_xml(&vm));
     let moving = host1.begin_migration(&vm, host2);
-    host1.wait("memory to be copied", MOVE, |host| {
-        host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out.contains("Outgoing migration")
-    });
+    is_copied(host1, &vm);
+    // OpenNebula cleans up at the destination: the VM stays where it was.
+    cancel(host2, &vm);
+    let said = moving.finish();
+    assert_eq!(said.code, 1, "{said:?}");
+    assert_eq!(settles([host1, host2], &vm, &before, "it was cancelled there").name(), host1.name(), "{said:?}");
+
+    let moving = host1.begin_migration(&vm, host2);
+    is_copied(host1, &vm);
     // OpenNebula gives the VM up on both hosts.
     cancel(host1, &vm);
     cancel(host2, &vm);
@@ -448,6 +457,7 @@ pub(super) fn killed_at_every_step_of_a_move(host1: LabHost) {
         let said = from.migrate(&vm, to);
         on.root(&format!("mv {path}.real {path}")).ok();
         println!("  {step}: {}", said.code);
+        assert!(was_killed(on), "it makes no such call: {step}: {said:?}");
         at = settles([host1, host2], &vm, &before, &format!("{step}: {said:?}"));
         assert_eq!(at.wait_tick(&vm).boot, boot_id, "{step}");
         shows(at, &vm, 4, GUEST_ANSWERS);

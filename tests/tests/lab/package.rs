@@ -174,7 +174,7 @@ pub(super) fn a_fresh_host_is_called_for_a_whole_life(host1: LabHost) {
     assert_eq!(called.prints("snapshot_create", &[&uuid, "0"], &told), "snap-0\n");
     called.done("snapshot_revert", &["snap-0"], &told);
     called.done("snapshot_delete", &["snap-0"], &told);
-    assert_eq!(plugged(&host2.live_xml(&vm)).len(), 2);
+    host2.wait("both VFs to be there", SOON, |host2| plugged(&host2.live_xml(&vm)).len() == 2);
     host2.wait_tick(&vm);
 
     called.done("detach_disk", &[&disk, "vdb", "1"], &disks);

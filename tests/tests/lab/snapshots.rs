@@ -5,7 +5,7 @@ use std::time::Duration;
 use kvm_sriov_tests::lab::LabHost;
 use kvm_sriov_tests::vm::Vm;
 
-use super::suspend::{boot, exists, identity, shows};
+use super::suspend::{boot, exists, has_again, identity, shows};
 use super::{STATE, cancel, deploy, interfaces, plugged};
 
 /// A guest shows what came back, and releases what is to leave, within 8 s.
@@ -31,7 +31,7 @@ pub(super) fn snapshots_of_a_vm_with_vfs(host: LabHost) {
 
     let said = host.snapshot_create(&vm, 0);
     assert_eq!((said.code, said.out.as_str()), (0, "snap-0\n"), "{said:?}");
-    assert_eq!(identity(&host.live_xml(&vm)), before);
+    has_again(host, &vm, &before);
     assert_eq!(host.claims(), ["pf0/0", "pf1/0"]);
     let kept = format!("{}/snap-0.xml", vm.dir());
     let known = host.oneadmin(&format!("virsh -c qemu:///system snapshot-dumpxml {} snap-0", vm.name())).ok();
