@@ -409,7 +409,7 @@ fn what_has_no_room_is_refused_before_anything_changes() {
         (0, 32, "", "it can have from 1 to 4"),
         (2, 65, "", "could not resize memory to 65 MiB on one-42: it can have 64 MiB at the most, as it was started"),
         (2, 63, "HOTPLUG", "a DIMM of 1 MiB would have to leave, and it has none"),
-        (2, 8192, "HOTPLUG", "guest memory 65536 KiB, free on the host 4194304 KiB"),
+        (2, 8192, "HOTPLUG", "guest memory 65536 KiB, its hard_limit not set, free on the host 4194304 KiB"),
         (2, 4160, "HOTPLUG", "memory device total size exceeds hotplug space"),
     ] {
         let error = resize(&host, vcpus, mib, mode).unwrap_err().to_string();

@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
 
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::reconcile::Verdict;
-use kvm_sriov::{ActionError, Cause, HostState, actions};
+use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
 use kvm_sriov_tests::model::faults::Fault;
@@ -342,6 +343,134 @@ fn a_save_that_hangs_is_cancelled() {
     host.check();
 }
 
+#[test]
+fn a_save_that_goes_on_although_it_was_aborted_is_not_waited_for_and_cancelled() {
+    let host = a_running_vm();
+    host.model().set_course(Course::StandsStill);
+    let error = save(&host).unwrap_err().to_string();
+    assert!(error.contains("a job of libvirt runs on one-42 (its save)"), "{error}");
+    assert!(error.contains("nothing was saved, and one-42 may lack VFs"), "{error}");
+    let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
+    assert!(host.model().job(&domain).unwrap().is_some(), "it goes on");
+    host.check_safe();
+    cancel(&host, &vm()).unwrap();
+    is_gone(&host);
+    reconcile(&host);
+    assert!(host.vm_files().is_empty(), "{:?}", host.vm_files());
+    host.check();
+}
+
+/// A host device that somebody else gave it can't go into a file: no VF of ours leaves for that.
+#[test]
+fn a_foreign_device_is_refused_before_anything_leaves() {
+    let address = "<address type='pci' domain='0x0000' bus='0x08' slot='0x00' function='0x4'/>";
+    let source = format!("<source>{address}</source>");
+    for foreign in [
+        format!("<hostdev mode='subsystem' type='pci' managed='yes'>{source}</hostdev>"),
+        format!("<interface type='hostdev' managed='yes'>{source}</interface>"),
+    ] {
+        let host = a_running_vm();
+        let id: DeployId = vm().uuid().parse().unwrap();
+        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &foreign).unwrap();
+        let before = host.portrait();
+        host.faults().disarm();
+        let saved = save(&host).unwrap_err().to_string();
+        assert_eq!(saved, "save: one-42 also has host device 0000:08:00.4, which can't be saved; nothing was changed");
+        let taken = actions::snapshot_create(&host.host(), &id, 0, None).unwrap_err().to_string();
+        assert!(taken.contains("which can't be in a snapshot; nothing was changed"), "{taken}");
+        assert_eq!(host.faults().count("detach_alias"), 0);
+        assert_eq!(host.portrait(), before);
+    }
+}
+
+/// Two restores of one VM at once: only one has it, and what it started stays.
+#[test]
+fn a_second_restore_takes_nothing_from_the_first() {
+    for _ in 0..20 {
+        let host = a_saved_vm();
+        let ended = thread::scope(|scope| {
+            let restoring = [(); 2].map(|()| scope.spawn(|| restore(&host)));
+            restoring.map(|thread| thread.join().unwrap())
+        });
+        assert!(ended.iter().any(Result::is_ok), "{ended:?}");
+        host.bury();
+        runs(&host);
+        host.check();
+    }
+}
+
+#[test]
+fn a_vm_that_suspended_itself_is_woken_and_needs_no_checkpoint() {
+    let host = a_running_vm();
+    host.model().sleeps("one-42");
+    host.faults().disarm();
+    restore(&host).unwrap();
+    assert_eq!(host.faults().calls(), ["find", "state", "wake_up"]);
+    runs(&host);
+    host.check();
+}
+
+/// What libvirt says of a call is one thing, what it did another: also where a VM has no VFs.
+#[test]
+fn a_vm_without_vfs_is_saved_and_restored_although_the_answer_was_lost() {
+    let plain = || Vm::new(42).nic("br0");
+    for kind in [LibvirtErrorKind::Disconnected, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Other] {
+        let host = a_host();
+        deploy(&host, &plain()).unwrap();
+        let lost = |call: &'static str, action: &dyn Fn() -> Result<(), ActionError>| {
+            host.faults().arm_first(call, Fault::FailsAfter(kind));
+            action().unwrap();
+            assert!(host.faults().fired(), "{call}");
+            host.faults().disarm();
+        };
+        lost("save", &|| save(&host));
+        assert!(checkpoint(&host).exists() && host.domain("one-42").is_none());
+        lost("restore", &|| restore(&host));
+        assert!(host.domain("one-42").is_some());
+        assert!(host.vm_files().is_empty(), "the checkpoint could be used again: {:?}", host.vm_files());
+        neighbour_runs(&host);
+    }
+}
+
+/// A domain that can't be changed just now says nothing of its VFs: none is given away.
+#[test]
+fn a_busy_domain_keeps_its_claims() {
+    for kind in [LibvirtErrorKind::DomainBusy, LibvirtErrorKind::NoTime, LibvirtErrorKind::Unreachable] {
+        let host = a_running_vm();
+        let claims = host.claims();
+        host.model().set_course(Course::Fails);
+        host.faults().arm_first("attach", Fault::Fails(kind));
+        let error = save(&host).unwrap_err().to_string();
+        assert!(host.faults().fired() && error.contains("one-42 may lack VFs"), "{kind:?}: {error}");
+        host.faults().disarm();
+        assert_eq!(host.claims().len(), claims.len(), "{kind:?}");
+        host.bury();
+        reconcile(&host);
+        runs(&host);
+        host.check();
+    }
+}
+
+/// A guest that releases at once what it has just got back, because it was asked for more than once, gets it again.
+#[test]
+fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
+    let host = a_running_vm();
+    let before = host.domain("one-42").unwrap();
+    let model = host.model().clone();
+    host.faults().disarm();
+    // The look after the last of the three is plugged in.
+    host.faults().before(13, move || {
+        let domain = model.find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
+        model.detach_alias(&domain, "ua-sriov-0").unwrap();
+        until("it leaves", || !model.live_xml(&domain).unwrap().unwrap().contains("'ua-sriov-0'"));
+    });
+    actions::snapshot_create(&host.host(), &vm().uuid().parse().unwrap(), 0, None).unwrap();
+    assert_eq!(host.faults().count("attach"), 4);
+    let after = host.domain("one-42").unwrap();
+    assert_eq!(after.vfs().collect::<BTreeSet<_>>(), before.vfs().collect::<BTreeSet<_>>());
+    host.check();
+}
+
 /// Lets the watcher of the VM see what happens, to its end.
 fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
     thread::scope(|scope| {
@@ -388,23 +517,43 @@ fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then()
     });
 }
 
-/// A guest that was saved with more requests in its queue carries them out on what a restore gave it.
+/// What is done to a VM.
+type Does<'a> = &'a dyn Fn(&ModelHost);
+
+/// A guest that was saved, or stood still, with more requests in its queue carries them out on what it got back.
 #[test]
-fn what_leaves_right_after_a_restore_is_plugged_back() {
-    let host = a_running_vm();
-    host.set_kvmrc("SRIOV_UNPLUG_GRACE=3\n");
-    let before = host.portrait();
-    save(&host).unwrap();
-    restore(&host).unwrap();
-    while_watched(&host, || {
-        let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
-        for alias in ["ua-sriov-0", "ua-sriov-1"] {
-            host.model().detach_alias(&domain, alias).unwrap();
-        }
-    });
-    runs(&host);
-    host.check();
-    assert_eq!(host.portrait(), before);
+fn what_leaves_right_after_it_was_plugged_back_comes_back() {
+    let id = || vm().uuid().parse().unwrap();
+    let name = || "snap-0".parse().unwrap();
+    let take = |host: &ModelHost| drop(actions::snapshot_create(&host.host(), &id(), 0, None).unwrap());
+    let drop_it = |host: &ModelHost| actions::snapshot_delete(&host.host(), &id(), &name()).unwrap();
+    let plug_back: [(&str, Does<'_>); 3] = [
+        ("restore", &|host| save(host).and_then(|()| restore(host)).unwrap()),
+        ("snapshot_create", &|host| {
+            take(host);
+            drop_it(host);
+        }),
+        ("snapshot_revert", &|host| {
+            take(host);
+            actions::snapshot_revert(&host.host(), &id(), &name(), None).unwrap();
+            drop_it(host);
+        }),
+    ];
+    for (what, action) in plug_back {
+        let host = a_running_vm();
+        host.set_kvmrc("SRIOV_UNPLUG_GRACE=3\n");
+        let before = host.portrait();
+        action(&host);
+        while_watched(&host, || {
+            let domain = host.model().find(&id()).unwrap().unwrap();
+            for alias in ["ua-sriov-0", "ua-sriov-1"] {
+                host.model().detach_alias(&domain, alias).unwrap();
+            }
+        });
+        runs(&host);
+        host.check();
+        assert_eq!(host.portrait(), before, "{what}");
+    }
 }
 
 #[test]

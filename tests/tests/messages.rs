@@ -315,7 +315,12 @@ fn causes() -> Vec<(&'static str, Cause)> {
         ),
         (
             "deploy",
-            Cause::NoMemory { text: text("cannot limit locked memory"), guest_kib: 2_097_152, free_kib: 1_048_576 },
+            Cause::NoMemory {
+                text: text("cannot limit locked memory"),
+                guest_kib: 2_097_152,
+                limit_kib: None,
+                free_kib: 1_048_576,
+            },
         ),
         (
             "deploy",

@@ -413,6 +413,13 @@ fn what_cannot_move_is_refused_before_the_destination_is_asked() {
         hosts[0].model().attach(&domain, gpu).unwrap();
     };
     refused(&plug, "one-42 also has host device 0000:07:00.4, which can't be migrated");
+    let ours = "<interface type='hostdev' managed='yes'><source><address type='pci' domain='0x0000' bus='0x08' \
+                slot='0x00' function='0x4'/></source></interface>";
+    let plug = |hosts: &[ModelHost; 2]| {
+        let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+        hosts[0].model().attach(&domain, ours).unwrap();
+    };
+    refused(&plug, "one-42 also has host device 0000:08:00.4, which can't be migrated");
     let paused = "one-42 is paused, so its guest can't release a device; resume it first";
     refused(&|hosts| hosts[0].model().pauses("one-42"), paused);
     let asleep = "one-42 is suspended by itself, so its guest can't release a device; resume it first";
@@ -503,6 +510,55 @@ fn a_datastore_move_that_fails_leaves_nothing_behind() {
         assert_eq!(host.portrait(), before, "{call}");
         assert!(!to.exists());
         host.check();
+    }
+}
+
+/// The answer is lost, but the domain is switched: its files must stay.
+#[test]
+fn a_datastore_move_whose_answer_is_lost_is_believed() {
+    for kind in [LibvirtErrorKind::Disconnected, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Other] {
+        for call in ["block_copy", "block_job", "finish_block_job"] {
+            let (host, vm) = a_vm_with_a_disk();
+            let (from, to) = (host.vm_dir(&vm), host.state_dir().join("../datastores/104/42"));
+            let data = description(&from, &to, "YES");
+            host.faults().arm_first(call, Fault::FailsAfter(kind));
+            let ended = migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data));
+            assert!(host.faults().fired(), "{call}");
+            host.faults().disarm();
+            let live = host.domain("one-42").unwrap();
+            let file = live.disks[0].file.clone().unwrap();
+            assert!(file.exists(), "{call} {kind:?}: the domain runs from a file that is gone: {ended:?}");
+            assert_eq!(ended.is_ok(), file.starts_with(&to), "{call} {kind:?}: {ended:?}");
+            assert_eq!(ended.is_ok(), to.exists(), "{call} {kind:?}");
+            let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+            assert_eq!(host.model().block_job(&domain, &live.disks[0].target).unwrap(), None, "{call} {kind:?}");
+            host.check();
+        }
+    }
+}
+
+/// A move that died leaves a copy that goes on: the next one ends it first.
+#[test]
+fn a_datastore_move_that_was_killed_is_done_again() {
+    for call in ["block_copy", "block_job", "finish_block_job"] {
+        for fault in [Fault::Dies, Fault::DiesAfter] {
+            let (host, vm) = a_vm_with_a_disk();
+            let (from, to) = (host.vm_dir(&vm), host.state_dir().join("../datastores/104/42"));
+            let data = description(&from, &to, "YES");
+            host.faults().arm_first(call, fault);
+            let ended = host.run(|| migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)));
+            assert!(matches!(ended, Ended::Killed), "{call} {fault:?}: {ended:?}");
+            host.faults().disarm();
+            host.bury();
+            let is_there = |host: &ModelHost| {
+                host.domain("one-42").unwrap().disks[0].file.as_ref().is_some_and(|file| file.starts_with(&to))
+            };
+            if !is_there(&host) {
+                migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)).unwrap();
+            }
+            assert!(is_there(&host), "{call} {fault:?}");
+            host.check();
+        }
     }
 }
 

@@ -91,6 +91,30 @@ fn a_busy_slot_is_asked_again_but_not_at_once() {
 }
 
 #[test]
+fn a_slot_that_stays_busy_was_never_asked() {
+    let (host, domain, aliases) = a_vm(Guest::Busy(1000));
+    let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Busy(_))), "{outcomes:?}");
+}
+
+#[test]
+fn a_refusal_that_is_not_repeated_hides_no_request() {
+    let (host, domain, aliases) = a_vm(Guest::Silent);
+    host.faults().arm(2, Fault::Fails(LibvirtErrorKind::Other));
+    assert_eq!(unplug(&host, &domain, &aliases, 7).0, PENDING);
+    assert_eq!(host.faults().count("detach_alias"), 4);
+}
+
+#[test]
+fn a_request_whose_answer_was_lost_is_not_taken_back() {
+    let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(1500)));
+    host.model().set_hotplug(NAME, Hotplug::NativeCancels);
+    host.faults().arm(3, Fault::FailsAfter(LibvirtErrorKind::Disconnected));
+    assert_eq!(unplug(&host, &domain, &aliases, 15).0, RELEASED);
+    assert_eq!(host.faults().count("detach_alias"), 3);
+}
+
+#[test]
 fn a_guest_that_says_no_is_believed_at_once() {
     let (host, domain, aliases) = a_vm(Guest::RemovalFailed);
     let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
@@ -171,9 +195,11 @@ fn a_libvirtd_that_restarts_is_waited_for() {
         let (host, domain, aliases) = a_vm(Guest::default());
         let model = host.model().clone();
         host.faults().before(n, move || model.restart_daemon());
-        let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 15);
         assert_eq!(outcomes, RELEASED, "before call {n}");
-        assert!(took < Duration::from_secs(2), "before call {n}: {took:?}");
+        // A request whose answer was lost may have been made.
+        let most = if (2..=4).contains(&n) { 8 } else { 2 };
+        assert!(took < Duration::from_secs(most), "before call {n}: {took:?}");
     }
 }
 

@@ -193,13 +193,16 @@ pub enum Cause {
     },
     /// The guest's memory could not be pinned.
     #[error(
-        "the host can't lock the guest's memory for a VF ({text}): guest memory {guest_kib} KiB, free on the host {free_kib} KiB; free memory on the host or raise the domain's hard_limit"
+        "the host can't lock the guest's memory for a VF ({text}): guest memory {guest_kib} KiB, its hard_limit {}, free on the host {free_kib} KiB; free memory on the host or raise the domain's hard_limit",
+        .limit_kib.map_or_else(|| "not set".to_owned(), |kib| format!("{kib} KiB"))
     )]
     NoMemory {
         /// libvirt's text.
         text: String,
         /// From the deployment XML, in KiB.
         guest_kib: u64,
+        /// `<hard_limit>` of the domain, in KiB.
+        limit_kib: Option<u64>,
         /// MemAvailable, in KiB.
         free_kib: u64,
     },

@@ -92,13 +92,15 @@ impl Image {
             fs::rename(&self.checkpoint, &kept).map_err(Cause::file("rename", &self.checkpoint))?;
         }
         fs::rename(&path, &self.checkpoint).map_err(Cause::file("rename", &path))?;
-        self.sync_directory()
+        self.sync_directory();
+        Ok(())
     }
 
     /// Marks the image as used: from now on a domain may run from it.
     pub(crate) fn spend(&self) -> Result<(), Cause> {
         fs::rename(&self.checkpoint, self.used()).map_err(Cause::file("rename", &self.checkpoint))?;
-        self.sync_directory()
+        self.sync_directory();
+        Ok(())
     }
 
     /// Whether a domain runs, or is about to run, from it.
@@ -111,9 +113,12 @@ impl Image {
         remove(&self.used())
     }
 
-    fn sync_directory(&self) -> Result<(), Cause> {
+    /// A name that was given is given, and some file systems can't sync a directory: no reason to fail.
+    fn sync_directory(&self) {
         let dir = self.checkpoint.parent().unwrap_or(Path::new("."));
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Cause::file("sync", dir))
+        if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+            log::warn!("{}: {error}; should the host lose its power now, it may show old names", dir.display());
+        }
     }
 }
 

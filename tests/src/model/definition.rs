@@ -256,6 +256,15 @@ impl Definition {
         }
     }
 
+    /// The disk is being copied into this image: libvirt shows that in it.
+    pub(super) fn mirror(&mut self, target: &str, image: &Element) {
+        for disk in self.devices.iter_mut().filter(|device| device.is_disk(target)) {
+            let mirror = Element::new("mirror", &[("type", "file"), ("job", "copy")]);
+            let sources = image.children().filter(|child| child.name() == "source").cloned();
+            disk.push(sources.fold(mirror, Element::with));
+        }
+    }
+
     /// The host's PCI devices that it has.
     pub(super) fn host_addresses(&self) -> impl Iterator<Item = PciAddress> {
         self.devices.iter().filter_map(Element::host_address)

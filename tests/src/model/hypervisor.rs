@@ -83,7 +83,11 @@ impl Hypervisor for Model {
     }
 
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError> {
-        self.look(domain, |domain| domain.definition.to_xml(Some(domain.id)))
+        self.look(domain, |domain| {
+            let mut definition = domain.definition.clone();
+            domain.copies.iter().for_each(|(disk, copy)| definition.mirror(disk, &copy.target));
+            definition.to_xml(Some(domain.id))
+        })
     }
 
     fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {

@@ -29,6 +29,8 @@ pub enum Course {
     Hangs,
     /// It fails in the middle; a save or a migration lets the domain run on, a return to a snapshot ends it.
     Fails,
+    /// A save's caller is cut off, and the save goes on whatever is asked, until the domain ends: QEMU stands still.
+    StandsStill,
     /// The destination refuses before anything is copied.
     RefusedThere,
     /// Everything is copied, and the destination can't run it: the domain runs on here.
@@ -174,6 +176,9 @@ impl Model {
             world.stop_cpus(self.site, uuid, RunState::PausedOtherwise);
         }
         let course = world.take_course(self.site);
+        if course == Course::StandsStill {
+            return Err(refusal::cut_off());
+        }
         let (mut world, end) = self.copy(domain, id, None, world, course);
         let result = match end {
             End::Copied => image.finish(file).map(|()| {

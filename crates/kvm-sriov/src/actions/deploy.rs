@@ -255,6 +255,7 @@ impl Claimed<'_> {
             return Failure::Other(Cause::NoMemory {
                 text,
                 guest_kib: self.start.deployment.memory_kib(),
+                limit_kib: self.start.deployment.limit_kib(),
                 free_kib: host.sysfs().available_memory_kib(),
             });
         }

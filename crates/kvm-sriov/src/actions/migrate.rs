@@ -338,13 +338,7 @@ impl<'a> Departure<'a> {
     /// How the domain runs here, as soon as libvirt has let go of it.
     fn here(&self) -> Result<Option<RunState>, Cause> {
         let (host, domain) = (self.host, self.traveller.domain());
-        let end = Instant::now() + CLEAR;
-        while host.patiently(|| Ok(host.hypervisor().job(domain)?))?.is_some() {
-            if Instant::now() >= end {
-                return Err(Cause::JobRuns { vm: domain.name.clone(), what: "its move" });
-            }
-            thread::sleep(POLL);
-        }
+        vm::let_go(host, domain, CLEAR, "its move")?;
         host.patiently(|| Ok(host.hypervisor().state(domain)?))
     }
 

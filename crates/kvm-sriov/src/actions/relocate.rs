@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use super::storage::{Storage, is_same, make_image, run};
+use super::storage::{Image, Storage, is_same, make_image, run};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, Hypervisor};
@@ -50,7 +50,20 @@ impl<'a> Relocation<'a> {
             return Err(Cause::NoMove { vm: domain.name.clone(), how: "to where it is".into() });
         };
         let storage = Storage::of(&domain.name, from, &vm::read_text(host, domain)?)?;
-        Ok(Self { host, domain, storage, to: to.into(), makes_dir: !to.exists() })
+        let relocation = Self { host, domain, storage, to: to.into(), makes_dir: !to.exists() };
+        relocation.end_earlier()?;
+        Ok(relocation)
+    }
+
+    /// Ends the copies of an earlier move that died: libvirt still writes them into the files that are about to be made.
+    fn end_earlier(&self) -> Result<(), Cause> {
+        for (disk, image) in &self.storage.written {
+            if disk.mirror.as_ref().is_some_and(|mirror| is_same(mirror, &self.moved(&image.path))) {
+                log::info!("{}: an earlier copy of its disk {} is ended", self.domain.name, disk.target);
+                self.end_copy(disk)?;
+            }
+        }
+        Ok(())
     }
 
     fn hypervisor(&self) -> &dyn Hypervisor {
@@ -84,7 +97,7 @@ impl<'a> Relocation<'a> {
                 .block_copy(self.domain, &disk.target, &xml, false)
                 .map_err(|source| self.failed("copy", disk, source))?;
         }
-        while !self.are_ready()? {
+        while !self.host.patiently(|| self.are_ready())? {
             thread::sleep(POLL);
         }
         Ok(())
@@ -111,23 +124,13 @@ impl<'a> Relocation<'a> {
 
     /// The domain goes on from the new files. What is switched can't be switched back without another copy.
     fn switch(&self) -> Result<(), ActionError> {
-        let mut there = Vec::new();
         for (disk, _) in &self.storage.written {
-            match self.hypervisor().finish_block_job(self.domain, &disk.target, true) {
-                Ok(()) => there.push(disk.target.clone()),
-                Err(source) if there.is_empty() => return Err(self.undo(self.failed("switch", disk, source))),
-                Err(source) => {
-                    let cause = self.failed("switch", disk, source);
-                    self.end_copies();
-                    let left = format!(
-                        "{} runs on with {} in {} and its other disks in {}; both directories must stay",
-                        self.domain.name,
-                        there.join(", "),
-                        self.to.display(),
-                        self.storage.dir.display()
-                    );
-                    return Err(ActionError::new("migrate", cause, HostState::Left(left)));
-                }
+            let Err(source) = self.hypervisor().finish_block_job(self.domain, &disk.target, true) else { continue };
+            let cause = self.failed("switch", disk, source);
+            // Whatever the call said: only the live XML tells.
+            match self.switched() {
+                Ok(there) if there.contains(&disk.target) => log::debug!("it is switched all the same: {cause}"),
+                _ => return Err(self.undo(cause)),
             }
         }
         for disk in &self.storage.readonly {
@@ -163,25 +166,56 @@ impl<'a> Relocation<'a> {
         Ok(self.hypervisor().set_metadata(self.domain, Some(&element), ONE_PREFIX, ONE)?)
     }
 
-    fn end_copies(&self) {
-        for (disk, _) in &self.storage.written {
-            let ended = self.hypervisor().block_job(self.domain, &disk.target).and_then(|job| match job {
-                Some(_) => self.hypervisor().finish_block_job(self.domain, &disk.target, false),
-                None => Ok(()),
-            });
-            if let Err(error) = ended {
-                log::warn!("the copy of disk {} of {} still runs: {error}", disk.target, self.domain.name);
-            }
-        }
+    /// The disks that the domain has in the new directory.
+    fn switched(&self) -> Result<Vec<String>, Cause> {
+        let live = self.host.patiently(|| vm::read(self.host, self.domain))?;
+        let is_there = |(disk, image): &&(Disk, Image)| {
+            let now = live.disks.iter().find(|now| now.target == disk.target).and_then(|now| now.file.as_ref());
+            now.is_some_and(|file| is_same(file, &self.moved(&image.path)))
+        };
+        Ok(self.storage.written.iter().filter(is_there).map(|(disk, _)| disk.target.clone()).collect())
     }
 
-    /// The domain runs on from the files it had.
+    fn end_copies(&self) -> Result<(), Cause> {
+        self.storage.written.iter().try_for_each(|(disk, _)| self.end_copy(disk))
+    }
+
+    /// Ends the copy of a disk, if there is one. When this returns there is none.
+    fn end_copy(&self, disk: &Disk) -> Result<(), Cause> {
+        let runs = || Ok::<_, Cause>(self.hypervisor().block_job(self.domain, &disk.target)?.is_some());
+        self.host.patiently(|| {
+            if !runs()? {
+                return Ok(());
+            }
+            match self.hypervisor().finish_block_job(self.domain, &disk.target, false) {
+                // It may have ended by itself just now.
+                Err(source) if runs()? => Err(self.failed("end the copy of", disk, source)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// The domain runs on from the files that it had, as far as that can be seen; then the new ones go.
     fn undo(&self, cause: Cause) -> ActionError {
-        self.end_copies();
+        let (name, from, to) = (&self.domain.name, self.storage.dir.display(), self.to.display());
+        let left = |cause, text| ActionError::new("migrate", cause, HostState::Left(text));
+        match self.end_copies().and_then(|()| self.switched()) {
+            Ok(there) if there.is_empty() => {}
+            Ok(there) => {
+                let there = there.join(", ");
+                let text = format!(
+                    "{name} runs on with {there} in {to} and its other disks in {from}; both directories must stay"
+                );
+                return left(cause, text);
+            }
+            Err(undo) => {
+                let text = format!("whether {name} has its disks in {from} or in {to} is not known; both must stay");
+                return left(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }, text);
+            }
+        }
         if self.makes_dir && self.to.exists() {
             if let Err(error) = fs::remove_dir_all(&self.to) {
-                let left = format!("the domain runs on; {} is left ({error})", self.to.display());
-                return ActionError::new("migrate", cause, HostState::Left(left));
+                return left(cause, format!("the domain runs on; {to} is left ({error})"));
             }
         }
         ActionError::new("migrate", cause, HostState::NothingMoved)

@@ -137,7 +137,7 @@ impl Resizing<'_> {
         let free_kib = self.host.sysfs().available_memory_kib();
         if pinned && kib > free_kib {
             let text = format!("a DIMM of {kib} KiB is to be plugged in");
-            let cause = Cause::NoMemory { text, guest_kib: before.memory_kib, free_kib };
+            let cause = Cause::NoMemory { text, guest_kib: before.memory_kib, limit_kib: before.limit_kib, free_kib };
             return Err(ActionError::untouched(ACTION, cause));
         }
         let xml = before.dimm_of(kib);

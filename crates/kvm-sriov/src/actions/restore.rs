@@ -1,5 +1,6 @@
 //! `restore`: a VM comes back from a file, with VFs of the same roots.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -41,6 +42,9 @@ pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<
     if let Some(hook) = input.and_then(|input| input.hook.as_ref()).filter(|_| is_empty) {
         hook.run();
     }
+    if wake_up(host, checkpoint).map_err(untouched)? {
+        return Ok(());
+    }
     let image = Image::at(checkpoint);
     if image.is_spent() && finish_earlier(host, &image).map_err(untouched)? {
         return Ok(());
@@ -64,19 +68,41 @@ pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<
     Ok(())
 }
 
+/// Wakes a VM that suspended itself to memory: it needs no checkpoint, and nothing else is done to it. Whether it was one.
+///
+/// # Source
+/// OpenNebula's stock `restore` (6.8 and later), which knows the VM by the directory of its checkpoint.
+fn wake_up(host: &Host, checkpoint: &Path) -> Result<bool, Cause> {
+    let number = checkpoint.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
+    let Ok(name) = format!("one-{number}").parse() else { return Ok(false) };
+    let Some(domain) = host.hypervisor().find(&DeployId::Name(name))? else { return Ok(false) };
+    let is_asleep = host.hypervisor().state(&domain)? == Some(RunState::PmSuspended);
+    if is_asleep {
+        host.hypervisor().wake_up(&domain)?;
+    }
+    Ok(is_asleep)
+}
+
 /// A restore that was cut off after its commit: the domain has its VFs, and only its CPUs wait. Whether this was one.
 fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
     for domain in host.hypervisor().domains()? {
-        let live = vm::read(host, &domain)?;
-        let operation = vm::wanted(&live)?.and_then(|wanted| wanted.operation);
-        let is_it = |kind: &OperationKind| matches!(kind, OperationKind::Restore { checkpoint } if checkpoint == image.checkpoint());
-        if operation.is_some_and(|operation| is_it(&operation.kind)) {
+        // One that ends just now, or is not for this version to read, is another VM.
+        let Ok(live) = vm::read(host, &domain) else { continue };
+        if is_from(&live, image) {
             // Taking the lock puts it right: it is resumed.
             Vm::lock(host, "restore", domain, None)?;
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether a restore from this image is under way in a domain.
+fn is_from(live: &LiveDomain, image: &Image) -> bool {
+    let operation = live.wanted.as_ref().ok().and_then(Option::as_ref).and_then(|wanted| wanted.operation.as_ref());
+    operation.is_some_and(|operation| {
+        matches!(&operation.kind, OperationKind::Restore { checkpoint } if checkpoint == image.checkpoint())
+    })
 }
 
 struct Restoring<'a> {
@@ -91,15 +117,10 @@ impl Restoring<'_> {
         Owner { vm: self.saved.name.clone(), uuid: Some(self.saved.uuid.clone()) }
     }
 
-    /// The domain, if it is here. One that suspended itself to memory is only to be woken.
-    fn existing(&self) -> Result<Option<DomainRef>, Cause> {
+    /// Refuses to start a VM that runs.
+    fn check_absent(&self) -> Result<(), Cause> {
         let found = self.host.hypervisor().find(&DeployId::Name(self.saved.name.clone()))?;
-        let Some(domain) = found.filter(|domain| domain.id.is_some()) else { return Ok(None) };
-        if self.host.hypervisor().state(&domain)? != Some(RunState::PmSuspended) {
-            return Err(Cause::Exists { name: domain.name });
-        }
-        self.host.hypervisor().wake_up(&domain)?;
-        Ok(Some(domain))
+        found.filter(|domain| domain.id.is_some()).map_or(Ok(()), |domain| Err(Cause::Exists { name: domain.name }))
     }
 
     fn prepare(&self) {
@@ -122,7 +143,12 @@ impl Restoring<'_> {
         while let Err(source) = hypervisor.restore(checkpoint, xml, paused) {
             tries = tries.saturating_sub(1);
             let failed = Cause::Call { what: format!("restore from {}", checkpoint.display()), source };
-            if tries == 0 || self.running()?.is_some() {
+            if let Some(domain) = self.running()? {
+                // Whatever the call said: a domain that libvirt has let go of is restored.
+                let is_restored = self.host.patiently(|| Ok(hypervisor.job(&domain)?))?.is_none();
+                return if is_restored { Ok(domain) } else { Err(failed) };
+            }
+            if tries == 0 {
                 return Err(failed);
             }
             log::warn!("{failed}; it is tried again");
@@ -137,9 +163,7 @@ impl Restoring<'_> {
     }
 
     fn plain(&self) -> Result<DomainRef, Cause> {
-        if let Some(domain) = self.existing()? {
-            return Ok(domain);
-        }
+        self.check_absent()?;
         let xml = self.xml(None)?;
         self.prepare();
         let domain = self.start(&xml, false)?;
@@ -151,12 +175,11 @@ impl Restoring<'_> {
 
     fn with_vfs(&self, wanted: Wanted) -> Result<DomainRef, ActionError> {
         let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
-        if let Some(domain) = self.existing().map_err(untouched)? {
-            return Ok(domain);
-        }
         let store = self.host.claims().map_err(|error| untouched(error.into()))?;
         let timeout = self.host.kvmrc().lock_timeout();
         let lock = store.lock_vm(&self.saved.name, "restore", timeout).map_err(|error| untouched(error.into()))?;
+        // Only now: another restore of the VM may have had the lock.
+        self.check_absent().map_err(untouched)?;
         let wanted = Wanted {
             operation: Some(OperationKind::Restore { checkpoint: self.image.checkpoint().to_owned() }.into()),
             ..wanted
@@ -209,7 +232,7 @@ impl Restoring<'_> {
             .patiently(|| Ok(self.host.hypervisor().resume(&vm.domain)?))
             // While the operation is open, what is left of the checkpoint is still known.
             .and_then(|()| self.image.remove_used())
-            .and_then(|()| vm.finish_restored(&nics));
+            .and_then(|()| vm.finish_plugged(&nics));
         match finished {
             Ok(()) => Ok(domain),
             Err(cause) => Err(ActionError::new(
@@ -223,10 +246,20 @@ impl Restoring<'_> {
         }
     }
 
+    /// Destroys the domain of this restore, and no other.
+    fn destroy(&self, domain: &DomainRef) -> Result<(), Cause> {
+        match self.host.patiently(|| vm::read(self.host, domain)) {
+            Ok(live) if is_from(&live, self.image) => gone::destroy(self.host, domain),
+            Ok(_) => Err(Cause::Exists { name: domain.name.clone() }),
+            Err(Cause::Absent { .. }) => Ok(()),
+            Err(cause) => Err(cause),
+        }
+    }
+
     /// No CPU has run: the domain goes, its claims are free, and the checkpoint is what it was.
     fn undo(&self, store: &ClaimStore, cause: Cause, claims: &[Claim]) -> ActionError {
         let undone = self.running().and_then(|found| match found {
-            Some(domain) => gone::destroy(self.host, &domain),
+            Some(domain) => self.destroy(&domain),
             None => Ok(()),
         });
         match undone.and_then(|()| Ok(gone::release(self.host, store, &self.owner(), "restore")?)) {

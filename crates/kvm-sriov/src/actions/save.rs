@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::block_job;
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::Host;
-use crate::image::Image;
+use crate::host::{Host, POLL};
+use crate::image::{Image, is_complete};
 use crate::libvirt::{DomainRef, JobKind};
 use crate::sudo::Sudo;
 use crate::vm::gone;
@@ -35,8 +35,7 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
     match Vm::open(host, "save", id, input.map(|input| &input.vm))
         .map_err(|cause| ActionError::untouched("save", cause))?
     {
-        Found::Plain(domain, _) => plain(host, &domain, checkpoint)
-            .map_err(|cause| ActionError::new("save", cause, HostState::NothingSaved))?,
+        Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,
         Found::WithVfs(vm) => with_vfs(*vm, checkpoint)?,
     }
     if host.kvmrc().cleanup_memory_on_stop() {
@@ -49,8 +48,26 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
 }
 
 /// A VM without VFs is saved as the stock driver does it.
-fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Cause> {
-    let what = || format!("save {} to {}", domain.name, checkpoint.display());
+fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), ActionError> {
+    let failed = |cause, state| Err(ActionError::new("save", cause, state));
+    if let Err(cause) = prepare_plain(checkpoint) {
+        return failed(cause, HostState::NothingSaved);
+    }
+    let Err(cause) = write(host, domain, checkpoint) else { return Ok(()) };
+    // Whatever the call said: only a domain that is gone and an image that is complete are a save.
+    let state = match host.patiently(|| gone::is_gone(host, domain)) {
+        Ok(true) if is_complete(checkpoint).unwrap_or(false) => return Ok(()),
+        Ok(true) => HostState::Left("nothing was saved, the domain is gone".into()),
+        Ok(false) if !cause.leaves_doubt() => HostState::NothingSaved,
+        Ok(false) | Err(_) => {
+            HostState::Left(format!("whether {} is saved, or still will be, is not known", domain.name))
+        }
+    };
+    failed(while_saving(domain, checkpoint, cause), state)
+}
+
+/// Keeps an older checkpoint, and makes the file that libvirt writes into.
+fn prepare_plain(checkpoint: &Path) -> Result<(), Cause> {
     if checkpoint.is_file() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut older = checkpoint.as_os_str().to_owned();
@@ -60,11 +77,17 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Cause
     }
     File::create(checkpoint)
         .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o666)))
-        .map_err(Cause::file("make", checkpoint))?;
-    write(host, domain, checkpoint).map_err(|cause| match cause {
-        Cause::Libvirt(source) => Cause::Call { what: what(), source },
+        .map_err(Cause::file("make", checkpoint))
+}
+
+/// Names what libvirt refused.
+fn while_saving(domain: &DomainRef, checkpoint: &Path, cause: Cause) -> Cause {
+    match cause {
+        Cause::Libvirt(source) => {
+            Cause::Call { what: format!("save {} to {}", domain.name, checkpoint.display()), source }
+        }
         other => other,
-    })
+    }
 }
 
 /// Saves, and waits for block jobs of the domain's disks.
@@ -97,20 +120,21 @@ fn go_out(vm: &mut Vm<'_>, image: &Image) -> Result<(), Cause> {
 }
 
 /// Writes the image and gives it its name.
+///
+/// # Errors
+/// The domain was not saved. [`Cause::Twice`] when libvirt still works on it.
 fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
     let (host, domain) = (vm.host, &vm.domain);
-    let path = image.unfinished();
-    let failed = |cause: Cause| match cause {
-        Cause::Libvirt(source) => {
-            Cause::Call { what: format!("save {} to {}", domain.name, image.checkpoint().display()), source }
-        }
-        other => other,
-    };
     // Whatever the call said: only a domain that is gone and an image that is complete are a save.
-    if let Err(cause) = write(host, domain, &path) {
+    if let Err(cause) = write(host, domain, &image.unfinished()) {
+        let ended = end_job(vm);
         let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
         if !is_saved {
-            return Err(failed(cause));
+            let cause = while_saving(domain, image.checkpoint(), cause);
+            return Err(match ended {
+                Ok(()) => cause,
+                Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
+            });
         }
     }
     image.commit()
@@ -118,6 +142,10 @@ fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
 
 /// Puts everything back as it was, or says exactly what is left.
 fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
+    if matches!(cause, Cause::Twice { .. }) {
+        // libvirt writes into the image, and devices can't be changed.
+        return ActionError::new("save", cause, HostState::Left(left(&vm)));
+    }
     let gone = vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain));
     match gone {
         Ok(false) => {}
@@ -139,7 +167,7 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
         }
         Err(undo) => return failed_twice(cause, undo, left(&vm)),
     }
-    let undone = end_job(&vm).and_then(|()| image.discard()).and_then(|()| vm.plug_back(&cause));
+    let undone = image.discard().and_then(|()| vm.plug_back(&cause));
     match undone {
         Ok(()) => {
             let pending = vm::pending_text(&cause).map(|text| HostState::Left(format!("nothing was saved; {text}")));
@@ -151,16 +179,26 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
 }
 
 /// Devices can't be changed while libvirt still works on a save that broke.
+///
+/// # Errors
+/// [`Cause::JobRuns`] when it goes on although it was aborted: QEMU does not answer.
 fn end_job(vm: &Vm<'_>) -> Result<(), Cause> {
     let hypervisor = vm.host.hypervisor();
+    let end = Instant::now() + vm.host.kvmrc().call_timeout();
     let mut asked = false;
     vm.host.patiently(|| {
         while hypervisor.job(&vm.domain)?.is_some_and(|job| job.kind == JobKind::Save) {
             if !asked {
-                hypervisor.abort_job(&vm.domain)?;
-                asked = true;
+                match hypervisor.abort_job(&vm.domain) {
+                    Ok(()) => asked = true,
+                    // It may have come to its end just now: only the next look counts.
+                    Err(error) => log::debug!("cannot abort the save of {}: {error}", vm.domain.name),
+                }
             }
-            thread::sleep(crate::host::POLL);
+            if Instant::now() >= end {
+                return Err(Cause::JobRuns { vm: vm.domain.name.clone(), what: "its save" });
+            }
+            thread::sleep(POLL);
         }
         Ok(())
     })

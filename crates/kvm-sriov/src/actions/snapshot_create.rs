@@ -12,6 +12,9 @@ use crate::{DeployId, SnapshotName};
 
 const ACTION: &str = "snapshot_create";
 
+/// What is left when libvirt did not say what it did, and does not.
+const IN_DOUBT: &str = "the domain runs on; whether there is a snapshot is not known";
+
 /// Takes the snapshot that OpenNebula has this number for, and returns its name.
 ///
 /// VFs are unplugged before and plugged back afterwards: the snapshot holds none. A snapshot of the same name is one that an
@@ -35,7 +38,10 @@ pub fn snapshot_create(
     let name = SnapshotName::of(number);
     match Vm::open(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain, _) => {
-            take(host, &domain, &name).map_err(untouched)?;
+            take(host, &domain, &name).map_err(|cause| match cause {
+                Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::Left(IN_DOUBT.into())),
+                cause => untouched(cause),
+            })?;
             keep(host, &domain, vm::read(host, &domain), &name);
         }
         Found::WithVfs(vm) => {
@@ -53,8 +59,9 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     let create = || block_job::wait_out(&domain.name, || hypervisor.create_snapshot(domain, &xml));
     let failed = |source| Cause::Call { what: format!("create snapshot {name} for domain {}", domain.name), source };
     let Err(error) = create() else { return Ok(()) };
-    let is_there = host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
-    match is_there {
+    let is_there = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
+    // It may still be at it.
+    match vm::let_go(host, domain, host.kvmrc().call_timeout(), "its snapshot").and_then(|()| is_there()) {
         Ok(false) => Err(failed(error)),
         Ok(true) => {
             log::info!("{} has a snapshot {name} that OpenNebula does not know of: it is replaced", domain.name);
@@ -75,7 +82,7 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
         return Err(undo(vm, cause));
     }
     let missing = vm.missing();
-    let back = vm.plug(&missing).and_then(|_| vm.finish());
+    let back = vm.plug(&missing).and_then(|_| vm.finish_plugged(&missing));
     let Err(cause) = back else { return Ok(vm.live) };
     // OpenNebula forgets a snapshot whose creation failed.
     let left = format!("no snapshot is kept, and {}", lacks(&vm));

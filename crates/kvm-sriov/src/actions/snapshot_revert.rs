@@ -112,7 +112,11 @@ impl Revert<'_, '_> {
         if let Err(cause) = revert(self.vm.host, &self.vm.domain, self.name) {
             return Err(self.not_reverted(cause));
         }
-        self.arrange().map_err(|cause| {
+        let arranged = self.arrange().and_then(|()| {
+            let nics = self.vm.wanted.nics.clone();
+            self.vm.finish_plugged(&nics)
+        });
+        arranged.map_err(|cause| {
             let text = format!(
                 "{0} is reverted but may lack VFs or have NICs of then; kvm-sriov reconcile, or its next action, goes on",
                 self.vm.domain.name
@@ -157,9 +161,7 @@ impl Revert<'_, '_> {
         // From here on anybody can go on.
         self.vm.ensure_written()?;
         self.vm.unplug_wrong_dummies()?;
-        reconcile::mend(&mut self.vm)?;
-        self.vm.store.settle(&self.vm.owner())?;
-        Ok(())
+        reconcile::mend(&mut self.vm)
     }
 
     /// The NICs that the VM should have now: as it has them, as it had them then, or new ones.
@@ -244,7 +246,8 @@ impl Revert<'_, '_> {
         if let Some((text, undo)) = self.if_gone() {
             return with_undo(cause, undo, text);
         }
-        match self.arrange() {
+        let noted = self.vm.noted_before();
+        match self.arrange().and_then(|()| self.vm.finish_as(noted)) {
             Ok(()) if self.has_changed => {
                 let text = format!("{} is reverted all the same, and has its VFs", self.vm.domain.name);
                 ActionError::new(ACTION, cause, HostState::Left(text))

@@ -166,7 +166,8 @@ impl Desk<'_> {
     fn finish(&mut self) -> Result<Answer, Cause> {
         let uuid = self.expected()?.visitor.uuid.clone();
         let (_, domain) = self.wait_until_settled(&uuid, self.host.kvmrc().call_timeout())?;
-        let (Some(domain), Some(expected)) = (domain, self.expected.take()) else {
+        // One that did not come stays expected, so that what was made for it goes.
+        let Some((domain, expected)) = domain.and_then(|domain| Some((domain, self.expected.take()?))) else {
             return Err(Cause::Absent { id: uuid.to_string() });
         };
         let left = expected.receive(self.host, domain);

@@ -469,7 +469,7 @@ where
 /// The part of [`with_deadline`] that is the same for every type: programs are copied to every host, so they are kept small.
 fn wait_for(name: &'static str, timeout: Duration, work: Work) -> Result<(), LibvirtError> {
     if timeout.is_zero() {
-        return Err(LibvirtError::other(format!("no time was left for {name}, which was not called")));
+        return Err(LibvirtError::no_time(name));
     }
     let _span = Span::begin(Kind::Call, name);
     let (sender, receiver) = mpsc::channel();

@@ -27,6 +27,8 @@ pub enum LibvirtErrorKind {
     NotAllowed,
     /// The call did not return in time. Whether it takes effect is not known.
     NoAnswer,
+    /// The call was not made: no time was left for it.
+    NoTime,
     /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known; a later
     /// call opens a new connection.
     Disconnected,
@@ -66,6 +68,10 @@ impl LibvirtError {
 
     pub(super) fn no_answer(call: &str, seconds: u64) -> Self {
         Self::new(LibvirtErrorKind::NoAnswer, 0, format!("libvirt has not answered {call} for {seconds} s"))
+    }
+
+    pub(super) fn no_time(call: &str) -> Self {
+        Self::new(LibvirtErrorKind::NoTime, 0, format!("no time was left for {call}, which was not called"))
     }
 
     pub(super) fn other(text: impl Into<String>) -> Self {

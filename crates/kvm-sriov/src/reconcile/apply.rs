@@ -10,7 +10,7 @@ use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::image::Image;
-use crate::libvirt::{JobKind, LibvirtErrorKind};
+use crate::libvirt::{Event, JobKind, LibvirtErrorKind};
 use crate::vm::gone;
 use crate::vm::{self, Device, DeviceKind, Vm, unplug};
 use crate::vm_dir::VmDir;
@@ -301,10 +301,11 @@ impl Work<'_, '_> {
     /// Ends a save that libvirt still works on although nobody waits for it. It may be too late: then the domain is gone.
     fn abort_save(&self) -> Result<(), Cause> {
         let (host, domain) = (self.vm.host, &self.vm.domain);
-        let events = match host.hypervisor().watch(domain) {
-            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
-            other => other?,
+        let watch = || match host.hypervisor().watch(domain) {
+            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => Ok(None),
+            other => other.map(Some),
         };
+        let Some(mut events) = watch()? else { return Ok(()) };
         let mut asked = false;
         while host.hypervisor().job(domain)?.is_some_and(|job| job.kind == JobKind::Save) {
             if !asked {
@@ -319,7 +320,10 @@ impl Work<'_, '_> {
                 return Err(self.not_as_asked("its save goes on although it was aborted".into()));
             }
             // Any event may be the end of the job; libvirt tells of it, but not while it is away.
-            events.next(POLL);
+            if events.next(POLL) == Some(Event::Disconnected) {
+                let Some(anew) = host.patiently(|| Ok(watch()?))? else { break };
+                events = anew;
+            }
         }
         self.journal("save-aborted");
         Ok(())

@@ -19,6 +19,8 @@ mod unplug;
 mod watcher;
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use clock::sync_clock;
 pub use unplug::{Outcome, unplug};
@@ -32,7 +34,7 @@ pub(crate) use unplug::is_passing;
 use crate::claims::{ClaimStore, Owner, VmLock};
 use crate::detached;
 use crate::error::Cause;
-use crate::host::Host;
+use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, RunState};
 use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
 use crate::{DeployId, Position};
@@ -90,6 +92,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) wanted: Wanted,
     pub(crate) store: ClaimStore,
     pub(crate) lock: VmLock,
+    /// Which positions were noted as pending when the operation began that is under way.
+    noted: Vec<Position>,
 }
 
 /// A NIC and the device that it has.
@@ -138,6 +142,23 @@ pub(crate) fn check_answers(host: &Host, domain: &DomainRef) -> Result<(), Cause
         Some(_) => "paused",
     };
     Err(Cause::NotRunning { vm: domain.name.clone(), how })
+}
+
+/// Waits until libvirt has let go of a domain, whatever it said of its call.
+///
+/// * `what` - what libvirt does to it: "its move" ...
+///
+/// # Errors
+/// [`Cause::JobRuns`] when it still works on it after `limit`, or libvirtd does not answer.
+pub(crate) fn let_go(host: &Host, domain: &DomainRef, limit: Duration, what: &'static str) -> Result<(), Cause> {
+    let end = Instant::now() + limit;
+    while host.patiently(|| Ok(host.hypervisor().job(domain)?))?.is_some() {
+        if Instant::now() >= end {
+            return Err(Cause::JobRuns { vm: domain.name.clone(), what });
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 /// What is to be said when the guest may still release a VF that it was asked for.
@@ -253,7 +274,8 @@ impl<'a> Vm<'a> {
     ) -> Result<Self, Cause> {
         let known = wanted(&live)?;
         let is_ours = known.is_some();
-        let mut vm = Self { host, action, domain, live, wanted: known.unwrap_or_default(), store, lock };
+        let wanted = known.unwrap_or_default();
+        let mut vm = Self { host, action, domain, live, wanted, store, lock, noted: Vec::new() };
         if !is_ours {
             adopt::adopt(&mut vm, data)?;
         }
@@ -271,10 +293,10 @@ impl<'a> Vm<'a> {
     pub(crate) fn check_can_leave(&self, what: &'static str) -> Result<(), Cause> {
         let vm = self.domain.name.clone();
         let ours = self.plugged();
-        let foreign = self.live.hostdevs.iter().find(|device| ours.iter().all(|plugged| plugged.device != **device));
-        if let Some(device) =
-            foreign.map(|device| device.vf.to_string()).or_else(|| self.live.other_hostdevs.first().cloned())
-        {
+        let is_foreign = |device: &&LiveHostdev| ours.iter().all(|plugged| plugged.device != **device);
+        let foreign = self.live.hostdevs.iter().find(is_foreign).map(|device| device.vf.to_string());
+        let interface = || self.live.interfaces.iter().find_map(|interface| Some(interface.vf?.to_string()));
+        if let Some(device) = foreign.or_else(|| self.live.other_hostdevs.first().cloned()).or_else(interface) {
             return Err(Cause::ForeignDevice { vm, device, what });
         }
         if ours.is_empty() { Ok(()) } else { check_answers(self.host, &self.domain) }
@@ -342,6 +364,7 @@ impl<'a> Vm<'a> {
     /// * `image` - the file that the domain goes into, if it does
     pub(crate) fn begin(&mut self, operation: OperationKind, image: Option<&Path>) -> Result<(), Cause> {
         self.store.hold(&self.owner(), image)?;
+        self.noted = self.pending();
         self.set_operation(Some(operation))
     }
 
@@ -361,17 +384,22 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
-    /// Ends a restore that plugged VFs for these NICs before a CPU ran. A guest that was saved in the moment when it had released the last
-    /// of several may have more requests of then in its queue, and carry them out on what it has been given: watched for.
+    /// Ends an operation that plugged VFs for these NICs right after they had left. A guest that stood still, or was saved, in the moment
+    /// when it had released the last of several may have more requests of then in its queue, and carry them out on what it has been
+    /// given: watched for. Where that can't be noted the operation ends all the same: the next look plugs back what leaves.
     ///
     /// # Source
     /// QEMU `hw/acpi/pcihp.c`: each request has the guest told of all that are open, so of the first ones more than once. Linux
     /// `drivers/pci/hotplug/acpiphp_glue.c`: one request after the other, and an empty slot is ejected as well.
-    pub(crate) fn finish_restored(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
-        match nics {
-            [] | [_] => self.finish(),
-            several => self.finish_pending(several.iter().map(|nic| nic.position).collect()),
+    pub(crate) fn finish_plugged(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
+        if let [_, _, ..] = nics {
+            let noted = self.finish_pending(nics.iter().map(|nic| nic.position).collect());
+            return noted.or_else(|cause| {
+                log::warn!("{cause}; {} is not watched for VFs that its guest may still release", self.domain.name);
+                self.finish()
+            });
         }
+        self.finish()
     }
 
     /// One line in the journal for each of these NICs.
@@ -422,12 +450,12 @@ impl<'a> Vm<'a> {
     }
 
     /// After an unplug that failed, or an action that failed after it: plugs back what has left, at its place, notes what may
-    /// leave later, and has it watched for.
+    /// leave later, or was noted before, and has it watched for.
     ///
     /// * `cause` - why the action failed; what is pending is read from it
     /// * returns what is to be said of the host
     pub(crate) fn plug_back(&mut self, cause: &Cause) -> Result<(), Cause> {
-        let pending = match cause {
+        let mut pending: Vec<Position> = match cause {
             Cause::NotReleased { kept, .. } => {
                 let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
                 kept.iter().filter(|(.., outcome)| is_pending(outcome)).map(|(position, ..)| *position).collect()
@@ -443,8 +471,18 @@ impl<'a> Vm<'a> {
         self.plug(&missing)?;
         self.plug_dummies()?;
         if pending.is_empty() {
-            return self.finish();
+            pending = self.noted_before();
         }
-        self.finish_pending(pending)
+        self.finish_as(pending)
+    }
+
+    /// The positions that were noted as pending when this action began.
+    pub(crate) fn noted_before(&self) -> Vec<Position> {
+        if self.noted.is_empty() { self.pending() } else { self.noted.clone() }
+    }
+
+    /// Ends an operation, with this note.
+    pub(crate) fn finish_as(&mut self, pending: Vec<Position>) -> Result<(), Cause> {
+        if pending.is_empty() { self.finish() } else { self.finish_pending(pending) }
     }
 }

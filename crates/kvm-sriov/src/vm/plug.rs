@@ -15,15 +15,15 @@ impl Vm<'_> {
     /// A VF that libvirt refuses is left out with a line in the log, and the next free one is tried.
     ///
     /// # Errors
-    /// Not every NIC has its VF: those of a lower position have theirs, the others claim none, but for the one whose call has
-    /// not answered. [`Cause::AllRefused`]
-    /// lists why each VF was refused.
+    /// Not every NIC has its VF: those of a lower position have theirs, the others claim what they claimed before, and the one whose call
+    /// has not answered its VF. [`Cause::AllRefused`] lists why each VF was refused.
     pub(crate) fn plug(&mut self, nics: &[WantedNic]) -> Result<Vec<Claim>, Cause> {
         if nics.is_empty() {
             return Ok(Vec::new());
         }
         let nics = WantedNic::in_order(nics.to_vec());
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
+        let before = self.store.claims_of(&self.owner())?;
         let mut claims = self.claim(&nics, &maps, &[])?;
         let mut refusals = Vec::new();
         let mut done = 0;
@@ -44,14 +44,15 @@ impl Vm<'_> {
                         }
                         Err(cause) => {
                             claims.remove(done);
-                            return Err(self.give_up(&claims, done, with_refusals(cause, &refusals)));
+                            return Err(self.give_up(&before, &claims, done, with_refusals(cause, &refusals)));
                         }
                     }
                 }
-                Err(Failure::Other(cause)) => return Err(self.give_up(&claims, done, cause)),
+                Err(Failure::Other(cause)) => return Err(self.give_up(&before, &claims, done, cause)),
             }
         }
         self.reread()?;
+        self.plug_again(&nics, &claims)?;
         for (nic, claim) in nics.iter().zip(&claims) {
             self.verify(nic, claim.vf)?;
             log::info!("{} has VF {} of {} for NIC {}", self.domain.name, claim.vf, claim.root, nic.mac);
@@ -60,10 +61,32 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Releases the claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
-    fn give_up(&self, claims: &[Claim], done: usize, cause: Cause) -> Cause {
+    /// A guest that was asked for several at once may have a request of then left, and carry it out on what it has just been given.
+    fn plug_again(&mut self, nics: &[WantedNic], claims: &[Claim]) -> Result<(), Cause> {
+        let lost: Vec<_> = nics.iter().zip(claims).filter(|(nic, _)| self.live.device_of(nic).is_none()).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        for (nic, claim) in lost {
+            log::info!("the guest of {} released VF {} again: it is plugged once more", self.domain.name, claim.vf);
+            self.attach(nic, claim.vf).map_err(|failure| match failure {
+                Failure::Other(cause) => cause,
+                Failure::Refused(why) => {
+                    let what = format!("VF {} left again at once, and was refused then: {why}", claim.vf);
+                    Cause::NotAsAsked { name: self.domain.name.clone(), what }
+                }
+            })?;
+        }
+        self.reread()
+    }
+
+    /// Releases the new claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
+    ///
+    /// * `before` - what the VM claimed before: what it has lost for a moment is not to be another's
+    fn give_up(&self, before: &[Claim], claims: &[Claim], done: usize, cause: Cause) -> Cause {
         let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
-        let unused: Vec<Claim> = claims.iter().skip(done).cloned().collect();
+        let is_new = |claim: &&Claim| !before.contains(claim);
+        let unused: Vec<Claim> = claims.iter().skip(done).filter(is_new).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,
             Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo.into()) },
@@ -110,14 +133,20 @@ impl Vm<'_> {
             LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {
                 text,
                 guest_kib: self.live.memory_kib,
+                limit_kib: self.live.limit_kib,
                 free_kib: self.host.sysfs().available_memory_kib(),
             })),
-            LibvirtErrorKind::NoDomain | LibvirtErrorKind::Disconnected | LibvirtErrorKind::NoAnswer => {
-                Err(Failure::Other(Cause::Call {
-                    what: format!("plug VF {vf} into {}", self.domain.name),
-                    source: error,
-                }))
-            }
+            // Nothing of this is the VF's.
+            LibvirtErrorKind::NoDomain
+            | LibvirtErrorKind::DomainBusy
+            | LibvirtErrorKind::Unreachable
+            | LibvirtErrorKind::NotAllowed
+            | LibvirtErrorKind::Disconnected
+            | LibvirtErrorKind::NoAnswer
+            | LibvirtErrorKind::NoTime => Err(Failure::Other(Cause::Call {
+                what: format!("plug VF {vf} into {}", self.domain.name),
+                source: error,
+            })),
             _ => match sysfs::denied_vfio_device(&text) {
                 Some(device) => {
                     Err(Failure::Refused(format!("QEMU may not open {device}: {}", self.host.sysfs().vfio_advice())))

@@ -33,6 +33,8 @@ pub enum Outcome {
     Pending,
     /// It was refused, by the guest or by libvirt.
     Refused(String),
+    /// The guest was not asked, because something else had the device or the domain all the time: libvirt's text.
+    Busy(String),
     /// The domain ended meanwhile.
     DomainGone,
     /// libvirtd did not come back in time, so it is not known.
@@ -45,6 +47,7 @@ impl fmt::Display for Outcome {
             Self::Released => f.write_str("released"),
             Self::Pending => f.write_str("not released in time"),
             Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Busy(why) => write!(f, "busy: {why}"),
             Self::DomainGone => f.write_str("the domain ended meanwhile"),
             Self::DaemonGone => f.write_str("libvirtd went away and did not come back in time"),
         }
@@ -79,6 +82,10 @@ struct Request<'a> {
     again: Duration,
     /// libvirt's refusal: believed when it is repeated, because an error may come although the device is on its way.
     refused: Option<String>,
+    /// Whether the guest may have been asked.
+    was_asked: bool,
+    /// Why it could not be asked the last time.
+    busy: Option<String>,
     outcome: Option<Outcome>,
     /// From the first time it is asked for until it is heard to be gone.
     on_its_way: Option<Span>,
@@ -86,7 +93,16 @@ struct Request<'a> {
 
 impl<'a> Request<'a> {
     fn new(alias: &'a String) -> Self {
-        Self { alias, asked: None, again: Duration::ZERO, refused: None, outcome: None, on_its_way: None }
+        Self {
+            alias,
+            asked: None,
+            again: Duration::ZERO,
+            refused: None,
+            was_asked: false,
+            busy: None,
+            outcome: None,
+            on_its_way: None,
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -140,8 +156,9 @@ impl Engine<'_> {
         }
         let rest = if events.is_some() { Outcome::Pending } else { Outcome::DaemonGone };
         let outcome = |request: Request<'_>| {
+            let busy = request.busy.filter(|_| !request.was_asked).map(Outcome::Busy);
             let refused = request.refused.map(Outcome::Refused);
-            request.outcome.or(refused).unwrap_or_else(|| rest.clone())
+            request.outcome.or(refused).or(busy).unwrap_or_else(|| rest.clone())
         };
         Ok(self.requests.into_iter().map(outcome).collect())
     }
@@ -172,18 +189,31 @@ impl Engine<'_> {
             request.asked = Some(Instant::now());
             request.again = ASK_AGAIN;
             request.on_its_way.get_or_insert_with(|| Span::begin(Kind::Device, request.alias.to_owned()));
-            let Err(error) = self.hypervisor.detach_alias(self.domain, request.alias) else { continue };
+            let asked = self.hypervisor.detach_alias(self.domain, request.alias);
+            let Err(error) = asked else {
+                (request.was_asked, request.refused) = (true, None);
+                continue;
+            };
             match error.kind() {
                 // It was asked before, by us or by somebody else: that request stands.
-                LibvirtErrorKind::UnplugInProgress => {}
-                LibvirtErrorKind::GuestBusy | LibvirtErrorKind::DomainBusy => request.again = NEVER_SOONER,
-                LibvirtErrorKind::NoDevice | LibvirtErrorKind::NoAnswer => return Some(Next::Look),
+                LibvirtErrorKind::UnplugInProgress => (request.was_asked, request.refused) = (true, None),
+                LibvirtErrorKind::GuestBusy | LibvirtErrorKind::DomainBusy => {
+                    request.busy = Some(error.text().to_owned());
+                    request.again = NEVER_SOONER;
+                }
+                LibvirtErrorKind::NoDevice => return Some(Next::Look),
+                LibvirtErrorKind::NoAnswer => {
+                    request.was_asked = true;
+                    return Some(Next::Look);
+                }
                 LibvirtErrorKind::NoDomain => {
                     self.close_all(&Outcome::DomainGone);
                     return None;
                 }
                 LibvirtErrorKind::Disconnected => {
-                    request.asked = None;
+                    request.was_asked = true;
+                    // It may have been asked: a second press would take the first one back.
+                    request.again = NEVER_SOONER;
                     return Some(Next::Reconnect);
                 }
                 // An error may come although the device is gone, or on its way: only the live XML decides.

@@ -11,6 +11,7 @@ use crate::claims::ClaimError;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
+use crate::reconcile::{self, Why};
 use crate::xml::OperationKind;
 
 /// What locks and the journal call it.
@@ -60,7 +61,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
 /// Takes the note back that something is pending; who has the VM now ends its operation by itself.
 fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
-    crate::reconcile::mend(&mut vm)?;
+    reconcile::mend(&mut vm)?;
     if vm.pending().is_empty() {
         return Ok(());
     }
@@ -97,6 +98,9 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
         Err(cause) => return Err(cause),
     }
     let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
-    crate::reconcile::mend(&mut vm)?;
-    Ok(vm.pending().is_empty())
+    match reconcile::mend(&mut vm) {
+        // libvirt copies or saves it: devices can be changed afterwards.
+        Err(Cause::OpenOperation { why: Why::Job, .. }) => Ok(false),
+        other => other.map(|()| vm.pending().is_empty()),
+    }
 }

@@ -9,7 +9,7 @@ use super::guest_bus::choose_guest_addresses;
 use super::splice::{Splice, apply};
 use super::{
     Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children, content,
-    decimal, devices, dummy_alias_of, guest_address, kibibytes, mac_of, parse, root, uuid_of,
+    decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
@@ -32,6 +32,7 @@ pub struct Deployment {
     name: DomainName,
     uuid: Option<DomainUuid>,
     memory_kib: u64,
+    limit_kib: Option<u64>,
     nvram: Option<Nvram>,
     disks: Vec<Disk>,
     nics: Vec<SriovNic>,
@@ -125,6 +126,7 @@ impl Deployment {
             name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
             uuid: uuid_of(domain)?,
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
+            limit_kib: hard_limit(domain),
             nvram: child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram),
             disks: devices(domain).filter_map(|device| disk(device, text)).collect(),
             guests: choose_guest_addresses(domain, &asked),
@@ -151,6 +153,11 @@ impl Deployment {
     /// The guest's memory in KiB, for messages: 0 when it can't be read, as libvirt has the last word on it.
     pub fn memory_kib(&self) -> u64 {
         self.memory_kib
+    }
+
+    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    pub fn limit_kib(&self) -> Option<u64> {
+        self.limit_kib
     }
 
     /// The NICs that become VFs, in the order of their positions.

@@ -20,6 +20,8 @@ pub struct Disk {
     pub file: Option<PathBuf>,
     /// What it holds: a file, a device, or the name of an image elsewhere; `None` for an empty drive.
     pub source: Option<String>,
+    /// The file that libvirt copies it into just now.
+    pub mirror: Option<PathBuf>,
     /// The image's format, such as `qcow2`; libvirt shows one for every disk with a file.
     pub format: String,
     /// Whether the guest can't write to it.
@@ -55,6 +57,9 @@ impl Disk {
             source: source.and_then(|source| {
                 ["file", "dev", "name"].into_iter().find_map(|kind| source.attribute(kind)).map(str::to_owned)
             }),
+            mirror: child(disk, "mirror")
+                .and_then(|mirror| child_attribute(mirror, "source", "file"))
+                .map(PathBuf::from),
             format: child_attribute(disk, "driver", "type").unwrap_or_else(|| "raw".into()),
             is_readonly: child(disk, "readonly").is_some(),
             xml: disk.document().input_text().get(disk.range())?.to_owned(),

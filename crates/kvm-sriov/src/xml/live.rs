@@ -6,7 +6,7 @@ use roxmltree::Node;
 
 use super::{
     ALIAS, Disk, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content,
-    devices, dummy_alias_of, guest_address, kibibytes, mac_of, parse, pci_address, root, uuid_of,
+    devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, pci_address, root, uuid_of,
 };
 use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
 
@@ -37,6 +37,8 @@ pub struct LiveDomain {
     pub wanted: Result<Option<Wanted>, XmlError>,
     /// The guest's memory in KiB: 0 when it can't be read.
     pub memory_kib: u64,
+    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    pub limit_kib: Option<u64>,
     /// Whether ACPI is among its features: without it no guest answers a request for shutdown or unplug.
     pub has_acpi: bool,
     /// Whether "acpi" stands anywhere in the XML, which is what the stock driver's cancel looks at.
@@ -112,6 +114,7 @@ impl LiveDomain {
             free: FreeAddresses::of(domain),
             wanted: wanted_of(domain),
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
+            limit_kib: hard_limit(domain),
             has_acpi: child(domain, "features").is_some_and(|features| child(features, "acpi").is_some()),
             mentions_acpi: text.contains("acpi"),
             has_emulated_tpm: all("tpm")

@@ -272,6 +272,11 @@ impl StartTag {
     }
 }
 
+/// How much memory the host gives the domain's QEMU at the most, in KiB; `None` without a limit.
+fn hard_limit(domain: Node<'_, '_>) -> Option<u64> {
+    child(child(domain, "memtune")?, "hard_limit").and_then(kibibytes)
+}
+
 /// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
 fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
     let number: u64 = content(memory).trim().parse().ok()?;

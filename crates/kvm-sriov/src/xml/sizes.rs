@@ -2,7 +2,9 @@
 
 use roxmltree::Node;
 
-use super::{XmlError, child, child_attribute, children, content, decimal, devices, kibibytes, parse, root};
+use super::{
+    XmlError, child, child_attribute, children, content, decimal, devices, hard_limit, kibibytes, parse, root,
+};
 
 /// What OpenNebula says of a resize.
 ///
@@ -60,6 +62,8 @@ pub struct Sizes {
     pub most_vcpus: u32,
     /// Its memory with all DIMMs, in KiB: what its balloon can give it at the most.
     pub memory_kib: u64,
+    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    pub limit_kib: Option<u64>,
     /// What its balloon leaves it, in KiB.
     pub balloon_kib: u64,
     /// Its DIMMs.
@@ -95,6 +99,7 @@ impl Sizes {
             vcpus: vcpu.and_then(|vcpu| decimal(vcpu.attribute("current")?).ok()).unwrap_or(most_vcpus),
             most_vcpus,
             memory_kib,
+            limit_kib: hard_limit(domain),
             balloon_kib: child(domain, "currentMemory").and_then(kibibytes).unwrap_or(memory_kib),
             dimms: devices(domain).filter_map(Dimm::read).collect(),
             cell: numa.and_then(|numa| children(numa, "cell").next()?.attribute("id").map(str::to_owned)),
