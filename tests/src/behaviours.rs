@@ -103,7 +103,7 @@ impl Shared {
 }
 
 /// What one host shows.
-pub const ON_A_HOST: [(&str, Behaviour); 23] = [
+pub const ON_A_HOST: [(&str, Behaviour); 24] = [
     ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
     ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
     ("metadata_lose_their_prefix_and_get_it_back", OnDeaf(metadata_lose_their_prefix_and_get_it_back)),
@@ -115,6 +115,7 @@ pub const ON_A_HOST: [(&str, Behaviour); 23] = [
     ("a_device_that_asks_for_nothing_gets_name_and_place", OnDeaf(a_device_that_asks_for_nothing_gets_name_and_place)),
     ("a_domain_gets_no_more_than_it_was_started_for", OnDeaf(a_domain_gets_no_more_than_it_was_started_for)),
     ("a_disk_has_a_target_and_a_size_of_its_own", OnDeaf(a_disk_has_a_target_and_a_size_of_its_own)),
+    ("a_disk_is_copied_and_switched", OnDeaf(a_disk_is_copied_and_switched)),
     ("a_vf_is_where_it_was_asked_for", WithVf(a_vf_is_where_it_was_asked_for)),
     ("a_vf_is_in_one_domain", WithVf(a_vf_is_in_one_domain)),
     ("a_vf_that_is_not_there_is_refused_by_its_address", WithVf(a_vf_that_is_not_there_is_refused_by_its_address)),
@@ -380,6 +381,33 @@ fn a_disk_has_a_target_and_a_size_of_its_own(rig: &dyn Rig, domain: &DomainRef) 
     rig.libvirt().resize_disk(domain, "vdb", 96 << 20).unwrap();
     assert_eq!(rig.libvirt().disk_capacity(domain, "vdb").unwrap(), 96 << 20);
     assert_eq!(rig.libvirt().disk_capacity(domain, "vdz").unwrap_err().code(), 8);
+}
+
+fn a_disk_is_copied_and_switched(rig: &dyn Rig, domain: &DomainRef) {
+    let [old, new] = ["old", "new"].map(|name| rig.file(name, &vec![0; 1 << 20]));
+    let driver = "<driver name='qemu' type='raw'/>";
+    let disk =
+        format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdc'/></disk>", old.display());
+    rig.libvirt().attach(domain, &disk).unwrap();
+    let shows = || live(rig, domain).disk("vdc").map(|disk| (disk.file.clone(), disk.mirror.clone())).unwrap();
+    let copy = || {
+        let xml = live(rig, domain).disk("vdc").unwrap().copy_into(&new);
+        rig.libvirt().block_copy(domain, "vdc", &xml, false)
+    };
+    let job = || rig.libvirt().block_job(domain, "vdc").unwrap();
+    copy().unwrap();
+    assert_eq!(shows(), (Some(old.clone()), Some(new.clone())));
+    assert!(copy().is_err(), "a disk is copied twice at once");
+    rig.libvirt().finish_block_job(domain, "vdc", false).unwrap();
+    assert_eq!((shows(), job()), ((Some(old), None), None));
+    copy().unwrap();
+    let begin = Instant::now();
+    while !job().is_some_and(|job| job.is_ready()) {
+        assert!(begin.elapsed() < rig.patience(), "the copy is not ready");
+    }
+    rig.libvirt().finish_block_job(domain, "vdc", true).unwrap();
+    assert_eq!((shows(), job()), ((Some(new), None), None));
+    assert!(rig.libvirt().finish_block_job(domain, "vdc", true).is_err(), "there was nothing to switch");
 }
 
 fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig, domain: &DomainRef) {

@@ -428,6 +428,43 @@ fn what_cannot_move_is_refused_before_the_destination_is_asked() {
     refused(&|hosts| hosts[0].set_kvmrc("MIGRATE_OPTIONS='--live --unsave'\n"), unknown);
 }
 
+/// Two VMs want the last VF of a destination: one has it, the other stays as it was and is told why.
+#[test]
+fn the_last_vf_of_a_destination_goes_to_one_of_two() {
+    let here = ModelHost::default();
+    let hosts = [here.beside("host2", 1), here];
+    let [there, here] = &hosts;
+    let two = [41, 43].map(|id| Vm::new(id).nic("sriov_ib0"));
+    two.iter().for_each(|vm| deploy(here, vm));
+    let ended = thread::scope(|scope| {
+        let moves = two.each_ref().map(|vm| scope.spawn(move || migrate(here, there, vm)));
+        moves.map(|thread| thread.join().unwrap())
+    });
+    let stays = two.iter().zip(&ended).find_map(|(vm, ended)| Some((vm, ended.as_ref().err()?.to_string())));
+    let (vm, said) = stays.unwrap();
+    assert!(said.contains("host2: 0 free VF on ib0, 1 needed") && said.ends_with("nothing was changed"), "{said}");
+    assert!(here.domain(&vm.name()).is_some() && there.domain(&vm.name()).is_none(), "{said}");
+    assert_eq!(ended.iter().filter(|ended| ended.is_ok()).count(), 1, "{ended:?}");
+    settle(&hosts);
+    hosts.check();
+}
+
+#[test]
+fn a_move_is_cancelled_while_its_guest_is_asked() {
+    let hosts = hosts();
+    hosts[0].model().set_guest("one-42", Guest::Silent);
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| migrate(&hosts[0], &hosts[1], &vm()));
+        until("it asks the guest", || hosts[0].faults().count("detach_alias") == 3);
+        actions::cancel(&hosts[0].host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+        let said = moving.join().unwrap().unwrap_err().to_string();
+        assert!(said.starts_with("migrate: ") && said.contains("has ended"), "{said}");
+    });
+    assert!(hosts.iter().all(|host| host.domain("one-42").is_none()));
+    settle(&hosts);
+    hosts.check();
+}
+
 #[test]
 fn the_dummies_go_to_the_bridge_of_the_destination() {
     let hosts = hosts();

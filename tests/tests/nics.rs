@@ -5,7 +5,7 @@
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, HostState};
+use kvm_sriov::{ActionError, DeployId, HostState};
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
 use kvm_sriov_tests::model::faults::Fault;
@@ -564,6 +564,31 @@ fn a_q35_keeps_the_order_of_its_vfs() {
         assert_eq!(portrait(&host).0, before);
     }
     host.check();
+}
+
+/// Two NICs of one VM may have one MAC: the one that OpenNebula names by its target leaves.
+#[test]
+fn of_two_nics_with_one_mac_the_named_one_leaves() {
+    let host = a_plain_vm();
+    let id: DeployId = plain().uuid().parse().unwrap();
+    let mac = plain().mac(0);
+    for target in ["twin-1", "twin-2"] {
+        let twin = format!(
+            "<interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><target dev='{target}'/></interface>"
+        );
+        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &twin).unwrap();
+    }
+    let targets = || -> Vec<Option<String>> {
+        host.domain("one-42").unwrap().interfaces.into_iter().map(|interface| interface.target).collect()
+    };
+    let mut left = targets();
+    let data = VmData::parse(&format!(
+        "<VM><ID>42</ID><TEMPLATE><NIC><ATTACH>YES</ATTACH><BRIDGE>br0</BRIDGE><MAC>{mac}</MAC><NIC_ID>1</NIC_ID>\
+         <TARGET>twin-1</TARGET></NIC></TEMPLATE></VM>"
+    ));
+    actions::detach_nic(&host.host(), &id, mac.parse().unwrap(), Some(&data.unwrap())).unwrap();
+    left.retain(|target| target.as_deref() != Some("twin-1"));
+    assert_eq!((targets(), left.len()), (left.clone(), 2));
 }
 
 /// As the driver of 2013 started it: without metadata and aliases of ours.

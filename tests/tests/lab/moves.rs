@@ -7,7 +7,7 @@ use kvm_sriov_tests::lab::{LabHost, Running, Said};
 use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
 
 use super::suspend::{
-    Identity, RENAME, SYNC, UNLINK, boot, exists, has_again, identity, shows, under_strace, was_killed,
+    CLAIM, Identity, NEW_CLAIM, SYNC, UNLINK, boot, exists, has_again, identity, shows, under_strace, was_killed,
 };
 use super::{GUEST_BOOT, KVMRC, cancel, deploy, is_at_rest, map, plugged};
 
@@ -442,9 +442,9 @@ pub(super) fn killed_at_every_step_of_a_move(host1: LabHost) {
     let boot_id = host1.wait_tick(&vm).boot;
     let mut at = host1;
     // At the source two claims are held (a sync and a rename each) and go. At the destination they are made and settled.
-    let source = [(SYNC, 1), (RENAME, 1), (RENAME, 2), (UNLINK, 1), (UNLINK, 2)].map(|step| ("migrate", step));
-    let agent =
-        [(SYNC, 1), (RENAME, 1), (SYNC, 3), (RENAME, 2), (RENAME, 3), (RENAME, 4)].map(|step| ("sriov_agent", step));
+    let source = [(SYNC, 1), (CLAIM, 1), (CLAIM, 2), (UNLINK, 2), (UNLINK, 3)].map(|step| ("migrate", step));
+    let agent = [(SYNC, 1), (NEW_CLAIM, 1), (SYNC, 3), (NEW_CLAIM, 2), (CLAIM, 1), (CLAIM, 2)]
+        .map(|step| ("sriov_agent", step));
     for (program, (syscall, number)) in source.into_iter().chain(agent) {
         let (from, to) = if at.name() == host1.name() { (host1, host2) } else { (host2, host1) };
         let step = format!("{program} is killed at {syscall} {number}");

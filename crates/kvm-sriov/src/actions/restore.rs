@@ -58,7 +58,7 @@ pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<
     let wanted = vm::wanted(&saved).map_err(untouched)?;
     let restoring = Restoring { host, image: &image, text: &text, saved: &saved };
     let domain = match wanted.filter(|wanted| !wanted.nics.is_empty()) {
-        None => restoring.plain().map_err(untouched)?,
+        None => restoring.plain()?,
         Some(wanted) => restoring.with_vfs(wanted)?,
     };
     vm::clock::start(host, &domain);
@@ -162,11 +162,21 @@ impl Restoring<'_> {
         self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?))
     }
 
-    fn plain(&self) -> Result<DomainRef, Cause> {
-        self.check_absent()?;
-        let xml = self.xml(None)?;
+    fn plain(&self) -> Result<DomainRef, ActionError> {
+        let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+        self.check_absent().map_err(untouched)?;
+        let xml = self.xml(None).map_err(untouched)?;
         self.prepare();
-        let domain = self.start(&xml, false)?;
+        let domain = self.start(&xml, false).map_err(|cause| {
+            let state = match self.running() {
+                Ok(None) => HostState::NothingRestored,
+                _ => HostState::Left(format!(
+                    "whether {} runs, or will, is not known; until that is seen its checkpoint must not be used again",
+                    self.saved.name
+                )),
+            };
+            ActionError::new("restore", cause, state)
+        })?;
         self.image.spend().and_then(|()| self.image.remove_used()).unwrap_or_else(|cause| {
             log::warn!("{cause}; the domain runs, the checkpoint must not be used again");
         });
