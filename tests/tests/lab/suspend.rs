@@ -399,7 +399,7 @@ pub(super) fn a_foreign_device_is_refused(host: LabHost) {
     let said = host.save(&vm);
     assert_eq!(said.code, 1, "{said:?}");
     let refused =
-        format!("save: one-46 also has host device 0000:{foreign}, which can't be saved; nothing was changed");
+        format!("save: one-46 also has host device 0000:{foreign}, which can't be saved; nothing was changed.");
     assert_eq!(said.message(), refused);
     assert_eq!(host.live_xml(&vm), before);
     cancel(host, &vm);
