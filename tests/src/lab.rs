@@ -622,13 +622,17 @@ impl LabHost {
         self.start_libvirtd();
     }
 
-    /// What a failed test is explained with: the host's own words, the consoles of guests, the journal and the logs of QEMU.
+    /// What a failed test is explained with: the host's own words, its domains and where their CPUs stand, the consoles of guests, the
+    /// journal and the logs of QEMU.
     pub fn evidence(self) -> String {
         let own = self.log();
         let last = own.lines().count().saturating_sub(30);
         let own: Vec<&str> = own.lines().skip(last).collect();
         let said = self.root(
-            "for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done; \
+            "virsh -q list --all; for name in $(virsh -q list --name); do echo \"==> $name <==\"; \
+             virsh dumpxml $name | grep -E '<(hostdev|interface|alias|sriov)'; \
+             virsh qemu-monitor-command $name --hmp 'info registers -a' | grep -aoE '(CPU#|[CER]IP=|CR3=|HLT=|II=)[0-9a-f]*'; done; \
+             for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done; \
              echo '==> journal <=='; grep -v ' sshd[a-z-]*\\[' /var/log/syslog | tail -n 40; \
              tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null",
         );

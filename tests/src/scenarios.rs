@@ -44,14 +44,15 @@ pub fn side_by_side<S>(
     })
 }
 
-/// Runs a scenario on a host, says how it went, and explains a failure. Returns whether it passed.
-pub fn passes(name: &str, host: LabHost, scenario: impl FnOnce() + UnwindSafe) -> bool {
+/// Runs a scenario on hosts, says how it went, and explains a failure with what each of them tells. Returns whether it passed.
+pub fn passes(name: &str, hosts: &[LabHost], scenario: impl FnOnce() + UnwindSafe) -> bool {
     let begin = Instant::now();
     let passed = panic::catch_unwind(scenario).is_ok();
     let word = if passed { "ok" } else { "FAILED" };
-    println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), host.name());
+    let names: Vec<String> = hosts.iter().map(|host| host.name()).collect();
+    println!("scenario {name} ... {word} ({:.1} s, {})", begin.elapsed().as_secs_f32(), names.join(" and "));
     if !passed {
-        println!("{}", host.evidence());
+        hosts.iter().for_each(|host| println!("{}", host.evidence()));
     }
     passed
 }

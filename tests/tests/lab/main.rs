@@ -174,7 +174,7 @@ fn main() -> ExitCode {
 fn runs(hosts: &[LabHost], (name, scenario): &Scenario) -> bool {
     let host = hosts[0];
     let attempt = || {
-        let passed = passes(name, host, || {
+        let passed = passes(name, hosts, || {
             prepare(host);
             scenario(host);
             assert_eq!(host.claims(), Vec::<String>::new(), "claims are left behind");
