@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::caller::{Answer, Caller, Version};
+use crate::guest_cpu::is_mixed_up;
 use crate::project;
 use crate::remotes::{Remotes, target};
 use crate::vm::{ActionData, SHARED, Vm};
@@ -31,9 +32,6 @@ pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 
 /// What a VM with VFs needs to be set in it.
 pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
-
-/// No guest of the lab has more memory (in bytes) that its kernel was started with.
-const MOST_GUEST_MEMORY: u64 = 512 << 20;
 
 /// Where OpenNebula copies its programs on a host.
 const REMOTES: &str = "/var/tmp/one";
@@ -630,8 +628,8 @@ impl LabHost {
         let own: Vec<&str> = own.lines().skip(last).collect();
         let said = self.root(
             "virsh -q list --all; for name in $(virsh -q list --name); do echo \"==> $name <==\"; \
-             virsh dumpxml $name | grep -E '<(hostdev|interface|alias|sriov)'; \
-             virsh qemu-monitor-command $name --hmp 'info registers -a' | grep -aoE '(CPU#|[CER]IP=|CR3=|HLT=|II=)[0-9a-f]*'; done; \
+             timeout 10 virsh dumpxml $name | grep -E '<(hostdev|interface|alias|sriov)'; \
+             timeout 10 virsh qemu-monitor-command $name --hmp 'info registers -a' | grep -aoE '(CPU#|[ER]IP=|[ER]FL=|[ER]SP=|CR3=|HLT=)[0-9a-f]*'; done; \
              for console in /tmp/*.console; do echo \"==> $console <==\"; grep -av '^GUEST PING' $console | tail -n 40; done; \
              echo '==> journal <=='; grep -v ' sshd[a-z-]*\\[' /var/log/syslog | tail -n 40; \
              tail -v -n 20 /var/log/libvirt/qemu/*.log 2>/dev/null",
@@ -640,24 +638,21 @@ impl LabHost {
     }
 
     /// Whether the emulated processor mixed up the host and a guest since the host was started last. That is the rig's failure, and no
-    /// program of the host can do it: now and then a guest finds itself with the host's registers. Then it panics, or stands for ever
-    /// where the host's kernel was; or the host's kernel loses count of its interrupts, or panics.
+    /// program of the host can do it: now and then a guest finds itself with the host's registers, or without interrupts. Then it
+    /// panics, or a CPU of it stands for ever; or the host's kernel loses count of its interrupts, or panics.
     pub fn has_mixed_up(self) -> bool {
         let own = self.log();
         let guests = self.root("grep -al 'Kernel panic - not syncing' /tmp/*.console");
-        let registers = self.root(
-            "for name in $(virsh -q list --name); do virsh qemu-monitor-command $name --hmp 'info registers' | \
-             grep -ao 'CR3=[0-9a-f]*'; done",
+        // A QEMU that stands still does not answer.
+        let looks = self.root(
+            "for name in $(virsh -q list --state-running --name); do echo \"DOMAIN $name\"; for look in 0 1 2 3 4 5 6 7 8 9; do \
+             echo LOOK; timeout 10 virsh qemu-monitor-command $name --hmp 'info registers -a' || break; sleep 1; done; done",
         );
-        // A guest's page tables lie in its own memory.
-        let is_the_hosts = |register: &str| {
-            let address = register.strip_prefix("CR3=").and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            address.is_some_and(|address| address >= MOST_GUEST_MEMORY)
-        };
+        let stands = |domain: &str| is_mixed_up(&domain.split("LOOK\n").skip(1).collect::<Vec<_>>());
         own.contains("Kernel panic - not syncing")
             || own.contains("BUG: scheduling while atomic")
             || guests.code == 0
-            || registers.out.lines().any(is_the_hosts)
+            || looks.out.split("DOMAIN ").any(stands)
     }
 
     /// What the host has said on its console since it was started last.

@@ -8,6 +8,7 @@ pub mod behaviours;
 pub mod caller;
 pub mod daemon;
 pub mod guest;
+mod guest_cpu;
 pub mod lab;
 pub mod model;
 pub mod remotes;

@@ -242,17 +242,19 @@ fn children<'a>(node: roxmltree::Node<'a, 'a>, name: &'static str) -> impl Itera
     node.children().filter(move |child| child.has_tag_name(name))
 }
 
-/// The VFs that libvirt shows in a domain, in the order of its XML.
+/// The VFs that libvirt shows in a domain, by position. In its XML one that left and came back is the last.
 fn plugged(live: &str) -> Vec<Plugged> {
     let document = roxmltree::Document::parse(live).unwrap();
     let devices = children(document.root_element(), "devices").next().unwrap();
-    children(devices, "hostdev")
+    let mut vfs: Vec<Plugged> = children(devices, "hostdev")
         .map(|hostdev| Plugged {
             alias: children(hostdev, "alias").next().unwrap().attribute("name").unwrap().into(),
             host: address(children(children(hostdev, "source").next().unwrap(), "address").next().unwrap()),
             guest: address(children(hostdev, "address").next().unwrap()),
         })
-        .collect()
+        .collect();
+    vfs.sort_by(|a, b| (a.alias.len(), &a.alias).cmp(&(b.alias.len(), &b.alias)));
+    vfs
 }
 
 /// The MACs of a domain's interfaces with their bridges, in the order of its XML.

@@ -1,0 +1,103 @@
+//! Where the CPUs of a guest stand, as QEMU's monitor tells: signs that the emulated processor mixed up a guest and its host.
+
+/// No guest of the lab has more memory (in bytes) that its kernel was started with.
+const MOST_GUEST_MEMORY: u64 = 512 << 20;
+
+/// A bit of a CPU's flags: it takes interrupts.
+const INTERRUPTS: u64 = 1 << 9;
+
+/// A CPU of a guest in one moment.
+#[derive(Debug, PartialEq)]
+struct GuestCpu {
+    number: u64,
+    /// Where its page tables lie.
+    cr3: u64,
+    /// Its stack pointer, where it runs with interrupts off in 64-bit mode: firmware runs in others.
+    rsp_without_interrupts: Option<u64>,
+}
+
+/// Reads what the monitor's `info registers -a` prints.
+fn parse(registers: &str) -> Vec<GuestCpu> {
+    let cpus = registers.split("CPU#").skip(1);
+    let read = |text: &str| {
+        let value = |name: &str, radix: u32| {
+            let (_, rest) = text.split_once(name)?;
+            u64::from_str_radix(rest.split(|c: char| !c.is_ascii_hexdigit()).next()?, radix).ok()
+        };
+        let number = text.split_whitespace().next()?.parse().ok()?;
+        let is_off = value("RFL=", 16).is_some_and(|flags| flags & INTERRUPTS == 0) && value("HLT=", 10) == Some(0);
+        let rsp_without_interrupts = if is_off { value("RSP=", 16) } else { None };
+        Some(GuestCpu { number, cr3: value("CR3=", 16)?, rsp_without_interrupts })
+    };
+    cpus.filter_map(read).collect()
+}
+
+/// Whether a running guest's CPU has the host's registers, or stands.
+///
+/// * `looks` - what `info registers -a` printed, at least 10 times, a second apart
+///
+/// A guest's page tables lie in its own memory. And a kernel turns interrupts off for moments only: a CPU that lost them stays in
+/// whatever waits for another interrupt, seen with the scheduler's lock that the timer's interrupt wanted while its owner was
+/// interrupted.
+pub(crate) fn is_mixed_up(looks: &[&str]) -> bool {
+    let looks: Vec<Vec<GuestCpu>> = looks.iter().map(|look| parse(look)).collect();
+    let Some((first, later)) = looks.split_first() else { return false };
+    let stands = |cpu: &GuestCpu| {
+        let is_there = |look: &Vec<GuestCpu>| {
+            look.iter()
+                .any(|other| other.number == cpu.number && other.rsp_without_interrupts == cpu.rsp_without_interrupts)
+        };
+        cpu.rsp_without_interrupts.is_some() && later.len() >= 9 && later.iter().all(is_there)
+    };
+    looks.iter().flatten().any(|cpu| cpu.cr3 >= MOST_GUEST_MEMORY) || first.iter().any(stands)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As QEMU printed it of a guest that stood, without what is not read.
+    const STANDS: &str = "\nCPU#0\nRAX=0000000000000001 RBX=ffff88800f836040 RCX=0000000000000009 RDX=0000000000000000\n\
+        RSI=0000000000000001 RDI=ffff88800f836040 RBP=0000000000000000 RSP=ffffc90000003c30\n\
+        RIP=ffffffff81d21880 RFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0\n\
+        CR0=80050033 CR2=0000000010eb1010 CR3=0000000006634000 CR4=00750ef0\n";
+
+    /// The same of a second CPU that waits.
+    const WAITS: &str = "\nCPU#1\nRSI=0000000000000001 RDI=ffff88800f836040 RBP=0000000000000000 RSP=ffffc900000a3ee8\n\
+        RIP=ffffffff81d12a3f RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\n\
+        CR0=80050033 CR2=0000000010eb1010 CR3=0000000006120000 CR4=00750ef0\n";
+
+    /// The same of a firmware.
+    const FIRMWARE: &str = "\nCPU#0\nESI=00000000 EDI=00000000 EBP=00000000 ESP=00006d20\n\
+        EIP=0000b7c2 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0\nCR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000\n";
+
+    #[test]
+    fn registers_are_read() {
+        let cpus = parse(&[STANDS, WAITS].concat());
+        let read: Vec<_> = cpus.iter().map(|cpu| (cpu.number, cpu.cr3, cpu.rsp_without_interrupts)).collect();
+        assert_eq!(read, [(0, 0x0663_4000, Some(0xffff_c900_0000_3c30)), (1, 0x0612_0000, None)]);
+        assert_eq!(parse("error: Timed out during operation\n"), []);
+    }
+
+    #[test]
+    fn a_cpu_that_stands_is_a_mix_up() {
+        let both = [WAITS, &STANDS.replace("CPU#0", "CPU#2")].concat();
+        assert!(is_mixed_up(&[STANDS; 10]));
+        assert!(is_mixed_up(&[both.as_str(); 10]));
+        assert!(is_mixed_up(&[&WAITS.replace("CR3=0000000006120000", "CR3=0000000099000000")]));
+    }
+
+    #[test]
+    fn a_cpu_that_works_is_none() {
+        let moved = STANDS.replace("RSP=ffffc90000003c30", "RSP=ffffc90000003c38");
+        let mut looks = vec![STANDS; 10];
+        looks[5] = &moved;
+        assert!(!is_mixed_up(&looks));
+        looks[5] = "error: Timed out during operation\n";
+        assert!(!is_mixed_up(&looks));
+        assert!(!is_mixed_up(&[STANDS; 9]));
+        assert!(!is_mixed_up(&[WAITS; 10]));
+        assert!(!is_mixed_up(&[FIRMWARE; 10]));
+        assert!(!is_mixed_up(&[]));
+    }
+}
