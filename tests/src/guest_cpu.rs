@@ -3,6 +3,9 @@
 /// No guest of the lab has more memory (in bytes) that its kernel was started with.
 const MOST_GUEST_MEMORY: u64 = 512 << 20;
 
+/// How often a CPU is looked at, a second apart, before it is said to stand.
+pub(crate) const LOOKS: usize = 10;
+
 /// A bit of a CPU's flags: it takes interrupts.
 const INTERRUPTS: u64 = 1 << 9;
 
@@ -34,22 +37,17 @@ fn parse(registers: &str) -> Vec<GuestCpu> {
 
 /// Whether a running guest's CPU has the host's registers, or stands.
 ///
-/// * `looks` - what `info registers -a` printed, at least 10 times, a second apart
+/// * `looks` - what `info registers -a` printed, a second apart; whether a CPU stands takes [`LOOKS`] of them
 ///
 /// A guest's page tables lie in its own memory. And a kernel turns interrupts off for moments only: a CPU that lost them stays in
 /// whatever waits for another interrupt, seen with the scheduler's lock that the timer's interrupt wanted while its owner was
 /// interrupted.
 pub(crate) fn is_mixed_up(looks: &[&str]) -> bool {
     let looks: Vec<Vec<GuestCpu>> = looks.iter().map(|look| parse(look)).collect();
-    let Some((first, later)) = looks.split_first() else { return false };
-    let stands = |cpu: &GuestCpu| {
-        let is_there = |look: &Vec<GuestCpu>| {
-            look.iter()
-                .any(|other| other.number == cpu.number && other.rsp_without_interrupts == cpu.rsp_without_interrupts)
-        };
-        cpu.rsp_without_interrupts.is_some() && later.len() >= 9 && later.iter().all(is_there)
-    };
-    looks.iter().flatten().any(|cpu| cpu.cr3 >= MOST_GUEST_MEMORY) || first.iter().any(stands)
+    let place = |cpu: &GuestCpu| Some((cpu.number, cpu.rsp_without_interrupts?));
+    let stands = |at: (u64, u64)| looks.iter().all(|look| look.iter().any(|cpu| place(cpu) == Some(at)));
+    let has_the_hosts = looks.iter().flatten().any(|cpu| cpu.cr3 >= MOST_GUEST_MEMORY);
+    has_the_hosts || looks.len() >= LOOKS && looks[0].iter().filter_map(place).any(stands)
 }
 
 #[cfg(test)]
@@ -82,22 +80,22 @@ mod tests {
     #[test]
     fn a_cpu_that_stands_is_a_mix_up() {
         let both = [WAITS, &STANDS.replace("CPU#0", "CPU#2")].concat();
-        assert!(is_mixed_up(&[STANDS; 10]));
-        assert!(is_mixed_up(&[both.as_str(); 10]));
+        assert!(is_mixed_up(&[STANDS; LOOKS]));
+        assert!(is_mixed_up(&[both.as_str(); LOOKS]));
         assert!(is_mixed_up(&[&WAITS.replace("CR3=0000000006120000", "CR3=0000000099000000")]));
     }
 
     #[test]
     fn a_cpu_that_works_is_none() {
         let moved = STANDS.replace("RSP=ffffc90000003c30", "RSP=ffffc90000003c38");
-        let mut looks = vec![STANDS; 10];
+        let mut looks = vec![STANDS; LOOKS];
         looks[5] = &moved;
         assert!(!is_mixed_up(&looks));
         looks[5] = "error: Timed out during operation\n";
         assert!(!is_mixed_up(&looks));
-        assert!(!is_mixed_up(&[STANDS; 9]));
-        assert!(!is_mixed_up(&[WAITS; 10]));
-        assert!(!is_mixed_up(&[FIRMWARE; 10]));
+        assert!(!is_mixed_up(&[STANDS; LOOKS - 1]));
+        assert!(!is_mixed_up(&[WAITS; LOOKS]));
+        assert!(!is_mixed_up(&[FIRMWARE; LOOKS]));
         assert!(!is_mixed_up(&[]));
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::caller::{Answer, Caller, Version};
-use crate::guest_cpu::is_mixed_up;
+use crate::guest_cpu::{LOOKS, is_mixed_up};
 use crate::project;
 use crate::remotes::{Remotes, target};
 use crate::vm::{ActionData, SHARED, Vm};
@@ -643,16 +643,17 @@ impl LabHost {
     pub fn has_mixed_up(self) -> bool {
         let own = self.log();
         let guests = self.root("grep -al 'Kernel panic - not syncing' /tmp/*.console");
-        // A QEMU that stands still does not answer.
-        let looks = self.root(
-            "for name in $(virsh -q list --state-running --name); do echo \"DOMAIN $name\"; for look in 0 1 2 3 4 5 6 7 8 9; do \
-             echo LOOK; timeout 10 virsh qemu-monitor-command $name --hmp 'info registers -a' || break; sleep 1; done; done",
-        );
-        let stands = |domain: &str| is_mixed_up(&domain.split("LOOK\n").skip(1).collect::<Vec<_>>());
+        // A QEMU that stands still does not answer, and the CPUs of a paused guest stand without a fault.
+        let looks = self.root(&format!(
+            "for name in $(virsh -q list --name); do echo \"DOMAIN $name\"; for look in $(seq {LOOKS}); do echo LOOK; \
+             timeout 10 virsh qemu-monitor-command $name --hmp 'info registers -a' || break; \
+             virsh -q domstate $name | grep -qx running || break; sleep 1; done; done",
+        ));
+        let is_mixed_up = |domain: &str| is_mixed_up(&domain.split("LOOK\n").skip(1).collect::<Vec<_>>());
         own.contains("Kernel panic - not syncing")
             || own.contains("BUG: scheduling while atomic")
             || guests.code == 0
-            || looks.out.split("DOMAIN ").any(stands)
+            || looks.out.split("DOMAIN ").any(is_mixed_up)
     }
 
     /// What the host has said on its console since it was started last.

@@ -242,18 +242,23 @@ fn children<'a>(node: roxmltree::Node<'a, 'a>, name: &'static str) -> impl Itera
     node.children().filter(move |child| child.has_tag_name(name))
 }
 
-/// The VFs that libvirt shows in a domain, by position. In its XML one that left and came back is the last.
+/// The VFs that libvirt shows in a domain, in the order of its XML.
 fn plugged(live: &str) -> Vec<Plugged> {
     let document = roxmltree::Document::parse(live).unwrap();
     let devices = children(document.root_element(), "devices").next().unwrap();
-    let mut vfs: Vec<Plugged> = children(devices, "hostdev")
+    children(devices, "hostdev")
         .map(|hostdev| Plugged {
             alias: children(hostdev, "alias").next().unwrap().attribute("name").unwrap().into(),
             host: address(children(children(hostdev, "source").next().unwrap(), "address").next().unwrap()),
             guest: address(children(hostdev, "address").next().unwrap()),
         })
-        .collect();
-    vfs.sort_by(|a, b| (a.alias.len(), &a.alias).cmp(&(b.alias.len(), &b.alias)));
+        .collect()
+}
+
+/// The aliases of the VFs with their guest addresses, by alias: a VF that left and came back is the last in libvirt's XML.
+fn guest_addresses(live: &str) -> Vec<(String, String)> {
+    let mut vfs: Vec<_> = plugged(live).into_iter().map(|vf| (vf.alias, vf.guest)).collect();
+    vfs.sort();
     vfs
 }
 

@@ -7,7 +7,7 @@ use kvm_sriov_tests::lab::LabHost;
 use kvm_sriov_tests::vm::Vm;
 
 use super::suspend::{boot, shows};
-use super::{cancel, interfaces, plugged};
+use super::{cancel, guest_addresses, interfaces, plugged};
 
 /// A guest shows a new NIC, and releases one, within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
@@ -16,16 +16,9 @@ fn done(said: &kvm_sriov_tests::lab::Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
-/// The aliases of the VFs with their guest addresses.
-fn vfs(host: LabHost, vm: &Vm) -> Vec<(String, String)> {
-    let mut vfs: Vec<_> = plugged(&host.live_xml(vm)).into_iter().map(|vf| (vf.alias, vf.guest)).collect();
-    vfs.sort();
-    vfs
-}
-
 fn nics_come_and_go(host: LabHost, first: Vm) {
     boot(host, &first, 2);
-    let begin = vfs(host, &first);
+    let begin = guest_addresses(&host.live_xml(&first));
     let two = first.clone().nic("sriov_pf1");
     done(&host.attach_nic(&two, 1));
     shows(host, &two, 4, GUEST_ANSWERS);
@@ -36,7 +29,7 @@ fn nics_come_and_go(host: LabHost, first: Vm) {
     let four = three.clone().nic("br0");
     done(&host.attach_nic(&four, 3));
     shows(host, &four, 7, GUEST_ANSWERS);
-    let all = vfs(host, &four);
+    let all = guest_addresses(&host.live_xml(&four));
     assert!(all.is_sorted_by_key(|(_, guest)| guest.clone()), "{all:?}");
     assert_eq!(all[0], begin[0]);
     assert_eq!(host.claims(), ["pf0/0", "pf0/1", "pf1/0"]);
@@ -47,18 +40,18 @@ fn nics_come_and_go(host: LabHost, first: Vm) {
     // The middle one goes, and comes back to its place.
     done(&host.detach_nic(&four, 1));
     shows(host, &four, 5, GUEST_ANSWERS);
-    assert_eq!(vfs(host, &four), [all[0].clone(), all[2].clone()]);
+    assert_eq!(guest_addresses(&host.live_xml(&four)), [all[0].clone(), all[2].clone()]);
     assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
     done(&host.detach_nic(&four, 1));
     done(&host.attach_nic(&four, 1));
-    assert_eq!(vfs(host, &four), all);
+    assert_eq!(guest_addresses(&host.live_xml(&four)), all);
     shows(host, &four, 7, GUEST_ANSWERS);
     done(&host.detach_nic(&four, 3));
     shows(host, &four, 6, GUEST_ANSWERS);
     done(&host.save(&four));
     done(&host.restore(&four));
     // A guest may release once more what it has just been given, and gets it again.
-    host.wait("all VFs to be back", GUEST_ANSWERS, |host| vfs(host, &four) == all);
+    host.wait("all VFs to be back", GUEST_ANSWERS, |host| guest_addresses(&host.live_xml(&four)) == all);
     cancel(host, &four);
 }
 
@@ -90,11 +83,11 @@ pub(super) fn detach_from_a_guest_that_does_not_answer(host: LabHost) {
     let vm = Vm::new(65).nic("sriov_pf0");
     super::kvmrc(host, "SRIOV_UNPLUG_TIMEOUT=3\n");
     super::deploy(host, &vm);
-    let before = vfs(host, &vm);
+    let before = guest_addresses(&host.live_xml(&vm));
     let said = host.detach_nic(&vm, 0);
     assert_ne!(said.code, 0, "{said:?}");
     assert!(said.message().contains("did not release"), "{said:?}");
-    assert_eq!(vfs(host, &vm), before);
+    assert_eq!(guest_addresses(&host.live_xml(&vm)), before);
     assert_eq!(host.claims(), ["pf0/0"]);
     cancel(host, &vm);
 }

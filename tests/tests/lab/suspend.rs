@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kvm_sriov_tests::lab::{LabHost, SOON, Said};
 use kvm_sriov_tests::vm::Vm;
 
-use super::{GUEST_BOOT, Plugged, STATE, cancel, claim_names, deploy, interfaces, kvmrc, map, plugged};
+use super::{GUEST_BOOT, STATE, cancel, claim_names, deploy, guest_addresses, interfaces, kvmrc, map, plugged};
 
 /// A guest releases three VFs within 8 s, and shows one that came back within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ pub(super) fn shows(host: LabHost, vm: &Vm, nics: usize, limit: Duration) {
 /// What must be the same after a VM came back.
 #[derive(Debug, PartialEq)]
 pub(super) struct Identity {
-    /// Names and guest addresses of the VFs, in order.
+    /// Names and guest addresses of the VFs, by name.
     vfs: Vec<(String, String)>,
     /// MACs and bridges of the other NICs, in order.
     interfaces: Vec<(String, String)>,
@@ -73,8 +73,7 @@ pub(super) fn has_again(host: LabHost, vm: &Vm, before: &Identity) -> String {
 }
 
 pub(super) fn identity(live: &str) -> Identity {
-    let vfs = plugged(live).into_iter().map(|Plugged { alias, guest, .. }| (alias, guest)).collect();
-    Identity { vfs, interfaces: interfaces(live) }
+    Identity { vfs: guest_addresses(live), interfaces: interfaces(live) }
 }
 
 /// Runs reconciliation, which must end within 60 s and leave nothing.
@@ -102,7 +101,8 @@ fn save_and_restore(host: LabHost, vm: &Vm) {
     let said = host.restore(vm);
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
     let live = has_again(host, vm, &before);
-    assert_ne!(plugged(&live)[0].host, map(host, "pf0")[0], "the other VM has that VF");
+    let first = plugged(&live).into_iter().find(|vf| vf.alias == "ua-sriov-0").unwrap();
+    assert_ne!(first.host, map(host, "pf0")[0], "the other VM has that VF");
     assert!(!exists(host, &vm.checkpoint()) && !exists(host, &format!("{}.used", vm.checkpoint())));
     assert_eq!(host.claims().len(), 4);
     shows(host, vm, 7, GUEST_ANSWERS);
