@@ -38,6 +38,7 @@ struct NicView {
 struct ClaimView {
     root: String,
     address: String,
+    position: Option<u8>,
     mac: Option<String>,
 }
 
@@ -62,6 +63,7 @@ fn view_of(explanation: &Explanation) -> View {
     let claims = explanation.claims.iter().map(|claim| ClaimView {
         root: claim.root.to_string(),
         address: claim.vf.to_string(),
+        position: claim.position.map(|position| position.number()),
         mac: claim.mac.map(|mac| mac.to_string()),
     });
     View {
@@ -127,7 +129,8 @@ pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Wri
         writeln!(out, "{}", table.trim_fmt())?;
     }
     for claim in &explanation.claims {
-        let nic = claim.mac.map_or_else(|| "no NIC that is known".into(), |mac| format!("NIC {mac}"));
+        let at = claim.position.map_or_else(String::new, |position| format!(" at position {position}"));
+        let nic = claim.mac.map_or_else(|| "no NIC that is known".into(), |mac| format!("NIC {mac}{at}"));
         writeln!(out, "claims VF {} of {} for {nic}", claim.vf, claim.root)?;
     }
     if report.left.is_empty() {

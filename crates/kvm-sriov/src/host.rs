@@ -214,8 +214,8 @@ impl Host {
             let owner = domain.owner();
             backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
             let wanted = live.wanted.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |wanted| &wanted.nics);
-            backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.mac))));
-            backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.mac)));
+            backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.key()))));
+            backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.key())));
         }
         Ok(backing)
     }

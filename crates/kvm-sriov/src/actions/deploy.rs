@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::claims::{Claim, ClaimError, ClaimStore, Owner, Request, VmLock};
+use crate::claims::{Claim, ClaimError, ClaimStore, NicKey, Owner, Request, VmLock};
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -53,7 +53,7 @@ struct Needs {
     dummy_bridge: String,
     dummy_macs: Vec<MacAddress>,
     maps: Vec<VfMap>,
-    nics: Vec<(RootName, MacAddress)>,
+    nics: Vec<(RootName, NicKey)>,
 }
 
 impl Start<'_> {
@@ -132,7 +132,7 @@ impl Start<'_> {
         let nics = self.deployment.sriov_nics();
         let dummy_macs = nics.iter().map(|nic| self.host.dummy_mac(nic.mac, nic.position)).collect::<Result<_, _>>()?;
         let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
-        let nics = nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        let nics = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
     }
 

@@ -100,7 +100,7 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     journal(vm, nic, &devices);
     vm.live.forget(&vm::aliases(&devices));
     commit(vm, nic).map_err(|cause| put_back(vm, nic, before, cause, false))?;
-    let freed = vm.free(|mac, _| mac == Some(nic.mac)).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
+    let freed = vm.free_nic(nic).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
     if let Err(cause) = freed {
         log::warn!("{cause}; NIC {} is detached, its VF is freed by the next action that looks", nic.mac);
     }

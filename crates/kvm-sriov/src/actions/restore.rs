@@ -209,7 +209,7 @@ impl Restoring<'_> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_of(wanted.nics.iter().map(|nic| &nic.root))?;
         let backing = self.host.recover(store, &maps, "restore")?;
-        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         let owner = self.owner();
         let claims = store.claim_all(&Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] }, &backing)?;
         for claim in &claims {

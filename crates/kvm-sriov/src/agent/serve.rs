@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::conversation::{Conversation, Pulse};
 use super::{Answer, MAGIC, Presence, Request, VERSION, Visitor, errand};
 use crate::actions::storage::{Image, make_image};
-use crate::claims::{ClaimError, ClaimStore, Owner, Request as ClaimRequest, VmLock};
+use crate::claims::{ClaimError, ClaimStore, NicKey, Owner, Request as ClaimRequest, VmLock};
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
@@ -255,7 +255,7 @@ impl Expected {
     fn claim(&self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let (Some((store, _)), Some(wanted)) = (&self.held, &self.visitor.wanted) else { return Ok(()) };
         let backing = host.recover(store, &needs.maps, ACTION)?;
-        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
+        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         let owner = self.owner();
         let request = ClaimRequest { owner: &owner, nics: &nics, maps: &needs.maps, refused: &[] };
         let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &nics, &owner.vm))?;
@@ -356,7 +356,7 @@ fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock) -> Vec
 }
 
 /// A map with too few free VFs, in the words of the one who asks from afar.
-fn too_few(error: ClaimError, nics: &[(RootName, crate::MacAddress)], vm: &DomainName) -> Cause {
+fn too_few(error: ClaimError, nics: &[(RootName, NicKey)], vm: &DomainName) -> Cause {
     let ClaimError::Exhausted { root, total, mut users, .. } = error else { return error.into() };
     // Those that were chosen for it before the map ran out.
     users.remove(vm.as_str());

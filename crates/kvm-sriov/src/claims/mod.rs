@@ -23,7 +23,7 @@ pub use process::Process;
 pub use store::{ClaimStore, Entry};
 
 use crate::vf_map::VfMap;
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress, RootName};
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
 /// A VM that has VFs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,15 +44,24 @@ impl Owner {
     }
 }
 
+/// A NIC of a VM, as claims know it. Two NICs of a VM may have the same MAC: OpenNebula gives the same lease in two networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NicKey {
+    /// Its place among the SR-IOV NICs of the VM: what tells it from the others.
+    pub position: Position,
+    /// OpenNebula's MAC: all that an older claim says.
+    pub mac: MacAddress,
+}
+
 /// What backs claims, by what libvirt says of every running domain of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backing {
     /// Every PCI device that a domain shows, ours or not, with its domain.
     pub devices: BTreeMap<PciAddress, Owner>,
-    /// The NICs that those of them that are ours stand for, by OpenNebula's MAC.
-    pub nics: BTreeMap<PciAddress, MacAddress>,
+    /// The NICs that those of them that are ours stand for.
+    pub nics: BTreeMap<PciAddress, NicKey>,
     /// The NICs that a domain should have a VF for and has none: a VF that is on its way out or in stays the VM's.
-    pub wanting: Vec<(Owner, MacAddress)>,
+    pub wanting: Vec<(Owner, NicKey)>,
 }
 
 impl Backing {
@@ -61,11 +70,11 @@ impl Backing {
         self.devices.get(&vf)
     }
 
-    /// Whether a claim of `owner` for this VF and NIC is backed. A VF that a domain shows is nobody else's.
-    pub fn backs(&self, owner: &Owner, vf: PciAddress, mac: Option<MacAddress>) -> bool {
-        match self.user(vf) {
-            Some(user) => user.is(owner),
-            None => self.wanting.iter().any(|(who, nic)| who.is(owner) && Some(*nic) == mac),
+    /// Whether this claim is backed. A VF that a domain shows is nobody else's.
+    pub fn backs(&self, claim: &Claim) -> bool {
+        match self.user(claim.vf) {
+            Some(user) => user.is(&claim.owner),
+            None => self.wanting.iter().any(|(who, nic)| who.is(&claim.owner) && claim.is_for(nic)),
         }
     }
 }
@@ -75,8 +84,8 @@ impl Backing {
 pub struct Request<'a> {
     /// Who asks.
     pub owner: &'a Owner,
-    /// The root and the MAC of each NIC, in the VM's order.
-    pub nics: &'a [(RootName, MacAddress)],
+    /// The root and the key of each NIC, in the VM's order.
+    pub nics: &'a [(RootName, NicKey)],
     /// The map of each of these roots.
     pub maps: &'a [VfMap],
     /// VFs that must not be taken, because libvirt refused them.
@@ -92,8 +101,23 @@ pub struct Claim {
     pub vf: PciAddress,
     /// Who has it.
     pub owner: Owner,
-    /// The MAC of the NIC it is for; unknown for a domain that was found with the VF.
+    /// The position of the NIC it is for. Unknown for a domain that was found with the VF, and in a claim of a version
+    /// that knew NICs by their MAC.
+    pub position: Option<Position>,
+    /// The MAC of that NIC; unknown for a domain that was found with the VF.
     pub mac: Option<MacAddress>,
+}
+
+impl Claim {
+    /// A claim for this NIC.
+    pub fn new(owner: Owner, root: RootName, vf: PciAddress, nic: NicKey) -> Self {
+        Self { root, vf, owner, position: Some(nic.position), mac: Some(nic.mac) }
+    }
+
+    /// Whether it is for this NIC of its VM. One without a position is for every NIC with its MAC.
+    pub fn is_for(&self, nic: &NicKey) -> bool {
+        self.mac == Some(nic.mac) && self.position.is_none_or(|position| position == nic.position)
+    }
 }
 
 /// A VM that claims VFs, and what its claims say of an action on it that has not ended.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use super::process::Process;
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress};
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
 
 /// The first line of a claim; the number counts forms that an older version can't read.
 const HEADER: &str = "kvm-sriov-claim 1";
@@ -29,7 +29,10 @@ pub(super) enum Content {
 pub(super) struct Record {
     pub(super) vm: DomainName,
     pub(super) uuid: Option<DomainUuid>,
-    /// Unknown for a claim that was made for a domain found with the VF.
+    /// The NIC's place among the SR-IOV NICs of the VM. Unknown for a domain that was found with the VF, and in a claim of a
+    /// version that knew NICs by their MAC.
+    pub(super) position: Option<Position>,
+    /// The NIC's MAC, unknown for a domain that was found with the VF.
     pub(super) mac: Option<MacAddress>,
     pub(super) vf: PciAddress,
     /// The boot it was written in: no process of another boot is alive.
@@ -66,8 +69,8 @@ impl Record {
                 return Err(format!("expected \"{HEADER}\", found \"{}\"", other.unwrap_or_default().escape_debug()));
             }
         }
-        let (mut vm, mut uuid, mut mac, mut vf, mut boot, mut holder, mut image, mut unknown) =
-            (None, None, None, None, None, None, None, vec![]);
+        let (mut vm, mut uuid, mut position, mut mac, mut vf, mut boot, mut holder, mut image, mut unknown) =
+            (None, None, None, None, None, None, None, None, vec![]);
         for (index, line) in lines.enumerate() {
             let (key, value) =
                 line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
@@ -75,6 +78,10 @@ impl Record {
             match key {
                 "vm" => vm = Some(value.parse().map_err(wrong)?),
                 "uuid" => uuid = Some(value.parse().map_err(wrong)?),
+                "position" => {
+                    let number = value.parse().ok().and_then(|number| Position::new(number).ok());
+                    position = Some(number.ok_or("position: expected a number from 0 to 15")?);
+                }
                 "mac" => mac = Some(value.parse().map_err(wrong)?),
                 "vf" => vf = Some(value.parse().map_err(wrong)?),
                 "boot" => boot = Some(value.to_owned()),
@@ -91,6 +98,7 @@ impl Record {
         Ok(Self {
             vm: vm.ok_or("vm is missing")?,
             uuid,
+            position,
             mac,
             vf: vf.ok_or("vf is missing")?,
             boot: boot.ok_or("boot is missing")?,
@@ -107,6 +115,7 @@ impl Record {
             value.map_or(Ok(()), |value| writeln!(text, "{key}={value}")).unwrap_or_default();
         };
         line("uuid", self.uuid.as_ref().map(ToString::to_string));
+        line("position", self.position.map(|position| position.to_string()));
         line("mac", self.mac.map(|mac| mac.to_string()));
         line("vf", Some(self.vf.to_string()));
         line("boot", Some(self.boot.clone()));
@@ -132,6 +141,7 @@ mod tests {
         fn records_survive_printing(
             vm in "[a-zA-Z0-9 ._=-]{1,40}",
             uuid in proptest::option::of("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
+            position in proptest::option::of(0_usize..16),
             (bus, slot, function) in (any::<u8>(), 0u8..0x20, 0u8..8),
             holder in proptest::option::of((any::<u32>(), any::<u64>())),
             image in proptest::option::of("/[a-z/. ]{0,20}[a-z]"),
@@ -141,6 +151,7 @@ mod tests {
             let record = Record {
                 vm: vm.parse().unwrap(),
                 uuid: uuid.map(|uuid| uuid.parse().unwrap()),
+                position: position.map(|number| Position::new(number).unwrap()),
                 mac: None,
                 vf: PciAddress::new(0, bus, slot, function).unwrap(),
                 boot: "b".into(),
@@ -167,6 +178,7 @@ mod tests {
             ("kvm-sriov-claim 1\nvm\n", "line 2: expected key=value"),
             ("kvm-sriov-claim 1\nvm=one-1\nvf=7\nboot=x\n", "vf: expected a PCI address"),
             ("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nboot=x\nholder=1\n", "holder: "),
+            ("kvm-sriov-claim 1\nvm=one-1\nposition=16\n", "position: expected a number from 0 to 15"),
         ] {
             let Content::Unreadable { why } = Content::parse(text.as_bytes()) else { panic!("{text:?} was taken") };
             assert!(why.contains(message), "{message:?} is not in {why:?}");

@@ -22,13 +22,15 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// The state directory.
 ///
 /// ```
-/// use kvm_sriov::claims::{Backing, ClaimStore, Owner, Request};
+/// use kvm_sriov::Position;
+/// use kvm_sriov::claims::{Backing, ClaimStore, NicKey, Owner, Request};
 /// use kvm_sriov::vf_map::VfMap;
 /// let dir = tempfile::tempdir()?;
 /// let store = ClaimStore::create(&dir.path().join("vf_interfaces"))?;
 /// let map = VfMap::parse("ib0".parse()?, "ib0".as_ref(), b"0x07 0x00 0x01\n")?;
 /// let owner = Owner { vm: "one-42".parse()?, uuid: None };
-/// let nics = [("ib0".parse()?, "02:00:0a:00:00:01".parse()?)];
+/// let nic = NicKey { position: Position::new(0)?, mac: "02:00:0a:00:00:01".parse()? };
+/// let nics = [("ib0".parse()?, nic)];
 /// let request = Request { owner: &owner, nics: &nics, maps: &[map], refused: &[] };
 /// let claims = store.claim_all(&request, &Backing::default())?;
 /// assert!(store.dir().join("ib0/0").exists());
@@ -117,7 +119,10 @@ impl Judged {
         let vfs = maps.iter().flat_map(|map| map.vfs().iter().map(move |vf| (map.root(), *vf)));
         let of = |(root, vf): (&RootName, PciAddress)| {
             let owner = backing.user(vf)?.clone();
-            Some(Claim { root: root.clone(), vf, owner, mac: backing.nics.get(&vf).copied() })
+            Some(match backing.nics.get(&vf) {
+                Some(nic) => Claim::new(owner, root.clone(), vf, *nic),
+                None => Claim { root: root.clone(), vf, owner, position: None, mac: None },
+            })
         };
         let missing = vfs
             .filter(|(root, vf)| first(root, *vf) && !is_claimed(*vf))
@@ -143,6 +148,7 @@ impl Record {
         Self {
             vm: claim.owner.vm.clone(),
             uuid: claim.owner.uuid.clone(),
+            position: claim.position,
             mac: claim.mac,
             vf: claim.vf,
             boot: process::boot_id(),
@@ -153,7 +159,7 @@ impl Record {
     }
 
     fn claim(&self, root: &RootName) -> Claim {
-        Claim { root: root.clone(), vf: self.vf, owner: self.owner(), mac: self.mac }
+        Claim { root: root.clone(), vf: self.vf, owner: self.owner(), position: self.position, mac: self.mac }
     }
 }
 
@@ -285,12 +291,12 @@ impl ClaimStore {
         users.extend(backing.devices.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
         users.extend(entries.iter().filter_map(|entry| Some((entry.vf_by(request.maps)?, entry.user()))));
         let mut chosen = Vec::new();
-        for (root, mac) in request.nics {
+        for (root, nic) in request.nics {
             let map = map_of(request.maps, root)?;
             let vf =
                 map.vfs().iter().find(|vf| !users.contains_key(vf)).ok_or_else(|| exhausted(map, request, &users))?;
             users.insert(*vf, request.owner.vm.to_string());
-            chosen.push(Claim { root: root.clone(), vf: *vf, owner: request.owner.clone(), mac: Some(*mac) });
+            chosen.push(Claim::new(request.owner.clone(), root.clone(), *vf, *nic));
         }
         self.put_in_place(&entries, request.maps)?;
         for (written, claim) in chosen.iter().enumerate() {
@@ -478,7 +484,7 @@ impl ClaimStore {
         let stale = match &entry.content {
             // An image that was not finished may hold the VM: reconciliation looks at it first.
             Content::Ours(record) => {
-                !record.is_held() && record.image.is_none() && !backing.backs(&record.owner(), record.vf, record.mac)
+                !record.is_held() && record.image.is_none() && !backing.backs(&record.claim(&entry.root))
             }
             Content::Original => self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none()),
             Content::Unreadable { .. } => false,
@@ -547,7 +553,14 @@ impl ClaimStore {
         let index = index.ok_or_else(|| ClaimError::NoMap { root: claim.root.clone() })?;
         let path = self.path(&claim.root, index);
         safe::make_dir(&self.dir.join(claim.root.as_str()))?;
-        safe::write(&path, Record::of(claim, holder).to_text().as_bytes(), replace)
+        let mut record = Record::of(claim, holder);
+        if let (true, Ok(Some((bytes, _)))) = (replace, safe::read(&path)) {
+            match Content::parse(&bytes) {
+                Content::Ours(old) if old.claim(&claim.root).owner.is(&claim.owner) => record.unknown = old.unknown,
+                _ => {}
+            }
+        }
+        safe::write(&path, record.to_text().as_bytes(), replace)
     }
 
     /// Removes the file of a claim, whatever number it has by now.
@@ -637,7 +650,9 @@ fn remove_file(path: &Path) -> Result<(), ClaimError> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+    use super::super::NicKey;
     use super::*;
+    use crate::Position;
 
     #[test]
     fn what_was_released_since_libvirt_was_asked_is_not_adopted() {
@@ -645,7 +660,8 @@ mod tests {
         let store = ClaimStore::create(&dir.path().join("vf_interfaces")).unwrap();
         let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), b"0x07 0x00 0x01\n").unwrap()];
         let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
-        let nics = [("ib0".parse().unwrap(), "02:00:0a:00:00:01".parse().unwrap())];
+        let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
+        let nics = [("ib0".parse().unwrap(), nic)];
         let request = Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] };
         let claims = store.claim_all(&request, &Backing::default()).unwrap();
         store.commit(&claims, &maps).unwrap();
@@ -661,5 +677,41 @@ mod tests {
         let repairs = store.recover(&[], &backing, &maps).unwrap();
         let [Repair::Adopted(claim)] = &repairs[..] else { panic!("{repairs:?}") };
         assert_eq!((claim.vf, &claim.owner), (claims[0].vf, &owner));
+    }
+
+    #[test]
+    fn a_claim_is_for_the_nic_at_its_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ClaimStore::create(&dir.path().join("vf_interfaces")).unwrap();
+        let text = b"0x07 0x00 0x01\n0x07 0x00 0x02\n0x07 0x00 0x03\n0x07 0x00 0x04\n";
+        let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), text).unwrap()];
+        let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
+        let mac = "02:00:0a:00:00:01".parse().unwrap();
+        let at = |number| NicKey { position: Position::new(number).unwrap(), mac };
+        let nics = [0, 1, 2].map(|number| ("ib0".parse().unwrap(), at(number)));
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] };
+        let claims = store.claim_all(&request, &Backing::default()).unwrap();
+        store.commit(&claims, &maps).unwrap();
+
+        // The first shows its VF, the second waits for one, the third is not wanted any more: all have one MAC.
+        let devices = BTreeMap::from([(claims[0].vf, owner.clone())]);
+        let nics = BTreeMap::from([(claims[0].vf, at(0))]);
+        let backing = Backing { devices, nics, wanting: vec![(owner.clone(), at(1))] };
+        let repairs = store.recover(&store.entries().unwrap(), &backing, &maps).unwrap();
+        assert_eq!(repairs, [Repair::Freed(claims[2].clone())]);
+        assert_eq!(store.claims_of(&owner).unwrap(), claims[..2]);
+
+        // As a version wrote it that knew NICs by their MAC; and a line of a later one.
+        let path = store.dir().join("ib0/1");
+        let text = fs::read_to_string(&path).unwrap();
+        let old = text.replace("position=1\n", "later=x\n");
+        assert_ne!(old, text);
+        fs::write(&path, old).unwrap();
+        assert_eq!(store.recover(&store.entries().unwrap(), &backing, &maps).unwrap(), []);
+        let claim = store.claims_of(&owner).unwrap().remove(1);
+        assert_eq!((claim.position, claim.mac), (None, Some(mac)));
+        store.commit(&claims[..2], &maps).unwrap();
+        assert_eq!(store.claims_of(&owner).unwrap(), claims[..2]);
+        assert!(fs::read_to_string(&path).unwrap().contains("later=x\n"));
     }
 }

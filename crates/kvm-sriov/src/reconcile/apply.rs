@@ -227,7 +227,7 @@ impl Work<'_, '_> {
 
     /// Releases what the VM claims of this VF.
     fn release(&self, vf: PciAddress) -> Result<(), Cause> {
-        self.vm.free(|_, claimed| claimed == vf)
+        self.vm.free(|claim| claim.vf == vf)
     }
 
     /// Makes the claims say what the domain shows.
@@ -244,7 +244,7 @@ impl Work<'_, '_> {
         let owner = vm.owner();
         let is_wrong = |claimant: &Claimant, claim: &Claim| {
             if claimant.owner.is(&owner) {
-                claim.mac == Some(nic.mac) && claim.vf != device.vf && !vm.live.vfs().any(|vf| vf == claim.vf)
+                claim.is_for(&nic.key()) && claim.vf != device.vf && !vm.live.vfs().any(|vf| vf == claim.vf)
             } else {
                 claim.vf == device.vf && !claimant.held
             }
@@ -254,7 +254,7 @@ impl Work<'_, '_> {
                 claimant.claims.iter().filter(|claim| is_wrong(&claimant, claim)).cloned().collect();
             vm.store.release(&wrong)?;
         }
-        let claim = Claim { root: nic.root.clone(), vf: device.vf, owner, mac: Some(nic.mac) };
+        let claim = Claim::new(owner, nic.root.clone(), device.vf, nic.key());
         vm.store.commit(std::slice::from_ref(&claim), &maps)?;
         vm.host.journal().vf(vm.action, &vm.domain.name, &claim.root, claim.vf, "adopted");
         Ok(())

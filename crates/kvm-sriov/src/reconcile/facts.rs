@@ -293,7 +293,7 @@ fn wanted_nic(
     claimants: &[Claimant],
 ) -> Nic {
     let device = live.device_of(nic);
-    let mut of_nic = own.into_iter().flat_map(|own| &own.claims).filter(|claim| claim.mac == Some(nic.mac)).peekable();
+    let mut of_nic = own.into_iter().flat_map(|own| &own.claims).filter(|claim| claim.is_for(&nic.key())).peekable();
     let has_other = of_nic.peek().is_some();
     let claim = match device {
         None if has_other => Claimed::Own,
@@ -334,7 +334,7 @@ fn spare(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>) -> Vec<PciA
     let claims = own.into_iter().flat_map(|claimant| &claimant.claims);
     claims
         .filter(|claim| !live.vfs().any(|vf| vf == claim.vf))
-        .filter(|claim| !wanted.nics.iter().any(|nic| claim.mac == Some(nic.mac)))
+        .filter(|claim| !wanted.nics.iter().any(|nic| claim.is_for(&nic.key())))
         .map(|claim| claim.vf)
         .collect()
 }

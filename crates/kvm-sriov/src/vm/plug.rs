@@ -100,12 +100,17 @@ impl Vm<'_> {
         let in_use: Vec<PciAddress> = self.live.vfs().collect();
         let mut own = self.store.claims_of(&owner)?;
         own.retain(|claim| !refused.contains(&claim.vf) && !in_use.contains(&claim.vf));
-        let of = |nic: &WantedNic| own.iter().find(|claim| claim.root == nic.root && claim.mac == Some(nic.mac));
-        let lacking: Vec<_> = nics.iter().filter(|nic| of(nic).is_none()).collect();
-        let mut fresh = if lacking.is_empty() {
+        // Each claim is one NIC's, also where it does not say which of two with the same MAC.
+        let mut claimed = |nic: &WantedNic| {
+            let at = own.iter().position(|claim| claim.root == nic.root && claim.is_for(&nic.key()))?;
+            Some(own.swap_remove(at))
+        };
+        let claims: Vec<(&WantedNic, Option<Claim>)> = nics.iter().map(|nic| (nic, claimed(nic))).collect();
+        let lacking = || claims.iter().filter(|(_, claim)| claim.is_none()).map(|(nic, _)| nic);
+        let asked: Vec<_> = lacking().map(|nic| (nic.root.clone(), nic.key())).collect();
+        let mut fresh = if asked.is_empty() {
             Vec::new()
         } else {
-            let asked: Vec<_> = lacking.iter().map(|nic| (nic.root.clone(), nic.mac)).collect();
             let backing = self.host.recover(&self.store, maps, self.action)?;
             let request = Request { owner: &owner, nics: &asked, maps, refused: &refused };
             let claims = self.store.claim_all(&request, &backing)?;
@@ -115,7 +120,7 @@ impl Vm<'_> {
             claims
         }
         .into_iter();
-        Ok(nics.iter().filter_map(|nic| of(nic).cloned().or_else(|| fresh.next())).collect())
+        Ok(claims.into_iter().filter_map(|(_, claim)| claim.or_else(|| fresh.next())).collect())
     }
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {

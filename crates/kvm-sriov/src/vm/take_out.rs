@@ -1,6 +1,7 @@
 //! Devices that leave a VM for good.
 
 use super::{Outcome, Vm};
+use crate::claims::Claim;
 use crate::error::Cause;
 use crate::xml::WantedNic;
 use crate::{MacAddress, PciAddress, Position};
@@ -45,13 +46,14 @@ impl Vm<'_> {
                 is_known |= self.live.device_of(nic).is_some();
                 let devices = self.devices_of(nic);
                 self.take_out(&devices)?;
+                self.live.forget(&aliases(&devices));
             }
             // With the domain its devices are gone.
             Err(Cause::Absent { .. }) => is_known = true,
             Err(cause) => return Err(cause),
         }
         if is_known {
-            self.free(|mac, _| mac == Some(nic.mac))?;
+            self.free_nic(nic)?;
         }
         Ok(is_known)
     }
@@ -100,12 +102,17 @@ impl Vm<'_> {
         Some(Cause::DeviceNotReleased { vm: vm(), device, seconds, outcome: outcome.clone() })
     }
 
+    /// Releases what the VM claims for a NIC that it has no more.
+    pub(crate) fn free_nic(&self, nic: &WantedNic) -> Result<(), Cause> {
+        // A claim that does not say for which of two NICs with its MAC it is may be the other's.
+        let shows = |vf| self.live.vfs().any(|shown| shown == vf);
+        self.free(|claim| claim.is_for(&nic.key()) && !shows(claim.vf))
+    }
+
     /// Releases those claims of the VM that are meant, and says so in the journal.
-    ///
-    /// * `meant` - by the NIC's MAC and the VF
-    pub(crate) fn free(&self, meant: impl Fn(Option<MacAddress>, PciAddress) -> bool) -> Result<(), Cause> {
+    pub(crate) fn free(&self, meant: impl Fn(&Claim) -> bool) -> Result<(), Cause> {
         let mut claims = self.store.claims_of(&self.owner())?;
-        claims.retain(|claim| meant(claim.mac, claim.vf));
+        claims.retain(meant);
         self.store.release(&claims)?;
         for claim in &claims {
             log::info!("VF {} of {} is free", claim.vf, claim.root);

@@ -11,6 +11,7 @@ use super::{
     Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children, content,
     decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
 };
+use crate::claims::NicKey;
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
 /// The domain XML of a VM that is to be started, as OpenNebula wrote it.
@@ -59,6 +60,13 @@ pub struct SriovNic {
     pub target: Option<String>,
     /// The place in the boot order, from 1: the host device gets it.
     pub boot_order: Option<u32>,
+}
+
+impl SriovNic {
+    /// What tells it from the VM's other NICs.
+    pub fn key(&self) -> NicKey {
+        NicKey { position: self.position, mac: self.mac }
+    }
 }
 
 /// What one SR-IOV NIC becomes.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use roxmltree::Node;
 
 use super::{Escaped, Place, VmNic, XmlError, attribute, decimal, parse, position, required};
+use crate::claims::NicKey;
 use crate::order::ascending;
 use crate::pci::ParseError;
 use crate::{MacAddress, PciAddress, Position, RootName};
@@ -213,6 +214,11 @@ impl WantedNic {
             dummy: None,
             kept: Kept::default(),
         }
+    }
+
+    /// What tells it from the VM's other NICs.
+    pub fn key(&self) -> NicKey {
+        NicKey { position: self.position, mac: self.mac }
     }
 
     /// NICs in the order of their positions.
