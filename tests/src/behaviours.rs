@@ -12,6 +12,7 @@ use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, Lib
 use kvm_sriov::xml::{Kept, LiveDomain, LiveHostdev, Mode, Wanted, WantedNic, alias_of, hostdev_of};
 use kvm_sriov::{PciAddress, Position};
 
+use crate::CALL_LIMIT;
 use crate::vm::Vm;
 
 /// A host with VFs, and guests on it.
@@ -242,7 +243,7 @@ fn plug(rig: &dyn Rig, domain: &DomainRef, number: u8, vf: PciAddress) -> Result
 fn attach(rig: &dyn Rig, domain: &DomainRef, device: &str) -> Result<(), LibvirtError> {
     let begin = Instant::now();
     loop {
-        match rig.libvirt().attach(domain, device) {
+        match rig.libvirt().attach(domain, device, CALL_LIMIT) {
             Err(error) if error.text().contains("Permission denied") && begin.elapsed() < rig.patience() => {}
             other => return other,
         }
@@ -373,8 +374,8 @@ fn a_disk_has_a_target_and_a_size_of_its_own(rig: &dyn Rig, domain: &DomainRef) 
         let driver = "<driver name='qemu' type='raw'/>";
         format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdb'/></disk>", file.display())
     };
-    rig.libvirt().attach(domain, &disk("one")).unwrap();
-    refused(rig.libvirt().attach(domain, &disk("two")), 27, &["target 'vdb' duplicated"]);
+    rig.libvirt().attach(domain, &disk("one"), CALL_LIMIT).unwrap();
+    refused(rig.libvirt().attach(domain, &disk("two"), CALL_LIMIT), 27, &["target 'vdb' duplicated"]);
     let shown = live(rig, domain);
     let shown = shown.disk("vdb").unwrap();
     assert!(shown.source.as_deref().unwrap().ends_with("/one") && shown.alias.is_some(), "{shown:?}");
@@ -388,7 +389,7 @@ fn a_disk_is_copied_and_switched(rig: &dyn Rig, domain: &DomainRef) {
     let driver = "<driver name='qemu' type='raw'/>";
     let disk =
         format!("<disk type='file' device='disk'>{driver}<source file='{}'/><target dev='vdc'/></disk>", old.display());
-    rig.libvirt().attach(domain, &disk).unwrap();
+    rig.libvirt().attach(domain, &disk, CALL_LIMIT).unwrap();
     let shows = || live(rig, domain).disk("vdc").map(|disk| (disk.file.clone(), disk.mirror.clone())).unwrap();
     let copy = || {
         let xml = live(rig, domain).disk("vdc").unwrap().copy_into(&new);
@@ -474,7 +475,7 @@ fn without_a_job_nothing_is_aborted(rig: &dyn Rig, domain: &DomainRef) {
 
 fn a_domain_is_there_once(rig: &dyn Rig, domain: &DomainRef) {
     let text = rig.libvirt().live_xml(domain).unwrap().unwrap();
-    refused(rig.libvirt().create(&text), 55, &["already active", domain.name.as_str()]);
+    refused(rig.libvirt().create(&text, CALL_LIMIT), 55, &["already active", domain.name.as_str()]);
     refused(rig.libvirt().resume(domain), 55, &["already running"]);
 }
 

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 /// How long something may take that takes milliseconds.
 const MOMENT: Duration = Duration::from_secs(60);
 
+/// How long a call to libvirt may take that a test makes itself.
+pub const CALL_LIMIT: Duration = MOMENT;
+
 /// Waits until something is so that is so in a moment: a test that waits in vain fails, and says what for.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {

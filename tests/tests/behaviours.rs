@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvm_sriov::PciAddress;
 use kvm_sriov::libvirt::{DomainRef, Hypervisor};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::behaviours::{self, Rig};
 use kvm_sriov_tests::model::Guest;
 use kvm_sriov_tests::model::host::ModelHost;
@@ -27,7 +28,7 @@ impl Rig for ModelRig {
     fn start(&self, vm: &Vm) -> DomainRef {
         let guest = if vm.has_guest() { Guest::default() } else { Guest::Silent };
         self.host.model().set_guest(&vm.name(), guest);
-        self.libvirt().create(&self.host.deployment(vm)).unwrap()
+        self.libvirt().create(&self.host.deployment(vm), CALL_LIMIT).unwrap()
     }
 
     fn vfs(&self) -> [PciAddress; 3] {

@@ -9,6 +9,7 @@ use std::thread;
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::reconcile::Verdict;
 use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
 use kvm_sriov_tests::model::faults::Fault;
@@ -371,7 +372,7 @@ fn a_foreign_device_is_refused_before_anything_leaves() {
     ] {
         let host = a_running_vm();
         let id: DeployId = vm().uuid().parse().unwrap();
-        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &foreign).unwrap();
+        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &foreign, CALL_LIMIT).unwrap();
         let before = host.portrait();
         host.faults().disarm();
         let saved = save(&host).unwrap_err().to_string();

@@ -17,6 +17,7 @@ use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, Snapshots};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::MOST_CALLS;
 use kvm_sriov_tests::model::faults::Fault;
@@ -410,14 +411,14 @@ fn what_cannot_move_is_refused_before_the_destination_is_asked() {
                slot='0x00' function='0x4'/></source></hostdev>";
     let plug = |hosts: &[ModelHost; 2]| {
         let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
-        hosts[0].model().attach(&domain, gpu).unwrap();
+        hosts[0].model().attach(&domain, gpu, CALL_LIMIT).unwrap();
     };
     refused(&plug, "one-42 also has host device 0000:07:00.4, which can't be migrated");
     let ours = "<interface type='hostdev' managed='yes'><source><address type='pci' domain='0x0000' bus='0x08' \
                 slot='0x00' function='0x4'/></source></interface>";
     let plug = |hosts: &[ModelHost; 2]| {
         let domain = hosts[0].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
-        hosts[0].model().attach(&domain, ours).unwrap();
+        hosts[0].model().attach(&domain, ours, CALL_LIMIT).unwrap();
     };
     refused(&plug, "one-42 also has host device 0000:08:00.4, which can't be migrated");
     let paused = "one-42 is paused, so its guest can't release a device; resume it first";
@@ -777,4 +778,45 @@ fn two_vms_swap_their_hosts_at_once() {
     });
     assert!(hosts[1].domain("one-50").is_some() && hosts[0].domain("one-51").is_some());
     hosts.check();
+}
+
+#[test]
+fn what_pins_all_of_a_guests_memory_may_take_as_long_as_that_takes() {
+    let here = ModelHost::default();
+    let there = here.beside("host2", 4);
+    let vm = Vm::new(42).memory(512 * 1024).nic("sriov_ib0");
+    let id: DeployId = vm.uuid().parse().unwrap();
+    // SRIOV_CALL_TIMEOUT is 2 s here.
+    let is_enough = |host: &ModelHost, what: &str| {
+        let limits = host.faults().limits();
+        assert!(!limits.is_empty(), "{what}");
+        assert!(limits.iter().all(|limit| *limit == Duration::from_secs(2 + 2 * 512)), "{what}: {limits:?}");
+        host.faults().disarm();
+    };
+    deploy(&here, &vm);
+    is_enough(&here, "deploy");
+    let nic = actions::NicArgs {
+        mac: vm.mac(1).parse().unwrap(),
+        bridge: Some("sriov_ib1".into()),
+        model: None,
+        vn_mad: None,
+        target: None,
+    };
+    actions::attach_nic(&here.host(), &id, &nic, None).unwrap();
+    is_enough(&here, "attach_nic");
+    let checkpoint = here.vm_dir(&vm).join("checkpoint");
+    actions::save(&here.host(), &id, &checkpoint, None).unwrap();
+    actions::restore(&here.host(), &checkpoint, None).unwrap();
+    is_enough(&here, "restore");
+    let name = actions::snapshot_create(&here.host(), &id, 0, None).unwrap();
+    is_enough(&here, "snapshot_create");
+    actions::snapshot_revert(&here.host(), &id, &name, None).unwrap();
+    is_enough(&here, "snapshot_revert");
+    let domain = here.model().find(&id).unwrap().unwrap();
+    here.model().detach_alias(&domain, "ua-sriov-0").unwrap();
+    until("the VF left", || !here.domain("one-42").unwrap().shows("ua-sriov-0"));
+    here.reconcile().unwrap();
+    is_enough(&here, "reconcile");
+    migrate(&here, &there, &vm).unwrap();
+    is_enough(&there, "migrate");
 }

@@ -6,6 +6,7 @@ use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, HostState};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
 use kvm_sriov_tests::model::faults::Fault;
@@ -576,7 +577,7 @@ fn of_two_nics_with_one_mac_the_named_one_leaves() {
         let twin = format!(
             "<interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><target dev='{target}'/></interface>"
         );
-        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &twin).unwrap();
+        host.model().attach(&host.model().find(&id).unwrap().unwrap(), &twin, CALL_LIMIT).unwrap();
     }
     let targets = || -> Vec<Option<String>> {
         host.domain("one-42").unwrap().interfaces.into_iter().map(|interface| interface.target).collect()
@@ -604,7 +605,7 @@ fn of_the_driver_of_2013(host: &ModelHost) {
         ),
         1,
     );
-    host.model().create(&xml).unwrap();
+    host.model().create(&xml, CALL_LIMIT).unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ use kvm_sriov::reconcile::{
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{PciAddress, Position, actions};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
@@ -752,7 +753,7 @@ fn every_row_of_what_is_gone_comes_true() {
             "outlived" => {
                 let xml =
                     "<domain type='qemu'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
-                host.model().create(xml).unwrap();
+                host.model().create(xml, CALL_LIMIT).unwrap();
             }
             "unreadable" => {
                 fs::remove_file(&path).unwrap();

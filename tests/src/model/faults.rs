@@ -59,6 +59,7 @@ enum Which {
 #[derive(Default)]
 struct Book {
     calls: Vec<&'static str>,
+    limits: Vec<Duration>,
     armed: Option<(Which, Fault)>,
     fired: bool,
     dead: bool,
@@ -135,6 +136,11 @@ impl Faults {
     /// The calls since counting began, in order, by their names in the trait.
     pub fn calls(&self) -> Vec<&'static str> {
         self.book().calls.clone()
+    }
+
+    /// The limits of the calls that pin memory since counting began: the start of a domain, and each host device that is plugged in.
+    pub fn limits(&self) -> Vec<Duration> {
+        self.book().limits.clone()
     }
 
     /// How many calls of this name were made since counting began.
@@ -245,8 +251,9 @@ impl Hypervisor for Faults {
         self.call("migratable_xml", |inner| inner.migratable_xml(domain))
     }
 
-    fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
-        self.call("create", |inner| inner.create(xml))
+    fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError> {
+        self.book().limits.push(limit);
+        self.call("create", |inner| inner.create(xml, limit))
     }
 
     fn destroy(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
@@ -293,8 +300,11 @@ impl Hypervisor for Faults {
         self.call("watch", |inner| inner.watch(domain))
     }
 
-    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
-        self.call("attach", |inner| inner.attach(domain, device_xml))
+    fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {
+        if device_xml.contains("<hostdev") {
+            self.book().limits.push(limit);
+        }
+        self.call("attach", |inner| inner.attach(domain, device_xml, limit))
     }
 
     fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {

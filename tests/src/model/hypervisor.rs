@@ -95,7 +95,7 @@ impl Hypervisor for Model {
         found.ok_or_else(|| refusal::no_domain(domain.uuid.as_str()))
     }
 
-    fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
+    fn create(&self, xml: &str, _limit: Duration) -> Result<DomainRef, LibvirtError> {
         let mut world = self.enter()?;
         let token = world.token();
         let uuid = format!("00000000-0000-4000-8000-{token:012x}").parse().map_err(|_| refusal::internal("uuid"))?;
@@ -205,7 +205,7 @@ impl Hypervisor for Model {
         Ok(Events::new(receiver, Box::new(subscription)))
     }
 
-    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
+    fn attach(&self, domain: &DomainRef, device_xml: &str, _limit: Duration) -> Result<(), LibvirtError> {
         let device = Element::parse(device_xml);
         let device = device.map_err(|error| refusal::xml(format!("(device_definition): {error}")))?;
         let mut world = self.enter()?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kvm_sriov::PciAddress;
 use kvm_sriov::libvirt::{DomainRef, Hypervisor, Libvirt};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::behaviours::{self, Rig};
 use kvm_sriov_tests::lab::{ForwardedLibvirt, LabHost, SOON};
 use kvm_sriov_tests::vm::Vm;
@@ -39,7 +40,7 @@ impl Rig for LabRig {
     }
 
     fn start(&self, vm: &Vm) -> DomainRef {
-        let domain = self.libvirt.create(&vm.deployment()).unwrap();
+        let domain = self.libvirt.create(&vm.deployment(), CALL_LIMIT).unwrap();
         if vm.has_guest() {
             shows(self.host, vm, 1, GUEST_BOOT);
         }

@@ -54,7 +54,8 @@ pub fn attach_disk(
     }
     let xml = disk.to_xml(&place, target, &|name| host.kvmrc().disk_default(name));
     let is_in = || Ok(is_in(&vm::read(host, domain)?));
-    device::plug(host, ACTION, domain, &Device { xml: &xml, what: &what, undo: "detach_disk", is_in: &is_in })
+    let device = Device { xml: &xml, what: &what, undo: "detach_disk", memory_kib: 0, is_in: &is_in };
+    device::plug(host, ACTION, domain, &device)
 }
 
 /// A file that is a link, as the disks of some datastores are: the image is what libvirt must lock and label.

@@ -125,7 +125,14 @@ fn as_stock(
     }
     let (xml, what) = (xml(live), format!("attach NIC to {}", domain.name));
     let is_in = || Ok(shows(&vm::read(host, domain)?));
-    device::plug(host, ACTION, domain, &Device { xml: &xml, what: &what, undo: "detach_nic", is_in: &is_in })
+    // A PCI device has all of it pinned.
+    let memory_kib = live.memory_kib;
+    device::plug(
+        host,
+        ACTION,
+        domain,
+        &Device { xml: &xml, what: &what, undo: "detach_nic", memory_kib, is_in: &is_in },
+    )
 }
 
 /// Plugs in a VF and its dummy.

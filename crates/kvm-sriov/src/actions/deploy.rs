@@ -106,8 +106,9 @@ impl Start<'_> {
     }
 
     fn create(&self, xml: &str) -> Result<DomainRef, Cause> {
+        let limit = self.host.call_limit(self.deployment.memory_kib());
         self.host
-            .past_udev(|| self.host.hypervisor().create(xml))
+            .past_udev(|| self.host.hypervisor().create(xml, limit))
             .map_err(|source| Cause::Call { what: format!("create domain from {}", self.file.display()), source })
     }
 

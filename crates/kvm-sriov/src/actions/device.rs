@@ -17,6 +17,8 @@ pub(super) struct Device<'a> {
     pub(super) what: &'a str,
     /// Who takes it out when it is not known whether it came in.
     pub(super) undo: &'static str,
+    /// How much of the domain's memory QEMU touches or pins for it, in KiB.
+    pub(super) memory_kib: u64,
     /// Whether the domain has it.
     pub(super) is_in: &'a dyn Fn() -> Result<bool, Cause>,
 }
@@ -31,7 +33,7 @@ pub(super) fn plug(
     domain: &DomainRef,
     device: &Device<'_>,
 ) -> Result<(), ActionError> {
-    let plugged = host.hypervisor().attach(domain, device.xml);
+    let plugged = host.hypervisor().attach(domain, device.xml, host.call_limit(device.memory_kib));
     // Whatever the call said: only the live XML tells.
     let there = host.patiently(device.is_in);
     let in_doubt = |cause| {

@@ -143,7 +143,8 @@ impl Resizing<'_> {
         let xml = before.dimm_of(kib);
         let what = self.what_memory(before.memory_kib.saturating_add(kib));
         let is_in = || Ok(self.sizes()?.memory_kib > before.memory_kib);
-        let device = Device { xml: &xml, what: &what, undo: "a resize to the old size", is_in: &is_in };
+        let device =
+            Device { xml: &xml, what: &what, undo: "a resize to the old size", memory_kib: kib, is_in: &is_in };
         device::plug(self.host, ACTION, self.domain, &device)
     }
 

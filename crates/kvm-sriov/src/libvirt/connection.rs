@@ -77,7 +77,12 @@ impl Patience {
 
     /// How long the next call may take.
     fn left(self) -> Duration {
-        self.end.map_or(self.call, |end| self.call.min(end.saturating_duration_since(Instant::now())))
+        self.left_of(self.call)
+    }
+
+    /// How long a call may take that has its own limit.
+    fn left_of(self, limit: Duration) -> Duration {
+        self.end.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
     }
 
     /// How long it may take to let something go.
@@ -153,7 +158,16 @@ impl Libvirt {
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
     {
-        self.boxed_call(name, Box::new(work))
+        self.boxed_call(name, self.patience.left(), Box::new(work))
+    }
+
+    /// As [`Libvirt::call`], with a limit of its own.
+    fn call_within<T, F>(&self, limit: Duration, name: &'static str, work: F) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+    {
+        self.boxed_call(name, self.patience.left_of(limit), Box::new(work))
     }
 
     /// The part of [`Libvirt::call`] that is the same for all calls of one type: programs are copied to every host, so they are
@@ -161,10 +175,11 @@ impl Libvirt {
     fn boxed_call<T: Send + 'static>(
         &self,
         name: &'static str,
+        limit: Duration,
         work: On<Connect, T, LibvirtError>,
     ) -> Result<T, LibvirtError> {
         let line = Arc::clone(&self.line);
-        with_deadline(name, self.patience.left(), move || {
+        with_deadline(name, limit, move || {
             let connection = line.connection()?;
             work(&connection.connect).map_err(|error| connection.judge(error))
         })
@@ -647,9 +662,9 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError> {
+    fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError> {
         let xml = xml.to_owned();
-        self.call("virDomainCreateXML", move |connect| {
+        self.call_within(limit, "virDomainCreateXML", move |connect| {
             reference(&connect.create_domain_xml(&xml, sys::VIR_DOMAIN_NONE)?)
         })
     }
@@ -749,10 +764,11 @@ impl Hypervisor for Libvirt {
         Ok(Events::new(receiver, Box::new(subscription)))
     }
 
-    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
-        let xml = device_xml.to_owned();
-        self.on_domain("virDomainAttachDeviceFlags", domain, move |domain| {
-            domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
+    fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {
+        let (uuid, xml) = (domain.uuid.to_string(), device_xml.to_owned());
+        self.call_within(limit, "virDomainAttachDeviceFlags", move |connect| {
+            let domain = connect.lookup_domain_by_uuid_string(&uuid)?;
+            Ok(domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)?)
         })
     }
 

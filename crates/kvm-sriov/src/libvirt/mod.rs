@@ -217,7 +217,9 @@ pub trait Hypervisor: Send + Sync {
     fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError>;
     /// Creates and starts a transient domain. Without validation: OpenNebula writes several `<devices>` blocks, which
     /// libvirt reads and its schema does not allow.
-    fn create(&self, xml: &str) -> Result<DomainRef, LibvirtError>;
+    ///
+    /// * `limit` - how long it may take, such as [`Host::call_limit`](crate::Host::call_limit) of the domain's memory
+    fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError>;
     /// Ends a domain at once.
     fn destroy(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
     /// Presses the power button.
@@ -244,7 +246,10 @@ pub trait Hypervisor: Send + Sync {
     /// watchers of a domain each get all of them.
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError>;
     /// Plugs a device into a running domain. `Ok` means "done", and is to be verified.
-    fn attach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
+    ///
+    /// * `limit` - how long it may take, such as [`Host::call_limit`](crate::Host::call_limit) of the memory that QEMU pins for the
+    ///   device: all of the domain's for a host device
+    fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError>;
     /// Asks the guest to release the device with this alias. `Ok` means "asked".
     fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError>;
     /// Takes out the device that this XML describes, for devices that have no alias of their own to name.

@@ -29,7 +29,7 @@ impl TestDomain {
 
     fn at(uri: &str, name: &str) -> Self {
         let libvirt = Libvirt::open(uri, TIMEOUT).unwrap();
-        let domain = libvirt.create(&xml(name)).unwrap();
+        let domain = libvirt.create(&xml(name), TIMEOUT).unwrap();
         let other = Connect::open(Some(uri)).unwrap().lookup_domain_by_name(name).unwrap();
         Self { libvirt, domain, other }
     }
@@ -229,7 +229,7 @@ fn what_the_test_driver_has_and_what_it_lacks() {
     let hostdev = "<hostdev mode='subsystem' type='pci' managed='yes'><source>\
                    <address domain='0x0000' bus='0x07' slot='0x00' function='0x3'/></source>\
                    <alias name='ua-sriov-0'/></hostdev>";
-    match libvirt.attach(domain, hostdev) {
+    match libvirt.attach(domain, hostdev, TIMEOUT) {
         Ok(()) => assert!(libvirt.live_xml(domain).unwrap().unwrap().contains("ua-sriov-0")),
         // Before libvirt 10 the test driver has none of it.
         Err(error) => assert_eq!(error.code(), no_support, "{error}"),

@@ -66,7 +66,7 @@ pub struct Options {
     /// Only say what would be done. Takes no lock and writes nothing.
     pub dry_run: bool,
     /// After this time nothing new is begun. A call to libvirt that is in flight then may take as long as the host lets it:
-    /// SRIOV_CALL_TIMEOUT, or less with [`Host::open_lenient_until`].
+    /// [`Host::call_limit`], or less with [`Host::open_lenient_until`].
     pub timeout: Duration,
 }
 
@@ -270,7 +270,7 @@ fn locked(mut report: VmReport) -> VmReport {
 /// It can't be put right; what was put right until then is right. A VM that is in doubt, or in whose open operation
 /// somebody else has a part, was not touched.
 pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
-    let until = Instant::now() + vm.host.kvmrc().call_timeout();
+    let until = Instant::now() + vm.host.call_limit(vm.live.memory_kib);
     let report = apply::mend(vm, until, Elsewhere::Unknown)?;
     if report.is_gone || report.done.contains(&Repair::Destroy) {
         return Err(Cause::Absent { id: vm.domain.name.to_string() });

@@ -57,7 +57,7 @@ impl Vm<'_> {
     /// # Errors
     /// It is not there, unless libvirt did not answer: then it is not known.
     pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, mac: MacAddress, xml: &str) -> Result<(), Cause> {
-        let attached = self.host.hypervisor().attach(&self.domain, xml);
+        let attached = self.host.hypervisor().attach(&self.domain, xml, self.host.call_limit(0));
         // Whatever the call said: only the live XML tells.
         self.live = self.host.patiently(|| super::read(self.host, &self.domain))?;
         if self.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac) {

@@ -125,7 +125,8 @@ impl Vm<'_> {
 
     fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
         let device = hostdev_of(nic, vf);
-        let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device));
+        let limit = self.host.call_limit(self.live.memory_kib);
+        let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device, limit));
         let Err(error) = plugged else { return Ok(()) };
         // Whatever the call said: only the live XML tells.
         let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
