@@ -436,7 +436,12 @@ fn a_vm_without_vfs_is_saved_and_restored_although_the_answer_was_lost() {
 /// A domain that can't be changed just now says nothing of its VFs: none is given away.
 #[test]
 fn a_busy_domain_keeps_its_claims() {
-    for kind in [LibvirtErrorKind::DomainBusy, LibvirtErrorKind::NoTime, LibvirtErrorKind::Unreachable] {
+    for kind in [
+        LibvirtErrorKind::DomainBusy,
+        LibvirtErrorKind::NoTime,
+        LibvirtErrorKind::NoThread,
+        LibvirtErrorKind::Unreachable,
+    ] {
         let host = a_running_vm();
         let claims = host.claims();
         host.model().set_course(Course::Fails);

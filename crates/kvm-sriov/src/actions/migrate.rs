@@ -293,16 +293,22 @@ impl<'a> Departure<'a> {
         if let Some(cause) = self.reason_to_stop() {
             return Err(cause);
         }
-        self.is_under_way = true;
         let domain = self.traveller.domain().clone();
         let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
         // Nothing is sent: the channel ends with the call.
         let (end, ended) = mpsc::channel::<()>();
-        let call = thread::spawn(move || {
+        let what = format!("migrate {} to {}", domain.name, self.agent.host());
+        let call = thread::Builder::new().spawn(move || {
             let _end = end;
             hypervisor.migrate(&mover, &migration)
         });
-        let what = format!("migrate {} to {}", domain.name, self.agent.host());
+        let call = match call {
+            Ok(call) => call,
+            Err(error) => {
+                return Err(Cause::Call { what, source: LibvirtError::no_thread("virDomainMigrate3", &error) });
+            }
+        };
+        self.is_under_way = true;
         let mut progress = Progress::default();
         let mut stopped: Option<(Instant, Cause)> = None;
         let timeout = self.host.kvmrc().call_timeout();

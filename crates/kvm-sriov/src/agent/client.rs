@@ -181,7 +181,7 @@ impl Reach for Ssh {
         else {
             return Err(failed("no pipes".into()));
         };
-        let ssh = SshProcess::new(child, errors, host);
+        let ssh = SshProcess::new(child, errors, host).map_err(|error| failed(error.to_string()))?;
         Ok(Link { input: Box::new(input), output: Box::new(output), ssh: Some(ssh) })
     }
 
@@ -223,10 +223,12 @@ struct SshProcess {
 }
 
 impl SshProcess {
-    fn new(child: Child, errors: impl Read + Send + 'static, host: &HostName) -> Self {
+    fn new(child: Child, errors: impl Read + Send + 'static, host: &HostName) -> io::Result<Self> {
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let (words, host) = (Arc::clone(&last_words), host.clone());
-        let listener = thread::spawn(move || {
+        // Dropped, and so ended, when there is no thread for it.
+        let mut process = Self { child, listener: None, last_words };
+        let listener = thread::Builder::new().spawn(move || {
             for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
                 if let Some((level, text)) = logged(&line, PROGRAM) {
                     log::log!(level, "{host}: {text}");
@@ -238,8 +240,9 @@ impl SshProcess {
                     words.pop_front();
                 }
             }
-        });
-        Self { child, listener: Some(listener), last_words }
+        })?;
+        process.listener = Some(listener);
+        Ok(process)
     }
 
     fn end(&mut self) {
@@ -283,7 +286,8 @@ impl Agent {
     pub fn start(reach: &dyn Reach, host: &HostName) -> Result<Self, AgentError> {
         let _span = Span::begin(Kind::Ssh, "agent");
         let link = reach.start(host)?;
-        let conversation = Conversation::new(link.input, link.output, Pulse::default());
+        let conversation = Conversation::new(link.input, link.output, Pulse::default())
+            .map_err(|error| AgentError::NotStarted { host: host.clone(), why: error.to_string() })?;
         let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh };
         let end = Instant::now() + START;
         loop {

@@ -1,6 +1,6 @@
 //! Lines both ways, and signs of life: a connection can be lost without either end being told.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,19 +50,27 @@ pub(crate) enum Heard {
 }
 
 impl Conversation {
-    pub(crate) fn new(input: impl Read + Send + 'static, output: impl Write + Send + 'static, pulse: Pulse) -> Self {
+    /// Begins to listen, and to give signs of life.
+    ///
+    /// # Errors
+    /// The host gives no thread for it; nothing was said.
+    pub(crate) fn new(
+        input: impl Read + Send + 'static,
+        output: impl Write + Send + 'static,
+        pulse: Pulse,
+    ) -> io::Result<Self> {
         let heard = Arc::new(Mutex::new(Instant::now()));
         let ended = Arc::new(AtomicBool::new(false));
         let writer: Writer = Arc::new(Mutex::new(Some(Box::new(output))));
         let (sender, lines) = mpsc::channel();
         let ear = Ear { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
-        thread::spawn(move || ear.listen(input));
+        thread::Builder::new().spawn(move || ear.listen(input))?;
         let (stop, stopped) = mpsc::channel::<()>();
         let beat = Arc::clone(&writer);
-        thread::spawn(move || {
+        thread::Builder::new().spawn(move || {
             while stopped.recv_timeout(pulse.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
-        });
-        Self { lines, heard, ended, writer, silence: pulse.silence, _pulse: stop }
+        })?;
+        Ok(Self { lines, heard, ended, writer, silence: pulse.silence, _pulse: stop })
     }
 
     /// Says a line. Whether it left this end; whether it arrived, the answer tells.
@@ -163,7 +171,7 @@ mod tests {
     fn pair(here: Pulse, there: Pulse) -> (Conversation, Conversation) {
         // One for each direction, as pipes are.
         let ((to_there, from_here), (to_here, from_there)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        (Conversation::new(from_there, to_there, here), Conversation::new(from_here, to_here, there))
+        (Conversation::new(from_there, to_there, here).unwrap(), Conversation::new(from_here, to_here, there).unwrap())
     }
 
     #[test]

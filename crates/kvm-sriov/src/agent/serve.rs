@@ -44,7 +44,11 @@ pub fn serve(
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
 ) {
-    let conversation = Conversation::new(input, output, Pulse::default());
+    let conversation = match Conversation::new(input, output, Pulse::default()) {
+        Ok(conversation) => conversation,
+        // The end of this program is the answer.
+        Err(error) => return log::error!("the agent can't listen: {error}"),
+    };
     conversation.say(format!("{MAGIC} {VERSION} {}", env!("CARGO_PKG_VERSION")));
     let host = match open() {
         Ok(host) => host,

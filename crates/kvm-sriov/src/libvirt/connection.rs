@@ -6,7 +6,6 @@ use std::ffi::{CString, c_int};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use virt::connect::Connect;
@@ -19,6 +18,7 @@ use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
 use super::ffi::{self, Callback, Watched};
 use super::watch::{Closing, Sink, Ticket, lock};
+use super::worker::{self, Work};
 use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots, Usage};
 use crate::DeployId;
 use crate::span::{Kind, Span};
@@ -218,7 +218,7 @@ impl Libvirt {
         let place = answer.clone();
         let worker = Arc::clone(&connection);
         let work = move || place.put(work(&worker.connect).map_err(|error| worker.judge(error)));
-        on_thread(name, with_ending(sender, Box::new(work)))?;
+        worker::work(name, Box::new(work), Ending(sender))?;
         match receiver.recv() {
             // libvirt itself ends the call at once: it may still have something to say.
             Ok(Signal::Closed) => drop(receiver.recv_timeout(AFTER_CLOSE)),
@@ -333,17 +333,8 @@ impl Drop for Ending {
     }
 }
 
-type Work = Box<dyn FnOnce() + Send>;
-
 /// A call on one of libvirt's objects.
 type On<O, T, E> = Box<dyn FnOnce(&O) -> Result<T, E> + Send>;
-
-fn with_ending(sender: Sender<Signal>, work: Work) -> Work {
-    Box::new(move || {
-        let _ending = Ending(sender);
-        work();
-    })
-}
 
 /// Where a call on its own thread puts its result. What comes after the deadline is dropped, which closes what it holds.
 struct Answer<T>(Arc<Mutex<Option<Result<T, LibvirtError>>>>);
@@ -488,19 +479,11 @@ fn wait_for(name: &'static str, timeout: Duration, work: Work) -> Result<(), Lib
     }
     let _span = Span::begin(Kind::Call, name);
     let (sender, receiver) = mpsc::channel();
-    on_thread(name, with_ending(sender, work))?;
+    worker::work(name, work, Ending(sender))?;
     match receiver.recv_timeout(timeout) {
         Err(RecvTimeoutError::Timeout) => Err(LibvirtError::no_answer(name, timeout.as_secs())),
         Ok(_) | Err(RecvTimeoutError::Disconnected) => Ok(()),
     }
-}
-
-fn on_thread(name: &'static str, work: Work) -> Result<(), LibvirtError> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(work)
-        .map(drop)
-        .map_err(|error| LibvirtError::other(format!("cannot start a thread for {name}: {error}")))
 }
 
 /// `virt` panics on a NUL in some of its arguments.
@@ -611,7 +594,7 @@ fn suspend_later(domain: Domain, after: Duration, end: Receiver<()>) -> Result<(
             Err(error) => log::warn!("the guest can't be suspended for its move: {}", error.message()),
         }
     };
-    on_thread("virDomainSuspend", Box::new(suspend))
+    worker::work("virDomainSuspend", Box::new(suspend), ())
 }
 
 fn reference(domain: &Domain) -> Result<DomainRef, LibvirtError> {
@@ -973,6 +956,8 @@ impl Hypervisor for Libvirt {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
     use crate::libvirt::LibvirtErrorKind;
 

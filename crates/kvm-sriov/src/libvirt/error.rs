@@ -1,6 +1,6 @@
 //! What libvirt says when it can't.
 
-use std::fmt;
+use std::{fmt, io};
 
 use nix::unistd::{User, geteuid};
 use virt::enumutil::Enum;
@@ -29,6 +29,8 @@ pub enum LibvirtErrorKind {
     NoAnswer,
     /// The call was not made: no time was left for it.
     NoTime,
+    /// The call was not made: the host gave no thread for it.
+    NoThread,
     /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known; a later
     /// call opens a new connection.
     Disconnected,
@@ -72,6 +74,11 @@ impl LibvirtError {
 
     pub(super) fn no_time(call: &str) -> Self {
         Self::new(LibvirtErrorKind::NoTime, 0, format!("no time was left for {call}, which was not called"))
+    }
+
+    pub(crate) fn no_thread(call: &str, why: &io::Error) -> Self {
+        let text = format!("the host gives no thread for {call}, which was not called: {why}");
+        Self::new(LibvirtErrorKind::NoThread, 0, text)
     }
 
     pub(super) fn other(text: impl Into<String>) -> Self {

@@ -95,6 +95,14 @@ pub(super) struct Callback(c_int);
 ///
 /// libvirt holds a reference to `sink`, and one to the connection, until the callback is deregistered; it gives the first
 /// back through [`release`], once.
+///
+/// A registration that fails keeps its reference to `sink` for ever, a few dozen bytes: it is not known whether libvirt gives it
+/// back. It does not where its own list refuses the callback. But where libvirtd refuses it while events are dispatched, libvirt
+/// only marks the callback as deleted, and calls [`release`] for it after the dispatch, although the registration has failed.
+///
+/// # Source
+/// libvirt `remoteConnectDomainEventCallbackRegisterAny`; `virObjectEventStateDeregisterID`, which passes `doFreeCb` only to
+/// `virObjectEventCallbackListRemoveID`; `virObjectEventCallbackListPurgeMarked`.
 pub(super) fn register(
     connect: &Connect,
     domain: &Domain,
@@ -119,11 +127,8 @@ pub(super) fn register(
         watch::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
         return Ok(Callback(id));
     }
-    let error = Error::last_error();
-    // SAFETY: the pointer is from `Arc::into_raw` above, and nobody else gives it back: a registration that fails does not
-    // call the free callback (libvirt, object_event.c: `doFreeCb` is false on the error paths of register functions).
-    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Sink>()) });
-    Err(error)
+    // `opaque` stays: see above.
+    Err(Error::last_error())
 }
 
 /// Takes a callback back. Also when the connection is broken, and libvirtd can't be told, libvirt forgets it here.
@@ -399,10 +404,9 @@ pub(super) fn mark_loop() -> Result<Arc<AtomicBool>, Error> {
     // SAFETY: `opaque` is a counted reference, valid until `marked` gives it back, which libvirt calls once.
     let timer = unsafe { sys::virEventAddTimeout(-1, Some(never), opaque, Some(marked)) };
     if timer < 0 {
-        let error = Error::last_error();
-        // SAFETY: the pointer is from `Arc::into_raw` above; a timer that was not added frees nothing.
-        drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<AtomicBool>()) });
-        return Err(error);
+        // libvirt's own loop never refuses a timer. Of a loop that an embedder brought nobody knows whether it has freed what it
+        // refused: the flag stays in memory.
+        return Err(Error::last_error());
     }
     // SAFETY: takes a number; one that is no timer is an error.
     zero(unsafe { sys::virEventRemoveTimeout(timer) })?;

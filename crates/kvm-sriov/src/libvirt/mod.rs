@@ -3,6 +3,7 @@
 //! * `connection` - [`Libvirt`]: calls that end at a deadline, over a connection that is opened anew when it broke
 //! * `event_loop` - the thread that libvirt's keepalive and events need
 //! * `watch` - where events and the end of a connection go
+//! * `worker` - the threads that calls are made on
 //! * `migration` - [`Migration`]: how a domain is moved, in virsh's words
 //! * `error` - [`LibvirtError`]: libvirt's code and text, sorted by what an action does about them
 //! * `ffi` - calls that `virt` lacks or gets wrong; the only module with `unsafe`
@@ -15,8 +16,10 @@ mod event_loop;
 mod ffi;
 mod migration;
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests;
 mod watch;
+mod worker;
 
 pub use connection::Libvirt;
 pub use error::{LibvirtError, LibvirtErrorKind};

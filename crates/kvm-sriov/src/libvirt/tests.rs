@@ -236,19 +236,34 @@ fn what_the_test_driver_has_and_what_it_lacks() {
     }
 }
 
+/// Whether libvirt gives the reference back is not known when it refuses a registration: it is kept, and given back at most once.
+#[test]
+fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
+    let connect = Connect::open(Some("test:///default")).unwrap();
+    let domain = connect.lookup_domain_by_name("test").unwrap();
+    let sink = watch::Sink::new();
+    let register = || ffi::register(&connect, &domain, ffi::Watched::Reboot, &sink);
+    let first = register().unwrap();
+    assert_eq!(Arc::strong_count(&sink), 2);
+    let error = register().unwrap_err();
+    assert!(error.message().contains("already tracked"), "{}", error.message());
+    assert_eq!(Arc::strong_count(&sink), 3);
+    ffi::deregister(&connect, first).unwrap();
+}
+
 /// Watches a domain as often as this and counts what is left. In a process where nothing else opens files, starts threads or
 /// subscribes.
 fn subscriptions(uri: &str, rounds: usize) {
     // libvirt's loop opens what wakes it once, and keeps it.
     drop(Libvirt::open(uri, TIMEOUT).unwrap());
-    let outside = settled(2);
+    let outside = settled(3);
     for _ in 0..200 {
         let libvirt = Libvirt::open(uri, TIMEOUT).unwrap();
         let domain = libvirt.find(&"test".parse().unwrap()).unwrap().unwrap();
         let other = Connect::open(Some(uri)).unwrap();
         drop((libvirt.watch(&domain).unwrap(), other, libvirt));
     }
-    assert_eq!(settled(2), outside);
+    assert_eq!(settled(3), outside);
     let test = TestDomain::at(uri, "one-1009");
     let round = || {
         let events = test.libvirt.watch(&test.domain).unwrap();
@@ -261,11 +276,11 @@ fn subscriptions(uri: &str, rounds: usize) {
     for _ in 0..100 {
         round();
     }
-    let (before, memory) = (settled(3), resident_kib());
+    let (before, memory) = (settled(4), resident_kib());
     for _ in 0..rounds {
         round();
     }
-    assert_eq!(settled(3), before);
+    assert_eq!(settled(4), before);
     // References that were kept would be more.
     assert!(resident_kib() < memory + 2048, "{} KiB, before {memory} KiB", resident_kib());
     assert_eq!(count::REGISTERED.load(Ordering::SeqCst), (rounds + 300) * 6);
@@ -276,10 +291,10 @@ fn subscriptions(uri: &str, rounds: usize) {
     drop(other);
     drop(libvirt);
     assert!(connection.upgrade().is_none());
-    assert_eq!(settled(2), outside);
+    assert_eq!(settled(3), outside);
 }
 
-/// Threads, when those of workers that are ending have ended, and open files.
+/// Threads, when those of workers that are ending have ended, and open files. One worker stays.
 fn settled(expected: usize) -> (usize, usize) {
     let deadline = Instant::now() + TIMEOUT;
     while entries("/proc/self/task") > expected && Instant::now() < deadline {

@@ -34,7 +34,7 @@ mod report;
 use std::collections::VecDeque;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 pub use decide::{Doubt, Repair, Why, decide};
@@ -151,8 +151,12 @@ impl Look<'_> {
         let next = || waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
         let work = || std::iter::from_fn(next).map(|subject| self.at(subject)).collect::<Vec<_>>();
         let results: Vec<_> = thread::scope(|scope| {
-            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+            // This thread works, too, so that all is done on a host that gives no others.
+            let others: Vec<_> =
+                (1..workers).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+            let joined = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let own = work();
+            others.into_iter().flat_map(joined).chain(own).collect()
         });
         let (mut vms, mut problems) = (Vec::new(), Vec::new());
         for result in results {

@@ -149,7 +149,8 @@ impl Vm<'_> {
             | LibvirtErrorKind::NotAllowed
             | LibvirtErrorKind::Disconnected
             | LibvirtErrorKind::NoAnswer
-            | LibvirtErrorKind::NoTime => Err(Failure::Other(Cause::Call {
+            | LibvirtErrorKind::NoTime
+            | LibvirtErrorKind::NoThread => Err(Failure::Other(Cause::Call {
                 what: format!("plug VF {vf} into {}", self.domain.name),
                 source: error,
             })),

@@ -1,0 +1,113 @@
+//! The threads that calls to libvirt are made on.
+
+use std::any::Any;
+use std::sync::Mutex;
+#[cfg(test)]
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Sender};
+use std::{io, thread};
+
+use super::error::LibvirtError;
+use super::watch::lock;
+
+/// A call.
+pub(super) type Work = Box<dyn FnOnce() + Send>;
+
+/// A call, and what tells its end when it is dropped.
+struct Task {
+    work: Work,
+    ending: Box<dyn Any + Send>,
+}
+
+/// A thread that has made its call and waits for the next: what undoes an action must not depend on a thread that the host may no
+/// longer give. One is enough, because an action makes one call after the other.
+static SPARE: Mutex<Option<Sender<Task>>> = Mutex::new(None);
+
+/// Makes a call on a thread that nobody has to wait for: the spare one, or a new one.
+///
+/// * `ending` - is dropped when the call has ended, also by a panic
+///
+/// # Errors
+/// The host gives no thread; the call was not made.
+pub(super) fn work(name: &'static str, work: Work, ending: impl Any + Send) -> Result<(), LibvirtError> {
+    let task = Task { work, ending: Box::new(ending) };
+    let task = match lock(&SPARE).take() {
+        None => task,
+        Some(spare) => match spare.send(task) {
+            Ok(()) => return Ok(()),
+            Err(unsent) => unsent.0,
+        },
+    };
+    start(task).map_err(|error| LibvirtError::no_thread(name, &error))
+}
+
+fn start(task: Task) -> io::Result<()> {
+    #[cfg(test)]
+    if tests::NONE_LEFT.load(Ordering::SeqCst) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    thread::Builder::new().name("libvirt-calls".into()).spawn(move || run(task)).map(drop)
+}
+
+fn run(mut task: Task) {
+    loop {
+        let Task { work, ending } = task;
+        work();
+        let (sender, receiver) = mpsc::channel();
+        {
+            let mut spare = lock(&SPARE);
+            if spare.is_some() {
+                return;
+            }
+            *spare = Some(sender);
+        }
+        // Only now: who waits for this end makes the next call at once.
+        drop(ending);
+        match receiver.recv() {
+            Ok(next) => task = next,
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::libvirt::{Hypervisor, Libvirt, LibvirtErrorKind};
+
+    /// The host gives no thread any more.
+    pub(super) static NONE_LEFT: AtomicBool = AtomicBool::new(false);
+
+    #[test]
+    fn who_has_made_a_call_can_make_the_next() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--test-threads=1", "libvirt::worker::tests::without_threads"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    #[test]
+    #[ignore = "part of who_has_made_a_call_can_make_the_next"]
+    fn without_threads() {
+        let libvirt = Libvirt::open("test:///default", Duration::from_secs(60)).unwrap();
+        NONE_LEFT.store(true, Ordering::SeqCst);
+        for _ in 0..100 {
+            assert_eq!(libvirt.domains().unwrap().len(), 1);
+        }
+        drop(lock(&SPARE).take());
+        let error = libvirt.domains().unwrap_err();
+        assert_eq!(error.kind(), LibvirtErrorKind::NoThread, "{error}");
+        NONE_LEFT.store(false, Ordering::SeqCst);
+        assert_eq!(libvirt.domains().unwrap().len(), 1);
+    }
+}
