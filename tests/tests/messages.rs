@@ -14,6 +14,7 @@ use kvm_sriov::agent::AgentError;
 use kvm_sriov::claims::{ClaimError, Holder, Process};
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::reconcile::{Doubt, Why};
+use kvm_sriov::sysfs::NoVf;
 use kvm_sriov::vm::Outcome;
 use kvm_sriov::xml::{Deployment, Mode};
 use kvm_sriov::{ActionError, Cause, HostState, Position, wire};
@@ -269,6 +270,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
     let no_mac = || "02:00".parse::<kvm_sriov::MacAddress>().unwrap_err();
     let holder = Holder { action: text("migrate"), process: Process::new(4711, 1), since: u64::MAX };
     let users = BTreeMap::from([(text("one-7"), 3), (text("one-9"), 1)]);
+    let no_vfs = || vec![("0000:07:00.0".parse().unwrap(), NoVf::NotVf), (vf(), NoVf::Missing)];
     let agent: fn(AgentError) -> Cause = Cause::Agent;
     vec![
         ("attach_nic", Cause::Argument { name: "MAC", problem: no_mac().to_string() }),
@@ -296,7 +298,36 @@ fn causes() -> Vec<(&'static str, Cause)> {
         ),
         ("save", Cause::Claims(ClaimError::Busy { vm: vm(), holder })),
         ("deploy", Cause::Claims(ClaimError::Locked { path: "/tmp/vf_interfaces/.locks/claims".into(), seconds: 30 })),
-        ("deploy", Cause::Claims(ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users: users.clone() })),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::Exhausted {
+                root: root(),
+                vm: vm(),
+                total: 4,
+                users: users.clone(),
+                no_vfs: vec![],
+            }),
+        ),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::Exhausted {
+                root: root(),
+                vm: vm(),
+                total: 4,
+                users: users.clone(),
+                no_vfs: no_vfs(),
+            }),
+        ),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::Exhausted {
+                root: root(),
+                vm: vm(),
+                total: 0,
+                users: Default::default(),
+                no_vfs: no_vfs(),
+            }),
+        ),
         ("deploy", Cause::Claims(ClaimError::NoMap { root: root() })),
         ("reboot", Cause::Libvirt(libvirt())),
         ("save", call("save one-42 to /d/checkpoint")),
@@ -325,7 +356,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
         (
             "deploy",
             Cause::AllRefused {
-                exhausted: ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users },
+                exhausted: Box::new(ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users, no_vfs: vec![] }),
                 reasons: text("0000:07:00.3 (group 11 is not viable)"),
             },
         ),
@@ -364,8 +395,8 @@ fn causes() -> Vec<(&'static str, Cause)> {
         ("migrate", agent(AgentError::Copy { host: host(), what: text("disk.1"), why: text("no space") })),
         ("migrate_local", Cause::Elsewhere { host: host(), text: text("no free VF") }),
         ("migrate", Cause::NothingPrepared),
-        ("migrate", Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)") }),
-        ("deploy", Cause::NoFunction { root: root(), vf: vf() }),
+        ("migrate", Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)"), no_vfs: no_vfs() }),
+        ("vnm pre", Cause::FewVfs { root: root(), vfs: 1, needed: 2, no_vfs: no_vfs() }),
         ("attach_nic", Cause::NoMode { mac: mac(), mode: Mode::Infiniband }),
         ("migrate", Cause::NotInVmDir { path: "/etc/passwd".into() }),
         ("migrate", Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),

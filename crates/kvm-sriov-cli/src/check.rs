@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::kvmrc::Kvmrc;
 use kvm_sriov::libvirt::{Hypervisor, Libvirt};
-use kvm_sriov::sysfs::Sysfs;
+use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::vf_map::MapDirs;
 use kvm_sriov::{Host, PciAddress};
 use serde::Serialize;
@@ -116,13 +116,13 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
 }
 
 fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
-    match sysfs.is_vf(vf) {
-        None => Some(format!("{vf} is not there: are the VFs made (sriov_numvfs)?")),
-        Some(false) => Some(format!("{vf} is no VF")),
-        Some(true) if sysfs.iommu_group(vf).is_none() => {
+    match sysfs.check_vf(vf) {
+        Err(NoVf::Missing) => Some(format!("{vf} is missing: are the VFs made (sriov_numvfs)?")),
+        Err(why) => Some(format!("{vf} is {why}")),
+        Ok(()) if sysfs.iommu_group(vf).is_none() => {
             Some(format!("{vf} has no IOMMU group: boot with intel_iommu=on or amd_iommu=on"))
         }
-        Some(true) => None,
+        Ok(()) => None,
     }
 }
 

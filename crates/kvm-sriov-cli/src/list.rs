@@ -51,6 +51,8 @@ fn row<'a>(vf: &'a Vf, report: &Report) -> Row<'a> {
     let (state, vm) = match &vf.state {
         VfState::Used { vm } => ("used", Some(vm.as_str())),
         VfState::Unclaimed { vm } => ("unclaimed", Some(vm.as_str())),
+        VfState::Missing { vm } => ("missing", vm.as_deref()),
+        VfState::NotVf { vm } => ("not a VF", vm.as_deref()),
         VfState::Unbacked { vm } => ("unbacked", Some(vm.as_str())),
         _ => ("free", None),
     };

@@ -9,7 +9,8 @@ use crate::claims::ClaimError;
 use crate::kvmrc::KvmrcError;
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 use crate::reconcile::{Doubt, Why};
-use crate::vf_map::VfMapError;
+use crate::sysfs::NoVf;
+use crate::vf_map::{AlsoListed, VfMapError};
 use crate::vm::{self, Outcome};
 use crate::xml::{Mode, XmlError};
 use crate::{DomainName, HostName, MacAddress, ParseError, PciAddress, Position, RootName};
@@ -210,7 +211,7 @@ pub enum Cause {
     #[error("{exhausted}; refused by libvirt: {reasons}")]
     AllRefused {
         /// The error of the map.
-        exhausted: ClaimError,
+        exhausted: Box<ClaimError>,
         /// Each VF with its reason.
         reasons: String,
     },
@@ -385,7 +386,7 @@ pub enum Cause {
     #[error("no VM was announced to this agent")]
     NothingPrepared,
     /// A map has not as many free VFs as a VM that is to come needs.
-    #[error("{free} free VF on {root}, {needed} needed{users}")]
+    #[error("{free} free VF on {root}, {needed} needed{users}{}", AlsoListed(no_vfs))]
     TooFew {
         /// The root.
         root: RootName,
@@ -395,14 +396,23 @@ pub enum Cause {
         needed: usize,
         /// Who has the others, in brackets after a blank; or nothing.
         users: String,
+        /// What its map lists besides VFs of this host.
+        no_vfs: Vec<(PciAddress, NoVf)>,
     },
-    /// A VF of a map is no PCI function of this host.
-    #[error("VF {vf} of {root} is not there (is the adapter's driver loaded, and does the map fit this host?)")]
-    NoFunction {
+    /// A map lists fewer VFs of this host than a VM needs.
+    #[error(
+        "{root} has {vfs} VF here, {needed} needed{} (is the adapter's driver loaded, and are its VFs made?)",
+        AlsoListed(no_vfs)
+    )]
+    FewVfs {
         /// The root.
         root: RootName,
-        /// The VF.
-        vf: PciAddress,
+        /// How many lines of its map are VFs of this host.
+        vfs: usize,
+        /// How many the VM needs.
+        needed: usize,
+        /// What else its map lists.
+        no_vfs: Vec<(PciAddress, NoVf)>,
     },
     /// A NIC's mode is one that this version has not.
     #[error("NIC {mac} is in mode {mode}, in which this host can't plug a VF")]

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::claims::{Backing, ClaimError, ClaimStore, Repair};
+use crate::claims::{Backing, ClaimError, ClaimStore, Entry, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
 use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
-use crate::sysfs::{Sysfs, denied_vfio_device};
-use crate::vf_map::{MapDirs, VfMap};
+use crate::sysfs::{NoVf, Sysfs, denied_vfio_device};
+use crate::vf_map::{MapDirs, VfMap, VfMapError};
 use crate::xml::LiveDomain;
 use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
 
@@ -233,7 +233,10 @@ impl Host {
     /// # Errors
     /// A map, the state directory or libvirtd can't be read. Nothing was changed.
     pub fn vfs(&self) -> Result<Vec<Vf>, Cause> {
-        let maps = self.all_maps()?;
+        let (maps, problems) = self.readable_maps();
+        for problem in problems {
+            log::warn!("{problem}");
+        }
         let entries = match self.existing_claims()? {
             Some(store) => store.entries()?,
             None => Vec::new(),
@@ -247,7 +250,12 @@ impl Host {
                     entry.vf() == Some(*address)
                         || (entry.root() == map.root() && entry.index() == index && entry.vf().is_none())
                 });
+                let is_vf = self.sysfs.check_vf(*address);
                 let state = match (user, claim) {
+                    (user, claim) if is_vf.is_err() => {
+                        let vm = user.or_else(|| claim.map(Entry::user));
+                        if is_vf == Err(NoVf::Missing) { VfState::Missing { vm } } else { VfState::NotVf { vm } }
+                    }
                     (Some(vm), Some(_)) => VfState::Used { vm },
                     (Some(vm), None) => VfState::Unclaimed { vm },
                     (None, Some(entry)) => VfState::Unbacked { vm: entry.user() },
@@ -341,6 +349,35 @@ impl Host {
         Ok(maps)
     }
 
+    /// The maps of these roots, and after them every other one that can be read: an address may be in several. One that can't be
+    /// read is named in the log.
+    ///
+    /// # Errors
+    /// A map of these roots is missing or can't be read. Nothing was changed.
+    pub(crate) fn maps_and_others<'r>(&self, roots: impl Iterator<Item = &'r RootName>) -> Result<Vec<VfMap>, Cause> {
+        let mut maps = self.maps_of(roots)?;
+        let (all, problems) = self.readable_maps();
+        for problem in problems {
+            log::warn!("{problem}; what else lists its VFs goes on");
+        }
+        let others: Vec<VfMap> =
+            all.into_iter().filter(|other| maps.iter().all(|map| map.root() != other.root())).collect();
+        maps.extend(others);
+        Ok(maps)
+    }
+
+    /// Every map that can be read, and what is wrong with each other one.
+    pub(crate) fn readable_maps(&self) -> (Vec<VfMap>, Vec<VfMapError>) {
+        let mut problems = Vec::new();
+        let roots = self.maps.roots().unwrap_or_else(|error| {
+            problems.push(error);
+            Vec::new()
+        });
+        let loaded = roots.iter().map(|root| self.maps.load(root));
+        let maps = loaded.filter_map(|map| map.map_err(|error| problems.push(error)).ok()).collect();
+        (maps, problems)
+    }
+
     /// Puts the claims of these roots right, and returns what backs claims on this host.
     ///
     /// # Errors
@@ -367,11 +404,6 @@ impl Host {
             self.journal.vf(action, &claim.owner.vm, &claim.root, claim.vf, repair.word());
         }
         Ok((backing, repairs))
-    }
-
-    pub(crate) fn all_maps(&self) -> Result<Vec<VfMap>, Cause> {
-        let roots = self.maps.roots()?;
-        Ok(roots.iter().map(|root| self.maps.load(root)).collect::<Result<_, _>>()?)
     }
 }
 
@@ -404,6 +436,17 @@ pub enum VfState {
         /// The domain's name.
         vm: String,
     },
+    /// The host has no such PCI function: its adapter's driver is not loaded, its VFs are not made, or the map is another host's.
+    /// No VM gets it.
+    Missing {
+        /// The domain that shows it all the same, or who claims it.
+        vm: Option<String>,
+    },
+    /// It is a PCI function but not a VF: an adapter itself, or another device. No VM gets it.
+    NotVf {
+        /// The domain that has it all the same, or who claims it.
+        vm: Option<String>,
+    },
     /// It is claimed but no running domain has it: an action runs, or the claim is stale and the next deploy frees it.
     Unbacked {
         /// Who the claim names.
@@ -415,6 +458,10 @@ impl std::fmt::Display for VfState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Free => f.write_str("free"),
+            Self::Missing { vm: None } => f.write_str("missing"),
+            Self::Missing { vm: Some(vm) } => write!(f, "missing, used by {vm}"),
+            Self::NotVf { vm: None } => f.write_str("not a VF"),
+            Self::NotVf { vm: Some(vm) } => write!(f, "not a VF, used by {vm}"),
             Self::Used { vm } => write!(f, "used by {vm}"),
             Self::Unclaimed { vm } => write!(f, "used by {vm}, without a claim"),
             Self::Unbacked { vm } => write!(f, "claimed by {vm}, in no running domain"),

@@ -3,6 +3,7 @@
 
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
+use crate::vf_map::Supply;
 use crate::xml::{VmData, VmNic};
 use crate::{Position, RootName};
 
@@ -10,10 +11,11 @@ use crate::{Position, RootName};
 const VN_MAD: &str = "sriov";
 
 /// Looks whether this host can give a VM its networks: run before it is started or gets a NIC, and on the destination of a migration.
-/// Whether VFs are free is not asked: that is only known by who claims them.
+/// Whether VFs are free is not asked: that is only known by who claims them. A root must have as many VFs on this host as the VM has
+/// NICs on it.
 ///
 /// # Errors
-/// A network has a bridge that names no root, a root has no map here, or the dummies' bridge or MAC prefix is missing. Nothing was
+/// A network has a bridge that names no root, a root has no map here or too few VFs, or the dummies' bridge or MAC prefix is missing. Nothing was
 /// changed, and OpenNebula goes no further.
 ///
 /// # Source
@@ -33,8 +35,15 @@ fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {
         }
     }
     if !roots.is_empty() {
-        host.maps_of(roots.iter())?;
+        let maps = host.maps_of(roots.iter())?;
         host.dummy_bridge()?;
+        for map in maps {
+            let needed = roots.iter().filter(|root| *root == map.root()).count();
+            let Supply { vfs, no_vfs } = map.supply(host.sysfs());
+            if vfs.len() < needed {
+                return Err(Cause::FewVfs { root: map.root().clone(), vfs: vfs.len(), needed, no_vfs });
+            }
+        }
     }
     Ok(())
 }

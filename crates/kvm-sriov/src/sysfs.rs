@@ -1,5 +1,6 @@
 //! What the kernel says: bridges, PCI functions, and whether QEMU may open a VF.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,6 +13,25 @@ use crate::host::POLL;
 #[derive(Debug, Clone)]
 pub struct Sysfs {
     root: PathBuf,
+}
+
+/// Why an address of a map can't be given to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoVf {
+    /// The host has no such PCI function.
+    Missing,
+    /// It is a PCI function, but not a VF: an adapter itself, or another device.
+    NotVf,
+}
+
+impl fmt::Display for NoVf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::NotVf => "not a VF",
+        })
+    }
 }
 
 impl Default for Sysfs {
@@ -31,10 +51,20 @@ impl Sysfs {
         self.root.join("sys/class/net").join(name).join("bridge").is_dir()
     }
 
-    /// Whether the function exists, and is a VF (has a `physfn`). `None`: there is no such PCI function.
-    pub fn is_vf(&self, address: PciAddress) -> Option<bool> {
+    /// Whether the function is a VF, which has a `physfn`.
+    ///
+    /// # Errors
+    /// [`NoVf`] says what it is instead.
+    ///
+    /// # Source
+    /// Linux `Documentation/ABI/testing/sysfs-bus-pci`: `physfn` "will exist only in VF devices".
+    pub fn check_vf(&self, address: PciAddress) -> Result<(), NoVf> {
         let device = self.device(address);
-        device.exists().then(|| device.join("physfn").exists())
+        match (device.exists(), device.join("physfn").exists()) {
+            (_, true) => Ok(()),
+            (true, false) => Err(NoVf::NotVf),
+            (false, false) => Err(NoVf::Missing),
+        }
     }
 
     /// The IOMMU group of the function: the number in `/dev/vfio/<number>`. `None` without an IOMMU.
@@ -140,10 +170,10 @@ mod tests {
         assert!(sysfs.is_bridge("br0"));
         assert!(!sysfs.is_bridge("eth0"));
         assert!(!sysfs.is_bridge("none"));
-        assert_eq!(sysfs.is_vf(vf), Some(false));
+        assert_eq!(sysfs.check_vf(vf), Err(NoVf::NotVf));
         fs::write(device.join("physfn"), "").unwrap();
-        assert_eq!(sysfs.is_vf(vf), Some(true));
-        assert_eq!(sysfs.is_vf("0000:08:00.0".parse().unwrap()), None);
+        assert_eq!(sysfs.check_vf(vf), Ok(()));
+        assert_eq!(sysfs.check_vf("0000:08:00.0".parse().unwrap()), Err(NoVf::Missing));
         assert_eq!(sysfs.iommu_group(vf), Some(11));
         assert_eq!(sysfs.available_memory_kib(), 2048);
         assert!(!sysfs.has_vfio_rule());

@@ -4,10 +4,12 @@
 //! the PCI domain is not 0. The number of a line, from 0, is the VF's index: it names the claim, nothing else.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::sysfs::{NoVf, Sysfs};
 use crate::{PciAddress, RootName};
 
 /// The longest map that is read, in bytes: more than 4000 VFs.
@@ -30,6 +32,42 @@ pub struct VfMap {
     root: RootName,
     path: PathBuf,
     vfs: Vec<PciAddress>,
+}
+
+/// What a map has for VMs on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Supply {
+    /// The VFs that can be given to a VM, in the order of the map; whether they are free is another matter.
+    pub vfs: Vec<PciAddress>,
+    /// Every other address of the map, and why it can't be given.
+    pub no_vfs: Vec<(PciAddress, NoVf)>,
+}
+
+/// So many addresses that are no VFs are named in one message.
+const NAMED: usize = 8;
+
+/// Addresses that are no VFs, for a message: `0000:07:00.0 (not a VF), 0000:07:00.4 (missing)`.
+pub(crate) struct NoVfs<'a>(pub(crate) &'a [(PciAddress, NoVf)]);
+
+impl fmt::Display for NoVfs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (address, why)) in self.0.iter().take(NAMED).enumerate() {
+            write!(f, "{}{address} ({why})", if number == 0 { "" } else { ", " })?;
+        }
+        match self.0.len().checked_sub(NAMED) {
+            None | Some(0) => Ok(()),
+            Some(more) => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// What a map lists besides VFs, as the end of a message; nothing when it lists nothing else.
+pub(crate) struct AlsoListed<'a>(pub(crate) &'a [(PciAddress, NoVf)]);
+
+impl fmt::Display for AlsoListed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; its map also lists {}", NoVfs(self.0)) }
+    }
 }
 
 /// A map that is missing or wrong. Nothing was touched.
@@ -147,6 +185,18 @@ impl VfMap {
     /// Its VFs; the place of one is its index.
     pub fn vfs(&self) -> &[PciAddress] {
         &self.vfs
+    }
+
+    /// Which of its lines can be given to a VM on the host that `sysfs` shows: only what the kernel calls a VF.
+    pub fn supply(&self, sysfs: &Sysfs) -> Supply {
+        let mut supply = Supply::default();
+        for vf in &self.vfs {
+            match sysfs.check_vf(*vf) {
+                Ok(()) => supply.vfs.push(*vf),
+                Err(why) => supply.no_vfs.push((*vf, why)),
+            }
+        }
+        supply
     }
 
     /// The index of a VF, `None` if the map does not list it.
@@ -272,6 +322,21 @@ mod tests {
     fn a_domain_may_lead_and_the_last_newline_may_lack() {
         let map = parse(b"0x0001 0x07 0x1f 0x07\n0x07 0x00 0x01").unwrap();
         assert_eq!(map.vfs(), ["0001:07:1f.7".parse().unwrap(), "0000:07:00.1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn only_what_the_kernel_calls_a_vf_can_be_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = dir.path().join("sys/bus/pci/devices");
+        for vf in ["0000:07:00.1/physfn", "0000:07:00.3/physfn", "0000:07:00.0"] {
+            fs::create_dir_all(devices.join(vf)).unwrap();
+        }
+        let map = parse(b"0x07 0x00 0x03\n0x07 0x00 0x02\n0x07 0x00 0x00\n0x07 0x00 0x01\n").unwrap();
+        let supply = map.supply(&Sysfs::at(dir.path().into()));
+        assert_eq!(supply.vfs, ["0000:07:00.3".parse().unwrap(), "0000:07:00.1".parse().unwrap()]);
+        assert_eq!(NoVfs(&supply.no_vfs).to_string(), "0000:07:00.2 (missing), 0000:07:00.0 (not a VF)");
+        let many: Vec<_> = (0..12).map(|n| (PciAddress::new(0, n, 0, 0).unwrap(), NoVf::Missing)).collect();
+        assert!(NoVfs(&many).to_string().ends_with("0000:07:00.0 (missing) and 4 more"));
     }
 
     #[test]

@@ -106,7 +106,14 @@ impl ModelHost {
         assert_eq!(self.model().watches(), 0, "watches that are still open");
         // The library's own view of all this.
         for vf in self.host().vfs().unwrap() {
-            let is_settled = matches!(vf.state, VfState::Free | VfState::Used { .. } | VfState::Unclaimed { .. });
+            let is_settled = matches!(
+                vf.state,
+                VfState::Free
+                    | VfState::Used { .. }
+                    | VfState::Unclaimed { .. }
+                    | VfState::Missing { vm: None }
+                    | VfState::NotVf { vm: None }
+            );
             assert!(is_settled, "{} of {}: {}", vf.address, vf.root, vf.state);
         }
     }

@@ -167,6 +167,22 @@ impl ModelHost {
         MapDirs::new(vec![self.at("maps")]).load(&root.parse().unwrap()).unwrap().vfs().to_vec()
     }
 
+    /// Writes the map of a root.
+    pub fn set_map(&self, root: &str, vfs: &[PciAddress]) {
+        let lines: Vec<String> = vfs.iter().map(|vf| vf.to_map_line() + "\n").collect();
+        fs::write(self.at("maps").join(root), lines.concat()).unwrap();
+    }
+
+    /// Writes a file in place of a map.
+    pub fn write_map(&self, root: &str, text: &str) {
+        fs::write(self.at("maps").join(root), text).unwrap();
+    }
+
+    /// The host has a PCI function that is not a VF.
+    pub fn add_other_function(&self, address: PciAddress) {
+        fs::create_dir_all(self.device(address)).unwrap();
+    }
+
     /// A VF vanishes from the host.
     pub fn vanishes(&self, vf: PciAddress) {
         fs::remove_dir_all(self.device(vf)).unwrap();

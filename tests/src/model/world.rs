@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, RunState};
-use kvm_sriov::sysfs::Sysfs;
+use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::{DomainName, DomainUuid, PciAddress};
 
 use super::definition::Definition;
@@ -404,7 +404,7 @@ impl Site {
                 return Err(refusal::system(format!("Cannot get interface MTU on '{bridge}': No such device")));
             }
             let Some(address) = device.host_address() else { continue };
-            if self.sysfs.is_vf(address).is_none() {
+            if self.sysfs.check_vf(address) == Err(NoVf::Missing) {
                 return Err(refusal::system(format!(
                     "Device {address} not found: could not access /sys/bus/pci/devices/{address}/config: \
                      No such file or directory"

@@ -101,7 +101,7 @@ pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmDa
 
 /// The device for a PCI NIC. OpenNebula's guest address is only used where the bus is there and the place is free.
 fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
-    let is_vf = matches!(&pci.device, PciDevice::Function(address) if host.sysfs().is_vf(*address) == Some(true));
+    let is_vf = matches!(&pci.device, PciDevice::Function(address) if host.sysfs().check_vf(*address).is_ok());
     let guest = pci.guest.filter(|guest| live.shows("pci.1") && !live.uses(*guest));
     pci_of(pci, is_vf, guest)
 }

@@ -132,7 +132,7 @@ impl Start<'_> {
         let bridge = self.host.dummy_bridge()?;
         let nics = self.deployment.sriov_nics();
         let dummy_macs = nics.iter().map(|nic| self.host.dummy_mac(nic.mac, nic.position)).collect::<Result<_, _>>()?;
-        let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
+        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
         let nics = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
     }
@@ -148,7 +148,8 @@ impl Start<'_> {
         let mut refusals: Vec<Refusal> = Vec::new();
         loop {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
-            let request = Request { owner, nics: &needs.nics, maps: &needs.maps, refused: &refused };
+            let request =
+                Request { owner, nics: &needs.nics, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self
                 .host
                 .recover(store, &needs.maps, "deploy")

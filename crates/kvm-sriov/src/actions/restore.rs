@@ -207,11 +207,12 @@ impl Restoring<'_> {
     /// A VF for every NIC, before anything is started.
     fn claim(&self, store: &ClaimStore, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
         self.host.dummy_bridge()?;
-        let maps: Vec<VfMap> = self.host.maps_of(wanted.nics.iter().map(|nic| &nic.root))?;
+        let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
         let backing = self.host.recover(store, &maps, "restore")?;
         let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         let owner = self.owner();
-        let claims = store.claim_all(&Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] }, &backing)?;
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
+        let claims = store.claim_all(&request, &backing)?;
         for claim in &claims {
             self.host.journal().vf("restore", &owner.vm, &claim.root, claim.vf, "claimed");
         }

@@ -245,7 +245,7 @@ impl Needs {
             return Err(Cause::NoMode { mac: nic.mac, mode: nic.mode });
         }
         let bridge = host.dummy_bridge()?.to_owned();
-        let maps = host.maps_of(wanted.nics.iter().map(|nic| &nic.root))?;
+        let maps = host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
         Ok(Self { bridge, maps })
     }
 }
@@ -261,15 +261,13 @@ impl Expected {
         let backing = host.recover(store, &needs.maps, ACTION)?;
         let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         let owner = self.owner();
-        let request = ClaimRequest { owner: &owner, nics: &nics, maps: &needs.maps, refused: &[] };
+        let sysfs = host.sysfs();
+        let request = ClaimRequest { owner: &owner, nics: &nics, maps: &needs.maps, sysfs, refused: &[] };
         let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &nics, &owner.vm))?;
         for claim in &claims {
             host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");
         }
-        match claims.iter().find(|claim| host.sysfs().is_vf(claim.vf).is_none()) {
-            Some(absent) => Err(Cause::NoFunction { root: absent.root.clone(), vf: absent.vf }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn make_dir(&mut self) -> Result<(), Cause> {
@@ -361,7 +359,7 @@ fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock) -> Vec
 
 /// A map with too few free VFs, in the words of the one who asks from afar.
 fn too_few(error: ClaimError, nics: &[(RootName, NicKey)], vm: &DomainName) -> Cause {
-    let ClaimError::Exhausted { root, total, mut users, .. } = error else { return error.into() };
+    let ClaimError::Exhausted { root, total, mut users, no_vfs, .. } = error else { return error.into() };
     // Those that were chosen for it before the map ran out.
     users.remove(vm.as_str());
     let used: usize = users.values().sum();
@@ -370,6 +368,7 @@ fn too_few(error: ClaimError, nics: &[(RootName, NicKey)], vm: &DomainName) -> C
         needed: nics.iter().filter(|(other, _)| *other == root).count(),
         root,
         users: counted(&users),
+        no_vfs,
     }
 }
 

@@ -22,7 +22,8 @@ pub use lock::{Holder, VmLock};
 pub use process::Process;
 pub use store::{ClaimStore, Entry};
 
-use crate::vf_map::VfMap;
+use crate::sysfs::{NoVf, Sysfs};
+use crate::vf_map::{AlsoListed, NoVfs, VfMap};
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
 /// A VM that has VFs.
@@ -86,8 +87,10 @@ pub struct Request<'a> {
     pub owner: &'a Owner,
     /// The root and the key of each NIC, in the VM's order.
     pub nics: &'a [(RootName, NicKey)],
-    /// The map of each of these roots.
+    /// The map of each of these roots, and every other one whose VFs may be the same.
     pub maps: &'a [VfMap],
+    /// What the kernel says of the VFs: an address that is none is given to nobody.
+    pub sysfs: &'a Sysfs,
     /// VFs that must not be taken, because libvirt refused them.
     pub refused: &'a [PciAddress],
 }
@@ -206,7 +209,7 @@ pub enum ClaimError {
         seconds: u64,
     },
     /// There is no free VF.
-    #[error("no free VF on {root} for {vm}: all {total} in use ({})", Users(users))]
+    #[error("no free VF on {root} for {vm}: {}", Spent { total: *total, users, no_vfs })]
     Exhausted {
         /// The root.
         root: RootName,
@@ -216,6 +219,8 @@ pub enum ClaimError {
         total: usize,
         /// How many of them each has.
         users: BTreeMap<String, usize>,
+        /// What else its map lists.
+        no_vfs: Vec<(PciAddress, NoVf)>,
     },
     /// The request names a root without its map.
     #[error("the request for a VF of {root} came without its map")]
@@ -225,14 +230,20 @@ pub enum ClaimError {
     },
 }
 
-struct Users<'a>(&'a BTreeMap<String, usize>);
+/// Why a map has nothing to give.
+struct Spent<'a> {
+    total: usize,
+    users: &'a BTreeMap<String, usize>,
+    no_vfs: &'a [(PciAddress, NoVf)],
+}
 
-impl fmt::Display for Users<'_> {
+impl fmt::Display for Spent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, (user, count)) in self.0.iter().enumerate() {
-            write!(f, "{}{user}: {count}", if number == 0 { "" } else { ", " })?;
+        if self.total == 0 {
+            return write!(f, "its map lists no VF of this host: {}", NoVfs(self.no_vfs));
         }
-        Ok(())
+        let users: Vec<String> = self.users.iter().map(|(user, count)| format!("{user}: {count}")).collect();
+        write!(f, "all {} in use ({}){}", self.total, users.join(", "), AlsoListed(self.no_vfs))
     }
 }
 

@@ -10,7 +10,7 @@ use super::lock::{self, Holder, Turn, VmLock};
 use super::record::{Content, Record};
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
 use crate::order::ascending;
-use crate::vf_map::VfMap;
+use crate::vf_map::{NoVfs, Supply, VfMap};
 use crate::{DomainName, DomainUuid, PciAddress, RootName};
 
 /// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
@@ -24,14 +24,18 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// ```
 /// use kvm_sriov::Position;
 /// use kvm_sriov::claims::{Backing, ClaimStore, NicKey, Owner, Request};
+/// use kvm_sriov::sysfs::Sysfs;
 /// use kvm_sriov::vf_map::VfMap;
 /// let dir = tempfile::tempdir()?;
+/// // In place of the host's kernel.
+/// std::fs::create_dir_all(dir.path().join("sys/bus/pci/devices/0000:07:00.1/physfn"))?;
+/// let sysfs = Sysfs::at(dir.path().into());
 /// let store = ClaimStore::create(&dir.path().join("vf_interfaces"))?;
 /// let map = VfMap::parse("ib0".parse()?, "ib0".as_ref(), b"0x07 0x00 0x01\n")?;
 /// let owner = Owner { vm: "one-42".parse()?, uuid: None };
 /// let nic = NicKey { position: Position::new(0)?, mac: "02:00:0a:00:00:01".parse()? };
 /// let nics = [("ib0".parse()?, nic)];
-/// let request = Request { owner: &owner, nics: &nics, maps: &[map], refused: &[] };
+/// let request = Request { owner: &owner, nics: &nics, maps: &[map], sysfs: &sysfs, refused: &[] };
 /// let claims = store.claim_all(&request, &Backing::default())?;
 /// assert!(store.dir().join("ib0/0").exists());
 /// let error = store.claim_all(&request, &Backing::default()).unwrap_err();
@@ -277,13 +281,14 @@ impl ClaimStore {
     }
 
     /// Claims a free VF for every NIC, the one with the lowest index; or none at all. The claims are held by this process
-    /// until [`ClaimStore::commit`].
+    /// until [`ClaimStore::commit`]. A line of a map that is no VF of this host is skipped.
     ///
     /// * `backing` - what libvirt says of every running domain: a VF there is not free
     ///
     /// # Errors
     /// Nothing is claimed: [`ClaimError::Exhausted`] says who has the VFs; others, what can't be written.
     pub fn claim_all(&self, request: &Request<'_>, backing: &Backing) -> Result<Vec<Claim>, ClaimError> {
+        let supplies = supplies(request)?;
         let _lock = self.lock()?;
         let entries = self.entries()?;
         let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
@@ -292,9 +297,9 @@ impl ClaimStore {
         users.extend(entries.iter().filter_map(|entry| Some((entry.vf_by(request.maps)?, entry.user()))));
         let mut chosen = Vec::new();
         for (root, nic) in request.nics {
-            let map = map_of(request.maps, root)?;
-            let vf =
-                map.vfs().iter().find(|vf| !users.contains_key(vf)).ok_or_else(|| exhausted(map, request, &users))?;
+            let supply = supplies.get(root).ok_or_else(|| ClaimError::NoMap { root: root.clone() })?;
+            let free = supply.vfs.iter().find(|vf| !users.contains_key(vf));
+            let vf = free.ok_or_else(|| exhausted(root, supply, request, &users))?;
             users.insert(*vf, request.owner.vm.to_string());
             chosen.push(Claim::new(request.owner.clone(), root.clone(), *vf, *nic));
         }
@@ -583,17 +588,38 @@ impl ClaimStore {
     }
 }
 
-fn exhausted(map: &VfMap, request: &Request<'_>, users: &BTreeMap<PciAddress, String>) -> ClaimError {
+/// What each of the roots that are asked for can give.
+fn supplies(request: &Request<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimError> {
+    let mut supplies = BTreeMap::new();
+    for (root, _) in request.nics {
+        if !supplies.contains_key(root) {
+            let supply = map_of(request.maps, root)?.supply(request.sysfs);
+            if !supply.no_vfs.is_empty() {
+                log::warn!("{root}: skipped, because no VM can have it: {}", NoVfs(&supply.no_vfs));
+            }
+            supplies.insert(root.clone(), supply);
+        }
+    }
+    Ok(supplies)
+}
+
+fn exhausted(
+    root: &RootName,
+    supply: &Supply,
+    request: &Request<'_>,
+    users: &BTreeMap<PciAddress, String>,
+) -> ClaimError {
     let mut counted = BTreeMap::new();
-    for user in map.vfs().iter().filter_map(|vf| users.get(vf)) {
+    for user in supply.vfs.iter().filter_map(|vf| users.get(vf)) {
         let count = counted.entry(user.clone()).or_insert(0_usize);
         *count = count.saturating_add(1);
     }
     ClaimError::Exhausted {
-        root: map.root().clone(),
+        root: root.clone(),
         vm: request.owner.vm.clone(),
-        total: map.vfs().len(),
+        total: supply.vfs.len(),
         users: counted,
+        no_vfs: supply.no_vfs.clone(),
     }
 }
 
@@ -662,7 +688,9 @@ mod tests {
         let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
         let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
         let nics = [("ib0".parse().unwrap(), nic)];
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] };
+        std::fs::create_dir_all(dir.path().join("sys/bus/pci/devices/0000:07:00.1/physfn")).unwrap();
+        let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
         let claims = store.claim_all(&request, &Backing::default()).unwrap();
         store.commit(&claims, &maps).unwrap();
         let devices = claims.iter().map(|claim| (claim.vf, owner.clone())).collect();
@@ -689,7 +717,11 @@ mod tests {
         let mac = "02:00:0a:00:00:01".parse().unwrap();
         let at = |number| NicKey { position: Position::new(number).unwrap(), mac };
         let nics = [0, 1, 2].map(|number| ("ib0".parse().unwrap(), at(number)));
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, refused: &[] };
+        for vf in maps.iter().flat_map(|map| map.vfs()) {
+            std::fs::create_dir_all(dir.path().join(format!("sys/bus/pci/devices/{vf}/physfn"))).unwrap();
+        }
+        let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
         let claims = store.claim_all(&request, &Backing::default()).unwrap();
         store.commit(&claims, &maps).unwrap();
 

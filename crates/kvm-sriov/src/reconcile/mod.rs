@@ -87,7 +87,8 @@ impl Default for Options {
 pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
     let until = Instant::now() + options.timeout;
     let mut report = Report::default();
-    let maps = readable_maps(host, &mut report.problems);
+    let (maps, problems) = host.readable_maps();
+    report.problems.extend(problems.into_iter().map(Cause::from));
     let domains = host.hypervisor().domains()?;
     let store = match host.existing_claims()? {
         None if !options.dry_run && !maps.is_empty() => Some(host.claims()?),
@@ -109,15 +110,6 @@ pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
     report.vms = vms;
     report.problems.extend(problems);
     Ok(report)
-}
-
-fn readable_maps(host: &Host, problems: &mut Vec<Cause>) -> Vec<VfMap> {
-    let roots = host.maps().roots().unwrap_or_else(|error| {
-        problems.push(error.into());
-        Vec::new()
-    });
-    let loaded = roots.iter().map(|root| host.maps().load(root));
-    loaded.filter_map(|map| map.map_err(|error| problems.push(error.into())).ok()).collect()
 }
 
 fn put_right(host: &Host, store: &ClaimStore, maps: &[VfMap]) -> Result<Vec<crate::claims::Repair>, Cause> {

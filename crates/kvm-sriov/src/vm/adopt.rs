@@ -25,9 +25,14 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, Liv
         return Vec::new();
     }
     let dummies = ascending(dummies, |a, b| a.mac.octets().cmp(&b.mac.octets()));
-    let maps = host.all_maps().unwrap_or_default();
-    let devices: Vec<_> =
-        live.hostdevs.iter().filter(|device| !device.is_ours() && map_of(&maps, device).is_some()).cloned().collect();
+    let (maps, problems) = host.readable_maps();
+    for problem in problems {
+        log::warn!("{problem}; a VF that only this map lists is not adopted");
+    }
+    let is_vf = |device: &&LiveHostdev| {
+        !device.is_ours() && map_of(&maps, device).is_some() && host.sysfs().check_vf(device.vf).is_ok()
+    };
+    let devices: Vec<_> = live.hostdevs.iter().filter(is_vf).cloned().collect();
     ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect()
 }
 
@@ -44,7 +49,7 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
     if found.is_empty() {
         return Ok(());
     }
-    let maps = vm.host.all_maps()?;
+    let (maps, _) = vm.host.readable_maps();
     for (number, (device, dummy)) in found.into_iter().enumerate() {
         let Some(map) = map_of(&maps, &device) else { continue };
         let position = Position::new(number)

@@ -22,7 +22,7 @@ impl Vm<'_> {
             return Ok(Vec::new());
         }
         let nics = WantedNic::in_order(nics.to_vec());
-        let maps = self.host.maps_of(nics.iter().map(|nic| &nic.root))?;
+        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
         let before = self.store.claims_of(&self.owner())?;
         let mut claims = self.claim(&nics, &maps, &[])?;
         let mut refusals = Vec::new();
@@ -100,6 +100,14 @@ impl Vm<'_> {
         let in_use: Vec<PciAddress> = self.live.vfs().collect();
         let mut own = self.store.claims_of(&owner)?;
         own.retain(|claim| !refused.contains(&claim.vf) && !in_use.contains(&claim.vf));
+        // A VF may have gone since it was claimed: its adapter's driver was loaded anew, or its VFs were made anew.
+        let (mut own, gone): (Vec<_>, Vec<_>) =
+            own.into_iter().partition(|claim| self.host.sysfs().check_vf(claim.vf).is_ok());
+        self.store.release(&gone)?;
+        for claim in &gone {
+            log::warn!("VF {} of {}, claimed by {}, is none any more: released", claim.vf, claim.root, owner.vm);
+            self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "released");
+        }
         // Each claim is one NIC's, also where it does not say which of two with the same MAC.
         let mut claimed = |nic: &WantedNic| {
             let at = own.iter().position(|claim| claim.root == nic.root && claim.is_for(&nic.key()))?;
@@ -112,7 +120,7 @@ impl Vm<'_> {
             Vec::new()
         } else {
             let backing = self.host.recover(&self.store, maps, self.action)?;
-            let request = Request { owner: &owner, nics: &asked, maps, refused: &refused };
+            let request = Request { owner: &owner, nics: &asked, maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self.store.claim_all(&request, &backing)?;
             for claim in &claims {
                 self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");
@@ -189,7 +197,7 @@ pub(crate) fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
     match cause {
         Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
             let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
-            Cause::AllRefused { exhausted, reasons: reasons.join(", ") }
+            Cause::AllRefused { exhausted: Box::new(exhausted), reasons: reasons.join(", ") }
         }
         other => other,
     }

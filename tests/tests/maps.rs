@@ -1,0 +1,235 @@
+//! What a map lists is given to a VM only if it is a VF of the host, on model hosts: adapters themselves, other devices, addresses that
+//! are gone, and addresses in two maps.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+
+use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::agent::{self, AgentError, Link, Reach};
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::xml::VmData;
+use kvm_sriov::{ActionError, Host, HostName, PciAddress, VfState, network};
+use kvm_sriov_tests::model::check::Stage;
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::vm::Vm;
+
+/// A VM with two VFs of one root.
+fn vm() -> Vm {
+    Vm::new(42).nic("sriov_ib0").nic("sriov_ib0")
+}
+
+fn deploy(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).map(drop)
+}
+
+fn attach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
+    let arguments = NicArgs {
+        mac: vm.mac(number).parse().unwrap(),
+        bridge: Some("sriov_ib0".into()),
+        model: None,
+        vn_mad: None,
+        target: None,
+    };
+    actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments, None)
+}
+
+/// A host whose map begins with the adapter itself and a VF that is gone; then come three VFs.
+fn a_host() -> (ModelHost, [PciAddress; 3]) {
+    let host = ModelHost::with_vfs(4);
+    let vfs = spoil(&host);
+    (host, vfs)
+}
+
+/// The map of this host begins with the adapter itself and a VF that is gone; then come three VFs.
+fn spoil(host: &ModelHost) -> [PciAddress; 3] {
+    let [gone, rest @ ..]: [PciAddress; 4] = host.vfs("ib0").try_into().unwrap();
+    let adapter = PciAddress::new(0, gone.bus(), 0, 0).unwrap();
+    host.add_other_function(adapter);
+    host.vanishes(gone);
+    host.set_map("ib0", &[&[adapter, gone], &rest[..]].concat());
+    rest
+}
+
+fn vfs(host: &ModelHost) -> Vec<PciAddress> {
+    host.domain("one-42").unwrap().vfs().collect()
+}
+
+/// The agent of the other host on a thread.
+struct Other(Mutex<Option<Host>>);
+
+impl Reach for Other {
+    fn start(&self, _: &HostName) -> Result<Link, AgentError> {
+        let host = self.0.lock().unwrap().take().unwrap();
+        let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        thread::spawn(move || agent::serve(|| Ok(host), input, output));
+        Ok(Link::new(from, to))
+    }
+
+    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
+        Ok(())
+    }
+}
+
+fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
+    let reach = Other(Mutex::new(Some(to.host())));
+    let route = actions::Route { from: None, to: to.model().name().parse().unwrap() };
+    actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, &reach)
+}
+
+#[test]
+fn deploy_and_attach_skip_what_is_no_vf() {
+    let (host, free) = a_host();
+    deploy(&host, &vm()).unwrap();
+    assert_eq!(vfs(&host), free[..2]);
+    attach(&host, &vm(), 2).unwrap();
+    assert_eq!(vfs(&host), free);
+    let error = attach(&host, &vm(), 3).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "attach_nic: no free VF on ib0 for one-42: all 3 in use (one-42: 3); its map also lists 0000:07:00.0 (not a VF), \
+         0000:07:00.1 (missing); nothing was changed"
+    );
+    host.check();
+}
+
+#[test]
+fn a_map_without_a_single_vf_says_so() {
+    let (host, free) = a_host();
+    for vf in free {
+        host.vanishes(vf);
+    }
+    let error = deploy(&host, &vm()).unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "deploy: no free VF on ib0 for one-42: its map lists no VF of this host: 0000:07:00.0 (not a VF), "
+        ),
+        "{error}"
+    );
+    assert!(host.domain("one-42").is_none() && host.claims().is_empty());
+}
+
+#[test]
+fn restore_skips_what_became_no_vf() {
+    let host = ModelHost::default();
+    deploy(&host, &vm()).unwrap();
+    let checkpoint = host.vm_dir(&vm()).join("checkpoint");
+    actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint, None).unwrap();
+    let free = spoil(&host);
+    actions::restore(&host.host(), &checkpoint, None).unwrap();
+    assert_eq!(vfs(&host), free[..2]);
+    host.check();
+}
+
+#[test]
+fn a_destination_with_lines_that_are_no_vfs_takes_the_next_ones() {
+    let here = ModelHost::default();
+    let there = here.beside("host2", 4);
+    let free = spoil(&there);
+    deploy(&here, &vm()).unwrap();
+    migrate(&here, &there, &vm()).unwrap();
+    assert_eq!(vfs(&there), free[..2]);
+    there.check();
+    here.check();
+}
+
+#[test]
+fn a_destination_with_too_few_vfs_names_what_is_none() {
+    let here = ModelHost::default();
+    let there = here.beside("host2", 4);
+    let free = spoil(&there);
+    there.vanishes(free[0]);
+    there.vanishes(free[1]);
+    deploy(&here, &vm()).unwrap();
+    let error = migrate(&here, &there, &vm()).unwrap_err().to_string();
+    assert!(error.contains("1 free VF on ib0, 2 needed; its map also lists 0000:81:00.0 (not a VF), "), "{error}");
+    assert!(there.claims().is_empty());
+    here.check();
+}
+
+#[test]
+fn a_claimed_vf_that_vanished_is_given_up_for_another() {
+    let host = ModelHost::default();
+    deploy(&host, &vm()).unwrap();
+    // It left the guest unasked, and the VM is to get it back.
+    let domain = host.host().find(&vm().uuid().parse().unwrap()).unwrap();
+    host.model().detach_alias(&domain, "ua-sriov-0").unwrap();
+    host.model().answers();
+    host.vanishes(host.vfs("ib0")[0]);
+    host.reconcile().unwrap();
+    let mut now = vfs(&host);
+    now.sort();
+    assert_eq!(now, host.vfs("ib0")[1..3]);
+    host.check();
+}
+
+#[test]
+fn an_address_in_two_maps_is_given_once() {
+    let host = ModelHost::default();
+    let all = host.vfs("ib0");
+    host.set_map("ib1", &all);
+    // A claim of the driver of 2013 says nothing but its place in a map that this VM does not ask for.
+    std::fs::create_dir_all(host.state_dir().join("ib1")).unwrap();
+    std::fs::write(host.state_dir().join("ib1/0"), "").unwrap();
+    deploy(&host, &vm()).unwrap();
+    assert_eq!(vfs(&host), all[1..3]);
+    let other = Vm::new(7).nic("sriov_ib1");
+    deploy(&host, &other).unwrap();
+    assert_eq!(host.domain("one-7").unwrap().vfs().collect::<Vec<_>>(), all[3..]);
+    let error = deploy(&host, &Vm::new(8).nic("sriov_ib1")).unwrap_err().to_string();
+    assert!(error.contains("all 4 in use (a VM of the driver of 2013: 1, one-42: 2, one-7: 1)"), "{error}");
+}
+
+#[test]
+fn another_map_that_is_broken_stops_nothing() {
+    let host = ModelHost::default();
+    host.write_map("ib1", "hello\n");
+    deploy(&host, &vm()).unwrap();
+    attach(&host, &vm(), 2).unwrap();
+    let error = deploy(&host, &Vm::new(7).nic("sriov_ib1")).unwrap_err().to_string();
+    assert!(error.contains("ib1, line 1: expected \"0xBUS 0xSLOT 0xFUNC\", found \"hello\""), "{error}");
+    let vfs = host.host().vfs().unwrap();
+    assert_eq!(vfs.len(), 4, "the map that can be read is not listed");
+}
+
+#[test]
+fn what_is_no_vf_is_shown() {
+    let (host, free) = a_host();
+    let states = |host: &ModelHost| -> Vec<VfState> {
+        let vfs = host.host().vfs().unwrap();
+        vfs.into_iter().filter(|vf| vf.root.as_str() == "ib0").map(|vf| vf.state).collect()
+    };
+    let (not_vf, missing) = (VfState::NotVf { vm: None }, VfState::Missing { vm: None });
+    assert_eq!(states(&host), [not_vf.clone(), missing.clone(), VfState::Free, VfState::Free, VfState::Free]);
+    deploy(&host, &vm()).unwrap();
+    host.vanishes(free[0]);
+    let used = || Some("one-42".to_owned());
+    assert_eq!(
+        states(&host),
+        [not_vf, missing, VfState::Missing { vm: used() }, VfState::Used { vm: used().unwrap() }, VfState::Free]
+    );
+}
+
+#[test]
+fn pre_counts_what_can_be_given() {
+    let (host, free) = a_host();
+    let nic = |number: usize| {
+        format!("<NIC><BRIDGE>sriov_ib0</BRIDGE><MAC>{}</MAC><VN_MAD>sriov</VN_MAD></NIC>", vm().mac(number))
+    };
+    let data = |nics: usize| {
+        let nics: String = (0..nics).map(nic).collect();
+        VmData::parse(&format!("<VM><ID>42</ID><TEMPLATE>{nics}</TEMPLATE></VM>")).unwrap()
+    };
+    network::pre(&host.host(), &data(3)).unwrap();
+    let error = network::pre(&host.host(), &data(4)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "vnm pre: ib0 has 3 VF here, 4 needed; its map also lists 0000:07:00.0 (not a VF), 0000:07:00.1 (missing) (is the \
+         adapter's driver loaded, and are its VFs made?); nothing was changed"
+    );
+    host.vanishes(free[0]);
+    assert!(network::pre(&host.host(), &data(3)).is_err());
+}
