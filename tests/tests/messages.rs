@@ -288,6 +288,15 @@ fn causes() -> Vec<(&'static str, Cause)> {
                 advice: text("remove it"),
             }),
         ),
+        ("deploy", Cause::Claims(ClaimError::Shared { path: "/var/lib/one/vf_interfaces".into(), kind: text("NFS") })),
+        (
+            "deploy",
+            Cause::Claims(ClaimError::Elsewhere {
+                path: "/tmp/vf_interfaces/ib0/0".into(),
+                vm: vm(),
+                host: text("5d1b2c7e9a0f4f4d8a0d3d3f1e2b6c71"),
+            }),
+        ),
         (
             "deploy",
             Cause::Claims(ClaimError::File {

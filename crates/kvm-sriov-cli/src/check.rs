@@ -145,6 +145,9 @@ fn state(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::claims::ClaimError> {
     let dir = kvmrc.state_dir().display();
     Ok(match ClaimStore::open(kvmrc.state_dir())? {
         Some(store) => format!("{dir}, {} claims", store.entries()?.len()),
-        None => format!("{dir} is made by the first deploy"),
+        None => {
+            ClaimStore::check_place(kvmrc.state_dir())?;
+            format!("{dir} is made by the first deploy")
+        }
     })
 }

@@ -6,11 +6,13 @@
 //! * `store` - [`ClaimStore`]: claims are made, released and repaired under one lock, held for milliseconds
 //! * `lock` - [`VmLock`]: one action at a time for a VM; wishes to end it
 //! * `record` - what a file says; `process` - who wrote it; `safe` - files that nobody else can have put there
+//! * `shared` - file systems that other hosts may have mounted, too
 
 mod lock;
 mod process;
 mod record;
 mod safe;
+mod shared;
 mod store;
 
 use std::collections::BTreeMap;
@@ -181,6 +183,28 @@ pub enum ClaimError {
         what: String,
         /// What to do.
         advice: String,
+    },
+    /// The state directory is on a file system that other hosts may have mounted, too: they would free each other's claims.
+    #[error(
+        "{} is on {kind}, which other hosts may share, and hosts must not free each other's VFs: set VF_STATE_DIR in kvmrc to a directory of this host alone, such as /var/lib/kvm-sriov", path.display()
+    )]
+    Shared {
+        /// The directory.
+        path: PathBuf,
+        /// The file system.
+        kind: String,
+    },
+    /// In the place of a claim is one that another host made.
+    #[error(
+        "{} is a claim of {vm} on another host (machine-id {host}): give each host a state directory of its own (VF_STATE_DIR in kvmrc), then remove the file", path.display()
+    )]
+    Elsewhere {
+        /// The file.
+        path: PathBuf,
+        /// Whose claim it is.
+        vm: DomainName,
+        /// The other host.
+        host: String,
     },
     /// A file can't be read or written.
     #[error("cannot {verb} {}: {source}", path.display())]

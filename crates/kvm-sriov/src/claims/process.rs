@@ -77,6 +77,15 @@ pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
+/// The id of this host; `None` when it has none yet.
+///
+/// # Source
+/// machine-id(5): "uninitialized" on a host that has not been booted to its end.
+pub(super) fn machine_id() -> Option<String> {
+    let id = fs::read_to_string("/etc/machine-id").ok()?.trim().to_owned();
+    (!id.is_empty() && id != "uninitialized").then_some(id)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

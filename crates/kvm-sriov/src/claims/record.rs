@@ -17,6 +17,9 @@ pub(super) enum Content {
     Ours(Record),
     /// An empty file: a claim of the driver of 2013, which wrote nothing into it.
     Original,
+    /// A claim that another host made: in a state directory that hosts share, or one that was copied from there. It is none of
+    /// ours to free or to change, and its address is one of that host. The line of the map whose place it has is not given away.
+    Elsewhere(Record),
     /// Something else. The VF counts as used, and the file is never removed.
     Unreadable {
         /// What is wrong with it.
@@ -35,6 +38,8 @@ pub(super) struct Record {
     /// The NIC's MAC, unknown for a domain that was found with the VF.
     pub(super) mac: Option<MacAddress>,
     pub(super) vf: PciAddress,
+    /// The host it was written on, by its machine-id; unknown in a claim of an earlier version, and on a host without one.
+    pub(super) host: Option<String>,
     /// The boot it was written in: no process of another boot is alive.
     pub(super) boot: String,
     /// The process that works on it, while one does.
@@ -46,11 +51,15 @@ pub(super) struct Record {
 }
 
 impl Content {
-    pub(super) fn parse(bytes: &[u8]) -> Self {
+    /// Reads a claim on the host with this machine-id.
+    pub(super) fn parse(bytes: &[u8], host: Option<&str>) -> Self {
         if bytes.is_empty() {
             return Self::Original;
         }
         match std::str::from_utf8(bytes).map_err(|error| error.to_string()).and_then(Record::parse) {
+            Ok(record) if record.host.as_deref().zip(host).is_some_and(|(theirs, ours)| theirs != ours) => {
+                Self::Elsewhere(record)
+            }
             Ok(record) => Self::Ours(record),
             Err(why) => Self::Unreadable { why },
         }
@@ -69,8 +78,8 @@ impl Record {
                 return Err(format!("expected \"{HEADER}\", found \"{}\"", other.unwrap_or_default().escape_debug()));
             }
         }
-        let (mut vm, mut uuid, mut position, mut mac, mut vf, mut boot, mut holder, mut image, mut unknown) =
-            (None, None, None, None, None, None, None, None, vec![]);
+        let (mut vm, mut uuid, mut position, mut mac, mut vf, mut host, mut boot, mut holder, mut image, mut unknown) =
+            (None, None, None, None, None, None, None, None, None, vec![]);
         for (index, line) in lines.enumerate() {
             let (key, value) =
                 line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
@@ -84,6 +93,7 @@ impl Record {
                 }
                 "mac" => mac = Some(value.parse().map_err(wrong)?),
                 "vf" => vf = Some(value.parse().map_err(wrong)?),
+                "host" => host = Some(value.to_owned()),
                 "boot" => boot = Some(value.to_owned()),
                 "holder" => {
                     let numbers =
@@ -101,6 +111,7 @@ impl Record {
             position,
             mac,
             vf: vf.ok_or("vf is missing")?,
+            host,
             boot: boot.ok_or("boot is missing")?,
             holder,
             image,
@@ -118,6 +129,7 @@ impl Record {
         line("position", self.position.map(|position| position.to_string()));
         line("mac", self.mac.map(|mac| mac.to_string()));
         line("vf", Some(self.vf.to_string()));
+        line("host", self.host.clone());
         line("boot", Some(self.boot.clone()));
         line("holder", self.holder.map(|p| format!("{} {}", p.pid(), p.started())));
         // A path with a line break in it can't be written; the image is then found by its name alone.
@@ -143,6 +155,7 @@ mod tests {
             uuid in proptest::option::of("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
             position in proptest::option::of(0_usize..16),
             (bus, slot, function) in (any::<u8>(), 0u8..0x20, 0u8..8),
+            host in proptest::option::of("[0-9a-f]{32}"),
             holder in proptest::option::of((any::<u32>(), any::<u64>())),
             image in proptest::option::of("/[a-z/. ]{0,20}[a-z]"),
             unknown in proptest::collection::vec("x[a-z]{0,5}=[ -~]{0,9}", 0..3),
@@ -154,23 +167,26 @@ mod tests {
                 position: position.map(|number| Position::new(number).unwrap()),
                 mac: None,
                 vf: PciAddress::new(0, bus, slot, function).unwrap(),
+                host: host.clone(),
                 boot: "b".into(),
                 holder: holder.map(|(pid, start)| Process::new(pid, start)),
                 image: image.map(PathBuf::from),
                 unknown,
             };
-            prop_assert_eq!(Content::parse(record.to_text().as_bytes()), Content::Ours(record));
+            prop_assert_eq!(Content::parse(record.to_text().as_bytes(), host.as_deref()), Content::Ours(record.clone()));
+            let there = Content::parse(record.to_text().as_bytes(), Some("other"));
+            prop_assert_eq!(there, if host.is_some() { Content::Elsewhere(record) } else { Content::Ours(record) });
         }
 
         #[test]
         fn parsing_never_panics(bytes: Vec<u8>) {
-            prop_assert!(!matches!(Content::parse(&bytes), Content::Ours(_)));
+            prop_assert!(!matches!(Content::parse(&bytes, None), Content::Ours(_)));
         }
     }
 
     #[test]
     fn what_is_no_claim_of_ours_is_said() {
-        assert_eq!(Content::parse(b""), Content::Original);
+        assert_eq!(Content::parse(b"", None), Content::Original);
         for (text, message) in [
             ("hello", "expected \"kvm-sriov-claim 1\", found \"hello\""),
             ("kvm-sriov-claim 2\nx", "newer version"),
@@ -180,7 +196,9 @@ mod tests {
             ("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nboot=x\nholder=1\n", "holder: "),
             ("kvm-sriov-claim 1\nvm=one-1\nposition=16\n", "position: expected a number from 0 to 15"),
         ] {
-            let Content::Unreadable { why } = Content::parse(text.as_bytes()) else { panic!("{text:?} was taken") };
+            let Content::Unreadable { why } = Content::parse(text.as_bytes(), None) else {
+                panic!("{text:?} was taken")
+            };
             assert!(why.contains(message), "{message:?} is not in {why:?}");
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Holder, Turn, VmLock};
 use super::record::{Content, Record};
+use super::shared::FileSystem;
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
 use crate::order::ascending;
 use crate::vf_map::{NoVfs, Supply, VfMap};
@@ -74,7 +75,7 @@ impl Entry {
     pub fn vf(&self) -> Option<PciAddress> {
         match &self.content {
             Content::Ours(record) => Some(record.vf),
-            Content::Original | Content::Unreadable { .. } => None,
+            Content::Original | Content::Elsewhere(_) | Content::Unreadable { .. } => None,
         }
     }
 
@@ -83,6 +84,7 @@ impl Entry {
         match &self.content {
             Content::Ours(record) => record.vm.to_string(),
             Content::Original => "a VM of the driver of 2013".into(),
+            Content::Elsewhere(record) => format!("{} of another host", record.vm),
             Content::Unreadable { why } => format!("{}/{}, which can't be read: {why}", self.root, self.index),
         }
     }
@@ -155,6 +157,7 @@ impl Record {
             position: claim.position,
             mac: claim.mac,
             vf: claim.vf,
+            host: process::machine_id(),
             boot: process::boot_id(),
             holder,
             image: None,
@@ -171,8 +174,33 @@ impl ClaimStore {
     /// The state directory at `dir`, made (mode 0700) when it is not there.
     ///
     /// # Errors
-    /// It can't be made, or is a link, a file, or somebody else's. Nothing was changed.
+    /// It can't be made, is a link, a file, or somebody else's, or is on a file system that other hosts may share. Nothing was
+    /// changed.
     pub fn create(dir: &Path) -> Result<Self, ClaimError> {
+        Self::create_on(dir, FileSystem::of)
+    }
+
+    /// Looks whether the state directory can be at `dir`, which need not be there. Makes nothing.
+    ///
+    /// # Errors
+    /// It is, or would be, on a file system that other hosts may share.
+    pub fn check_place(dir: &Path) -> Result<(), ClaimError> {
+        Self::check_place_on(dir, FileSystem::of)
+    }
+
+    /// * `look` - what the kernel says of the file system below a directory that is there
+    fn check_place_on(dir: &Path, look: impl Fn(&Path) -> io::Result<FileSystem>) -> Result<(), ClaimError> {
+        let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+        let found = look(there).map_err(ClaimError::file("look at", there))?;
+        match found.shared() {
+            Some(kind) => Err(ClaimError::Shared { path: dir.into(), kind: kind.into() }),
+            None => Ok(()),
+        }
+    }
+
+    fn create_on(dir: &Path, look: impl Fn(&Path) -> io::Result<FileSystem>) -> Result<Self, ClaimError> {
+        // Before it is made: nothing of ours is left where it can't be.
+        Self::check_place_on(dir, look)?;
         safe::make_dir(dir)?;
         safe::make_dir(&dir.join(".locks"))?;
         Ok(Self { dir: dir.into() })
@@ -181,7 +209,7 @@ impl ClaimStore {
     /// The state directory at `dir`; `None` when it is not there.
     ///
     /// # Errors
-    /// It is a link, a file, or somebody else's. Nothing was changed.
+    /// As [`ClaimStore::create`].
     pub fn open(dir: &Path) -> Result<Option<Self>, ClaimError> {
         match fs::symlink_metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -492,7 +520,7 @@ impl ClaimStore {
                 !record.is_held() && record.image.is_none() && !backing.backs(&record.claim(&entry.root))
             }
             Content::Original => self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none()),
-            Content::Unreadable { .. } => false,
+            Content::Elsewhere(_) | Content::Unreadable { .. } => false,
         };
         stale && seen.contains(entry)
     }
@@ -560,8 +588,11 @@ impl ClaimStore {
         safe::make_dir(&self.dir.join(claim.root.as_str()))?;
         let mut record = Record::of(claim, holder);
         if let (true, Ok(Some((bytes, _)))) = (replace, safe::read(&path)) {
-            match Content::parse(&bytes) {
+            match Content::parse(&bytes, process::machine_id().as_deref()) {
                 Content::Ours(old) if old.claim(&claim.root).owner.is(&claim.owner) => record.unknown = old.unknown,
+                Content::Elsewhere(Record { vm, host, .. }) => {
+                    return Err(ClaimError::Elsewhere { path, vm, host: host.unwrap_or_default() });
+                }
                 _ => {}
             }
         }
@@ -638,6 +669,7 @@ fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
 }
 
 fn read_root(root: &RootName, dir: &Path, entries: &mut Vec<Entry>) -> Result<(), ClaimError> {
+    let host = process::machine_id();
     for name in names(dir)? {
         let path = dir.join(&name);
         if name.starts_with(".new-") {
@@ -646,7 +678,7 @@ fn read_root(root: &RootName, dir: &Path, entries: &mut Vec<Entry>) -> Result<()
         // Only names that we print: `07` is none.
         let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
         let (content, bytes, inode) = match safe::read(&path) {
-            Ok(Some((bytes, inode))) => (Content::parse(&bytes), bytes, inode),
+            Ok(Some((bytes, inode))) => (Content::parse(&bytes, host.as_deref()), bytes, inode),
             Ok(None) => continue,
             Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), 0),
         };
@@ -745,5 +777,54 @@ mod tests {
         store.commit(&claims[..2], &maps).unwrap();
         assert_eq!(store.claims_of(&owner).unwrap(), claims[..2]);
         assert!(fs::read_to_string(&path).unwrap().contains("later=x\n"));
+    }
+
+    #[test]
+    fn a_file_system_that_hosts_share_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("one/vf_interfaces");
+        let nfs = |_: &Path| Ok(FileSystem { magic: 0x6969, name: None });
+        let error = ClaimStore::create_on(&state, nfs).unwrap_err().to_string();
+        let start = format!("{} is on NFS, which other hosts may share", state.display());
+        assert!(error.starts_with(&start) && error.contains("VF_STATE_DIR"), "{error}");
+        assert!(!dir.path().join("one").exists());
+        // One that is there, and was good when it was made, is no better.
+        fs::create_dir_all(&state).unwrap();
+        assert!(matches!(ClaimStore::create_on(&state, nfs), Err(ClaimError::Shared { .. })));
+        assert!(!state.join(".locks").exists());
+    }
+
+    #[test]
+    fn a_claim_of_another_host_is_neither_freed_nor_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ClaimStore::create(&dir.path().join("vf_interfaces")).unwrap();
+        let text = b"0x07 0x00 0x01\n0x07 0x00 0x02\n";
+        let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), text).unwrap()];
+        let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
+        let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
+        let nics = [("ib0".parse().unwrap(), nic)];
+        for vf in maps[0].vfs() {
+            std::fs::create_dir_all(dir.path().join(format!("sys/bus/pci/devices/{vf}/physfn"))).unwrap();
+        }
+        let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
+        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
+        // The same VM, which moved from there: the two hosts have their VFs at other addresses.
+        let path = store.dir().join("ib0/0");
+        let theirs =
+            "kvm-sriov-claim 1\nvm=one-42\nposition=0\nmac=02:00:0a:00:00:01\nvf=0000:81:00.1\nhost=other\nboot=x\n";
+        fs::create_dir(store.dir().join("ib0")).unwrap();
+        fs::write(&path, theirs).unwrap();
+
+        assert_eq!(store.claimants().unwrap(), []);
+        assert_eq!(store.release_domain(&owner).unwrap(), []);
+        assert_eq!(store.recover(&store.entries().unwrap(), &Backing::default(), &maps).unwrap(), []);
+        let claims = store.claim_all(&request, &Backing::default()).unwrap();
+        assert_eq!(claims[0].vf.to_string(), "0000:07:00.2", "its file's place was given away");
+        let error = store.claim_all(&request, &Backing::default()).unwrap_err().to_string();
+        assert!(error.contains("one-42 of another host: 1"), "{error}");
+        let ours = Claim { vf: maps[0].vfs()[0], ..claims[0].clone() };
+        assert!(matches!(store.commit(&[ours], &maps), Err(ClaimError::Elsewhere { .. })));
+        store.release_domain(&owner).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
     }
 }
