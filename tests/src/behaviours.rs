@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind, Migration, RunState};
-use kvm_sriov::xml::{Kept, LiveDomain, LiveHostdev, Mode, Wanted, WantedNic, alias_of, hostdev_of};
+use kvm_sriov::xml::{Kept, LiveDomain, LiveHostdev, Medium, Mode, Wanted, WantedNic, alias_of, hostdev_of};
 use kvm_sriov::{PciAddress, Position};
 
 use crate::CALL_LIMIT;
@@ -392,7 +392,7 @@ fn a_disk_is_copied_and_switched(rig: &dyn Rig, domain: &DomainRef) {
     rig.libvirt().attach(domain, &disk, CALL_LIMIT).unwrap();
     let shows = || live(rig, domain).disk("vdc").map(|disk| (disk.file.clone(), disk.mirror.clone())).unwrap();
     let copy = || {
-        let xml = live(rig, domain).disk("vdc").unwrap().copy_into(&new);
+        let xml = live(rig, domain).disk("vdc").unwrap().copy_into(&Medium { path: new.clone(), is_block: false });
         rig.libvirt().block_copy(domain, "vdc", &xml, false)
     };
     let job = || rig.libvirt().block_job(domain, "vdc").unwrap();

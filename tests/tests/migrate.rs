@@ -600,6 +600,202 @@ fn a_datastore_move_that_was_killed_is_done_again() {
     }
 }
 
+/// A host on which the VM runs with these devices; `@` stands for its directory, which has a link to a logical volume, `disk.2`,
+/// and more.
+fn a_vm_with(devices: &str) -> (ModelHost, Vm, PathBuf) {
+    let host = ModelHost::default();
+    let vm = vm().disk();
+    let dir = host.vm_dir(&vm);
+    fs::create_dir_all(dir.join("sub")).unwrap();
+    let elsewhere = host.state_dir().join("../images");
+    fs::create_dir_all(&elsewhere).unwrap();
+    for name in ["disk.0", "disk.1", "sub/cd.iso", "base", "kernel"] {
+        fs::write(dir.join(name), vec![7; 1 << 10]).unwrap();
+    }
+    fs::write(elsewhere.join("image"), vec![8; 1 << 10]).unwrap();
+    host.volume("vg-one-0/lv-one-42-2", 2, &[2; 4096]);
+    host.volume("vg-one-0/lv-one-42-3", 3, &[3; 4096]);
+    host.volume("mapper/raw", 9, &[9; 4096]);
+    for (name, target) in [
+        ("disk.2", Path::new("/dev/vg-one-0/lv-one-42-2")),
+        ("disk.3", Path::new("/dev/vg-one-0/lv-one-42-3")),
+        ("disk.4", &elsewhere.join("image")),
+        ("disk.5", Path::new("/dev/mapper/raw")),
+        ("disk.6", Path::new("/dev/vg-one-0/gone")),
+    ] {
+        std::os::unix::fs::symlink(target, dir.join(name)).unwrap();
+    }
+    // As OpenNebula writes it.
+    let dir = PathBuf::from(dir.display().to_string().replacen("/datastores/", "//datastores/", 1));
+    let devices = devices.replace('@', &dir.display().to_string());
+    let text = host.deployment(&vm).replacen("\t</devices>", &format!("{devices}\t</devices>"), 1);
+    actions::deploy(&host.host(), &host.deployment_file(&vm), &text).unwrap();
+    host.faults().disarm();
+    (host, vm, dir)
+}
+
+fn disk_of(kind: &str, device: &str, source: &str, target: &str, rest: &str) -> String {
+    format!(
+        "<disk type='{kind}' device='{device}'><driver name='qemu' type='raw'/><source {source}/><target dev='{target}'/>{rest}</disk>"
+    )
+}
+
+/// What a domain has of each disk.
+fn disks(host: &ModelHost) -> BTreeMap<String, (String, Option<PathBuf>)> {
+    let live = host.domain("one-42").unwrap();
+    live.disks.into_iter().map(|disk| (disk.target, (disk.kind, disk.path))).collect()
+}
+
+#[test]
+fn a_logical_volume_goes_to_the_new_datastore() {
+    let volume = disk_of("block", "disk", "dev='@/disk.2'", "vdb", "");
+    let cd = disk_of("block", "cdrom", "dev='@/disk.3'", "sda", "<readonly/>");
+    let iso = disk_of("file", "cdrom", "file='@/sub/cd.iso'", "sdb", "<readonly/>");
+    let empty = "<disk type='file' device='cdrom'><target dev='sdc'/><readonly/></disk>";
+    let (host, vm, from) = a_vm_with(&[volume.as_str(), &cd, &iso, empty].concat());
+    let to = from.join("../../104/42");
+    // What the transfer driver does before: it makes the volumes, and copies the links as they are.
+    host.volume("vg-one-104/lv-one-42-2", 12, &[0; 4096]);
+    let new_cd = host.volume("vg-one-104/lv-one-42-3", 13, &[0; 4096]);
+    fs::create_dir_all(&to).unwrap();
+    std::os::unix::fs::symlink("/dev/vg-one-0/lv-one-42-2", to.join("disk.2")).unwrap();
+    let data = description(&from, &to, "YES");
+    migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)).unwrap();
+    let moved = disks(&host);
+    for (target, kind, name) in [
+        ("vda", "file", "disk.0"),
+        ("vdb", "block", "disk.2"),
+        ("sda", "block", "disk.3"),
+        ("sdb", "file", "sub/cd.iso"),
+    ] {
+        assert_eq!(moved[target], (kind.to_owned(), Some(to.join(name))), "{target}");
+    }
+    assert_eq!(moved["sdc"].1, None);
+    assert_eq!(fs::read_link(to.join("disk.2")).unwrap(), Path::new("/dev/vg-one-104/lv-one-42-2"));
+    assert_eq!(fs::read(new_cd).unwrap(), [3; 4096]);
+    assert!(to.join("sub/cd.iso").exists());
+    host.check();
+}
+
+/// What a domain has in the VM's directory is copied, or the move is refused before anything is changed.
+#[test]
+fn no_disk_of_the_directory_is_passed_over() {
+    let file = |source: &str, rest: &str| disk_of("file", "disk", &format!("file='{source}'"), "vdb", rest);
+    let block = |source: &str| disk_of("block", "disk", &format!("dev='{source}'"), "vdb", "");
+    let cd = |source: &str, rest: &str| disk_of("file", "cdrom", &format!("file='{source}'"), "sda", rest);
+    let backing = "<backingStore type='file'><format type='raw'/><source file='@/base'/></backingStore>";
+    let refused = [
+        (block("@/disk.2"), "its disk vdb is the logical volume /dev/vg-one-0/lv-one-42-2, and there is no /dev/vg-one-104"),
+        // After an earlier move, or as this driver's deploy resolves a link.
+        (block("/dev/vg-one-0/lv-one-42-2"), "is the logical volume /dev/vg-one-0/lv-one-42-2"),
+        (file("/dev/vg-one-0/lv-one-42-2", ""), "is the logical volume /dev/vg-one-0/lv-one-42-2"),
+        (block("@/disk.6"), "it leads to no block device of this host"),
+        (block("@/disk.2").replace("'raw'", "'qcow2'"), "only raw disks are copied to another device"),
+        (disk_of("block", "lun", "dev='@/disk.2'", "sdd", ""), "is a lun on /dev/vg-one-0/lv-one-42-2"),
+        (disk_of("dir", "disk", "dir='@/sub'", "vdb", "<readonly/>"), "vdb is read-only, which libvirt does not copy"),
+        (disk_of("dir", "floppy", "dir='@/sub'", "fda", "<readonly/>"), "of the kind dir"),
+        (disk_of("vhostuser", "disk", "type='unix' path='@/base'", "vdb", ""), "of the kind vhostuser"),
+        (disk_of("volume", "disk", "pool='default' volume='x'", "vdb", ""), "is a volume of a storage pool"),
+        (
+            "<disk type='network' device='disk'><source protocol='nbd'><host transport='unix' socket='@/base'/></source>\
+             <target dev='vdb'/></disk>"
+                .to_owned(),
+            "its disk vdb needs ",
+        ),
+        (file("@/disk.1", "<readonly/>"), "is read-only, which libvirt does not copy"),
+        (file("@/disk.1", "<encryption format='luks'/>"), "is encrypted"),
+        (file("@/gone", ""), "cannot find"),
+        (cd("@/disk.1", &format!("<readonly/>{backing}")), "its disk sda needs "),
+        (file("/nonexistent/image", backing), "its disk vdb needs "),
+        ("<filesystem type='mount'><source dir='@/sub'/><target dir='x'/></filesystem>".to_owned(), "its filesystem ("),
+        ("<tpm model='tpm-crb'><backend type='emulator'><source type='dir' path='@/sub'/></backend></tpm>".to_owned(), "its tpm ("),
+        ("<memory model='nvdimm'><source><path>@/base</path></source></memory>".to_owned(), "its memory ("),
+    ];
+    for (devices, why) in refused {
+        let (host, vm, from) = a_vm_with(&devices);
+        let (before, to) = (host.portrait(), from.join("../../104/42"));
+        for slashes in [from.display().to_string(), from.display().to_string().replace("//", "/")] {
+            let data = description(Path::new(&slashes), &to, "YES");
+            let ended = migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data));
+            let error = ended.expect_err(&devices).to_string();
+            assert!(error.contains(why) && error.ends_with("; nothing was changed"), "{devices}: {error}");
+        }
+        assert!(!to.exists(), "{devices}");
+        assert_eq!(host.portrait(), before, "{devices}");
+        for call in ["block_copy", "change_medium", "set_metadata"] {
+            assert_eq!(host.faults().count(call), 0, "{devices}");
+        }
+    }
+}
+
+#[test]
+fn what_lies_elsewhere_stays_there() {
+    let file = |source: &str| disk_of("file", "disk", &format!("file='{source}'"), "vdb", "");
+    for (devices, target, stays) in [
+        (file("@/disk.4"), "vdb", "/images/image"),
+        (disk_of("block", "disk", "dev='@/disk.5'", "vdb", ""), "vdb", "/disk.5"),
+        (disk_of("block", "disk", "dev='/dev/mapper/raw'", "vdb", ""), "vdb", "/dev/mapper/raw"),
+        (file("/nonexistent/image"), "vdb", "/nonexistent/image"),
+        (disk_of("network", "disk", "protocol='rbd' name='one/one-7'", "vdb", ""), "vda", "/104/42/disk.0"),
+        (
+            "<filesystem type='mount'><source dir='@/disk.4'/><target dir='x'/></filesystem>".to_owned(),
+            "vda",
+            "/disk.0",
+        ),
+        ("<serial type='file'><source path='@/log'/></serial>".to_owned(), "vda", "/104/42/disk.0"),
+    ] {
+        let (host, vm, from) = a_vm_with(&devices);
+        let to = from.join("../../104/42");
+        let data = description(&from, &to, "YES");
+        migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)).unwrap();
+        let path = disks(&host)[target].1.clone().unwrap();
+        assert!(path.display().to_string().ends_with(stays), "{devices}: {}", path.display());
+        assert!(to.join("disk.4").is_symlink(), "{devices}");
+        host.check();
+    }
+}
+
+#[test]
+fn a_volume_that_is_too_small_or_the_same_is_no_destination() {
+    let (host, vm, from) = a_vm_with(&disk_of("block", "disk", "dev='@/disk.2'", "vdb", ""));
+    let to = from.join("../../104/42");
+    let data = description(&from, &to, "YES");
+    let refused = |why: &str| {
+        let error = migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)).unwrap_err().to_string();
+        assert!(error.contains(why) && error.ends_with("; nothing was changed"), "{error}");
+    };
+    let node = host.volume("vg-one-104/lv-one-42-2", 12, &[0; 512]);
+    refused("has 512 bytes instead of 4096");
+    fs::remove_file(&node).unwrap();
+    std::os::unix::fs::symlink("dm-2", &node).unwrap();
+    refused("is the same one");
+    // To another host a logical volume goes only where both see it.
+    let there = host.beside("host2", 4);
+    let data = description(&from, &from, "NO");
+    let error = migrate_with(&Threads::to(&there), &host, &there, &vm, Some(&data)).unwrap_err().to_string();
+    let said = "one-42 can't be moved live to storage that is not shared: its disk vdb is the logical volume /dev/vg-one-0/lv-one-42-2";
+    assert!(error.contains(said), "{error}");
+}
+
+/// Media are switched before disks, and go back when something fails.
+#[test]
+fn media_go_back_when_a_datastore_move_fails() {
+    for (call, fault) in [
+        ("change_medium", Fault::Fails(LibvirtErrorKind::Other)),
+        ("finish_block_job", Fault::Fails(LibvirtErrorKind::Other)),
+    ] {
+        let (host, vm, from) = a_vm_with(&disk_of("file", "cdrom", "file='@/disk.1'", "sda", "<readonly/>"));
+        let (before, to) = (disks(&host), from.join("../../104/42"));
+        let data = description(&from, &to, "YES");
+        host.faults().arm_first(call, fault);
+        let error = migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)).unwrap_err().to_string();
+        assert!(host.faults().fired() && error.ends_with("; nothing was moved, the domain runs on"), "{error}");
+        host.faults().disarm();
+        assert_eq!((disks(&host), to.exists()), (before, false), "{call}");
+        host.check();
+    }
+}
+
 #[test]
 fn disks_of_storage_that_is_not_shared_are_copied() {
     let (here, vm) = a_vm_with_a_disk();

@@ -9,6 +9,20 @@ use std::time::{Duration, Instant};
 use crate::PciAddress;
 use crate::host::POLL;
 
+/// How many bytes one of the kernel's sectors has.
+const SECTOR: u64 = 512;
+
+/// A block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// Its node, whatever links lead to it.
+    pub node: PathBuf,
+    /// The kernel's name of it, such as `dm-3`: two nodes with one name are one device.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
 /// The kernel's view of the host, below a root that tests may move.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
@@ -70,6 +84,19 @@ impl Sysfs {
     /// The IOMMU group of the function: the number in `/dev/vfio/<number>`. `None` without an IOMMU.
     pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
         fs::read_link(self.device(address).join("iommu_group")).ok()?.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// The block device that a path such as `/dev/vg-one-0/lv-one-42-0` leads to; `None` for what is none.
+    ///
+    /// # Source
+    /// Linux `Documentation/ABI/stable/sysfs-block`: `size` is in sectors of 512 bytes; a `/` in a node's name is a `!` there.
+    pub fn block_device(&self, path: &Path) -> Option<BlockDevice> {
+        let node = fs::canonicalize(self.root.join(path.strip_prefix("/").ok()?)).ok()?;
+        let dev = fs::canonicalize(self.root.join("dev")).ok()?;
+        let name = node.strip_prefix(dev).ok()?.to_str()?.replace('/', "!");
+        let sectors = fs::read_to_string(self.root.join("sys/class/block").join(&name).join("size")).ok()?;
+        let size = sectors.trim().parse::<u64>().ok()?.checked_mul(SECTOR)?;
+        Some(BlockDevice { node, name, size })
     }
 
     /// Whether a udev rule of this host sets owner, group or mode of vfio devices.
@@ -176,6 +203,20 @@ mod tests {
         assert_eq!(sysfs.check_vf("0000:08:00.0".parse().unwrap()), Err(NoVf::Missing));
         assert_eq!(sysfs.iommu_group(vf), Some(11));
         assert_eq!(sysfs.available_memory_kib(), 2048);
+        fs::create_dir_all(root.join("dev/vg-one-0")).unwrap();
+        fs::create_dir_all(root.join("dev/cciss")).unwrap();
+        std::os::unix::fs::symlink("../dm-3", root.join("dev/vg-one-0/lv-one-42-0")).unwrap();
+        for (node, name) in [("dm-3", "dm-3"), ("cciss/c0d0", "cciss!c0d0"), ("null", "")] {
+            fs::write(root.join("dev").join(node), "").unwrap();
+            if !name.is_empty() {
+                fs::create_dir_all(root.join("sys/class/block").join(name)).unwrap();
+                fs::write(root.join("sys/class/block").join(name).join("size"), "2048\n").unwrap();
+            }
+        }
+        let names = |path: &str| sysfs.block_device(Path::new(path)).map(|device| (device.name, device.size));
+        assert_eq!(names("/dev/vg-one-0/lv-one-42-0"), Some(("dm-3".into(), 1 << 20)));
+        assert_eq!(names("/dev/cciss/c0d0"), Some(("cciss!c0d0".into(), 1 << 20)));
+        assert_eq!((names("/dev/null"), names("/proc/meminfo"), names("relative")), (None, None, None));
         assert!(!sysfs.has_vfio_rule());
         fs::write(root.join("etc/udev/rules.d/1.rules"), "# SUBSYSTEM==\"vfio\", OWNER=\"x\"\n").unwrap();
         assert!(!sysfs.has_vfio_rule(), "a comment was taken for a rule");

@@ -253,13 +253,17 @@ impl Definition {
             for child in image.children().filter(|child| matches!(child.name(), "source" | "backingStore")) {
                 disk.push(child.clone());
             }
+            if let Some(kind) = image.attribute("type") {
+                disk.set("type", kind);
+            }
         }
     }
 
     /// The disk is being copied into this image: libvirt shows that in it.
     pub(super) fn mirror(&mut self, target: &str, image: &Element) {
         for disk in self.devices.iter_mut().filter(|device| device.is_disk(target)) {
-            let mirror = Element::new("mirror", &[("type", "file"), ("job", "copy")]);
+            let mirror =
+                Element::new("mirror", &[("type", image.attribute("type").unwrap_or("file")), ("job", "copy")]);
             let sources = image.children().filter(|child| child.name() == "source").cloned();
             disk.push(sources.fold(mirror, Element::with));
         }

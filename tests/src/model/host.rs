@@ -126,6 +126,20 @@ impl ModelHost {
         fs::write(self.at("kvmrc"), text).unwrap();
     }
 
+    /// Makes a block device `/dev/dm-<number>` with this content, and a link in `/dev` to it, such as `vg-one-0/lv-one-42-0`.
+    ///
+    /// * returns its node
+    pub fn volume(&self, name: &str, number: u32, content: &[u8]) -> PathBuf {
+        let (link, node) = (self.at("root/dev").join(name), self.at(&format!("root/dev/dm-{number}")));
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(format!("../dm-{number}"), link).unwrap();
+        fs::write(&node, content).unwrap();
+        let about = self.at(&format!("root/sys/class/block/dm-{number}"));
+        fs::create_dir_all(&about).unwrap();
+        fs::write(about.join("size"), format!("{}\n", content.len() / 512)).unwrap();
+        node
+    }
+
     /// Installs the udev rule that gives vfio devices to QEMU's user.
     pub fn add_vfio_rule(&self) {
         fs::create_dir_all(self.at("root/etc/udev/rules.d")).unwrap();
@@ -311,7 +325,8 @@ impl Photograph {
         for path in entries.map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 Self::read(&path, files);
-            } else {
+            // A link to a device of the model's leads nowhere here.
+            } else if path.exists() {
                 files.insert(path.clone(), fs::read(&path).unwrap());
             }
         }

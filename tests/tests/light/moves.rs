@@ -72,23 +72,71 @@ pub(super) fn the_front_end_moves_a_vm(site: Site) {
     site.host.oneadmin(&format!("rm -r {}", vm.dir())).ok();
 }
 
+/// A file, and two logical volumes as OpenNebula's fs_lvm_ssh has them: a disk, and a CD. What is theirs alone is then removed, as its
+/// `postmigrate` does.
 pub(super) fn another_datastore_of_the_host(site: Site) {
     let vm = guest(42).disk().nic("br0");
     make_disks(site, &vm);
-    site.boot(&vm, |text| text);
-    let boot = site.host.wait_tick(&vm).boot;
     let moved = vm.clone().datastore(SHARED_TOO);
-    let content = sum(site.host, &file(&vm, 0));
+    // What OpenNebula's transfer driver does before: it makes the new volumes, and copies the links as they are.
+    site.host
+        .root(&format!(
+            "set -e; mkdir -p /dev/vg-one-{SHARED} /dev/vg-one-{SHARED_TOO}; \
+             for lv in {SHARED}/lv-one-42-2 {SHARED}/lv-one-42-3 {SHARED_TOO}/lv-one-42-2 {SHARED_TOO}/lv-one-42-3; do \
+             image=/lab/$(echo $lv | tr / -).img; truncate -s 16M $image; loop=$(losetup -f --show $image); \
+             sleep 600 <$loop >/dev/null 2>&1 & losetup -d $loop; chown oneadmin: $loop; ln -sfn $loop /dev/vg-one-$lv; done; \
+             head -c 1M /dev/urandom >/dev/vg-one-{SHARED}/lv-one-42-2; echo a-volume >/dev/vg-one-{SHARED}/lv-one-42-3"
+        ))
+        .ok();
+    site.host
+        .oneadmin(&format!(
+            "set -e; mkdir -p {1}; for n in 2 3; do for dir in {0} {1}; do ln -s /dev/vg-one-{SHARED}/lv-one-42-$n $dir/disk.$n; done; done",
+            vm.dir(),
+            moved.dir()
+        ))
+        .ok();
+    let volumes = format!(
+        "\t\t<disk type='block' device='disk'><source dev='{0}/disk.2'/><target dev='vdb' bus='virtio'/>\
+         <driver name='qemu' type='raw'/></disk>\n\t\t<disk type='block' device='cdrom'><source dev='{0}/disk.3'/>\
+         <target dev='sda' bus='scsi'/><readonly/><driver name='qemu' type='raw'/></disk>\n",
+        vm.dir()
+    );
+    let controller = "\t\t<controller type='scsi'";
+    site.boot(&vm, |text| text.replacen(controller, &format!("{volumes}{controller}"), 1));
+    let boot = site.host.wait_tick(&vm).boot;
+    site.sees(&vm, "vdb", Some("16"));
+    site.sees(&vm, "sr0", Some("a-volume"));
+    let volume = |datastore: u32, number: u32| format!("/dev/vg-one-{datastore}/lv-one-42-{number}");
+    let contents =
+        [sum(site.host, &file(&vm, 0)), sum(site.host, &volume(SHARED, 2)), sum(site.host, &volume(SHARED, 3))];
     let host = site.host.name();
     let told = vm.action_data(&host).to(&host, SHARED_TOO).xml();
     assert_eq!(site.run(&vm, "migrate", &[&vm.uuid(), &host, &host], &told), "");
     let live = site.host.live_xml(&moved);
     let [old, new] = [SHARED, SHARED_TOO].map(|datastore| format!("/datastores/{datastore}/{}", vm.id));
     assert!(live.contains(&format!("{new}/disk.0")) && !live.contains(&format!("{old}/disk.0")), "{live}");
-    assert_eq!(sum(site.host, &file(&moved, 0)), content);
+    assert!(live.contains(&format!("{new}/disk.2'")) && live.contains(&format!("{new}/disk.3'")), "{live}");
+    let copies = [file(&moved, 0), volume(SHARED_TOO, 2), volume(SHARED_TOO, 3)].map(|copy| sum(site.host, &copy));
+    assert_eq!(copies, contents);
+    // The origin is wiped, and nobody has it open.
+    site.host
+        .root(&format!(
+            "dd if=/dev/zero of={} bs=1M count=16; rm -r {}; rm -r /dev/vg-one-{SHARED}",
+            volume(SHARED, 2),
+            vm.dir()
+        ))
+        .ok();
+    let open = site
+        .host
+        .root("ls -l /proc/[0-9]*/fd 2>/dev/null | grep -e '/datastores/0*/42/' -e '(deleted)' | grep disk; true")
+        .out;
+    assert_eq!(open, "");
     assert_eq!(site.host.wait_tick(&vm).boot, boot);
+    site.sees(&vm, "vdb", Some("16"));
+    site.sees(&vm, "sr0", Some("a-volume"));
+    assert_eq!(sum(site.host, &volume(SHARED_TOO, 2)), contents[1]);
     site.cancel(&moved);
-    site.host.oneadmin(&format!("rm -r {} {}", vm.dir(), moved.dir())).ok();
+    site.host.root(&format!("rm -r {} /dev/vg-one-{SHARED_TOO}", moved.dir())).ok();
 }
 
 /// With Ceph the directory of a VM is on one host alone, and its checkpoint goes through the pool to where it is restored.

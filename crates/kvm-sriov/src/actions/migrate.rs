@@ -101,7 +101,14 @@ fn storage(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<Opt
     }
     let dir =
         target.or(source).ok_or_else(|| no_move("to storage that is not shared: OpenNebula did not say where"))?;
-    Storage::of(&domain.name, dir, &vm::read_text(host, domain)?).map(Some)
+    let storage = Storage::of(&domain.name, dir, &vm::read_text(host, domain)?, host.sysfs())?;
+    if let Some((disk, volume)) = storage.volumes.first() {
+        let (disk, volume) = (&disk.target, volume.target.display());
+        return Err(no_move(&format!(
+            "live to storage that is not shared: its disk {disk} is the logical volume {volume}"
+        )));
+    }
+    Ok(Some(storage))
 }
 
 /// Refuses what can't work, before anybody is asked.

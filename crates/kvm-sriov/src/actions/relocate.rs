@@ -1,16 +1,19 @@
 //! A running VM goes to another datastore of its host: its disks are copied while it runs, and its VFs stay.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use super::storage::{Image, Storage, is_same, make_image, run};
+use super::storage::{Storage, VOLUMES, Volume, is_same, make_image, run};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, Hypervisor};
 use crate::vm;
-use crate::xml::{self, Disk, ONE, VmData};
+use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE, VmData};
 
 /// The prefix of OpenNebula's element in a domain.
 const ONE_PREFIX: &str = "one";
@@ -37,10 +40,15 @@ struct Relocation<'a> {
     host: &'a Host,
     domain: &'a DomainRef,
     storage: Storage,
+    /// Where each logical volume goes, in the order of [`Storage::volumes`].
+    volumes: Vec<Volume>,
     to: PathBuf,
     /// Whether the new directory is to be made here.
     makes_dir: bool,
 }
+
+/// Elements of a domain that lose no more than their name when their file goes: logs and sockets.
+const NAMES_ONLY: [&str; 8] = ["serial", "parallel", "console", "channel", "graphics", "redirdev", "smartcard", "rng"];
 
 impl<'a> Relocation<'a> {
     fn plan(host: &'a Host, domain: &'a DomainRef, data: Option<&VmData>) -> Result<Self, Cause> {
@@ -49,16 +57,79 @@ impl<'a> Relocation<'a> {
         let Some((from, to)) = dirs.filter(|(from, to)| !is_same(from, to)) else {
             return Err(Cause::NoMove { vm: domain.name.clone(), how: "to where it is".into() });
         };
-        let storage = Storage::of(&domain.name, from, &vm::read_text(host, domain)?)?;
-        let relocation = Self { host, domain, storage, to: to.into(), makes_dir: !to.exists() };
+        let storage = Storage::of(&domain.name, from, &vm::read_text(host, domain)?, host.sysfs())?;
+        let (to, makes_dir) = (to.to_owned(), !to.exists());
+        let mut relocation = Self { host, domain, storage, volumes: Vec::new(), to, makes_dir };
+        relocation.check_use()?;
+        let volumes = relocation.storage.volumes.iter();
+        relocation.volumes =
+            volumes.map(|(disk, volume)| relocation.moved_volume(disk, volume)).collect::<Result<_, _>>()?;
         relocation.end_earlier()?;
         Ok(relocation)
     }
 
+    /// Refuses what would lose more than a name when the old directory goes, and tells of the rest.
+    fn check_use(&self) -> Result<(), Cause> {
+        let (name, from) = (&self.domain.name, self.storage.dir.display());
+        for Mention { element, value } in &self.storage.in_use {
+            if element == "nvram" {
+                log::warn!(
+                    "{name}: UEFI variables that its guest writes from now on stay in {value} until it starts anew"
+                );
+            } else if NAMES_ONLY.contains(&element.as_str()) {
+                log::warn!("{name}: its {element} stays open at {value}, which goes with the old directory");
+            } else {
+                let how = format!("live: its {element} ({value}) is in use in {from}, and can't be copied");
+                return Err(Cause::NoMove { vm: name.clone(), how });
+            }
+        }
+        for (disk, link) in &self.storage.linked {
+            log::warn!(
+                "{name}: its disk {} stays where it is; until the VM starts anew, the domain knows it by the old link {}",
+                disk.target,
+                link.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The logical volume that a disk is copied to: made before by OpenNebula's transfer driver, in the volume group of the new
+    /// datastore, under the old name.
+    ///
+    /// # Source
+    /// OpenNebula `src/tm_mad/fs_lvm_ssh/premigrate`; its stock `migrate`: `/dev/vg-one-<datastore>/<name>`.
+    fn moved_volume(&self, disk: &Disk, volume: &Volume) -> Result<Volume, Cause> {
+        let no_move = |why: String| {
+            let how =
+                format!("live: its disk {} is the logical volume {}, and {why}", disk.target, volume.target.display());
+            Err(Cause::NoMove { vm: self.domain.name.clone(), how })
+        };
+        let mut target = OsString::from(VOLUMES);
+        target.push("-");
+        target.push(self.to.parent().and_then(Path::file_name).unwrap_or_default());
+        let target = PathBuf::from(target).join(volume.target.file_name().unwrap_or_default());
+        let Some(device) = self.host.sysfs().block_device(&target) else {
+            return no_move(format!("there is no {}, which the datastore's transfer driver makes", target.display()));
+        };
+        if device.name == volume.device.name {
+            return no_move(format!("{} is the same one", target.display()));
+        }
+        if device.size < volume.device.size {
+            let (has, needs) = (device.size, volume.device.size);
+            return no_move(format!("{} has {has} bytes instead of {needs}", target.display()));
+        }
+        // Its content is copied here, and not by QEMU, which may open both.
+        if disk.is_readonly {
+            File::open(&volume.device.node).map_err(Cause::file("read", &volume.target))?;
+            File::options().write(true).open(&device.node).map_err(Cause::file("write", &target))?;
+        }
+        Ok(Volume { link: self.moved(&volume.link), target, device })
+    }
+
     /// Ends the copies of an earlier move that died: libvirt still writes them into the files that are about to be made.
     fn end_earlier(&self) -> Result<(), Cause> {
-        for (disk, image) in &self.storage.written {
-            if disk.mirror.as_ref().is_some_and(|mirror| is_same(mirror, &self.moved(&image.path))) {
+        for (disk, medium) in self.copied() {
+            if disk.mirror.as_ref().is_some_and(|mirror| is_same(mirror, &medium.path)) {
                 log::info!("{}: an earlier copy of its disk {} is ended", self.domain.name, disk.target);
                 self.end_copy(disk)?;
             }
@@ -75,6 +146,27 @@ impl<'a> Relocation<'a> {
         path.strip_prefix(&self.storage.dir).map_or_else(|_| path.to_owned(), |rest| self.to.join(rest))
     }
 
+    /// The disks that libvirt copies, and into what.
+    fn copied(&self) -> impl Iterator<Item = (&Disk, Medium)> {
+        let files = self.storage.written.iter();
+        let files = files.map(|(disk, image)| (disk, Medium { path: self.moved(&image.path), is_block: false }));
+        files.chain(self.on_volumes(false))
+    }
+
+    /// The drives whose media only the guest's host copies, what they hold and what they are to hold.
+    fn media(&self) -> impl Iterator<Item = (&Disk, Medium)> {
+        let files = self.storage.readonly.iter();
+        let files = files.map(|(disk, path)| (disk, Medium { path: self.moved(path), is_block: false }));
+        files.chain(self.on_volumes(true))
+    }
+
+    /// The disks on logical volumes that the guest only reads, or writes to, and the new volumes.
+    fn on_volumes(&self, readonly: bool) -> impl Iterator<Item = (&Disk, Medium)> {
+        let pairs = self.storage.volumes.iter().zip(&self.volumes);
+        let pairs = pairs.filter(move |((disk, _), _)| disk.is_readonly == readonly);
+        pairs.map(|((disk, _), volume)| (disk, Medium { path: volume.link.clone(), is_block: true }))
+    }
+
     /// Makes the new files, and has libvirt copy every disk into its own until all are equal.
     fn copy(&self) -> Result<(), Cause> {
         fs::create_dir_all(&self.to).map_err(Cause::file("make", &self.to))?;
@@ -84,17 +176,25 @@ impl<'a> Relocation<'a> {
         }
         for (path, target) in &self.storage.links {
             let link = self.moved(path);
-            if !link.is_symlink() {
-                std::os::unix::fs::symlink(target, &link).map_err(Cause::file("make", link))?;
+            match self.volumes.iter().find(|volume| volume.link == link) {
+                Some(volume) => replace_link(&volume.target, &link)?,
+                None if !link.is_symlink() => {
+                    symlink(target, &link).map_err(Cause::file("make", link))?;
+                }
+                None => {}
+            }
+        }
+        for ((disk, old), new) in self.storage.volumes.iter().zip(&self.volumes) {
+            if disk.is_readonly {
+                copy_device(&old.device.node, &new.device.node).map_err(Cause::file("copy", &old.target))?;
             }
         }
         for (_, image) in &self.storage.written {
             make_image(image, &self.moved(&image.path))?;
         }
-        for (disk, image) in &self.storage.written {
-            let xml = disk.copy_into(&self.moved(&image.path));
+        for (disk, medium) in self.copied() {
             self.hypervisor()
-                .block_copy(self.domain, &disk.target, &xml, false)
+                .block_copy(self.domain, &disk.target, &disk.copy_into(&medium), false)
                 .map_err(|source| self.failed("copy", disk, source))?;
         }
         while !self.host.patiently(|| self.are_ready())? {
@@ -109,7 +209,7 @@ impl<'a> Relocation<'a> {
 
     /// Whether every copy is equal to its disk; no event tells that.
     fn are_ready(&self) -> Result<bool, Cause> {
-        for (disk, _) in &self.storage.written {
+        for (disk, _) in self.copied() {
             match self.hypervisor().block_job(self.domain, &disk.target)? {
                 Some(job) if job.is_ready() => {}
                 Some(_) => return Ok(false),
@@ -122,20 +222,21 @@ impl<'a> Relocation<'a> {
         Ok(true)
     }
 
-    /// The domain goes on from the new files. What is switched can't be switched back without another copy.
+    /// The domain goes on from the new files. What is switched can't be switched back without another copy, but media can: they
+    /// come first.
     fn switch(&self) -> Result<(), ActionError> {
-        for (disk, _) in &self.storage.written {
+        for (disk, medium) in self.media() {
+            if let Err(cause) = self.change_medium(disk, &medium) {
+                return Err(self.undo(cause));
+            }
+        }
+        for (disk, _) in self.copied() {
             let Err(source) = self.hypervisor().finish_block_job(self.domain, &disk.target, true) else { continue };
             let cause = self.failed("switch", disk, source);
             // Whatever the call said: only the live XML tells.
             match self.switched() {
                 Ok(there) if there.contains(&disk.target) => log::debug!("it is switched all the same: {cause}"),
                 _ => return Err(self.undo(cause)),
-            }
-        }
-        for disk in &self.storage.readonly {
-            if let Err(cause) = self.change_medium(disk) {
-                log::error!("{cause}; {} still has it in {}", self.domain.name, self.storage.dir.display());
             }
         }
         if let Err(cause) = self.note() {
@@ -145,16 +246,59 @@ impl<'a> Relocation<'a> {
                 self.storage.dir.display()
             );
         }
+        self.verify()?;
         log::info!("{} runs from {}", self.domain.name, self.to.display());
         Ok(())
     }
 
-    fn change_medium(&self, disk: &Disk) -> Result<(), Cause> {
-        let Some(file) = &disk.file else { return Ok(()) };
+    /// Believes only the live XML: nothing of the old directory may be in use, because OpenNebula removes it.
+    fn verify(&self) -> Result<(), ActionError> {
+        let name = &self.domain.name;
+        let still = self.host.patiently(|| {
+            let now = vm::read_text(self.host, self.domain)?;
+            let now = Storage::of(name, &self.storage.dir, &now, self.host.sysfs())?;
+            let written = now.written.into_iter().map(|(disk, _)| disk.target);
+            let volumes = now.volumes.into_iter().map(|(disk, _)| disk.target);
+            let media = now.readonly.into_iter().map(|(disk, _)| disk.target);
+            Ok(written.chain(volumes).chain(media).collect::<Vec<_>>())
+        });
+        let what = match still {
+            Ok(still) if still.is_empty() => return Ok(()),
+            // It ended by itself: what it had written is in the new files.
+            Err(Cause::Absent { .. }) => return Ok(()),
+            Ok(still) => format!("it still has {} in {}", still.join(", "), self.storage.dir.display()),
+            Err(cause) => format!("what it still has in {} is not known ({cause})", self.storage.dir.display()),
+        };
+        let both = format!("both {} and {} must stay", self.storage.dir.display(), self.to.display());
+        Err(ActionError::new("migrate", Cause::NotAsAsked { name: name.clone(), what }, HostState::Left(both)))
+    }
+
+    /// Gives a drive its medium, wherever it had it.
+    fn change_medium(&self, disk: &Disk, medium: &Medium) -> Result<(), Cause> {
         let xml = disk
-            .with_file(&self.moved(file))
+            .with_medium(Some(medium))
             .map_err(|source| Cause::Xml { what: format!("disk {} of {}", disk.target, self.domain.name), source })?;
-        self.hypervisor().change_medium(self.domain, &xml).map_err(|source| self.failed("switch", disk, source))
+        let Err(source) = self.hypervisor().change_medium(self.domain, &xml) else { return Ok(()) };
+        // Whatever the call said: only the live XML tells.
+        let is_in = |live: LiveDomain| {
+            let path = live.disk(&disk.target).and_then(|now| now.path.clone());
+            path.is_some_and(|path| is_same(&path, &medium.path))
+        };
+        let there = self.host.patiently(|| vm::read(self.host, self.domain)).map(is_in);
+        if there.is_ok_and(|there| there) { Ok(()) } else { Err(self.failed("switch", disk, source)) }
+    }
+
+    /// Gives every drive the medium again that it had.
+    fn media_back(&self) -> Result<(), Cause> {
+        let live = self.host.patiently(|| vm::read(self.host, self.domain))?;
+        for (disk, medium) in self.media() {
+            let now = live.disk(&disk.target).and_then(|now| now.path.as_deref());
+            if let (true, Some(path)) = (now.is_some_and(|now| is_same(now, &medium.path)), &disk.path) {
+                let old = Medium { path: path.clone(), is_block: disk.kind == "block" };
+                self.host.patiently(|| self.change_medium(disk, &old))?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells in the domain where its files are. Never by defining it: OpenNebula's domains are transient, and a definition
@@ -169,15 +313,15 @@ impl<'a> Relocation<'a> {
     /// The disks that the domain has in the new directory.
     fn switched(&self) -> Result<Vec<String>, Cause> {
         let live = self.host.patiently(|| vm::read(self.host, self.domain))?;
-        let is_there = |(disk, image): &&(Disk, Image)| {
-            let now = live.disks.iter().find(|now| now.target == disk.target).and_then(|now| now.file.as_ref());
-            now.is_some_and(|file| is_same(file, &self.moved(&image.path)))
+        let is_there = |(disk, medium): &(&Disk, Medium)| {
+            let now = live.disk(&disk.target).and_then(|now| now.path.as_deref());
+            now.is_some_and(|path| is_same(path, &medium.path))
         };
-        Ok(self.storage.written.iter().filter(is_there).map(|(disk, _)| disk.target.clone()).collect())
+        Ok(self.copied().filter(is_there).map(|(disk, _)| disk.target.clone()).collect())
     }
 
     fn end_copies(&self) -> Result<(), Cause> {
-        self.storage.written.iter().try_for_each(|(disk, _)| self.end_copy(disk))
+        self.copied().try_for_each(|(disk, _)| self.end_copy(disk))
     }
 
     /// Ends the copy of a disk, if there is one. When this returns there is none.
@@ -200,7 +344,14 @@ impl<'a> Relocation<'a> {
         let (name, from, to) = (&self.domain.name, self.storage.dir.display(), self.to.display());
         let left = |cause, text| ActionError::new("migrate", cause, HostState::Left(text));
         match self.end_copies().and_then(|()| self.switched()) {
-            Ok(there) if there.is_empty() => {}
+            // A disk that is switched stays so, and media then may be in either directory.
+            Ok(there) if there.is_empty() => {
+                if let Err(undo) = self.media_back() {
+                    let text =
+                        format!("{name} runs on from {from}, but drives of it have media in {to}; both must stay");
+                    return left(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }, text);
+                }
+            }
             Ok(there) => {
                 let there = there.join(", ");
                 let text = format!(
@@ -220,4 +371,20 @@ impl<'a> Relocation<'a> {
         }
         ActionError::new("migrate", cause, HostState::NothingMoved)
     }
+}
+
+/// Makes a link, also where there is one that points elsewhere.
+fn replace_link(target: &Path, link: &Path) -> Result<(), Cause> {
+    let made = match fs::remove_file(link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => symlink(target, link),
+    };
+    made.map_err(Cause::file("make", link))
+}
+
+/// Copies the content of a device to another one that is at least as large.
+fn copy_device(from: &Path, to: &Path) -> io::Result<()> {
+    let mut to = File::options().write(true).open(to)?;
+    io::copy(&mut File::open(from)?, &mut to)?;
+    to.sync_all()
 }

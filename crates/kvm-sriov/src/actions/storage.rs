@@ -2,29 +2,51 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::DomainName;
 use crate::error::Cause;
 use crate::order::ascending;
-use crate::xml::Disk;
+use crate::sysfs::{BlockDevice, Sysfs};
+use crate::xml::{self, Disk, Mention};
+
+/// How the paths of logical volumes begin that OpenNebula's transfer drivers make for the disks of a VM, and remove when its
+/// directory leaves a datastore.
+///
+/// # Source
+/// OpenNebula `src/tm_mad/fs_lvm_ssh/{premigrate,postmigrate}`, which look at the links `disk.*` in the directory for it.
+pub(super) const VOLUMES: &str = "/dev/vg-one";
+
+/// How many links may follow one another.
+///
+/// # Source
+/// path_resolution(7).
+const MOST_LINKS: usize = 40;
 
 /// What is to be done with the files of a VM.
 ///
-/// Only what lies in the VM's directory moves: disks elsewhere are in datastores that both sides see.
+/// Only what lies in the VM's directory moves, and logical volumes that links in it name: disks elsewhere are in datastores that
+/// both sides see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {
     /// The VM's directory.
     pub(crate) dir: PathBuf,
     /// Disks that the guest writes to: libvirt copies them.
     pub(crate) written: Vec<(Disk, Image)>,
-    /// Disks that it only reads.
-    pub(crate) readonly: Vec<Disk>,
+    /// Disks on logical volumes.
+    pub(crate) volumes: Vec<(Disk, Volume)>,
+    /// Media that the guest only reads, in drives, and where they are below the directory.
+    pub(crate) readonly: Vec<(Disk, PathBuf)>,
+    /// Disks that stay where they are, but that the domain knows by links in the directory.
+    pub(crate) linked: Vec<(Disk, PathBuf)>,
     /// Links in the directory and what they point to, as it is written there.
     pub(crate) links: Vec<(PathBuf, PathBuf)>,
     /// All other files and directories that OpenNebula and QEMU will look for.
     pub(crate) others: Vec<PathBuf>,
+    /// What else the domain has in the directory while it runs.
+    pub(crate) in_use: Vec<Mention>,
 }
 
 /// An image that a guest writes to.
@@ -38,39 +60,153 @@ pub(crate) struct Image {
     pub(crate) size: u64,
 }
 
+/// A logical volume that a link in the VM's directory names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// The link.
+    pub(crate) link: PathBuf,
+    /// What it points to, such as `/dev/vg-one-0/lv-one-42-0`.
+    pub(crate) target: PathBuf,
+    /// The device.
+    pub(crate) device: BlockDevice,
+}
+
+/// Where something is, seen from the VM's directory.
+enum Place {
+    /// In it: the path as one below it, without links.
+    Within(PathBuf),
+    /// On a logical volume that a link in it names.
+    Volume(Volume),
+    /// Elsewhere, and known by a link in it.
+    Linked(PathBuf),
+    /// Elsewhere.
+    Elsewhere,
+}
+
 impl Storage {
-    /// Reads what is in the VM's directory.
+    /// Reads what is in the VM's directory. Every disk is taken along, or lies elsewhere, or is an error.
     ///
     /// # Errors
-    /// A file can't be read; a disk has a format that is not known here, or internal snapshots, which no copy of a running
-    /// disk takes along. Nothing was changed.
+    /// A file can't be read; a disk in the directory is of a kind or format that can't be copied while it is in use, or has
+    /// internal snapshots, which no copy of a running disk takes along. Nothing was changed.
     ///
     /// # Source
     /// OpenNebula's stock `migrate`, which leaves internal snapshots behind, too, and copies the file over the one that the
     /// guest at the destination has open already.
-    pub(crate) fn of(vm: &DomainName, dir: &Path, domain: &str) -> Result<Self, Cause> {
-        let disks = Disk::all(domain).map_err(|source| Cause::Xml { what: format!("the live XML of {vm}"), source })?;
-        let mut storage = Self { dir: dir.into(), written: vec![], readonly: vec![], links: vec![], others: vec![] };
-        for disk in disks {
-            let Some(file) = &disk.file else { continue };
-            // A link of the directory, or a link in it to a place elsewhere: the image is what counts.
-            let path = fs::canonicalize(file).map_err(Cause::file("find", file))?;
-            let Some(path) = storage.within(&path)? else { continue };
-            if disk.is_readonly {
-                storage.readonly.push(disk);
-            } else {
-                let image = Image::read(vm, &disk, path)?;
-                storage.written.push((disk, image));
-            }
-        }
+    pub(crate) fn of(vm: &DomainName, dir: &Path, domain: &str, sysfs: &Sysfs) -> Result<Self, Cause> {
+        let odd = |source| Cause::Xml { what: format!("the live XML of {vm}"), source };
+        let mut storage = Self {
+            dir: dir.into(),
+            written: vec![],
+            volumes: vec![],
+            readonly: vec![],
+            linked: vec![],
+            links: vec![],
+            others: vec![],
+            in_use: vec![],
+        };
         storage.read_dir()?;
+        for disk in Disk::all(domain).map_err(odd)? {
+            storage.take(vm, disk, sysfs)?;
+        }
+        let (named, real) = (dir.display().to_string(), storage.real_dir()?.display().to_string());
+        for mention in xml::mentions(domain, &[&named, &real]).map_err(odd)? {
+            storage.note(mention, sysfs)?;
+        }
         Ok(storage)
     }
 
-    /// The path as one below the VM's directory; `None` for one that lies elsewhere.
-    fn within(&self, path: &Path) -> Result<Option<PathBuf>, Cause> {
-        let dir = fs::canonicalize(&self.dir).map_err(Cause::file("find", &self.dir))?;
-        Ok(path.strip_prefix(&dir).ok().map(|rest| self.dir.join(rest)))
+    fn real_dir(&self) -> Result<PathBuf, Cause> {
+        fs::canonicalize(&self.dir).map_err(Cause::file("find", &self.dir))
+    }
+
+    /// Sorts a disk by where it is.
+    fn take(&mut self, vm: &DomainName, disk: Disk, sysfs: &Sysfs) -> Result<(), Cause> {
+        let no_move =
+            |why: String| Cause::NoMove { vm: vm.clone(), how: format!("live: its disk {} {why}", disk.target) };
+        if disk.kind == "volume" {
+            return Err(no_move("is a volume of a storage pool, and libvirt does not show where that is".into()));
+        }
+        let place = disk.path.as_deref().map_or(Ok(Place::Elsewhere), |path| self.place(path, sysfs))?;
+        let is_copied = !disk.is_readonly && matches!(place, Place::Within(_) | Place::Volume(_));
+        if !is_copied {
+            for path in &disk.inner {
+                if matches!(self.place(path, sysfs)?, Place::Within(_) | Place::Volume(_)) {
+                    return Err(no_move(format!("needs {}, which can't be copied with it", path.display())));
+                }
+            }
+        }
+        if matches!(place, Place::Within(_) | Place::Volume(_)) {
+            if disk.is_encrypted || disk.is_slice {
+                let what = if disk.is_encrypted { "is encrypted" } else { "is a part of an image" };
+                return Err(no_move(format!("{what}, and a copy of it would not be")));
+            }
+            if disk.is_readonly && !disk.is_drive() {
+                return Err(no_move(
+                    "is read-only, which libvirt does not copy, and no drive whose medium changes".into(),
+                ));
+            }
+        }
+        match place {
+            Place::Elsewhere => {}
+            Place::Linked(link) => self.linked.push((disk, link)),
+            Place::Within(path) if disk.kind != "file" || !path.is_file() => {
+                let why = format!("is {}, of the kind {} and no image that could be copied", path.display(), disk.kind);
+                return Err(no_move(why));
+            }
+            Place::Within(path) if disk.is_readonly => self.readonly.push((disk, path)),
+            Place::Within(path) => {
+                let image = Image::read(vm, &disk, path)?;
+                self.written.push((disk, image));
+            }
+            Place::Volume(volume) if disk.format != "raw" || disk.device == "lun" => {
+                let what = if disk.device == "lun" { "a lun" } else { disk.format.as_str() };
+                let why = format!(
+                    "is {what} on {}, and only raw disks are copied to another device",
+                    volume.target.display()
+                );
+                return Err(no_move(why));
+            }
+            Place::Volume(volume) => self.volumes.push((disk, volume)),
+        }
+        Ok(())
+    }
+
+    /// Where a path of the domain leads to.
+    fn place(&self, path: &Path, sysfs: &Sysfs) -> Result<Place, Cause> {
+        let hops: Vec<PathBuf> = hops(path).collect();
+        let real_dir = self.real_dir()?;
+        let is_below = |path: &Path| path.starts_with(&self.dir) || path.starts_with(&real_dir);
+        let device = hops.iter().find_map(|hop| sysfs.block_device(hop));
+        let is_volume = |hops: &[PathBuf]| hops.iter().any(|hop| hop.to_string_lossy().starts_with(VOLUMES));
+        if let Some(device) = device {
+            let link = self.links.iter().find(|(link, _)| {
+                self::hops(link).any(|hop| sysfs.block_device(&hop).is_some_and(|other| other.name == device.name))
+            });
+            return Ok(match link {
+                Some((link, target)) if is_volume(&self::hops(link).collect::<Vec<_>>()) => {
+                    Place::Volume(Volume { link: link.clone(), target: target.clone(), device })
+                }
+                _ if is_below(path) => Place::Linked(path.into()),
+                _ => Place::Elsewhere,
+            });
+        }
+        if is_below(path) && is_volume(&hops) {
+            let gone = io::Error::other("it leads to no block device of this host");
+            return Err(Cause::file("find", path)(gone));
+        }
+        match fs::canonicalize(path) {
+            Ok(real) => Ok(match real.strip_prefix(&real_dir) {
+                Ok(rest) => Place::Within(self.dir.join(rest)),
+                Err(_) if is_below(path) => Place::Linked(path.into()),
+                Err(_) => Place::Elsewhere,
+            }),
+            Err(error) if is_below(path) => Err(Cause::file("find", path)(error)),
+            Err(error) => {
+                log::debug!("{}: {error}", path.display());
+                Ok(Place::Elsewhere)
+            }
+        }
     }
 
     fn read_dir(&mut self) -> Result<(), Cause> {
@@ -80,24 +216,71 @@ impl Storage {
         for path in ascending(paths.map_err(failed())?, PathBuf::cmp) {
             let kind = path.symlink_metadata().map_err(failed())?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_kept = if kind.is_dir() {
+                // Of a TPM: what it held when the VM ended last.
+                name.ends_with(".snap") || name == "tpm"
+            } else {
+                name.ends_with(".xml") || name.ends_with("_VARS.fd")
+            };
             if kind.is_symlink() {
                 let target = fs::read_link(&path).map_err(failed())?;
                 self.links.push((path, target));
-            } else if name.ends_with(".xml") || name.ends_with("_VARS.fd") || (kind.is_dir() && name.ends_with(".snap"))
-            {
+            } else if is_kept {
                 self.others.push(path);
             }
         }
         Ok(())
     }
 
-    /// Everything that is copied while the guest runs, because nobody writes to it.
-    pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let readonly = self.readonly.iter().filter_map(|disk| disk.file.clone());
-        let top =
-            readonly.filter(|file| !file.is_symlink() && file.parent().is_some_and(|dir| is_same(dir, &self.dir)));
-        self.others.iter().cloned().chain(top).collect()
+    /// What the domain has in the directory besides disks: files of its start are copied, all else is in use.
+    fn note(&mut self, mention: Mention, sysfs: &Sysfs) -> Result<(), Cause> {
+        let path = Path::new(&mention.value);
+        if !path.is_absolute() {
+            self.in_use.push(mention);
+            return Ok(());
+        }
+        let place = match self.place(path, sysfs) {
+            // A socket, or a log that is gone: nothing is lost with it.
+            Err(Cause::File { .. }) => return Ok(()),
+            place => place?,
+        };
+        let is_of_start = matches!(mention.element.as_str(), "kernel" | "initrd" | "dtb" | "loader" | "nvram");
+        match place {
+            Place::Within(path) if is_of_start && path.is_file() => {
+                if !self.others.contains(&path) {
+                    self.others.push(path);
+                }
+                if mention.element == "nvram" {
+                    self.in_use.push(mention);
+                }
+            }
+            Place::Within(_) | Place::Volume(_) => self.in_use.push(mention),
+            Place::Linked(_) | Place::Elsewhere => {}
+        }
+        Ok(())
     }
+
+    /// Everything that is copied while the guest runs, because nobody writes to it: what is in a directory with that directory.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for path in self.others.iter().chain(self.readonly.iter().map(|(_, path)| path)) {
+            let first = path.strip_prefix(&self.dir).ok().and_then(|rest| rest.components().next());
+            let top = first.map_or_else(|| path.clone(), |first| self.dir.join(first));
+            if !files.contains(&top) {
+                files.push(top);
+            }
+        }
+        files
+    }
+}
+
+/// A path, what it points to if it is a link, and so on.
+fn hops(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let next = |path: &PathBuf| {
+        let target = fs::read_link(path).ok()?;
+        Some(path.parent().unwrap_or(Path::new("/")).join(target))
+    };
+    iter::successors(Some(path.to_owned()), next).take(MOST_LINKS)
 }
 
 /// Whether both are one path, however many slashes are in it.
@@ -215,13 +398,13 @@ mod tests {
         }
         let disks = [
             disk(&at("disk.0"), "raw", ""),
-            disk(&at("disk.1"), "raw", "<readonly/>"),
+            disk(&at("disk.1"), "raw", "<readonly/>").replace("<disk ", "<disk device='cdrom' "),
             disk(&at("disk.2.snap/0"), "qcow2", ""),
             disk(&elsewhere, "raw", ""),
         ];
         let doubled = PathBuf::from(format!("{}//0/42", datastores.path().display()));
         let domain = format!("<domain><devices>{}</devices></domain>", disks.concat());
-        let storage = Storage::of(&"one-42".parse().unwrap(), &doubled, &domain).unwrap();
+        let storage = Storage::of(&"one-42".parse().unwrap(), &doubled, &domain, &Sysfs::default()).unwrap();
         let written: Vec<_> =
             storage.written.iter().map(|(disk, image)| (disk.target.as_str(), image.clone())).collect();
         let image = |path: &str, format: &str, size| Image { path: doubled.join(path), format: format.into(), size };
@@ -239,7 +422,7 @@ mod tests {
         let refused = |format: &str, bytes: Vec<u8>| {
             fs::write(&file, bytes).unwrap();
             let domain = format!("<domain><devices>{}</devices></domain>", disk(&file, format, ""));
-            Storage::of(&vm, dir.path(), &domain).unwrap_err().to_string()
+            Storage::of(&vm, dir.path(), &domain, &Sysfs::default()).unwrap_err().to_string()
         };
         let error = refused("qcow2", qcow2(1 << 20, 2));
         assert!(error.starts_with("one-42 can't be moved live: its disk disk.0 has snapshots inside"), "{error}");

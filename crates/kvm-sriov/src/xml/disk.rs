@@ -14,22 +14,32 @@ pub struct Disk {
     pub target: String,
     /// The name that libvirt knows the device by.
     pub alias: Option<String>,
-    /// Whether it is a drive whose medium can be changed.
+    /// Whether it is a CD drive, whose medium can be changed.
     pub is_cdrom: bool,
+    /// What the guest has it for, such as `disk`, `cdrom`, `floppy` or `lun`.
+    pub device: String,
+    /// What it is on the host: libvirt's type, such as `file`, `block`, `dir`, `network`, `volume`, `nvme` or `vhostuser`.
+    pub kind: String,
     /// Its file; `None` for what is no file, and for an empty drive.
     pub file: Option<PathBuf>,
+    /// Its place on the host, when it has one: a file, a device, a directory or a socket.
+    pub path: Option<PathBuf>,
+    /// Other places on the host that it needs: the images below it, and sockets.
+    pub inner: Vec<PathBuf>,
     /// What it holds: a file, a device, or the name of an image elsewhere; `None` for an empty drive.
     pub source: Option<String>,
-    /// The file that libvirt copies it into just now.
+    /// The file or device that libvirt copies it into just now.
     pub mirror: Option<PathBuf>,
+    /// Whether its content is encrypted in the image.
+    pub is_encrypted: bool,
+    /// Whether only a part of its image is the disk.
+    pub is_slice: bool,
     /// The image's format, such as `qcow2`; libvirt shows one for every disk with a file.
     pub format: String,
     /// Whether the guest can't write to it.
     pub is_readonly: bool,
     /// The element as it stands.
     xml: String,
-    /// Where in it the file's name stands.
-    file_range: Option<std::ops::Range<usize>>,
 }
 
 impl Disk {
@@ -45,37 +55,46 @@ impl Disk {
 
     /// A disk, from libvirt's element; `None` for one without a target.
     pub(super) fn read(disk: Node<'_, '_>) -> Option<Self> {
-        let begin = disk.range().start;
         let source = child(disk, "source");
-        let file = source.and_then(|source| source.attribute_node("file"));
-        let within = |at: usize| at.saturating_sub(begin);
+        let place = |source: Node<'_, '_>| {
+            let named = PLACES.into_iter().find_map(|name| source.attribute(name));
+            named.filter(|path| path.starts_with('/')).map(PathBuf::from)
+        };
+        let mirror = child(disk, "mirror");
+        let is_own = |node: &Node<'_, '_>| {
+            node.ancestors().all(|above| !matches!(above.tag_name().name(), "backingStore" | "mirror"))
+        };
+        let own = |name: &str| disk.descendants().any(|node| node.tag_name().name() == name && is_own(&node));
+        let inner = disk
+            .descendants()
+            .filter(|node| Some(*node) != source && node.ancestors().all(|above| Some(above) != mirror));
         Some(Self {
             target: child_attribute(disk, "target", "dev")?,
             alias: child_attribute(disk, "alias", "name"),
             is_cdrom: disk.attribute("device") == Some("cdrom"),
-            file: file.map(|file| file.value().into()),
+            device: disk.attribute("device").unwrap_or("disk").to_owned(),
+            kind: disk.attribute("type").unwrap_or("file").to_owned(),
+            file: source.and_then(|source| source.attribute("file")).map(PathBuf::from),
+            path: source.and_then(place),
+            inner: inner
+                .filter(|node| matches!(node.tag_name().name(), "source" | "host"))
+                .filter_map(|node| place(node).or_else(|| node.attribute("socket").map(PathBuf::from)))
+                .collect(),
             source: source.and_then(|source| {
                 ["file", "dev", "name"].into_iter().find_map(|kind| source.attribute(kind)).map(str::to_owned)
             }),
-            mirror: child(disk, "mirror")
-                .and_then(|mirror| child_attribute(mirror, "source", "file"))
-                .map(PathBuf::from),
+            mirror: mirror.and_then(|mirror| child(mirror, "source")).and_then(place),
+            is_encrypted: own("encryption"),
+            is_slice: own("slices"),
             format: child_attribute(disk, "driver", "type").unwrap_or_else(|| "raw".into()),
             is_readonly: child(disk, "readonly").is_some(),
             xml: disk.document().input_text().get(disk.range())?.to_owned(),
-            file_range: file.map(|file| within(file.range_value().start)..within(file.range_value().end)),
         })
     }
 
-    /// The element with another file.
-    ///
-    /// # Errors
-    /// It has no file.
-    pub fn with_file(&self, file: &Path) -> Result<String, XmlError> {
-        let range = self.file_range.clone().ok_or_else(|| {
-            XmlError::in_text(&self.xml, 0, format_args!("expected a file for {}, found none", self.target))
-        })?;
-        apply(&self.xml, vec![Splice { range, text: Escaped(&file.display().to_string()).to_string() }])
+    /// Whether it is a drive whose medium can be changed while the domain runs.
+    pub fn is_drive(&self) -> bool {
+        matches!(self.device.as_str(), "cdrom" | "floppy")
     }
 
     /// The element with another medium, or with none. All else stays: libvirt changes nothing but the medium of a drive that
@@ -90,7 +109,7 @@ impl Disk {
         let old = disk.children().filter(|node| node.has_tag_name("source") || node.has_tag_name("backingStore"));
         let mut edits: Vec<Splice> = old.map(|node| Splice { range: node.range(), text: String::new() }).collect();
         if let Some(medium) = medium {
-            let (kind, attribute) = if medium.is_block { ("block", "dev") } else { ("file", "file") };
+            let (kind, attribute) = medium.kind();
             let path = medium.path.display().to_string();
             edits.extend(
                 disk.attribute_node("type").map(|node| Splice { range: node.range_value(), text: kind.to_owned() }),
@@ -101,23 +120,85 @@ impl Disk {
         apply(&self.xml, edits)
     }
 
-    /// A `<disk>` that names only the file that the disk is copied into.
-    pub fn copy_into(&self, file: &Path) -> String {
+    /// A `<disk>` that names only the image that the disk is copied into.
+    pub fn copy_into(&self, image: &Medium) -> String {
+        let (kind, attribute) = image.kind();
         format!(
-            "<disk type='file'><source file='{}'/><driver type='{}'/></disk>",
-            Escaped(&file.display().to_string()),
+            "<disk type='{kind}'><source {attribute}='{}'/><driver type='{}'/></disk>",
+            Escaped(&image.path.display().to_string()),
             Escaped(&self.format)
         )
     }
 }
 
-/// What a drive can hold.
+/// The attributes of a `<source>` that name a place on the host.
+///
+/// # Source
+/// libvirt `docs/formatdomain.rst`, "Hard drives, floppy disks, CDROMs".
+const PLACES: [&str; 4] = ["file", "dev", "dir", "path"];
+
+/// An image, as a drive can hold it, or a disk can be copied into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Medium {
     /// An image, or a device that has it.
     pub path: PathBuf,
     /// Whether it is a block device.
     pub is_block: bool,
+}
+
+impl Medium {
+    /// libvirt's type of a disk that is one, and the attribute that names it.
+    fn kind(&self) -> (&'static str, &'static str) {
+        if self.is_block { ("block", "dev") } else { ("file", "file") }
+    }
+}
+
+/// A place in a domain outside of its disks that names a directory of the host, or something in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mention {
+    /// The element: a device such as `filesystem`, `tpm` or `serial`, a part of `<os>` such as `nvram`, otherwise the innermost.
+    pub element: String,
+    /// The whole value.
+    pub value: String,
+}
+
+/// Where a domain names one of these directories, or something in it, outside of its disks and metadata.
+///
+/// # Errors
+/// The text is no XML of a domain.
+pub fn mentions(domain: &str, dirs: &[&str]) -> Result<Vec<Mention>, XmlError> {
+    let document = parse(domain)?;
+    let names = |value: &str| dirs.iter().any(|dir| names_dir(value, dir));
+    let mut found = Vec::new();
+    for node in root(&document, "domain")?.descendants().filter(Node::is_element) {
+        let above: Vec<_> = node.ancestors().map(|above| above.tag_name().name()).collect();
+        if above.iter().any(|name| matches!(*name, "disk" | "metadata")) {
+            continue;
+        }
+        // The document itself has no name, then comes the domain.
+        let mut from_top = above.iter().rev().filter(|name| !name.is_empty()).skip(1);
+        let block = from_top.next();
+        let part = from_top.next().filter(|_| matches!(block, Some(&"devices" | &"os")));
+        let element = part.copied().unwrap_or(node.tag_name().name()).to_owned();
+        let text = node.children().filter(Node::is_text).filter_map(|text| text.text()).map(str::trim);
+        let values = node.attributes().map(|attribute| attribute.value()).chain(text).filter(|value| names(value));
+        found.extend(values.map(|value| Mention { element: element.clone(), value: value.to_owned() }));
+    }
+    Ok(found)
+}
+
+/// Whether the directory stands in the value, however many slashes are in either, and not one whose name only begins as its name
+/// does.
+fn names_dir(value: &str, dir: &str) -> bool {
+    let squeezed = |text: &str| {
+        let mut text: Vec<char> = text.chars().collect();
+        text.dedup_by(|next, before| (*next, *before) == ('/', '/'));
+        text.into_iter().collect::<String>()
+    };
+    let (value, dir) = (squeezed(value), squeezed(dir.trim_end_matches('/')));
+    let ends =
+        |rest: &str| rest.chars().next().is_none_or(|next| !next.is_alphanumeric() && !matches!(next, '.' | '-' | '_'));
+    value.match_indices(&dir).any(|(at, _)| value.get(at.saturating_add(dir.len())..).is_some_and(ends))
 }
 
 /// OpenNebula's element of a domain with another directory of the VM.
@@ -149,7 +230,7 @@ mod tests {
         <disk type='file' device='cdrom'><target dev='hdb'/><readonly/></disk></devices></domain>";
 
     #[test]
-    fn disks_are_read_and_their_files_replaced() {
+    fn disks_are_read() {
         let disks = Disk::all(DOMAIN).unwrap();
         let read: Vec<_> = disks
             .iter()
@@ -164,21 +245,80 @@ mod tests {
                 ("hdb", None, "raw", true),
             ]
         );
-        let moved = disks[1].with_file(Path::new("/ds/'1'/42/disk.1")).unwrap();
-        assert_eq!(
-            moved,
-            "<disk type='file' device='cdrom'><source file=\"/ds/&apos;1&apos;/42/disk.1\"/><target dev='hda'/>\
-             <readonly/></disk>"
-        );
-        assert!(disks[3].with_file(Path::new("/x")).is_err());
         let more: Vec<_> = disks.iter().map(|d| (d.source.as_deref(), d.is_cdrom)).collect();
         let expected =
             [(Some("/ds/0/42/disk.0"), false), (Some("/ds/0/42/disk.1"), true), (Some("x"), false), (None, true)];
         assert_eq!(more, expected);
         assert_eq!(
-            disks[0].copy_into(Path::new("/a&b")),
+            disks[0].copy_into(&Medium { path: "/a&b".into(), is_block: false }),
             "<disk type='file'><source file='/a&amp;b'/><driver type='qcow2'/></disk>"
         );
+        assert_eq!(
+            disks[0].copy_into(&Medium { path: "/dev/x".into(), is_block: true }),
+            "<disk type='block'><source dev='/dev/x'/><driver type='qcow2'/></disk>"
+        );
+    }
+
+    #[test]
+    fn every_place_of_a_disk_on_the_host_is_read() {
+        let read = |disk: &str| Disk::all(&format!("<domain><devices>{disk}</devices></domain>")).unwrap().remove(0);
+        let target = "<target dev='vda'/>";
+        for (disk, path, inner) in [
+            (format!("<disk type='block'><source dev='/dev/vg/lv'/>{target}</disk>"), Some("/dev/vg/lv"), &[][..]),
+            (format!("<disk type='dir'><source dir='/d'/>{target}</disk>"), Some("/d"), &[]),
+            (format!("<disk type='vhostuser'><source type='unix' path='/run/s'/>{target}</disk>"), Some("/run/s"), &[]),
+            (
+                format!(
+                    "<disk type='network'><source protocol='nbd'><host transport='unix' socket='/run/n'/></source>{target}</disk>"
+                ),
+                None,
+                &["/run/n"],
+            ),
+            (format!("<disk type='volume'><source pool='p' volume='v'/>{target}</disk>"), None, &[]),
+            (
+                format!(
+                    "<disk type='nvme'><source type='pci' managed='yes'><address bus='1'/></source>{target}</disk>"
+                ),
+                None,
+                &[],
+            ),
+            (
+                format!(
+                    "<disk type='file'><source file='/top'><dataStore type='file'><source file='/data'/></dataStore></source>\
+                     <backingStore type='file'><source file='/mid'/><backingStore type='block'><source dev='/dev/base'/>\
+                     </backingStore></backingStore><mirror type='block'><source dev='/dev/m'/></mirror>{target}</disk>"
+                ),
+                Some("/top"),
+                &["/data", "/mid", "/dev/base"],
+            ),
+        ] {
+            let found = read(&disk);
+            assert_eq!(found.path.as_deref(), path.map(Path::new), "{disk}");
+            assert_eq!(found.inner, inner.iter().map(PathBuf::from).collect::<Vec<_>>(), "{disk}");
+        }
+        let mirror = format!("<disk type='file'><mirror type='block'><source dev='/dev/m'/></mirror>{target}</disk>");
+        assert_eq!(read(&mirror).mirror.as_deref(), Some(Path::new("/dev/m")));
+        let luks = format!("<disk><source file='/a'><encryption format='luks'/><slices/></source>{target}</disk>");
+        assert_eq!((read(&luks).is_encrypted, read(&luks).is_slice), (true, true));
+        let below = format!("<disk><backingStore><source><encryption/></source></backingStore>{target}</disk>");
+        assert!(!read(&below).is_encrypted, "only the image below is encrypted");
+    }
+
+    #[test]
+    fn what_else_names_a_directory_is_found() {
+        let domain = "<domain xmlns:q='urn:q'><os><nvram template='/usr/VARS.fd'>/ds//0/42/x_VARS.fd</nvram>\
+            <kernel>/ds/0/42/kernel</kernel></os><devices><disk><source file='/ds/0/42/disk.0'/></disk>\
+            <filesystem><source dir='/ds/0/42/share'/></filesystem><serial><source path='/ds/0/421/log'/></serial></devices>\
+            <metadata><d>/ds/0/42</d></metadata><q:commandline><q:arg value='file=/ds/0/42/x,if=none'/></q:commandline></domain>";
+        let found: Vec<_> = mentions(domain, &["/ds/0//42"]).unwrap();
+        let found: Vec<_> = found.iter().map(|found| (found.element.as_str(), found.value.as_str())).collect();
+        let expected = [
+            ("nvram", "/ds//0/42/x_VARS.fd"),
+            ("kernel", "/ds/0/42/kernel"),
+            ("filesystem", "/ds/0/42/share"),
+            ("arg", "file=/ds/0/42/x,if=none"),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::pci::{ParseError, PciAddress};
 use crate::{DomainUuid, Position};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
-pub use disk::{Disk, Medium, with_system_datastore};
+pub use disk::{Disk, Medium, Mention, mentions, with_system_datastore};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, pci_of};
