@@ -64,104 +64,176 @@ sriov_dummy_prefix() {
     esac
 }
 
-# DEVICE: whether its driver is one for VFs alone. Such a VF's MAC can be drawn by chance, and look like anything.
-sriov_has_vf_driver() {
-    for bound in "$SRIOV_SYS"/bus/pci/drivers/*vf/*/net/"$1"; do
-        if [ -e "$bound" ]; then return 0; fi
-    done
-    return 1
-}
+# Which models QEMU emulates beside virtio, by the guest's drivers for them: a dummy can be one of these. But for vmxnet3 they are
+# drivers of adapters that are no VFs.
+sriov_emulated='8139cp 8139too e100 e1000 e1000e igb ne2k-pci pcnet32 tulip vmxnet3'
 
-# DEVICE MAC PREFIX: whether this is a dummy.
-sriov_is_dummy() {
-    # Six bytes: the address of an IPoIB device has 20.
-    case $2 in "$3":0[0-9a-f]:??:??:??:??) ! sriov_has_vf_driver "$1" ;; *) return 1 ;; esac
-}
-
-# PREFIX: the dummies by ascending position, each as 0<position>:<last four bytes of the NIC's MAC>.
-sriov_dummies() {
-    for nic in "$SRIOV_SYS"/class/net/*; do
-        { read -r mac <"$nic/address"; } 2>/dev/null || continue
-        if sriov_is_dummy "${nic##*/}" "$mac" "$1"; then echo "${mac#??:}"; fi
-    done | LC_ALL=C sort
-}
-
-# DEVICE MAC PREFIX KNOWN OPENNEBULA_PREFIX: whether this is no VF, but a dummy or one of OpenNebula's other NICs. KNOWN are the
-# context's MACs, each between blanks; without a context, every MAC that begins as OpenNebula's do is another NIC's.
-sriov_is_other() {
-    if sriov_is_dummy "$1" "$2" "$3"; then return 0; fi
-    if [ -n "$4" ]; then
-        case $4 in *" $2 "*) return 0 ;; esac
-    else
-        case $2 in "$5":*) ! sriov_has_vf_driver "$1" && return 0 ;; esac
-    fi
-    return 1
-}
-
-# The VFs by ascending PCI address: PCI address and network device. A virtio NIC is no PCI device of its own, but its child.
-sriov_functions() {
-    known=$(env | sed -n -e 's/^ETH[0-9][0-9]*_MAC=//p' -e 's/^PCI[0-9][0-9]*_MAC=//p' | tr '[:upper:]\n' '[:lower:] ')
-    [ -z "$known" ] || known=" $known "
-    opennebula=$(sriov_lower "$(sriov_setting MAC_PREFIX)")
+# Every network device that belongs to a PCI function, a line each. What is not known is "-". A device may go while it is read.
+sriov_nics() {
     for function in "$SRIOV_SYS"/bus/pci/devices/*; do
-        # A function with two ports has a device for each, and an IPoIB device has one for each partition key beside it:
-        # the one that counts is the first port's own.
-        first='' lowest=''
-        for nic in "$function"/net/*; do
-            { read -r mac <"$nic/address"; } 2>/dev/null || continue
-            case ${nic##*/} in *.*) continue ;; esac
-            if sriov_is_other "${nic##*/}" "$mac" "$1" "$known" "${opennebula:-02:00}"; then continue; fi
-            port=0
-            [ ! -r "$nic/dev_port" ] || read -r port <"$nic/dev_port"
-            if [ -z "$first" ] || [ "$port" -lt "$lowest" ]; then first=${nic##*/} lowest=$port; fi
+        for nic in "$function"/net/* "$function"/virtio*/net/*; do
+            [ -e "$nic/address" ] || continue
+            line="nic ${function##*/} ${nic##*/}"
+            case $nic in "$function"/net/*) line="$line function" ;; *) line="$line virtio" ;; esac
+            # A function that is split into VFs here, and its VFs, are the guest's own.
+            if [ -e "$function/sriov_totalvfs" ] || [ -e "$function/physfn" ]; then line="$line split"; else line="$line -"; fi
+            driver=-
+            for bound in "$SRIOV_SYS"/bus/pci/drivers/*/"${function##*/}"; do
+                [ ! -e "$bound" ] || driver=${bound%/*}
+            done
+            line="$line ${driver##*/}"
+            for attribute in address type ifindex dev_port addr_assign_type bonding_slave/perm_hwaddr; do
+                value=
+                { read -r value <"$nic/$attribute"; } 2>/dev/null
+                line="$line ${value:--}"
+            done
+            echo "$line"
         done
-        [ -z "$first" ] || echo "${function##*/} $first"
-    done | LC_ALL=C sort
+    done
+}
+
+# Judges the network devices (docs/guest.md has the rules) and pairs VFs with dummies. Prints, a line each:
+#   dummy DEVICE KEY              a dummy; its KEY is 0<position>:<last four bytes of the NIC's MAC>
+#   pair ADDRESS KEY DEVICE KIND  the VF at this PCI address belongs to this dummy
+#   keep ADDRESS KEY              is to be remembered
+#   waits DUMMIES VFS             how many there are, while some have no other half
+# The context is that of the environment, as its scripts have it, or else the one that one-contextd has written down.
+sriov_judge() {
+    prefix=$(sriov_dummy_prefix) || return 1
+    opennebula=$(sriov_lower "$(sriov_setting MAC_PREFIX)")
+    sriov_nics | awk -v prefix="$prefix" -v opennebula="${opennebula:-02:00}" -v emulated="$sriov_emulated" \
+        -v remembered="$SRIOV_RUN/pairs" -v written="${RUNTIME_DIR:-/var/run/one-context}/context.sh.local" '
+        function take(variable, value) {
+            gsub(/["\047 \t\r]/, "", value)
+            value = tolower(value)
+            if (value == "") return
+            if (variable ~ /^(ETH|PCI)[0-9]+_MAC$/) named[value] = 1
+            else if (variable ~ /^PCI[0-9]+_ADDRESS$/) passed[value] = 1
+            else return
+            context = 1
+        }
+        function bears(hardware, ifindex) {
+            if (!((hardware, ifindex) in bearer)) { bearer[hardware, ifindex] = 1; bearers[hardware]++ }
+        }
+        # Whether OpenNebula gave this NIC this MAC, as far as can be known. No NIC has the address 0.0.0.0: such a MAC is
+        # what libvirt leaves on a VF that had none.
+        function is_opennebulas(hardware, i) {
+            if (context) return (hardware in named)
+            if (index(hardware, opennebula ":") != 1 || substr(hardware, 7) == "00:00:00:00" || assigned[i] == 1) return 0
+            return driver[i] !~ /vf$/ || bearers[mac[i]] > 1
+        }
+        function is_passed(function_address,    given, begin) {
+            for (given in passed) {
+                begin = length(function_address) - length(given) + 1
+                if (begin >= 1 && substr(function_address, begin) == given) return 1
+            }
+            return 0
+        }
+        function is_vf(i) {
+            if (kind[i] != "function" || looks[i] || split_up[i] || is_passed(pci[i])) return 0
+            if (type[i] != 1 && type[i] != 32) return 0
+            if (driver[i] in model && driver[i] != "vmxnet3") return 0
+            if (type[i] == 32) return 1
+            if (is_opennebulas(own[i], i) && !(substr(own[i], 7) in carried))
+                # A bond gives its MAC to its VF. Without the one from before, what is remembered tells.
+                return own[i] == mac[i] && bearers[mac[i]] > 1 && (pci[i] in kept)
+            # Somebody gave it the MAC of a NIC, as loc-10-network-pci does.
+            if (own[i] != mac[i] && is_opennebulas(mac[i], i) && !(substr(mac[i], 7) in carried)) return bearers[mac[i]] > 1
+            return 1
+        }
+        function sort(list, length_of_it,    i, j, one) {
+            for (i = 2; i <= length_of_it; i++) {
+                one = list[i]
+                for (j = i - 1; j >= 1 && (list[j] "") > (one ""); j--) list[j + 1] = list[j]
+                list[j + 1] = one
+            }
+        }
+        BEGIN {
+            for (name in ENVIRON) take(name, ENVIRON[name])
+            if (!context) while ((getline line < written) > 0)
+                if (line ~ /^(ETH|PCI)[0-9]+_(MAC|ADDRESS)=/) take(substr(line, 1, index(line, "=") - 1), substr(line, index(line, "=") + 1))
+            count = split(emulated, word, " ")
+            for (k = 1; k <= count; k++) model[word[k]] = 1
+            # The MAC that a device had at first is in no file of sysfs.
+            while (("ip -o link show 2>/dev/null" | getline line) > 0) {
+                count = split(line, word, " ")
+                number = word[1] + 0
+                for (k = 2; k < count; k++) {
+                    if (word[k] == "link/ether") bears(tolower(word[k + 1]), number)
+                    if (word[k] == "permaddr") first[number] = tolower(word[k + 1])
+                }
+            }
+        }
+        $1 == "nic" && $7 != "-" {
+            n++
+            pci[n] = $2; device[n] = $3; kind[n] = $4; split_up[n] = ($5 == "split"); driver[n] = $6
+            mac[n] = tolower($7); type[n] = $8; number = $9 + 0; port[n] = $10 + 0; assigned[n] = $11
+            at[n] = number
+            own[n] = mac[n]
+            if (number in first) own[n] = first[number]
+            if ($12 != "-") own[n] = tolower($12)
+            bears(mac[n], number)
+        }
+        END {
+            while ((getline line < remembered) > 0) { split(line, word, " "); before[word[1]] = word[2] }
+            for (i = 1; i <= n; i++) {
+                # Six bytes: the address of an IPoIB device has 20.
+                if (type[i] != 1 || index(own[i], prefix ":0") != 1 || own[i] !~ /^..:..:..:..:..:..$/ || own[i] in named) continue
+                if (split_up[i] || is_passed(pci[i])) continue
+                if (kind[i] == "function" && (assigned[i] == 1 || !(driver[i] in model || driver[i] == "-"))) continue
+                key = substr(own[i], 4)
+                looks[i] = 1
+                print "dummy", device[i], key
+                carried[substr(key, 4)] = 1
+                if (!(key in there)) dummy[++dummies] = key
+                there[key] = 1
+            }
+            for (address in before) if (before[address] in there) kept[address] = before[address]
+            # A function with two ports has a device for each, and an IPoIB device has one for each partition key beside it: the
+            # one that counts is the first of the first port.
+            for (i = 1; i <= n; i++) if (is_vf(i)) {
+                if (!(pci[i] in best)) vf[++vfs] = pci[i]
+                else if (port[i] > port[best[pci[i]]] || (port[i] == port[best[pci[i]]] && at[i] > at[best[pci[i]]])) continue
+                best[pci[i]] = i
+            }
+            sort(dummy, dummies)
+            sort(vf, vfs)
+            whole = (dummies == vfs)
+            for (k = 1; k <= vfs; k++) if (vf[k] in kept && kept[vf[k]] != dummy[k]) whole = 0
+            for (k = 1; k <= vfs; k++) {
+                key = ""
+                if (whole) key = dummy[k]
+                else if (vf[k] in kept) key = kept[vf[k]]
+                if (key == "") { waiting = 1; continue }
+                print "pair", vf[k], key, device[best[vf[k]]], (type[best[vf[k]]] == 32 ? "infiniband" : "ethernet")
+                if (whole) print "keep", vf[k], key
+            }
+            if (!whole) for (address in kept) print "keep", address, kept[address]
+            if (dummies && (waiting || !whole)) print "waits", dummies, vfs + 0
+        }'
+}
+
+# Sets `judged` to what sriov_judge says, remembers pairs, and says who waits.
+sriov_look() {
+    judged=$(sriov_judge) || return 1
+    # Written beside and renamed: another run may read it.
+    if mkdir -p "$SRIOV_RUN" 2>/dev/null && echo "$judged" | sed -n 's/^keep //p' >"$SRIOV_RUN/.pairs.$$" 2>/dev/null; then
+        mv -f "$SRIOV_RUN/.pairs.$$" "$SRIOV_RUN/pairs"
+    fi
+    case $judged in *'
+waits '*)
+        set -- "${judged##*waits }"
+        echo "kvm-sriov-guest: ${1% *} dummies and ${1#* } VFs: those whose other half is not known yet wait" >&2
+        ;;
+    esac
 }
 
 # One line for each VF whose dummy is known, by ascending PCI address: position in decimal, network device, kind (ethernet
 # or infiniband), and the last four bytes of the NIC's MAC.
 sriov_vfs() (
-    prefix=$(sriov_dummy_prefix) || exit 1
-    dummies=$(sriov_dummies "$prefix")
-    functions=$(sriov_functions "$prefix")
-    pairs=$(
-        {
-            echo "$dummies" | sed -n 's/^./dummy &/p'
-            echo "$functions" | sed -n 's/^./vf &/p'
-            [ ! -r "$SRIOV_RUN/pairs" ] || sed 's/^/kept /' "$SRIOV_RUN/pairs"
-        } | awk '
-            $1 == "dummy" { dummy[++dummies] = $2; there[$2] = 1 }
-            $1 == "vf" { vf[++vfs] = $2; device[$2] = $3 }
-            $1 == "kept" && ($3 in there) { kept[$2] = $3 }
-            END {
-                whole = dummies == vfs
-                for (k = 1; k <= vfs; k++) if (vf[k] in kept && kept[vf[k]] != dummy[k]) whole = 0
-                for (k = 1; k <= vfs; k++) {
-                    key = whole ? dummy[k] : kept[vf[k]]
-                    if (key != "") print "pair", vf[k], key, device[vf[k]]
-                    else waiting = 1
-                }
-                if (whole) for (k = 1; k <= vfs; k++) print "keep", vf[k], dummy[k]
-                else for (pci in kept) if (kept[pci] != "") print "keep", pci, kept[pci]
-                if (waiting || !whole) print "waits", dummies + 0, vfs + 0
-            }'
-    )
-    # Written beside and renamed: another run may read it.
-    if mkdir -p "$SRIOV_RUN" 2>/dev/null && echo "$pairs" | sed -n 's/^keep //p' >"$SRIOV_RUN/.pairs.$$" 2>/dev/null; then
-        mv -f "$SRIOV_RUN/.pairs.$$" "$SRIOV_RUN/pairs"
-    fi
-    echo "$pairs" | while read -r what one two three; do
-        case $what in
-            pair)
-                position=${two%%:*}
-                kind=ethernet
-                # ARPHRD_INFINIBAND of linux/if_arp.h.
-                { read -r type <"$SRIOV_SYS/class/net/$three/type"; } 2>/dev/null && [ "$type" = 32 ] && kind=infiniband
-                echo "$((0x$position)) $three $kind ${two#??:}"
-                ;;
-            waits) echo "kvm-sriov-guest: $one dummies and $two VFs: those whose other half is not known yet wait" >&2 ;;
-        esac
+    sriov_look || exit 1
+    echo "$judged" | while read -r what _ key device kind; do
+        if [ "$what" = pair ]; then echo "$((0x${key%%:*})) $device $kind ${key#??:}"; fi
     done
 )
 

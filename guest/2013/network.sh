@@ -17,28 +17,24 @@ of_context() (
 
 # One line for each NIC that carries an address: device, type, address, netmask, and the gateway where there is one.
 networks() {
-    prefix=$(sriov_dummy_prefix) || return 1
-    vfs=$(sriov_vfs 2>/dev/null)
-    taken=" $(echo "$vfs" | cut -d ' ' -f 2 | tr '\n' ' ')"
+    sriov_look || return 1
     for nic in "$SRIOV_SYS"/class/net/*; do
         { read -r mac <"$nic/address"; } 2>/dev/null || continue
         device=${nic##*/} type=Ethernet
-        case $mac in
-            00:00:00:00:00:00) continue ;;
-            "$prefix":0*) if ! sriov_is_dummy "$device" "$mac" "$prefix"; then continue; fi ;;
-        esac
-        case $mac in
-            "$prefix":0[0-9a-f]:??:??:??:??)
-                byte=${mac#???}
-                position=$((0x${byte%%:*}))
-                # Where the VF is known and is an Ethernet device, it has its own name.
-                device=$(echo "$vfs" | awk -v position="$position" '$1 == position && $3 == "ethernet" {print $2}')
-                [ -n "$device" ] || device=ib$position type=Infiniband
-                ;;
-            ??:??:??:??:??:??) case $taken in *" $device "*) continue ;; esac ;;
-            *) continue ;;
-        esac
-        address=$(sriov_address "${mac#??:??:}")
+        # What is made of other devices (bridges, bonds, a container's veth) has no address of its own in its MAC.
+        case $(readlink "$nic") in */virtual/*) continue ;; esac
+        bytes=${mac#??:??:}
+        key=$(echo "$judged" | awk -v device="$device" '$1 == "dummy" && $2 == device {print $3}')
+        if [ -n "$key" ]; then
+            position=$((0x${key%%:*})) bytes=${key#??:}
+            # Where the VF is known and is an Ethernet device, it has its own name.
+            device=$(echo "$judged" | awk -v key="$key" '$1 == "pair" && $3 == key && $5 == "ethernet" {print $4}')
+            [ -n "$device" ] || device=ib$position type=Infiniband
+        elif echo "$judged" | awk -v device="$device" '$1 == "pair" && $4 == device {found = 1} END {exit !found}'; then
+            continue
+        fi
+        case $mac in 00:00:00:00:00:00) continue ;; ??:??:??:??:??:??) ;; *) continue ;; esac
+        address=$(sriov_address "$bytes")
         netmask=$(of_context "$address" MASK)
         echo "$device $type $address ${netmask:-255.255.255.0} $(of_context "$address" GATEWAY)"
     done

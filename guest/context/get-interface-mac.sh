@@ -1,28 +1,45 @@
 # shellcheck shell=sh
 # Read at the end of loc-10-network.d/functions of OpenNebula's context packages, which every renderer reads (see docs/guest.md).
 
-# Prints "device MAC" for each Ethernet link, as the function that it replaces does; but a VF has the MAC that the context
-# knows, and a dummy is left out. So a renderer configures the VF, and the dummy stays down and without an address.
-get_interface_mac() (
-    SRIOV_LIB=${SRIOV_LIB:-/usr/lib/kvm-sriov-guest}
-    # shellcheck source=guest/vfs.sh
-    . "$SRIOV_LIB/vfs.sh"
-    prefix=$(sriov_dummy_prefix) || prefix=none
-    vfs=$(sriov_vfs)
-    taken=" $(echo "$vfs" | cut -d ' ' -f 2 | tr '\n' ' ')"
-    for nic in "$SRIOV_SYS"/class/net/*; do
-        { read -r type <"$nic/type" && read -r mac <"$nic/address"; } 2>/dev/null || continue
-        # ARPHRD_ETHER of linux/if_arp.h.
-        [ "$type" = 1 ] || continue
-        if sriov_is_dummy "${nic##*/}" "$mac" "$prefix"; then continue; fi
-        case $taken in *" ${nic##*/} "*) continue ;; esac
-        echo "${nic##*/} $mac"
-    done
-    context=$(env | sed -n 's/^ETH[0-9][0-9]*_MAC=//p')
-    echo "$vfs" | while read -r _ device _ bytes; do
-        [ -z "$device" ] || for mac in $context; do
-            # As the context writes it: get_dev compares as it is.
-            case $(sriov_lower "$mac") in ??:??:"$bytes") echo "$device $mac" ;; esac
-        done
-    done
-)
+# Prints what the function of that name in the same file prints, "device MAC" for each Ethernet link; but a VF has the MAC that the
+# context knows, and a dummy is left out. So a renderer configures the VF, and the dummy stays down and without an address.
+if [ -z "${sriov_original:-}" ]; then
+    get_interface_mac() (
+        # shellcheck source=guest/vfs.sh
+        . "${SRIOV_LIB:-/usr/lib/kvm-sriov-guest}/vfs.sh"
+        sriov_look || judged=
+        # What an upgrade of the package changes in it holds.
+        sriov_original=yes
+        # shellcheck disable=SC1091
+        . "${SRIOV_CONTEXT:-/etc/one-context.d}/loc-10-network.d/functions"
+        case $judged in dummy\ *) ;; *) get_interface_mac; exit ;; esac
+        { echo "$judged" && echo original && get_interface_mac; } | awk '
+            # What belongs to no NIC of the context is nothing to us.
+            BEGIN { for (name in ENVIRON) if (name ~ /^ETH[0-9]+_MAC$/) wanted[tolower(substr(ENVIRON[name], 7))] = 1 }
+            !original && $1 == "dummy" && substr($3, 4) in wanted { drop[$2] = 1 }
+            !original && $1 == "pair" && substr($3, 4) in wanted { vf[++vfs] = $4; tail[$4] = substr($3, 4) }
+            original { line[++lines] = $0; if (!($1 in tail)) borne[$2] = 1 }
+            $0 == "original" { original = 1 }
+            # As the context writes it: get_dev compares as it is. Where NICs of two networks have these last four bytes, the one
+            # that is on another device is not meant.
+            function configure(device,    name, strict, found) {
+                for (strict = 1; strict >= 0 && !found; strict--)
+                    for (name in ENVIRON) if (name ~ /^ETH[0-9]+_MAC$/ && tolower(substr(ENVIRON[name], 7)) == tail[device]) {
+                        if (strict && tolower(ENVIRON[name]) in borne) continue
+                        print device, ENVIRON[name]
+                        found = 1
+                    }
+                done[device] = 1
+            }
+            END {
+                for (k = 1; k <= lines; k++) {
+                    split(line[k], word, " ")
+                    if (word[1] in drop || word[1] in done) continue
+                    if (word[1] in tail) configure(word[1])
+                    else print line[k]
+                }
+                # An IPoIB device is no Ethernet link.
+                for (k = 1; k <= vfs; k++) if (!(vf[k] in done)) configure(vf[k])
+            }'
+    )
+fi

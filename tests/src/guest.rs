@@ -44,6 +44,8 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$dir/root" /bin/sh -c "$s
 pub struct Guest {
     dir: TempDir,
     plugged: u32,
+    /// Where PCI functions are below /sys/devices.
+    bridge: &'static str,
 }
 
 impl Guest {
@@ -54,10 +56,15 @@ impl Guest {
         guest
     }
 
+    /// Its PCI host bridge is a platform device, as on ARM; for NICs that are plugged from now on.
+    pub fn on_arm(&mut self) {
+        self.bridge = "platform/4010000000.pcie/pci0000:00";
+    }
+
     /// A guest with neither.
     fn empty() -> Self {
         // Not in /tmp: an overlay's upper directory needs extended attributes.
-        let guest = Self { dir: tempfile::tempdir_in(target()).unwrap(), plugged: 9 };
+        let guest = Self { dir: tempfile::tempdir_in(target()).unwrap(), plugged: 9, bridge: "pci0000:00" };
         for part in ["root", "work", "upper/etc", "sys/class/net", "sys/bus/pci/devices"] {
             fs::create_dir_all(guest.path(part)).unwrap();
         }
@@ -141,9 +148,19 @@ impl Guest {
 
     /// Plugs a device below a PCI function; the kind is that of linux/if_arp.h.
     fn plug(&mut self, pci: &str, child: &str, name: &str, mac: &str, kind: u32) {
+        let device = self.path("sys/bus/pci/devices").join(pci);
+        // As in sysfs, links are relative: they are followed in the guest's own tree, too.
+        let function = Path::new(self.bridge).join(pci);
+        if !device.exists() {
+            symlink(Path::new("../../../devices").join(&function), device).unwrap();
+        }
+        self.add(&function.join(child).join("net").join(name), name, mac, kind);
+    }
+
+    /// Adds a network device at this place below /sys/devices.
+    fn add(&mut self, below: &Path, name: &str, mac: &str, kind: u32) {
         self.plugged += 1;
-        let function = self.path("sys/devices/pci0000:00").join(pci);
-        let nic = function.join(child).join("net").join(name);
+        let nic = self.path("sys/devices").join(below);
         fs::create_dir_all(&nic).unwrap();
         let (kind, index) = (kind.to_string(), self.plugged.to_string());
         let uevent = format!("INTERFACE={name}\nIFINDEX={index}");
@@ -152,15 +169,14 @@ impl Guest {
         {
             fs::write(nic.join(file), format!("{value}\n")).unwrap();
         }
-        let device = self.path("sys/bus/pci/devices").join(pci);
-        // As in sysfs, links are relative: they are followed in the guest's own tree, too.
-        if !device.exists() {
-            symlink(format!("../../../devices/pci0000:00/{pci}"), device).unwrap();
-        }
-        let below = Path::new(pci).join(child).join("net").join(name);
-        let up: PathBuf = std::iter::repeat_n("..", below.components().count() + 2).collect();
+        let up: PathBuf = std::iter::repeat_n("..", below.components().count() + 1).collect();
         symlink(up.join("class/net"), nic.join("subsystem")).unwrap();
-        symlink(Path::new("../../devices/pci0000:00").join(below), self.path("sys/class/net").join(name)).unwrap();
+        symlink(Path::new("../../devices").join(below), self.path("sys/class/net").join(name)).unwrap();
+    }
+
+    /// Adds a network device without a device of its own: a bridge, a container's veth.
+    pub fn virtual_device(&mut self, name: &str, mac: &str) {
+        self.add(&Path::new("virtual/net").join(name), name, mac, 1);
     }
 
     /// Plugs a virtio NIC: a dummy is one, and so are NICs on a bridge.
@@ -177,7 +193,7 @@ impl Guest {
     pub fn bind(&self, pci: &str, driver: &str) {
         let dir = self.path("sys/bus/pci/drivers").join(driver);
         fs::create_dir_all(&dir).unwrap();
-        symlink(format!("../../../../devices/pci0000:00/{pci}"), dir.join(pci)).unwrap();
+        symlink(Path::new("../../../../devices").join(self.bridge).join(pci), dir.join(pci)).unwrap();
     }
 
     /// Plugs an `InfiniBand` VF with its `IPoIB` device.

@@ -183,6 +183,39 @@ fn udev_starts_a_run_and_keeps_everybody_from_a_dummy() {
     assert!(gone.contains("start kvm-sriov-guest@remove-11.service"), "{gone}");
 }
 
+#[test]
+fn udev_knows_a_dummy_where_the_pci_host_bridge_is_a_platform_device() {
+    let mut guest = Guest::bare();
+    guest.on_arm();
+    dummies(&mut guest, &[0]);
+    let said = guest.run(
+        "mkdir -p /run/systemd/system; export SYSTEMD_DEVICE_VERIFY_SYSFS=0; \
+         udevadm test --action=add $(readlink -f /sys/class/net/dum0) 2>/dev/null",
+    );
+    assert!(said.out.lines().any(|line| line == "KVM_SRIOV_DUMMY=1"), "{said:?}");
+}
+
+#[test]
+fn udev_is_asked_again_about_what_the_context_names() {
+    let (mut guest, script) = guest_of("interfaces");
+    guest.virtio("0000:00:04.0", "eth1", "aa:01:01:01:01:28");
+    let describe = "kvm-sriov-guest describe eth1 aa:01:01:01:01:28";
+    assert_eq!(guest.run(describe).ok(), "KVM_SRIOV_DUMMY=1\n", "at boot nobody knows better");
+    // udev's own notes: a dummy's index is 11, eth1's is 19.
+    for index in [11, 19] {
+        guest.write(&format!("/run/udev/data/n{index}"), "I:1\nE:KVM_SRIOV_DUMMY=1\n");
+    }
+    guest.write("/run/udev/data/n10", "I:1\nE:ID_BUS=pci\n");
+    guest.program("/usr/bin/udevadm", "#!/bin/sh\necho \"$*\" >>/tmp/asked\n");
+    guest.context(&format!("{CONTEXT}ETH5_MAC='AA:01:01:01:01:28'\nETH5_IP='10.0.9.1'\n"));
+    guest.run(&script).ok();
+    // At both stages, as nothing has answered.
+    let asked = "trigger --action=change --subsystem-match=net --sysname-match=eth1\n";
+    assert_eq!(guest.read("/tmp/asked"), asked.repeat(2));
+    assert_eq!(guest.run(describe).ok(), "", "the context is written down");
+    assert_eq!(guest.run("kvm-sriov-guest describe dum0 aa:00:0a:00:07:00").ok(), "KVM_SRIOV_DUMMY=1\n");
+}
+
 // --- today's context packages ----------------------------------------------------------------------------------------
 
 /// Three VFs beside a NIC on a bridge: one with everything, one with what SLAAC and nothing else gives, one with DHCP alone.
@@ -489,6 +522,20 @@ fn the_scripts_of_2013_know_ethernet_vfs() {
     assert!(said.contains("iface vf7 inet static\n  address 10.0.7.3\n") && !said.contains("ib3"), "{said}");
 }
 
+#[test]
+fn the_scripts_of_2013_leave_devices_alone_that_are_no_nics() {
+    let mut guest = Guest::bare();
+    dummies(&mut guest, &[3]);
+    vfs(&mut guest, &[7]);
+    guest.virtual_device("docker0", "02:42:0a:00:07:01");
+    guest.virtual_device("veth1", "aa:01:41:00:00:01");
+    guest
+        .run("export SRIOV_ROOT=/new; mkdir -p /new/etc/network; /usr/lib/kvm-sriov-guest/2013/00-network.debian")
+        .ok();
+    let said = guest.read("/new/etc/network/interfaces");
+    assert_eq!(said.lines().filter(|line| line.starts_with("auto ")).collect::<Vec<_>>(), ["auto lo", "auto vf7"]);
+}
+
 // --- without context packages ----------------------------------------------------------------------------------------
 
 #[test]
@@ -637,6 +684,17 @@ fn the_packages_are_installed_and_removed_as_the_document_says() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn everybody_can_read_what_is_installed_whatever_the_umask_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("etc")).unwrap();
+    let install = project().join("guest/install");
+    let script = format!("umask 077; exec {} {}", install.display(), dir.path().display());
+    assert!(Command::new("sh").args(["-c", &script]).output().unwrap().status.success());
+    let found = Command::new("find").arg(dir.path()).args(["-mindepth", "1", "!", "-perm", "-044"]).output().unwrap();
+    assert_eq!(String::from_utf8(found.stdout).unwrap(), "");
 }
 
 #[test]
