@@ -197,6 +197,11 @@ impl ModelHost {
         fs::create_dir_all(self.device(address)).unwrap();
     }
 
+    /// The map of a root is gone.
+    pub fn loses_map(&self, root: &str) {
+        fs::remove_file(self.at("maps").join(root)).unwrap();
+    }
+
     /// A VF vanishes from the host.
     pub fn vanishes(&self, vf: PciAddress) {
         fs::remove_dir_all(self.device(vf)).unwrap();

@@ -144,6 +144,12 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     let domain = host.find(id).map_err(untouched)?;
     let mut vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
     if let Some(known) = known(&vm, nic, &root).map_err(untouched)? {
+        if vm.live.device_of(&known).is_none() {
+            // Nobody could give it a VF before; here somebody asks for it.
+            vm.plug(slice::from_ref(&known)).map_err(untouched)?;
+            vm.store.settle(&vm.owner()).map_err(|error| untouched(error.into()))?;
+        }
+        vm.plug_dummies().map_err(untouched)?;
         log::info!("{} has NIC {} already", vm.domain.name, known.mac);
         return Ok(());
     }
@@ -165,7 +171,7 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     Ok(())
 }
 
-/// The NIC, if the VM is to have it already: then it has it, because what was missing has just been plugged in.
+/// The NIC, if the VM is to have it already.
 fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName) -> Result<Option<WantedNic>, Cause> {
     let other = |what: String| Err(Cause::OtherNic { vm: vm.domain.name.clone(), mac: nic.mac, what });
     match vm.wanted.nics.iter().find(|known| known.mac == nic.mac) {

@@ -44,7 +44,7 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
         if let Some(nic) = wanted(vm) {
             take_out(vm, &nic)?;
             match reconcile::mend(vm) {
-                Ok(()) | Err(Cause::Absent { .. }) => {}
+                Ok(_) | Err(Cause::Absent { .. }) => {}
                 Err(cause) => {
                     log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not yet put right", vm.domain.name);
                 }
@@ -174,8 +174,9 @@ fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pend
 fn plug_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, pending: bool) -> Result<(), Cause> {
     let (host, domain) = (vm.host, vm.domain.clone());
     vm.live = host.patiently(|| vm::read(host, &domain))?;
-    let missing = vm.missing();
-    vm.plug(&missing)?;
+    let lost = vm.lost();
+    vm.plug(&lost)?;
+    vm.plug_lacking();
     vm.plug_dummies()?;
     if pending {
         let mut positions = vm.pending();

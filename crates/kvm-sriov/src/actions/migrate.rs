@@ -66,10 +66,10 @@ pub fn migrate(
     let is_here = route.from.as_ref() == Some(&route.to);
     let options = options(host, data).map_err(untouched)?;
     // The lock of a VM with VFs is held until this returns.
-    let traveller = Vm::open(host, "migrate", id, data).map_err(untouched)?;
     if is_here {
-        return relocate(host, traveller.domain(), data);
+        return relocate(host, Vm::open(host, "migrate", id, data).map_err(untouched)?.domain(), data);
     }
+    let traveller = Vm::open_to_leave(host, "migrate", id, data).map_err(untouched)?;
     Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
 }
 
@@ -176,6 +176,7 @@ impl<'a> Departure<'a> {
             uuid: domain.uuid.clone(),
             id: id.clone(),
             wanted: traveller.wanted().cloned(),
+            lacking: traveller.lacking(),
             dir: storage.as_ref().map(|storage| storage.dir.clone()),
         };
         let mut agent = Agent::start(reach, &route.to)?;

@@ -36,7 +36,7 @@ pub fn snapshot_create(
 ) -> Result<SnapshotName, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let name = SnapshotName::of(number);
-    match Vm::open(host, ACTION, id, data).map_err(untouched)? {
+    match Vm::open_to_leave(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain, _) => {
             take(host, &domain, &name).map_err(|cause| match cause {
                 Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::Left(IN_DOUBT.into())),
@@ -81,8 +81,12 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
     if let Err(cause) = taken {
         return Err(undo(vm, cause));
     }
-    let missing = vm.missing();
-    let back = vm.plug(&missing).and_then(|_| vm.finish_plugged(&missing));
+    let (missing, lost) = (vm.missing(), vm.lost());
+    let back = vm.plug(&lost).and_then(|_| {
+        vm.plug_lacking();
+        let there: Vec<_> = missing.into_iter().filter(|nic| vm.live.device_of(nic).is_some()).collect();
+        vm.finish_plugged(&there)
+    });
     let Err(cause) = back else { return Ok(vm.live) };
     // OpenNebula forgets a snapshot whose creation failed.
     let left = format!("no snapshot is kept, and {}", lacks(&vm));

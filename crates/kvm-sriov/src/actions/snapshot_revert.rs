@@ -1,6 +1,7 @@
 //! `snapshot_revert`: a VM's disks and memory become what they were.
 
 use super::block_job;
+use crate::claims::NicKey;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -130,16 +131,21 @@ impl Revert<'_, '_> {
         let (host, vm) = (self.vm.host, &mut self.vm);
         match vm.wanted.operation.as_ref().map(|operation| &operation.kind) {
             None | Some(OperationKind::PendingUnplug { .. }) => {}
-            Some(_) => reconcile::mend(vm)?,
+            Some(_) => reconcile::mend_to_leave(vm)?,
         }
         if !vm.plugged().is_empty() {
             vm::check_answers(host, &vm.domain)?;
         }
-        let roots: Vec<RootName> = self.described().map(|(_, root)| root).collect();
-        if !roots.is_empty() || !self.vm.wanted.nics.is_empty() {
+        let nics = &self.vm.wanted.nics;
+        let is_new =
+            |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.mac == nic.mac && known.root == *root);
+        // A NIC that has a VF gets it back, and one that has none does without, also when its map is gone.
+        let new: Vec<RootName> =
+            self.described().filter(|(nic, root)| is_new(nic, root)).map(|(_, root)| root).collect();
+        if !new.is_empty() || !nics.is_empty() {
             host.dummy_bridge()?;
         }
-        host.maps_of(roots.iter().chain(self.vm.wanted.nics.iter().map(|nic| &nic.root))).map(drop)
+        host.maps_of(new.iter()).map(drop)
     }
 
     /// The SR-IOV NICs as OpenNebula describes them, without those that are interfaces on a bridge of such a name.
@@ -161,7 +167,9 @@ impl Revert<'_, '_> {
         // From here on anybody can go on.
         self.vm.ensure_written()?;
         self.vm.unplug_wrong_dummies()?;
-        reconcile::mend(&mut self.vm)
+        // What nobody could give it before is no reason to fail now.
+        let excused: Vec<NicKey> = self.vm.lacking().to_vec();
+        reconcile::mend(&mut self.vm)?.only(&excused)
     }
 
     /// The NICs that the VM should have now: as it has them, as it had them then, or new ones.

@@ -24,7 +24,7 @@ use std::str::FromStr;
 use crate::error::Cause;
 use crate::pci::ParseError;
 use crate::xml::Wanted;
-use crate::{DeployId, DomainName, DomainUuid, HostName};
+use crate::{DeployId, DomainName, DomainUuid, HostName, Position};
 
 /// The version of the protocol. Two ends talk to each other only with the same one.
 pub(crate) const VERSION: u32 = 1;
@@ -85,6 +85,8 @@ pub(crate) struct Visitor {
     pub(crate) id: String,
     /// What it should have; `None` for a VM without VFs.
     pub(crate) wanted: Option<Wanted>,
+    /// The positions of those NICs that have no VF where it comes from.
+    pub(crate) lacking: Vec<Position>,
     /// Its directory, when that is not shared and is to be made.
     pub(crate) dir: Option<PathBuf>,
 }
@@ -270,6 +272,7 @@ impl Display for Request {
                 .with("uuid", &visitor.uuid)
                 .with("id", &visitor.id)
                 .with_some("wanted", visitor.wanted.as_ref().map(Wanted::to_unqualified_xml))
+                .with_some("lacking", listed(&visitor.lacking))
                 .with_some("dir", visitor.dir.as_ref().map(|dir| dir.display())),
             Self::Image { path, format, size } => {
                 Message::new("image").with_path("path", path).with("format", format).with("size", size)
@@ -302,6 +305,7 @@ impl FromStr for Request {
                 uuid: message.value("uuid")?,
                 id: message.value("id")?,
                 wanted: message.text("wanted").map(wanted).transpose()?,
+                lacking: message.text("lacking").map(positions).transpose()?.unwrap_or_default(),
                 dir: message.some("dir")?,
             })),
             "image" => Self::Image {
@@ -323,6 +327,17 @@ impl FromStr for Request {
             other => return Err(ParseError::new("a request of this version of the agent", other)),
         })
     }
+}
+
+/// Positions as they stand in a line; `None` for none.
+fn listed(positions: &[Position]) -> Option<String> {
+    let texts: Vec<String> = positions.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(":"))
+}
+
+fn positions(text: &str) -> Result<Vec<Position>, ParseError> {
+    let position = |digits: &str| Position::new(digits.parse().map_err(|_| ParseError::new("a position", digits))?);
+    text.split(':').map(position).collect()
 }
 
 /// Metadata of a newer version are refused here, before anything is touched.
@@ -397,6 +412,7 @@ mod tests {
                 uuid: UUID.parse().unwrap(),
                 id: text.to_owned(),
                 wanted: flag.then(|| Wanted::parse(WANTED).unwrap()),
+                lacking: if flag { vec![Position::new(0).unwrap(), Position::new(15).unwrap()] } else { Vec::new() },
                 dir: (!flag).then(path),
             })),
             Request::Image { path: path(), format: text.to_owned(), size: number },

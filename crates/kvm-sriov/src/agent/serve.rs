@@ -16,10 +16,11 @@ use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
+use crate::vf_map::VfMap;
 use crate::vm::gone;
 use crate::vm::{self, Vm};
-use crate::xml::{Mode, Wanted};
-use crate::{DeployId, DomainName, DomainUuid, RootName};
+use crate::xml::{Mode, Wanted, WantedNic};
+use crate::{DeployId, DomainName, DomainUuid, Position, RootName};
 
 /// What the agent's locks and journal lines call it.
 const ACTION: &str = "migrate";
@@ -139,7 +140,7 @@ impl Desk<'_> {
             }
         }
         let wanted = visitor.wanted.clone().filter(|wanted| !wanted.nics.is_empty());
-        let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted)).transpose()?;
+        let needs = wanted.as_ref().map(|wanted| Needs::check(host, wanted, &visitor.lacking)).transpose()?;
         let held = match &needs {
             Some(_) => {
                 let store = host.claims()?;
@@ -236,16 +237,18 @@ impl Desk<'_> {
 /// What a VM with VFs needs of a host besides the VFs.
 struct Needs {
     bridge: String,
-    maps: Vec<crate::vf_map::VfMap>,
+    maps: Vec<VfMap>,
 }
 
 impl Needs {
-    fn check(host: &Host, wanted: &Wanted) -> Result<Self, Cause> {
+    /// * `lacking` - the NICs that have no VF where the VM comes from: they need none here
+    fn check(host: &Host, wanted: &Wanted, lacking: &[Position]) -> Result<Self, Cause> {
         if let Some(nic) = wanted.nics.iter().find(|nic| nic.mode != Mode::Hostdev) {
             return Err(Cause::NoMode { mac: nic.mac, mode: nic.mode });
         }
         let bridge = host.dummy_bridge()?.to_owned();
-        let maps = host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
+        let needed = wanted.nics.iter().filter(|nic| !lacking.contains(&nic.position));
+        let maps = host.maps_and_others(needed.map(|nic| &nic.root))?;
         Ok(Self { bridge, maps })
     }
 }
@@ -255,14 +258,32 @@ impl Expected {
         Owner { vm: self.visitor.name.clone(), uuid: Some(self.visitor.uuid.clone()) }
     }
 
-    /// A VF for every NIC, or none.
+    /// A VF for every NIC that has one where the VM comes from, or none at all; then one for each of the others, as far as there
+    /// are.
     fn claim(&self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let (Some((store, _)), Some(wanted)) = (&self.held, &self.visitor.wanted) else { return Ok(()) };
-        let backing = host.recover(store, &needs.maps, ACTION)?;
-        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
+        let (lacking, needed): (Vec<_>, Vec<_>) =
+            wanted.nics.iter().partition(|nic| self.visitor.lacking.contains(&nic.position));
+        self.claim_for(host, store, &needs.maps, &needed)?;
+        for nic in lacking {
+            let maps = host.maps_and_others(std::iter::once(&nic.root));
+            if let Err(cause) = maps.and_then(|maps| self.claim_for(host, store, &maps, &[nic])) {
+                log::warn!("{cause}; NIC {} of {} had no VF before, and comes without", nic.mac, self.visitor.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// A VF for each of these NICs, or none at all.
+    fn claim_for(&self, host: &Host, store: &ClaimStore, maps: &[VfMap], nics: &[&WantedNic]) -> Result<(), Cause> {
+        if nics.is_empty() {
+            return Ok(());
+        }
+        let backing = host.recover(store, maps, ACTION)?;
+        let nics: Vec<_> = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
         let owner = self.owner();
         let sysfs = host.sysfs();
-        let request = ClaimRequest { owner: &owner, nics: &nics, maps: &needs.maps, sysfs, refused: &[] };
+        let request = ClaimRequest { owner: &owner, nics: &nics, maps, sysfs, refused: &[] };
         let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &nics, &owner.vm))?;
         for claim in &claims {
             host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");
@@ -324,7 +345,7 @@ impl Expected {
             }
         }
         if let Some((store, lock)) = self.held {
-            left.extend(plug(host, &domain, store, lock));
+            left.extend(plug(host, &domain, store, lock, &self.visitor.lacking));
         }
         vm::clock::start(host, &domain);
         left
@@ -332,18 +353,23 @@ impl Expected {
 }
 
 /// Gives the VM its VFs and closes the operation. What could not be done is the answer.
-fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock) -> Vec<String> {
+///
+/// * `lacking` - the NICs that had no VF before: none is no more than a line in the log
+fn plug(host: &Host, domain: &DomainRef, store: ClaimStore, lock: VmLock, lacking: &[Position]) -> Vec<String> {
     let name = &domain.name;
     let claims = store.clone();
     let mut left = Vec::new();
     match Vm::locked(host, ACTION, domain.clone(), store, lock, None) {
         Err(cause) => left.push(format!("{name} lacks its VFs, which are plugged by reconciliation: {cause}")),
         Ok(mut vm) => {
-            let missing = vm.missing();
+            let mut missing = vm.missing();
+            missing.retain(|nic| !lacking.contains(&nic.position));
             if vm.lock.cancelled() {
                 left.push(Cause::Cancelled { name: name.clone() }.to_string());
             } else if let Err(cause) = vm.plug(&missing) {
                 left.push(format!("{name} lacks VFs, which are plugged by reconciliation: {cause}"));
+            } else {
+                vm.plug_lacking();
             }
             if let Err(cause) = vm.finish() {
                 left.push(format!("the migration of {name} is still noted as under way: {cause}"));

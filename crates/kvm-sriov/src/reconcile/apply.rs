@@ -28,15 +28,30 @@ pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause
     if decide(&facts).is_empty() { Ok(facts) } else { facts.ask(vm.host, &vm.domain) }
 }
 
+/// How much of a VM is put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    All,
+    /// No VF is plugged in.
+    AllButPlugging,
+}
+
+impl Extent {
+    fn has(self, repair: &Repair) -> bool {
+        self == Self::All || !matches!(repair, Repair::Plug(_))
+    }
+}
+
 /// Puts a locked VM right.
 ///
 /// # Errors
 /// It can't be looked at any more; what was done until then is done.
-pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
+pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere, extent: Extent) -> Result<VmReport, Cause> {
     let mut facts = facts_of(vm, elsewhere)?;
     let mut report = VmReport::new(vm.owner(), facts.clone());
     for _ in 0..ROUNDS {
-        let repairs = decide(&facts);
+        let mut repairs = decide(&facts);
+        repairs.retain(|repair| extent.has(repair));
         if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
             break;
         }
@@ -84,7 +99,7 @@ impl Work<'_, '_> {
             } else {
                 self.one(repair)
             };
-            let goes_on = done.is_ok() || concerns_one_nic(repair);
+            let goes_on = done.is_ok() || repair.concerns_one_nic();
             self.note(repair, done);
             if !goes_on {
                 break;
@@ -124,6 +139,8 @@ impl Work<'_, '_> {
             }
             Repair::KeepPending(positions) => {
                 self.vm.set_operation(Some(OperationKind::PendingUnplug { positions: positions.clone() }))?;
+                // What was plugged in meanwhile is the domain's.
+                self.vm.store.settle(&self.vm.owner())?;
                 self.journal("still-pending");
                 Ok(())
             }
@@ -285,8 +302,11 @@ impl Work<'_, '_> {
         let claims = self.vm.plug(nics)?;
         // Held by nobody: the domain backs it now. While another operation is open it stays held.
         if self.vm.wanted.operation.is_none() {
-            let maps = self.vm.host.maps_of(nics.iter().map(|nic| &nic.root))?;
-            self.vm.store.commit(&claims, &maps)?;
+            match self.vm.host.maps_of(nics.iter().map(|nic| &nic.root)) {
+                Ok(maps) => self.vm.store.commit(&claims, &maps)?,
+                // The VM had these claims: they need no map.
+                Err(_) => drop(self.vm.store.settle(&self.vm.owner())?),
+            }
         }
         Ok(())
     }
@@ -340,19 +360,6 @@ impl Work<'_, '_> {
         self.journal("image-removed");
         Ok(())
     }
-}
-
-/// What goes wrong with one NIC keeps nothing else from being put right.
-fn concerns_one_nic(repair: &Repair) -> bool {
-    matches!(
-        repair,
-        Repair::Unplug(_)
-            | Repair::UnplugDummy(_)
-            | Repair::Release(_)
-            | Repair::Claim(_)
-            | Repair::Plug(_)
-            | Repair::PlugDummy(_)
-    )
 }
 
 /// A VM that claims VFs, has no domain here, and whose lock is held.
@@ -420,7 +427,7 @@ impl<'a> Gone<'a> {
                 log::info!("{}: {}: done", owner.vm, Repair::RestoreImage);
                 host.journal().vm(action, &owner.vm, "image-restored");
                 report.done.push(Repair::RestoreImage);
-                report.go_on(mend(&mut vm, until, elsewhere)?);
+                report.go_on(mend(&mut vm, until, elsewhere, Extent::All)?);
             }
             Err(cause) => {
                 report.left.push(Repair::RestoreImage);

@@ -258,6 +258,19 @@ impl Repair {
         }
     }
 
+    /// Whether it is about one NIC or its claim alone: what goes wrong with it keeps nothing else from being put right.
+    pub(super) fn concerns_one_nic(&self) -> bool {
+        matches!(
+            self,
+            Self::Unplug(_)
+                | Self::UnplugDummy(_)
+                | Self::Release(_)
+                | Self::Claim(_)
+                | Self::Plug(_)
+                | Self::PlugDummy(_)
+        )
+    }
+
     /// Whether it changes nothing.
     pub fn is_note(&self) -> bool {
         matches!(self, Self::Leave(_) | Self::InDoubt(_))

@@ -41,7 +41,9 @@ pub use decide::{Doubt, Repair, Why, decide};
 pub use facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
 pub use report::{Failure, Report, Verdict, VmReport};
 
-use crate::claims::{Claim, ClaimError, ClaimStore, Holder, Owner};
+use apply::Extent;
+
+use crate::claims::{Claim, ClaimError, ClaimStore, Holder, NicKey, Owner};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -49,7 +51,7 @@ use crate::order::ascending;
 use crate::vf_map::VfMap;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
-use crate::{DeployId, DomainName};
+use crate::{DeployId, DomainName, Position};
 
 /// What claims and the journal call it.
 const ACTION: &str = "reconcile";
@@ -190,7 +192,7 @@ impl Look<'_> {
         };
         let owner = domain.owner();
         let mut vm = Vm::locked(self.host, ACTION, domain, store, lock, None)?;
-        let mut report = apply::mend(&mut vm, self.until, self.elsewhere)?;
+        let mut report = apply::mend(&mut vm, self.until, self.elsewhere, Extent::All)?;
         if report.is_gone {
             let Vm { store, lock, .. } = vm;
             let gone = apply::Gone { host: self.host, action: ACTION, store, lock, owner };
@@ -262,12 +264,39 @@ fn locked(mut report: VmReport) -> VmReport {
 
 /// Puts right what an earlier action left of a VM whose lock is held: nobody works on it any more.
 ///
+/// * returns why NICs did not get what they lack, each a line in the log already: that is no reason for another action to fail
+///
 /// # Errors
-/// It can't be put right; what was put right until then is right. A VM that is in doubt, or in whose open operation
-/// somebody else has a part, was not touched.
-pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
+/// An operation that is open can't be ended; what was put right until then is right. A VM that is in doubt, or in whose open
+/// operation somebody else has a part, was not touched.
+pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<Lacks, Cause> {
+    mend_as(vm, Extent::All)
+}
+
+/// As [`mend`], but plugs no VF: for an action that would unplug it right away.
+pub(crate) fn mend_to_leave(vm: &mut Vm<'_>) -> Result<(), Cause> {
+    mend_as(vm, Extent::AllButPlugging).map(drop)
+}
+
+/// What NICs of a VM lack that nobody could give them.
+#[derive(Debug, Default)]
+pub(crate) struct Lacks(Vec<(Position, Cause)>);
+
+impl Lacks {
+    /// Refuses to go on when a NIC that is not one of these lacks its VF or its dummy.
+    ///
+    /// # Errors
+    /// Why the first of them lacks it.
+    pub(crate) fn only(self, excused: &[NicKey]) -> Result<(), Cause> {
+        let is_excused = |position: &Position| excused.iter().any(|nic| nic.position == *position);
+        self.0.into_iter().find(|(position, _)| !is_excused(position)).map_or(Ok(()), |(_, cause)| Err(cause))
+    }
+}
+
+fn mend_as(vm: &mut Vm<'_>, extent: Extent) -> Result<Lacks, Cause> {
     let until = Instant::now() + vm.host.call_limit(vm.live.memory_kib);
-    let report = apply::mend(vm, until, Elsewhere::Unknown)?;
+    let report = apply::mend(vm, until, Elsewhere::Unknown, extent)?;
+    vm.note_lacking();
     if report.is_gone || report.done.contains(&Repair::Destroy) {
         return Err(Cause::Absent { id: vm.domain.name.to_string() });
     }
@@ -283,17 +312,21 @@ pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<(), Cause> {
             _ => {}
         }
     }
+    let mut lacks = Lacks::default();
     let mut worst = None;
     for Failure { repair, cause } in report.failures {
-        // A claim that is not as it should be keeps no action from its work.
-        let matters = !matches!(repair, Repair::Claim(_) | Repair::Release(_));
+        // What one NIC lacks keeps no action from its work, and neither does a claim that is not as it should be.
+        let matters = !repair.concerns_one_nic() || matches!(cause, Cause::Cancelled { .. });
         if worst.is_none() && matters {
             worst = Some(cause);
-        } else {
-            log::warn!("{}: cannot {repair}: {cause}", vm.domain.name);
+            continue;
+        }
+        log::warn!("{}: cannot {repair}: {cause}", vm.domain.name);
+        if let Repair::Plug(position) | Repair::PlugDummy(position) = repair {
+            lacks.0.push((position, cause));
         }
     }
-    worst.map_or(Ok(()), Err)
+    worst.map_or(Ok(lacks), Err)
 }
 
 /// All that is known of one VM, and what [`reconcile`] would do to it.

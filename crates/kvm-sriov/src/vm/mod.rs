@@ -31,7 +31,7 @@ pub(crate) use plug::with_refusals;
 pub(crate) use take_out::{Device, DeviceKind, aliases};
 pub(crate) use unplug::is_passing;
 
-use crate::claims::{ClaimStore, Owner, VmLock};
+use crate::claims::{ClaimStore, NicKey, Owner, VmLock};
 use crate::detached;
 use crate::error::Cause;
 use crate::host::{Host, POLL};
@@ -72,6 +72,14 @@ impl<'a> Found<'a> {
         }
     }
 
+    /// The positions of its NICs that have no VF.
+    pub(crate) fn lacking(&self) -> Vec<Position> {
+        match self {
+            Self::WithVfs(vm) => vm.lacking.iter().map(|nic| nic.position).collect(),
+            Self::Plain(..) => Vec::new(),
+        }
+    }
+
     /// Its live XML, as it was read last.
     pub(crate) fn live(&self) -> &LiveDomain {
         match self {
@@ -94,6 +102,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) lock: VmLock,
     /// Which positions were noted as pending when the operation began that is under way.
     noted: Vec<Position>,
+    /// The NICs that had no VF when the action began: no reason for it to fail.
+    lacking: Vec<NicKey>,
 }
 
 /// A NIC and the device that it has.
@@ -172,7 +182,8 @@ pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
 }
 
 impl<'a> Vm<'a> {
-    /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left.
+    /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left. A VF that
+    /// nobody can give it is a line in the log.
     ///
     /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
     ///
@@ -188,6 +199,20 @@ impl<'a> Vm<'a> {
         let mut found = Self::open_as_is(host, action, id, data)?;
         if let Found::WithVfs(vm) = &mut found {
             crate::reconcile::mend(vm)?;
+        }
+        Ok(found)
+    }
+
+    /// As [`Vm::open`], but plugs no VF: for an action that would unplug it right away.
+    pub(crate) fn open_to_leave(
+        host: &'a Host,
+        action: &'static str,
+        id: &DeployId,
+        data: Option<&VmData>,
+    ) -> Result<Found<'a>, Cause> {
+        let mut found = Self::open_as_is(host, action, id, data)?;
+        if let Found::WithVfs(vm) = &mut found {
+            crate::reconcile::mend_to_leave(vm)?;
         }
         Ok(found)
     }
@@ -275,10 +300,11 @@ impl<'a> Vm<'a> {
         let known = wanted(&live)?;
         let is_ours = known.is_some();
         let wanted = known.unwrap_or_default();
-        let mut vm = Self { host, action, domain, live, wanted, store, lock, noted: Vec::new() };
+        let mut vm = Self { host, action, domain, live, wanted, store, lock, noted: Vec::new(), lacking: Vec::new() };
         if !is_ours {
             adopt::adopt(&mut vm, data)?;
         }
+        vm.note_lacking();
         Ok(vm)
     }
 
@@ -321,6 +347,36 @@ impl<'a> Vm<'a> {
     /// The NICs that have none.
     pub(crate) fn missing(&self) -> Vec<WantedNic> {
         self.wanted.nics.iter().filter(|nic| self.live.device_of(nic).is_none()).cloned().collect()
+    }
+
+    /// Notes which NICs have no VF before the action does anything.
+    pub(crate) fn note_lacking(&mut self) {
+        self.lacking = self.missing().iter().map(WantedNic::key).collect();
+    }
+
+    /// The NICs that had no VF when the action began.
+    pub(crate) fn lacking(&self) -> &[NicKey] {
+        &self.lacking
+    }
+
+    /// The NICs that have lost their VF since the action began.
+    pub(crate) fn lost(&self) -> Vec<WantedNic> {
+        let mut lost = self.missing();
+        lost.retain(|nic| !self.lacking.contains(&nic.key()));
+        lost
+    }
+
+    /// Gives a VF to each NIC that has none, as far as there are VFs. What is left is a line in the log, and reconciliation's matter.
+    pub(crate) fn plug_lacking(&mut self) {
+        for nic in self.missing() {
+            if let Err(cause) = self.plug(std::slice::from_ref(&nic)) {
+                log::warn!(
+                    "{cause}; NIC {} of {} still has no VF, reconciliation tries again",
+                    nic.mac,
+                    self.domain.name
+                );
+            }
+        }
     }
 
     /// Writes what the VM should have into the domain. One that should have nothing is none of ours any more.
@@ -467,9 +523,13 @@ impl<'a> Vm<'a> {
         if let Some(written) = wanted(&self.live)? {
             self.wanted.operation = written.operation;
         }
-        let missing = self.missing();
-        self.plug(&missing)?;
-        self.plug_dummies()?;
+        let lost = self.lost();
+        self.plug(&lost)?;
+        self.plug_lacking();
+        // No action that comes here takes a dummy out.
+        if let Err(cause) = self.plug_dummies() {
+            log::warn!("{cause}; reconciliation tries again");
+        }
         if pending.is_empty() {
             pending = self.noted_before();
         }

@@ -6,7 +6,6 @@ use crate::claims::{Claim, ClaimError, Request};
 use crate::error::{Cause, Refusal};
 use crate::libvirt::LibvirtErrorKind;
 use crate::sysfs;
-use crate::vf_map::VfMap;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
@@ -22,9 +21,8 @@ impl Vm<'_> {
             return Ok(Vec::new());
         }
         let nics = WantedNic::in_order(nics.to_vec());
-        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
         let before = self.store.claims_of(&self.owner())?;
-        let mut claims = self.claim(&nics, &maps, &[])?;
+        let mut claims = self.claim(&nics, &[])?;
         let mut refusals = Vec::new();
         let mut done = 0;
         while let (Some(nic), Some(claim)) = (nics.get(done), claims.get(done).cloned()) {
@@ -37,7 +35,7 @@ impl Vm<'_> {
                         .store
                         .release(std::slice::from_ref(&claim))
                         .map_err(Cause::from)
-                        .and_then(|()| self.claim(std::slice::from_ref(nic), &maps, &refusals));
+                        .and_then(|()| self.claim(std::slice::from_ref(nic), &refusals));
                     match next {
                         Ok(next) => {
                             claims.splice(done..=done, next);
@@ -93,8 +91,8 @@ impl Vm<'_> {
         }
     }
 
-    /// The claims of these NICs: those that the VM has, and for the others free VFs, all or none.
-    pub(crate) fn claim(&self, nics: &[WantedNic], maps: &[VfMap], refused: &[Refusal]) -> Result<Vec<Claim>, Cause> {
+    /// The claims of these NICs: those that the VM has, which need no map, and for the others free VFs, all or none.
+    fn claim(&self, nics: &[WantedNic], refused: &[Refusal]) -> Result<Vec<Claim>, Cause> {
         let owner = self.owner();
         let refused: Vec<PciAddress> = refused.iter().map(|refusal| refusal.vf).collect();
         let in_use: Vec<PciAddress> = self.live.vfs().collect();
@@ -119,8 +117,10 @@ impl Vm<'_> {
         let mut fresh = if asked.is_empty() {
             Vec::new()
         } else {
-            let backing = self.host.recover(&self.store, maps, self.action)?;
-            let request = Request { owner: &owner, nics: &asked, maps, sysfs: self.host.sysfs(), refused: &refused };
+            let maps = self.host.maps_and_others(asked.iter().map(|(root, _)| root))?;
+            let backing = self.host.recover(&self.store, &maps, self.action)?;
+            let sysfs = self.host.sysfs();
+            let request = Request { owner: &owner, nics: &asked, maps: &maps, sysfs, refused: &refused };
             let claims = self.store.claim_all(&request, &backing)?;
             for claim in &claims {
                 self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");

@@ -61,7 +61,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
 /// Takes the note back that something is pending; who has the VM now ends its operation by itself.
 fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
-    reconcile::mend(&mut vm)?;
+    reconcile::mend(&mut vm)?.only(&[])?;
     if vm.pending().is_empty() {
         return Ok(());
     }
@@ -101,6 +101,6 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     match reconcile::mend(&mut vm) {
         // libvirt copies or saves it: devices can be changed afterwards.
         Err(Cause::OpenOperation { why: Why::Job, .. }) => Ok(false),
-        other => other.map(|()| vm.pending().is_empty()),
+        other => other?.only(&[]).map(|()| vm.pending().is_empty()),
     }
 }
