@@ -88,6 +88,60 @@ fn has_one(host: &ModelHost) {
     assert_eq!(disks(host).iter().map(|(target, _)| target.as_str()).collect::<Vec<_>>(), ["vda", "hda"]);
 }
 
+/// OpenNebula's message need not say what the domain was started with, or says what it will be after the next start.
+#[test]
+fn a_disk_gets_an_io_thread_of_the_running_domain_and_the_queues_of_the_vm() {
+    for (threads, disk, features, expected) in [
+        ("2", "<DISK_ID>1</DISK_ID>", "", &["iothread='2'"][..]),
+        ("2", "<DISK_ID>1</DISK_ID><IOTHREAD>1</IOTHREAD>", "", &["iothread='1'"]),
+        ("2", "<DISK_ID>1</DISK_ID>", "<IOTHREADS>8</IOTHREADS>", &["iothread='2'"]),
+        ("2", "<DISK_ID>4</DISK_ID>", "<VIRTIO_BLK_QUEUES>4</VIRTIO_BLK_QUEUES>", &["iothread='1'", "queues='4'"]),
+        (
+            "0",
+            "<DISK_ID>1</DISK_ID>",
+            "<IOTHREADS>2</IOTHREADS><VIRTIO_BLK_QUEUES>auto</VIRTIO_BLK_QUEUES>",
+            &["queues='3'"],
+        ),
+    ] {
+        let host = ModelHost::default();
+        let vm = plain();
+        let text = host.deployment(&vm).replacen("<os>", &format!("<iothreads>{threads}</iothreads><os>"), 1);
+        actions::deploy(&host.host(), &host.deployment_file(&vm), &text).unwrap();
+        let message = format!(
+            "<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID><TEMPLATE><VCPU>3</VCPU><FEATURES>{features}</FEATURES>\
+             <DISK><ATTACH>YES</ATTACH><TYPE>FILE</TYPE>{disk}</DISK></TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
+        );
+        actions::attach_disk(&host.host(), &id(), "/ds/0/42/disk.1", "vdb", &message, None).unwrap();
+        let domain = host.model().find(&id()).unwrap().unwrap();
+        let live = host.model().live_xml(&domain).unwrap().unwrap();
+        let disk = live.split("<disk ").find(|disk| disk.contains("'vdb'")).unwrap();
+        for attribute in expected {
+            assert!(disk.contains(attribute), "{attribute}: {disk}");
+        }
+        for attribute in ["iothread=", "queues="] {
+            let is_meant = expected.iter().any(|expected| expected.starts_with(attribute));
+            assert_eq!(disk.contains(attribute), is_meant, "{attribute}: {disk}");
+        }
+    }
+}
+
+/// New packages have templates for images of 4 MiB only: libvirt takes the one that belongs to the loader.
+#[test]
+fn a_uefi_vm_starts_without_the_template_that_kvmrc_names() {
+    let host = ModelHost::default();
+    host.set_kvmrc("OVMF_NVRAM=/nonexistent/OVMF_VARS.fd\n");
+    let vm = plain();
+    let nvram = host.vm_dir(&vm).join("web-42_VARS.fd");
+    let os = format!(
+        "<os><loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader><nvram>{}</nvram>",
+        nvram.display()
+    );
+    let text = host.deployment(&vm).replacen("<os>", &os, 1);
+    actions::deploy(&host.host(), &host.deployment_file(&vm), &text).unwrap();
+    assert!(!nvram.exists(), "libvirt makes it");
+    host.check();
+}
+
 #[test]
 fn a_disk_is_attached_with_every_fault() {
     Scenario {

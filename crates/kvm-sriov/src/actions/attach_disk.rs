@@ -52,7 +52,7 @@ pub fn attach_disk(
         let found = other.source.clone().unwrap_or_else(|| "an empty drive".into());
         return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what, found }));
     }
-    let xml = disk.to_xml(&place, target, &|name| host.kvmrc().disk_default(name));
+    let xml = disk.to_xml(&place, target, &live.iothreads, &|name| host.kvmrc().disk_default(name));
     let is_in = || Ok(is_in(&vm::read(host, domain)?));
     let device = Device { xml: &xml, what: &what, undo: "detach_disk", memory_kib: 0, is_in: &is_in };
     device::plug(host, ACTION, domain, &device)

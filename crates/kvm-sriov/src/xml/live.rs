@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, Disk, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, content,
-    devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, pci_address, root, uuid_of,
+    ALIAS, Disk, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children,
+    content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, pci_address, root,
+    uuid_of,
 };
+use crate::order::ascending;
 use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
@@ -35,6 +37,8 @@ pub struct LiveDomain {
     /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
     /// uses, so it stands beside them.
     pub wanted: Result<Option<Wanted>, XmlError>,
+    /// Its I/O threads, by their ids, ascending.
+    pub iothreads: Vec<u32>,
     /// The guest's memory in KiB: 0 when it can't be read.
     pub memory_kib: u64,
     /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
@@ -113,6 +117,7 @@ impl LiveDomain {
             mediated: all("hostdev").filter_map(mediated).collect(),
             free: FreeAddresses::of(domain),
             wanted: wanted_of(domain),
+            iothreads: iothreads(domain),
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
             limit_kib: hard_limit(domain),
             has_acpi: child(domain, "features").is_some_and(|features| child(features, "acpi").is_some()),
@@ -211,6 +216,21 @@ impl LiveDomain {
     }
 }
 
+/// The ids of a domain's I/O threads: those that stand there, and for the others of their number the lowest free ones.
+///
+/// # Source
+/// libvirt `src/conf/domain_conf.c`: virDomainDefIOThreadsParse, virDomainIOThreadIDDefArrayInit.
+fn iothreads(domain: Node<'_, '_>) -> Vec<u32> {
+    // More than any domain has; a number that is wrong is not to cost memory.
+    const MOST: usize = 4096;
+    let number = child(domain, "iothreads").and_then(|node| decimal::<usize>(content(node).trim()).ok());
+    let listed = child(domain, "iothreadids").into_iter().flat_map(|ids| children(ids, "iothread"));
+    let listed: Vec<u32> = listed.filter_map(|thread| decimal(thread.attribute("id")?).ok()).collect();
+    let missing = number.unwrap_or(0).min(MOST).saturating_sub(listed.len());
+    let free: Vec<u32> = (1..).filter(|id| !listed.contains(id)).take(missing).collect();
+    ascending(listed.into_iter().chain(free).collect(), Ord::cmp)
+}
+
 impl LiveHostdev {
     /// Whether it has an alias of ours.
     pub fn is_ours(&self) -> bool {
@@ -268,6 +288,20 @@ fn wanted_of(domain: Node<'_, '_>) -> Result<Option<Wanted>, XmlError> {
 mod tests {
     use super::super::tests::LIVE;
     use super::*;
+
+    #[test]
+    fn iothreads_have_the_ids_that_libvirt_gives_them() {
+        for (inside, expected) in [
+            ("", &[][..]),
+            ("<iothreads>2</iothreads>", &[1, 2]),
+            ("<iothreads>3</iothreads><iothreadids><iothread id='2'/><iothread id='7'/></iothreadids>", &[1, 2, 7]),
+            ("<iothreadids><iothread id='5'/></iothreadids>", &[5]),
+            ("<iothreads>many</iothreads>", &[]),
+        ] {
+            let text = LIVE.replacen("<devices>", &format!("{inside}<devices>"), 1);
+            assert_eq!(LiveDomain::parse(&text).unwrap().iothreads, expected, "{inside}");
+        }
+    }
 
     #[test]
     fn a_running_domain_is_read() {

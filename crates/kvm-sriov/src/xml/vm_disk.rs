@@ -12,7 +12,8 @@ pub struct VmDisk {
     values: BTreeMap<String, String>,
     vm: String,
     vcpus: u32,
-    iothreads: u32,
+    /// The queues of every disk of the VM that does not say.
+    queues: Option<String>,
 }
 
 impl VmDisk {
@@ -45,7 +46,10 @@ impl VmDisk {
             values,
             vm: child(vm, "ID").map(content).unwrap_or_default(),
             vcpus: number(template().find_map(|template| child(template, "VCPU"))).unwrap_or(1),
-            iothreads: number(features().and_then(|features| child(features, "IOTHREADS"))).unwrap_or(0),
+            queues: features()
+                .and_then(|features| child(features, "VIRTIO_BLK_QUEUES"))
+                .map(|queues| content(queues).trim().to_owned())
+                .filter(|queues| !queues.is_empty()),
         }))
     }
 
@@ -142,15 +146,26 @@ impl VmDisk {
 
     /// The `<disk>` that OpenNebula's stock driver plugs in.
     ///
+    /// * `iothreads` - the I/O threads that the running domain has, by their ids: OpenNebula's message may know nothing of them, or
+    ///   what they are to be after the next start
     /// * `default` - the value of kvmrc for `DEFAULT_ATTACH_<name>`
     ///
     /// # Source
     /// OpenNebula's stock `attach_disk` and, for what it lacks, `LibVirtDriverKVM.cc`.
-    pub fn to_xml<'a>(&'a self, place: &DiskPlace, target: &str, default: &dyn Fn(&str) -> Option<&'a str>) -> String {
+    pub fn to_xml<'a>(
+        &'a self,
+        place: &DiskPlace,
+        target: &str,
+        iothreads: &[u32],
+        default: &dyn Fn(&str) -> Option<&'a str>,
+    ) -> String {
         let value = |name: &str| self.get(name).or_else(|| default(name));
         let device = if place.is_cdrom { "cdrom" } else { "disk" };
         let mut xml = format!("<disk type='{}' device='{device}'>", place.source.kind());
-        xml += &self.driver(place.is_cdrom, target, &value);
+        let is_virtio = target.starts_with("vd") && !place.is_cdrom;
+        let iothread = self.iothread(value("VIRTIO_BLK_IOTHREAD"), iothreads).filter(|_| is_virtio);
+        let queues = self.queues(default("VIRTIO_BLK_QUEUES")).filter(|_| is_virtio);
+        xml += &self.driver(place.is_cdrom, iothread, queues, &value);
         xml += &place.source.to_xml();
         xml += &format!("<target dev='{}'/>", Escaped(target));
         if let Some(order) = self.get("ORDER") {
@@ -177,7 +192,13 @@ impl VmDisk {
         xml + "</disk>"
     }
 
-    fn driver<'a>(&'a self, is_cdrom: bool, target: &str, value: &dyn Fn(&str) -> Option<&'a str>) -> String {
+    fn driver<'a>(
+        &'a self,
+        is_cdrom: bool,
+        iothread: Option<u32>,
+        queues: Option<String>,
+        value: &dyn Fn(&str) -> Option<&'a str>,
+    ) -> String {
         let format = if is_cdrom { "raw" } else { self.get("DRIVER").unwrap_or("raw") };
         let cache = value("CACHE").unwrap_or("default");
         let mut xml = format!("<driver name='qemu' type='{}' cache='{}'", Escaped(format), Escaped(cache));
@@ -188,23 +209,27 @@ impl VmDisk {
         };
         add("io", value("IO").map(str::to_owned));
         add("discard", value("DISCARD").map(str::to_owned));
-        if target.starts_with("vd") && !is_cdrom {
-            add("iothread", self.iothread(value("VIRTIO_BLK_IOTHREAD")).map(|number| number.to_string()));
-            let queues = match value("VIRTIO_BLK_QUEUES") {
-                Some("auto") => Some(self.vcpus.to_string()),
-                other => other.map(str::to_owned),
-            };
-            add("queues", queues);
-        }
+        add("iothread", iothread.map(|id| id.to_string()));
+        add("queues", queues);
         xml + "/>"
     }
 
-    /// The domain's I/O thread that it gets, from 1; without a wish they take turns.
-    fn iothread(&self, default: Option<&str>) -> Option<u32> {
-        let wish: Option<u32> = self.get("IOTHREAD").or(default).and_then(|text| decimal(text).ok());
-        let turn = || decimal::<u32>(self.id()).ok()?.checked_rem(self.iothreads)?.checked_add(1);
-        let number = wish.filter(|number| *number > 0).or_else(turn)?;
-        (self.iothreads > 0).then(|| number.min(self.iothreads))
+    /// The queues that it gets: its own, those of all disks of the VM, or kvmrc's. What is no number is left out, as it is when a VM
+    /// starts.
+    fn queues(&self, default: Option<&str>) -> Option<String> {
+        match self.get("VIRTIO_BLK_QUEUES").or(self.queues.as_deref()).or(default)? {
+            text if text.eq_ignore_ascii_case("auto") => Some(self.vcpus.to_string()),
+            text => decimal::<u32>(text).ok().map(|number| number.to_string()),
+        }
+    }
+
+    /// The one of the domain's I/O threads that it gets; without a wish they take turns, and a wish beyond the last one is the
+    /// last one.
+    fn iothread(&self, default: Option<&str>, threads: &[u32]) -> Option<u32> {
+        let wish: Option<usize> = self.get("IOTHREAD").or(default).and_then(|text| decimal(text).ok());
+        let turn = || decimal::<usize>(self.id()).unwrap_or(0).checked_rem(threads.len());
+        let place = wish.and_then(|number| number.checked_sub(1)).or_else(turn)?;
+        threads.get(place).or(threads.last()).copied()
     }
 }
 
@@ -345,7 +370,7 @@ mod tests {
 
     fn described(disk: &str) -> VmDisk {
         let text = format!(
-            "<VMM_DRIVER_ACTION_DATA><VM><ID>7</ID><TEMPLATE><VCPU>4</VCPU><FEATURES><IOTHREADS>2</IOTHREADS></FEATURES>\
+            "<VMM_DRIVER_ACTION_DATA><VM><ID>7</ID><TEMPLATE><VCPU>4</VCPU><FEATURES><IOTHREADS>9</IOTHREADS></FEATURES>\
              <DISK><DISK_ID>0</DISK_ID></DISK><DISK><ATTACH><![CDATA[YES]]></ATTACH><DISK_ID>3</DISK_ID>{disk}</DISK>\
              </TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
         );
@@ -360,7 +385,49 @@ mod tests {
     /// The element, for a target that needs nothing else.
     fn at_hdb(disk: &str) -> String {
         let disk = described(disk);
-        disk.to_xml(&disk.place("/ds/0/7/disk.3"), "hdb", &plain)
+        disk.to_xml(&disk.place("/ds/0/7/disk.3"), "hdb", &[1, 2], &plain)
+    }
+
+    #[test]
+    fn iothreads_are_those_of_the_running_domain() {
+        for (disk, threads, expected) in [
+            ("", &[1, 2][..], Some(2)),
+            ("<IOTHREAD>1</IOTHREAD>", &[1, 2], Some(1)),
+            ("<IOTHREAD>7</IOTHREAD>", &[1, 2], Some(2)),
+            ("<IOTHREAD>0</IOTHREAD>", &[1, 2], Some(2)),
+            ("<IOTHREAD>x</IOTHREAD>", &[4, 6, 8], Some(4)),
+            ("<IOTHREAD>2</IOTHREAD>", &[], None),
+            ("", &[], None),
+        ] {
+            let disk = described(disk);
+            let xml = disk.to_xml(&disk.place("/d"), "vdb", threads, &plain);
+            let shown = expected.map(|id: u32| format!(" iothread='{id}'"));
+            assert!(shown.as_deref().map_or(!xml.contains("iothread"), |shown| xml.contains(shown)), "{xml}");
+            assert!(!disk.to_xml(&disk.place("/d"), "sdb", threads, &plain).contains("iothread"));
+        }
+    }
+
+    #[test]
+    fn queues_are_the_disks_the_vms_or_kvmrcs() {
+        let queues = |disk: &str, vm: &str, default: Option<&'static str>| {
+            let text = format!(
+                "<VMM_DRIVER_ACTION_DATA><VM><TEMPLATE><VCPU>3</VCPU><FEATURES><VIRTIO_BLK_QUEUES>{vm}</VIRTIO_BLK_QUEUES>\
+                 </FEATURES><DISK><ATTACH>YES</ATTACH>{disk}</DISK></TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
+            );
+            let disk = VmDisk::find(&text, None).unwrap().unwrap();
+            let default = move |name: &str| default.filter(|_| name == "VIRTIO_BLK_QUEUES");
+            let xml = disk.to_xml(&disk.place("/d"), "vdb", &[], &default);
+            assert!(!disk.to_xml(&disk.place("/d"), "hdb", &[], &default).contains("queues"));
+            xml.split_once(" queues='").map(|(_, rest)| rest.split('\'').next().unwrap().to_owned())
+        };
+        let own = "<VIRTIO_BLK_QUEUES>2</VIRTIO_BLK_QUEUES>";
+        assert_eq!(queues("", "4", None).as_deref(), Some("4"));
+        assert_eq!(queues(own, "4", Some("8")).as_deref(), Some("2"));
+        assert_eq!(queues("", "4", Some("8")).as_deref(), Some("4"));
+        assert_eq!(queues("", "", Some("8")).as_deref(), Some("8"));
+        assert_eq!(queues("", "AUTO", None).as_deref(), Some("3"));
+        assert_eq!(queues("", "many", None), None);
+        assert_eq!(queues("", "", None), None);
     }
 
     const RAW: &str = "<driver name='qemu' type='raw' cache='default'/>";
@@ -475,7 +542,7 @@ mod tests {
         );
         let place = disk.place("/it's").with_file("/a&b".into());
         assert_eq!(
-            disk.to_xml(&place, "vdc", &plain),
+            disk.to_xml(&place, "vdc", &[1, 2], &plain),
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' io='native' discard='unmap' \
              iothread='2' queues='4'/><source file='/a&amp;b'/><target dev='vdc'/><boot order='2'/><readonly/><shareable/>\
              <encryption format='luks'><secret type='passphrase' uuid='s'/></encryption>\
@@ -501,7 +568,7 @@ mod tests {
         }
         let disk = described("<DISCARD>ignore</DISCARD>");
         assert_eq!(
-            disk.to_xml(&disk.place("/d"), "vda", &default),
+            disk.to_xml(&disk.place("/d"), "vda", &[1, 2], &default),
             "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='threads' discard='ignore' \
              iothread='2' queues='3'/><source file='/d'/><target dev='vda'/>\
              <iotune><write_bytes_sec>5</write_bytes_sec></iotune></disk>"
@@ -523,7 +590,7 @@ mod tests {
         ] {
             assert_eq!(scsi_target(target), number, "{target}");
             let disk = described("");
-            let xml = disk.to_xml(&disk.place("/d"), target, &plain);
+            let xml = disk.to_xml(&disk.place("/d"), target, &[1, 2], &plain);
             let address =
                 number.map(|n| format!("<address type='drive' controller='0' bus='0' target='{n}' unit='0'/>"));
             assert_eq!(xml.contains("<address"), address.is_some());
@@ -537,7 +604,7 @@ mod tests {
         let disk = VmDisk::find(text, None).unwrap().unwrap();
         assert_eq!(disk.target(), Some("vdb"));
         assert_eq!(
-            disk.to_xml(&disk.place("/var/lib/one//datastores/0/0/disk.2"), "vdb", &plain),
+            disk.to_xml(&disk.place("/var/lib/one//datastores/0/0/disk.2"), "vdb", &[], &plain),
             "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='default'/>\
              <source file='/var/lib/one//datastores/0/0/disk.2'/><target dev='vdb'/></disk>"
         );
