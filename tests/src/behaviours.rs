@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind, Migration, RunState};
-use kvm_sriov::xml::{Kept, LiveDomain, LiveHostdev, Medium, Mode, Wanted, WantedNic, alias_of, hostdev_of};
+use kvm_sriov::xml::{Adopted, Kept, LiveDomain, LiveHostdev, Medium, Mode, Wanted, WantedNic, alias_of, hostdev_of};
 use kvm_sriov::{PciAddress, Position};
 
 use crate::CALL_LIMIT;
@@ -227,6 +227,7 @@ fn nic(number: u8) -> WantedNic {
         vlan: None,
         nic_id: None,
         dummy: None,
+        adopted: Adopted::default(),
         kept: Kept::default(),
     }
 }
@@ -311,7 +312,7 @@ fn metadata_that_declare_the_prefix_are_refused(rig: &dyn Rig, domain: &DomainRe
 }
 
 fn a_vf_is_where_it_was_asked_for(rig: &dyn Rig, domain: &DomainRef) {
-    let expected = LiveHostdev { alias: Some(alias(0)), vf: rig.vfs()[0], guest: nic(0).guest };
+    let expected = LiveHostdev { alias: Some(alias(0)), vf: rig.vfs()[0], guest: nic(0).guest, is_transient: false };
     assert_eq!(live(rig, domain).hostdevs, [expected]);
 }
 

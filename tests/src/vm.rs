@@ -42,7 +42,8 @@ pub struct Vm {
 #[derive(Clone)]
 struct Nic {
     bridge: String,
-    mac: String,
+    /// The number in its MAC and in its addresses.
+    address: usize,
 }
 
 impl Vm {
@@ -148,10 +149,22 @@ impl Vm {
 
     /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
     #[must_use]
-    pub fn nic(mut self, bridge: &str) -> Self {
-        let number = self.nics.len();
-        self.nics.push(Nic { bridge: bridge.into(), mac: self.mac(number) });
+    pub fn nic(self, bridge: &str) -> Self {
+        let address = self.nics.len();
+        self.nic_with_mac_of(address, bridge)
+    }
+
+    /// With a further NIC that has MAC and addresses of the one with this number: OpenNebula gives the same lease in two
+    /// networks.
+    #[must_use]
+    pub fn nic_with_mac_of(mut self, number: usize, bridge: &str) -> Self {
+        self.nics.push(Nic { bridge: bridge.into(), address: number });
         self
+    }
+
+    /// The number in the MAC and the addresses of a NIC.
+    fn address(&self, number: usize) -> usize {
+        self.nics.get(number).map_or(number, |nic| nic.address)
     }
 
     /// How many NICs it has.
@@ -177,17 +190,17 @@ impl Vm {
 
     /// The MAC of the NIC with this number.
     pub fn mac(&self, number: usize) -> String {
-        format!("02:00:0a:00:{:02x}:{number:02x}", self.id)
+        format!("02:00:0a:00:{:02x}:{:02x}", self.id, self.address(number))
     }
 
     /// The address that a guest of the lab gives the VF of the NIC with this number.
     pub fn ip(&self, number: usize) -> String {
-        format!("10.0.{}.{number}", self.id)
+        format!("10.0.{}.{}", self.id, self.address(number))
     }
 
     /// The IPv6 address that the context has for the NIC with this number.
     pub fn ip6(&self, number: usize) -> String {
-        format!("fd00::{:x}:{number:x}", self.id)
+        format!("fd00::{:x}:{:x}", self.id, self.address(number))
     }
 
     /// The bridge of the NIC with this number.
@@ -197,7 +210,7 @@ impl Vm {
 
     /// The MAC of the dummy at this position among the VFs, which stands for the NIC with this number.
     pub fn dummy_mac(&self, position: usize, number: usize) -> String {
-        format!("aa:{position:02x}:0a:00:{:02x}:{number:02x}", self.id)
+        format!("aa:{position:02x}:0a:00:{:02x}:{:02x}", self.id, self.address(number))
     }
 
     /// Its directory on a host.
@@ -228,7 +241,9 @@ impl Vm {
                 nics,
                 "\t\t<interface type='bridge'>\n\t\t\t<source bridge='{}'/>\n\t\t\t<mac address='{}'/>\n\
                  \t\t\t<target dev='one-{}-{number}'/>\n\t\t\t<model type='virtio'/>\n\t\t</interface>\n",
-                nic.bridge, nic.mac, self.id
+                nic.bridge,
+                self.mac(number),
+                self.id
             )
             .unwrap();
         }
@@ -314,7 +329,7 @@ impl Vm {
     /// The context of all NICs, which the lab's guest has on its kernel's command line and not on a CD.
     fn context_words(&self) -> String {
         let numbers = if self.context { 0..self.nics.len() } else { 0..0 };
-        let word = |n: usize| format!(" nic={n},{},{},{}", self.nics[n].mac, self.ip(n), self.ip6(n));
+        let word = |n: usize| format!(" nic={n},{},{},{}", self.mac(n), self.ip(n), self.ip6(n));
         numbers.map(word).collect()
     }
 
@@ -380,7 +395,7 @@ impl ActionData<'_> {
                  <TARGET><![CDATA[one-{id}-{number}]]></TARGET><VN_MAD><![CDATA[bridge]]></VN_MAD></NIC>",
                 nic.bridge,
                 vm.ip(number),
-                nic.mac
+                vm.mac(number)
             )
             .unwrap();
         }

@@ -261,6 +261,16 @@ pub enum Cause {
         /// What it is.
         what: String,
     },
+    /// Several NICs of the domain have the MAC that an action is about.
+    #[error("{vm} has several NICs with MAC {mac} ({nics}), and OpenNebula does not say which one is meant")]
+    SeveralNics {
+        /// The domain.
+        vm: DomainName,
+        /// The MAC.
+        mac: MacAddress,
+        /// Which they are.
+        nics: String,
+    },
     /// The domain has no disk with this target.
     #[error("could not {what}: {vm} has no disk {target}")]
     NoDisk {

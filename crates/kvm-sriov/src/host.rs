@@ -13,7 +13,7 @@ use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
 use crate::sysfs::{NoVf, Sysfs, denied_vfio_device};
 use crate::vf_map::{MapDirs, VfMap, VfMapError};
 use crate::xml::LiveDomain;
-use crate::{DeployId, MacAddress, PciAddress, Position, RootName};
+use crate::{DeployId, DummyMacPrefix, MacAddress, ParseError, PciAddress, Position, RootName};
 
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
@@ -311,9 +311,23 @@ impl Host {
     /// # Errors
     /// DUMMY_MAC_PREFIX is not set in kvmrc, or is the first byte of the NIC's own MAC.
     pub(crate) fn dummy_mac(&self, nic: MacAddress, position: Position) -> Result<MacAddress, Cause> {
+        nic.dummy(self.dummy_prefix()?, position).map_err(wrong_prefix)
+    }
+
+    /// Refuses NICs that the guest of a VM with VFs could not tell from dummies.
+    ///
+    /// * `macs` - of all NICs of the VM, with and without VFs, but not of its dummies
+    ///
+    /// # Errors
+    /// DUMMY_MAC_PREFIX is not set in kvmrc, or is the first byte of one of them.
+    pub(crate) fn check_macs(&self, macs: impl IntoIterator<Item = MacAddress>) -> Result<(), Cause> {
+        let prefix = self.dummy_prefix()?;
+        macs.into_iter().try_for_each(|mac| prefix.check(mac)).map_err(wrong_prefix)
+    }
+
+    fn dummy_prefix(&self) -> Result<DummyMacPrefix, Cause> {
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
-        let prefix = self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })?;
-        nic.dummy(prefix, position).map_err(|source| Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source })
+        self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })
     }
 
     /// Makes a call that gives a domain a VF. libvirt makes the VF's vfio device and has QEMU open it at once, while udev gives it
@@ -405,6 +419,10 @@ impl Host {
         }
         Ok((backing, repairs))
     }
+}
+
+fn wrong_prefix(source: ParseError) -> Cause {
+    Cause::Value { what: "DUMMY_MAC_PREFIX".into(), source }
 }
 
 /// A VF of a map and what it is used for.

@@ -42,16 +42,25 @@ impl MacAddress {
     /// The MAC of the dummy that stands for the NIC with this MAC: `<prefix>:0<pos>:<last four bytes>`.
     ///
     /// # Errors
-    /// [`ParseError`] when the prefix is the first byte of this MAC: the guest could not tell the two apart.
+    /// As [`DummyMacPrefix::check`].
     pub fn dummy(&self, prefix: DummyMacPrefix, position: Position) -> Result<Self, ParseError> {
-        let [first, _, c, d, e, f] = self.0;
-        if first == prefix.0 {
-            return Err(ParseError::new(
-                "a DUMMY_MAC_PREFIX other than the first byte of the NIC's own MAC",
-                &self.to_string(),
-            ));
-        }
+        prefix.check(*self)?;
+        let [_, _, c, d, e, f] = self.0;
         Ok(Self([prefix.0, position.0, c, d, e, f]))
+    }
+}
+
+impl DummyMacPrefix {
+    /// Whether it can be the prefix of dummies in a VM that has a NIC with this MAC.
+    ///
+    /// # Errors
+    /// [`ParseError`] when it is the first byte of the MAC: the guest could not tell the NIC from a dummy.
+    pub fn check(&self, nic: MacAddress) -> Result<(), ParseError> {
+        if nic.has_prefix(*self) {
+            let expected = "a DUMMY_MAC_PREFIX that is not the first byte of the MAC of a NIC of the VM";
+            return Err(ParseError::new(expected, &nic.to_string()));
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,8 @@ const VN_MAD: &str = "sriov";
 /// NICs on it.
 ///
 /// # Errors
-/// A network has a bridge that names no root, a root has no map here or too few VFs, or the dummies' bridge or MAC prefix is missing. Nothing was
+/// A network has a bridge that names no root, a root has no map here or too few VFs, the dummies' bridge or MAC prefix is missing,
+/// or a NIC of the VM has that prefix. Nothing was
 /// changed, and OpenNebula goes no further.
 ///
 /// # Source
@@ -37,6 +38,7 @@ fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {
     if !roots.is_empty() {
         let maps = host.maps_of(roots.iter())?;
         host.dummy_bridge()?;
+        host.check_macs(vm.macs())?;
         for map in maps {
             let needed = roots.iter().filter(|root| *root == map.root()).count();
             let Supply { vfs, no_vfs } = map.supply(host.sysfs());

@@ -90,6 +90,7 @@ impl ModelHost {
             used.extend(live.vfs());
             if let Some(wanted) = live.wanted.clone().unwrap() {
                 check_domain(&live, &wanted);
+                self.check_claims(&live, &wanted);
             }
         }
         let claimed: BTreeSet<PciAddress> = self.claimed().into_keys().collect();
@@ -115,6 +116,18 @@ impl ModelHost {
                     | VfState::NotVf { vm: None }
             );
             assert!(is_settled, "{} of {}: {}", vf.address, vf.root, vf.state);
+        }
+    }
+
+    /// The claim of each VF names the NIC that has it.
+    fn check_claims(&self, live: &LiveDomain, wanted: &Wanted) {
+        let store = self.host().existing_claims().unwrap().unwrap();
+        let claimants = store.claimants().unwrap();
+        for nic in &wanted.nics {
+            let device = live.device_of(nic).unwrap();
+            let claim =
+                claimants.iter().flat_map(|claimant| &claimant.claims).find(|claim| claim.vf == device.vf).unwrap();
+            assert!(claim.is_for(&nic.key()), "{}: {claim:?} is not for {nic:?}", live.name);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::vm::{self, Vm};
 use crate::vm_dir;
-use crate::xml::{DiskPlace, LiveDomain, VmData, VmDisk};
+use crate::xml::{DiskPlace, VmData, VmDisk};
 
 const ACTION: &str = "attach_disk";
 
@@ -41,9 +41,7 @@ pub fn attach_disk(
     let domain = found.domain();
     let what = format!("attach {} ({target}) to {}", place.source(), domain.name);
     let live = found.live();
-    let is_in =
-        |live: &LiveDomain| live.disk(target).is_some_and(|disk| disk.source.as_deref() == Some(place.source()));
-    if is_in(live) {
+    if live.disk(target).is_some_and(|disk| disk.source.as_deref() == Some(place.source())) {
         log::info!("{} has this disk already", domain.name);
         return Ok(());
     }
@@ -53,7 +51,9 @@ pub fn attach_disk(
         return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what, found }));
     }
     let xml = disk.to_xml(&place, target, &live.iothreads, &|name| host.kvmrc().disk_default(name));
-    let is_in = || Ok(is_in(&vm::read(host, domain)?));
+    // Nothing was at this target before but, for a CD, an empty drive: what is there now is what libvirt took.
+    let is_drive = live.disk(target).is_some();
+    let is_in = || Ok(vm::read(host, domain)?.disk(target).is_some_and(|disk| !is_drive || disk.source.is_some()));
     let device = Device { xml: &xml, what: &what, undo: "detach_disk", memory_kib: 0, is_in: &is_in };
     device::plug(host, ACTION, domain, &device)
 }

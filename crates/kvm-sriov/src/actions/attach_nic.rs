@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::vm::{self, Vm, nic_defaults};
 use crate::wire::Call;
 use crate::xml::{
-    LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, pci_of,
+    LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias, pci_of,
 };
 use crate::{DeployId, MacAddress, RootName};
 
@@ -55,7 +55,7 @@ impl NicArgs {
                 ..VmNic::new(self.mac, self.bridge.clone())
             }
         };
-        data.and_then(|data| data.nic(self.mac)).cloned().unwrap_or_else(by_arguments)
+        data.and_then(|data| data.meant(self.mac)).cloned().unwrap_or_else(by_arguments)
     }
 }
 
@@ -80,8 +80,7 @@ pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmDa
     }
     let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|mac| mac == args.mac));
     if let Some(pci) = pci {
-        let device = |live: &LiveDomain| pci_xml(host, pci, live);
-        return as_stock(host, id, data, &device, &|live| live.pci_alias(&pci.device).is_some());
+        return as_stock(host, id, data, &New::Pci(pci));
     }
     let root = nic.root().transpose().map_err(|source| {
         ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
@@ -89,14 +88,41 @@ pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmDa
     if let Some(root) = root {
         return with_vf(host, id, &nic, root, data);
     }
-    let vcpus = data.and_then(VmData::vcpus);
-    let is_it = |live: &LiveDomain| {
-        live.interfaces.iter().any(|interface| {
-            let same = |mine: &Option<String>, theirs: &Option<String>| mine.is_some() && mine == theirs;
-            interface.mac == nic.mac && (same(&nic.target, &interface.target) || same(&nic.bridge, &interface.bridge))
-        })
-    };
-    as_stock(host, id, data, &|_| interface_of(&nic, nic_defaults(host, vcpus)), &is_it)
+    as_stock(host, id, data, &New::Interface(&nic))
+}
+
+/// What is plugged in that is no VF of ours.
+enum New<'a> {
+    Interface(&'a VmNic),
+    Pci(&'a VmPci),
+}
+
+impl New<'_> {
+    /// Whether the domain has it already.
+    fn is_in(&self, live: &LiveDomain) -> bool {
+        match self {
+            Self::Pci(pci) => live.pci_alias(&pci.device).is_some(),
+            Self::Interface(nic) => live.interfaces.iter().any(|interface| {
+                // Without NIC_ID and device only the bridge is known besides the MAC.
+                let is_nameless = nic.id.is_none() && nic.target.is_none();
+                interface.is(nic) || (is_nameless && interface.is_on_bridge_of(nic))
+            }),
+        }
+    }
+
+    fn mac(&self) -> Option<MacAddress> {
+        match self {
+            Self::Interface(nic) => Some(nic.mac),
+            Self::Pci(pci) => pci.mac,
+        }
+    }
+}
+
+/// An alias for a NIC that no device has. A NIC_ID makes it the NIC's own; without one another NIC with the MAC may have it.
+fn free_alias(nic: &VmNic, live: &LiveDomain) -> String {
+    let alias = nic_alias(nic);
+    let numbered = (2..).map(|number: u32| format!("{alias}-{number}"));
+    std::iter::once(alias.clone()).chain(numbered).find(|alias| !live.shows(alias)).unwrap_or_default()
 }
 
 /// The device for a PCI NIC. OpenNebula's guest address is only used where the bus is there and the place is free.
@@ -107,24 +133,31 @@ fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
 }
 
 /// Plugs in a device that is no VF of ours.
-fn as_stock(
-    host: &Host,
-    id: &DeployId,
-    data: Option<&VmData>,
-    xml: &dyn Fn(&LiveDomain) -> String,
-    shows: &dyn Fn(&LiveDomain) -> bool,
-) -> Result<(), ActionError> {
+fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
     let found = Vm::open(host, ACTION, id, data).map_err(failed)?;
     let domain = found.domain();
     let live = found.live();
-    if shows(live) {
+    if new.is_in(live) {
         log::info!("{} has this NIC already", domain.name);
         return Ok(());
     }
-    let (xml, what) = (xml(live), format!("attach NIC to {}", domain.name));
-    let is_in = || Ok(shows(&vm::read(host, domain)?));
+    if found.wanted().is_some_and(|wanted| !wanted.nics.is_empty()) {
+        host.check_macs(new.mac()).map_err(failed)?;
+    }
+    let what = format!("attach NIC to {}", domain.name);
+    let (xml, alias) = match new {
+        New::Pci(pci) => (pci_xml(host, pci, live), None),
+        New::Interface(nic) => {
+            let alias = free_alias(nic, live);
+            (interface_of(nic, nic_defaults(host, data.and_then(VmData::vcpus)), &alias), Some(alias))
+        }
+    };
+    let is_in = || {
+        let live = vm::read(host, domain)?;
+        Ok(alias.as_ref().map_or_else(|| new.is_in(&live), |alias| live.shows(alias)))
+    };
     // A PCI device has all of it pinned.
     let memory_kib = live.memory_kib;
     device::plug(
@@ -143,16 +176,17 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
     let domain = host.find(id).map_err(untouched)?;
     let mut vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
-    if let Some(known) = known(&vm, nic, &root).map_err(untouched)? {
+    if let Some(known) = known(&vm, nic, &root, data).map_err(untouched)? {
         if vm.live.device_of(&known).is_none() {
             // Nobody could give it a VF before; here somebody asks for it.
             vm.plug(slice::from_ref(&known)).map_err(untouched)?;
             vm.store.settle(&vm.owner()).map_err(|error| untouched(error.into()))?;
         }
         vm.plug_dummies().map_err(untouched)?;
-        log::info!("{} has NIC {} already", vm.domain.name, known.mac);
+        log::info!("{} has NIC {} at position {} already", vm.domain.name, known.mac, known.position);
         return Ok(());
     }
+    check_macs(&vm, nic, data).map_err(untouched)?;
     let (new, place) = plan(&vm, nic, root).map_err(untouched)?;
     let mac = host.dummy_mac(nic.mac, new.position).map_err(untouched)?;
     let defaults = nic_defaults(host, data.and_then(VmData::vcpus));
@@ -171,19 +205,39 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     Ok(())
 }
 
-/// The NIC, if the VM is to have it already.
-fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName) -> Result<Option<WantedNic>, Cause> {
+/// The guest must be able to tell each NIC of the VM from a dummy.
+fn check_macs(vm: &Vm<'_>, nic: &VmNic, data: Option<&VmData>) -> Result<(), Cause> {
+    let is_adopted = |mac| vm.wanted.nics.iter().any(|known| known.adopted.dummy == Some(mac));
+    let plain = vm.live.interfaces.iter().filter(|it| !it.is_ours() && !is_adopted(it.mac)).map(|it| it.mac);
+    vm.host.check_macs(data.into_iter().flat_map(VmData::macs).chain(plain).chain([nic.mac]))
+}
+
+/// The NIC, if the VM is to have it already. Another NIC may have its MAC.
+fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Result<Option<WantedNic>, Cause> {
     let other = |what: String| Err(Cause::OtherNic { vm: vm.domain.name.clone(), mac: nic.mac, what });
-    match vm.wanted.nics.iter().find(|known| known.mac == nic.mac) {
-        Some(known) if known.root == *root => Ok(Some(known.clone())),
-        Some(known) => other(format!("it has a VF of {}", known.root)),
-        None => match vm.live.interfaces.iter().find(|interface| interface.mac == nic.mac) {
-            Some(interface) => {
-                let bridge = interface.bridge.as_deref().map(|bridge| format!("an interface on {bridge}"));
-                other(bridge.unwrap_or_else(|| "an interface without a VF of ours".into()))
-            }
-            None => Ok(None),
-        },
+    let with_mac = || vm.wanted.nics.iter().filter(|known| known.mac == nic.mac);
+    let has_id = |known: &WantedNic| nic.id.is_some() && known.nic_id == nic.id;
+    match with_mac().find(|known| has_id(known) || vm.has_device_of(known, nic)) {
+        Some(known) if known.root == *root => return Ok(Some(known.clone())),
+        Some(known) => return other(format!("it has a VF of {}", known.root)),
+        None => {}
+    }
+    // Those whose NIC_ID nobody noted: where they are more than the other NICs of that MAC and root that OpenNebula has, this
+    // one is among them.
+    let nameless = with_mac().filter(|known| known.root == *root && (known.nic_id.is_none() || nic.id.is_none()));
+    let is_noted = |id: Option<u32>| id.is_some() && with_mac().any(|known| known.nic_id == id);
+    let is_other =
+        |(it, of): &(&VmNic, RootName)| it.mac == nic.mac && of == root && it.id != nic.id && !is_noted(it.id);
+    let others = data.into_iter().flat_map(VmData::sriov_nics).filter(is_other).count();
+    if let Some(known) = nameless.skip(others).last() {
+        return Ok(Some(known.clone()));
+    }
+    match vm.live.interfaces.iter().find(|interface| interface.is(nic) || interface.is_on_bridge_of(nic)) {
+        Some(interface) => {
+            let bridge = interface.bridge.as_deref().map(|bridge| format!("an interface on {bridge}"));
+            other(bridge.unwrap_or_else(|| "an interface without a VF of ours".into()))
+        }
+        None => Ok(None),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::vf_map::VfMap;
 use crate::vm::gone;
 use crate::vm::with_refusals;
 use crate::vm_dir::{self, VmDir};
-use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted};
+use crate::xml::{Deployment, LiveDomain, PlannedNic, SriovNic, VmData, VmNic, Wanted, dummy_alias_of};
 use crate::{DeployId, MacAddress, RootName};
 
 /// Starts the VM that `xml` describes and returns its domain.
@@ -54,6 +54,8 @@ struct Needs {
     dummy_macs: Vec<MacAddress>,
     maps: Vec<VfMap>,
     nics: Vec<(RootName, NicKey)>,
+    /// OpenNebula's description of the VM, where there is one (6.0 and later).
+    data: Option<VmData>,
 }
 
 impl Start<'_> {
@@ -129,12 +131,15 @@ impl Start<'_> {
     }
 
     fn needs(&self) -> Result<Needs, Cause> {
+        let data = self.vm_dir.vm_data();
+        let macs = data.iter().flat_map(VmData::macs).chain(self.deployment.macs().iter().copied());
+        self.host.check_macs(macs)?;
         let bridge = self.host.dummy_bridge()?;
         let nics = self.deployment.sriov_nics();
         let dummy_macs = nics.iter().map(|nic| self.host.dummy_mac(nic.mac, nic.position)).collect::<Result<_, _>>()?;
         let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
         let nics = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
-        Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics })
+        Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics, data })
     }
 
     /// Claims VFs and creates the domain; a VF that libvirt refuses is left out, and the next free one is tried.
@@ -202,7 +207,7 @@ impl Claimed<'_> {
     fn start_domain(&self, lock: &VmLock, needs: &Needs) -> Result<DomainRef, Failure> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
-        let plan = self.plan(needs, start.vm_dir.vm_data());
+        let plan = self.plan(needs);
         let xml = start.rewrite(&plan, &needs.dummy_bridge)?;
         if lock.cancelled() {
             return Err(cancelled().into());
@@ -223,8 +228,16 @@ impl Claimed<'_> {
         Ok(domain)
     }
 
-    fn plan(&self, needs: &Needs, data: Option<VmData>) -> Vec<PlannedNic> {
-        let described = |mac: &MacAddress| data.as_ref().and_then(|d| d.nics().iter().find(|nic| nic.mac == *mac));
+    fn plan(&self, needs: &Needs) -> Vec<PlannedNic> {
+        let mut described: Vec<_> = needs.data.iter().flat_map(VmData::sriov_nics).collect();
+        // Several may have one MAC. Each is one NIC of the deployment file: by its device on the host, or by their order.
+        let mut describe = |nic: &SriovNic| {
+            let is_it = |(described, root): &&(&VmNic, RootName)| described.mac == nic.mac && *root == nic.root;
+            let is_target = |(described, _): &(&VmNic, RootName)| described.target == nic.target;
+            let at = described.iter().position(|it| is_it(&it) && is_target(it));
+            let at = at.or_else(|| described.iter().position(|it| is_it(&it)))?;
+            Some(described.remove(at).0)
+        };
         let guests = self.start.deployment.guest_addresses();
         self.claims
             .iter()
@@ -232,7 +245,7 @@ impl Claimed<'_> {
             .zip(&needs.dummy_macs)
             .zip(guests)
             .map(|(((claim, nic), dummy_mac), guest)| {
-                let nic = described(&nic.mac);
+                let nic = describe(nic);
                 PlannedNic {
                     vf: claim.vf,
                     guest,
@@ -293,9 +306,9 @@ impl Claimed<'_> {
                 )));
             }
             guests.push(found.guest);
-            let on_dummy_bridge =
-                |i: &crate::xml::LiveInterface| i.mac == planned.dummy_mac && i.bridge.as_deref() == Some(dummy_bridge);
-            if !live.interfaces.iter().any(on_dummy_bridge) {
+            let alias = dummy_alias_of(nic.position);
+            let dummy = live.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
+            if !dummy.is_some_and(|it| it.mac == planned.dummy_mac && it.bridge.as_deref() == Some(dummy_bridge)) {
                 return Err(differs(format!("the dummy interface {} on {dummy_bridge} is missing", planned.dummy_mac)));
             }
         }

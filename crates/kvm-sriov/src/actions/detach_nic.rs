@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::reconcile;
 use crate::vm::gone;
 use crate::vm::{self, Device, Found, Outcome, Vm};
-use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, WantedNic};
+use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic};
 use crate::{DeployId, MacAddress, Position};
 
 const ACTION: &str = "detach_nic";
@@ -17,11 +17,12 @@ const ACTION: &str = "detach_nic";
 /// The guest is asked to release VF and dummy together. A NIC without a VF of ours, of whatever kind, and a PCI device leave
 /// in the same way.
 ///
-/// * `data` - OpenNebula's description of the VM: says which of two NICs with the same MAC is meant, and which PCI device
+/// * `data` - OpenNebula's description of the VM: says which of several NICs with the MAC is meant, and which PCI device
 ///
 /// # Errors
 /// The NIC stays: what has left is plugged back. A guest that did not answer in time may do so later: what leaves then is
-/// plugged back, too, and the error says so. A NIC without a VF of ours is left to the guest then.
+/// plugged back, too, and the error says so. A NIC without a VF of ours is left to the guest then. Where several NICs have the
+/// MAC and nothing says which one is meant, nothing is changed.
 ///
 /// # Source
 /// OpenNebula's stock `detach_nic`.
@@ -32,16 +33,16 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
         Err(Cause::Absent { .. }) => return Ok(()),
         other => other.map_err(untouched)?,
     };
-    if let Found::WithVfs(vm) = &mut found {
+    let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|pci| pci == mac));
+    if let (Found::WithVfs(vm), None) = (&mut found, pci) {
         let ready = |vm: &Vm<'_>| match vm.wanted.operation.as_ref().map(|operation| &operation.kind) {
             None | Some(OperationKind::PendingUnplug { .. }) => true,
             Some(_) => false,
         };
-        let wanted = |vm: &Vm<'_>| vm.wanted.nics.iter().find(|nic| nic.mac == mac).cloned();
-        if wanted(vm).is_none() || !ready(vm) {
+        if !ready(vm) || with_vf(vm, mac, data).map_err(untouched)?.is_none() {
             reconcile::mend(vm).map_err(untouched)?;
         }
-        if let Some(nic) = wanted(vm) {
+        if let Some(nic) = with_vf(vm, mac, data).map_err(untouched)? {
             take_out(vm, &nic)?;
             match reconcile::mend(vm) {
                 Ok(_) | Err(Cause::Absent { .. }) => {}
@@ -52,28 +53,93 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
             return Ok(());
         }
     }
-    as_stock(host, &found, mac, data)
+    // A device that is no VF of ours.
+    let (name, alias) = match pci {
+        Some(pci) => (format!("host device {}", pci.device), found.live().pci_alias(&pci.device).map(str::to_owned)),
+        None => {
+            let interface = without_vf(found.live(), mac, data).map_err(untouched)?;
+            (format!("interface {mac}"), interface.and_then(|interface| interface.alias.clone()))
+        }
+    };
+    alias.map_or(Ok(()), |alias| device::unplug(host, ACTION, found.domain(), name, &alias))
 }
 
-/// Takes out a device that is no VF of ours.
-fn as_stock(host: &Host, found: &Found<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
-    match meant(found.live(), mac, data) {
-        Some((name, alias)) => device::unplug(host, ACTION, found.domain(), name, &alias),
-        None => Ok(()),
+/// The NIC with a VF of ours that is to leave, if one is meant that has one.
+///
+/// # Errors
+/// Several may be meant.
+fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option<WantedNic>, Cause> {
+    let mut candidates: Vec<&WantedNic> = vm.wanted.nics.iter().filter(|known| known.mac == mac).collect();
+    let mut rivals: Vec<String> = Vec::new();
+    match data.and_then(|data| Some((data, data.meant(mac)?))) {
+        None => rivals.extend(interfaces(&vm.live, mac).map(name_of)),
+        Some((data, nic)) => {
+            // Where no NIC_ID was noted the device on the host tells.
+            if let Some(it) = candidates.iter().find(|known| vm.has_device_of(known, nic)) {
+                return Ok(Some((*it).clone()));
+            }
+            let is_of_another = |known: &WantedNic| others(data, nic).any(|other| vm.has_device_of(known, other));
+            candidates.retain(|known| known.is(nic) && !is_of_another(known));
+            let may_be_another = |other: &&VmNic| candidates.iter().any(|known| known.is(other));
+            rivals.extend(others(data, nic).filter(may_be_another).map(|_| "another of OpenNebula's".to_owned()));
+        }
+    }
+    match (&candidates[..], &rivals[..]) {
+        ([], _) => Ok(None),
+        ([one], []) => Ok(Some((*one).clone())),
+        _ => {
+            let vfs = candidates.iter().map(|nic| format!("a VF of {} at position {}", nic.root, nic.position));
+            Err(several_nics(&vm.live, mac, vfs.chain(rivals)))
+        }
     }
 }
 
-/// What to call the device that is to leave, and its alias.
-fn meant(live: &LiveDomain, mac: MacAddress, data: Option<&VmData>) -> Option<(String, String)> {
-    let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|pci| pci == mac));
-    if let Some(pci) = pci {
-        return Some((format!("host device {}", pci.device), live.pci_alias(&pci.device)?.to_owned()));
+/// The interface without a VF of ours that is to leave, if one is meant that is there. What is known to be another NIC of
+/// OpenNebula's stays.
+///
+/// # Errors
+/// Several may be meant.
+fn without_vf<'l>(
+    live: &'l LiveDomain,
+    mac: MacAddress,
+    data: Option<&VmData>,
+) -> Result<Option<&'l LiveInterface>, Cause> {
+    let mut candidates: Vec<&LiveInterface> = interfaces(live, mac).collect();
+    if let Some((data, nic)) = data.and_then(|data| Some((data, data.meant(mac)?))) {
+        if let Some(it) = candidates.iter().find(|interface| interface.is(nic)) {
+            return Ok(Some(it));
+        }
+        candidates.retain(|interface| !others(data, nic).any(|other| interface.is(other)));
+        let is_on_bridge = |interface: &&LiveInterface| interface.is_on_bridge_of(nic);
+        // On a bridge that asks for a VF it is no other interface.
+        if nic.root().is_some() || candidates.iter().copied().filter(|it| is_on_bridge(it)).count() == 1 {
+            candidates.retain(is_on_bridge);
+        }
     }
-    let with = || live.interfaces.iter().filter(move |interface| interface.mac == mac && !interface.is_ours());
-    let target = data.and_then(|data| data.nic(mac)?.target.as_deref());
-    let by_target = || with().find(|interface| target.is_some() && interface.target.as_deref() == target);
-    let interface = by_target().or_else(|| with().next())?;
-    Some((format!("interface {mac}"), interface.alias.clone()?))
+    match candidates[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        _ => Err(several_nics(live, mac, candidates.into_iter().map(name_of))),
+    }
+}
+
+/// OpenNebula's other NICs with the MAC of this one.
+fn others<'d>(data: &'d VmData, nic: &'d VmNic) -> impl Iterator<Item = &'d VmNic> {
+    data.nics().iter().filter(move |other| other.mac == nic.mac && !std::ptr::eq(*other, nic))
+}
+
+/// The interfaces with a MAC that are no devices of ours.
+fn interfaces(live: &LiveDomain, mac: MacAddress) -> impl Iterator<Item = &LiveInterface> {
+    live.interfaces.iter().filter(move |interface| interface.mac == mac && !interface.is_ours())
+}
+
+fn name_of(interface: &LiveInterface) -> String {
+    let name = interface.target.as_deref().or(interface.alias.as_deref()).unwrap_or("an interface");
+    interface.bridge.as_ref().map_or_else(|| name.to_owned(), |bridge| format!("{name} on {bridge}"))
+}
+
+fn several_nics(live: &LiveDomain, mac: MacAddress, names: impl Iterator<Item = String>) -> Cause {
+    Cause::SeveralNics { vm: live.name.clone(), mac, nics: names.collect::<Vec<_>>().join(", ") }
 }
 
 /// Takes VF and dummy of a NIC out and frees the VF; or puts both back.
@@ -117,7 +183,7 @@ fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[Device]) {
 fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     vm.store.hold(&vm.owner(), None)?;
     let dummy = vm.dummy_of(nic).map(|dummy| dummy.xml.clone());
-    for wanted in vm.wanted.nics.iter_mut().filter(|wanted| wanted.mac == nic.mac) {
+    for wanted in vm.wanted.nics.iter_mut().filter(|wanted| wanted.position == nic.position) {
         wanted.dummy = dummy.clone().or(wanted.dummy.take());
     }
     vm.write_wanted()
@@ -126,7 +192,7 @@ fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
 /// From here on the VM is not to have the NIC.
 fn commit(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     let noted = vm.wanted.clone();
-    vm.wanted.nics.retain(|wanted| wanted.mac != nic.mac);
+    vm.wanted.nics.retain(|wanted| wanted.position != nic.position);
     let mut positions = vm.pending();
     positions.retain(|position| *position != nic.position);
     note_pending(vm, positions);

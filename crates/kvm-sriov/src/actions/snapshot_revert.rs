@@ -150,7 +150,7 @@ impl Revert<'_, '_> {
 
     /// The SR-IOV NICs as OpenNebula describes them, without those that are interfaces on a bridge of such a name.
     fn described(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
-        let is_interface = |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| interface.mac == nic.mac);
+        let is_interface = |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| interface.is_on_bridge_of(nic));
         self.data.into_iter().flat_map(VmData::sriov_nics).filter(move |(nic, _)| !is_interface(nic))
     }
 
@@ -162,7 +162,10 @@ impl Revert<'_, '_> {
         let nics = self.nics();
         let vm = &mut self.vm;
         vm.wanted = Wanted { nics, operation: None, ..std::mem::take(&mut vm.wanted) };
-        self.place();
+        // One whose place is another device's in the reverted domain gets another.
+        let mut nics = vm.wanted.nics.clone();
+        vm.keep_off_others(&mut nics);
+        vm.wanted.nics = nics;
         self.describe_dummies()?;
         // From here on anybody can go on.
         self.vm.ensure_written()?;
@@ -180,7 +183,9 @@ impl Revert<'_, '_> {
         let mut nics: Vec<WantedNic> = Vec::new();
         let mut new = Vec::new();
         for (nic, root) in self.described() {
-            let is_it = |known: &&WantedNic| known.mac == nic.mac && known.root == root;
+            // Of two with one MAC, whose NIC_IDs are not known, each is one.
+            let is_taken = |known: &WantedNic| nics.iter().any(|taken| taken.position == known.position);
+            let is_it = |known: &&WantedNic| known.is(nic) && known.root == root && !is_taken(known);
             let now = self.vm.wanted.nics.iter().find(is_it);
             let then = || {
                 let then = self.old.iter().flat_map(|old| &old.nics).find(is_it)?;
@@ -188,7 +193,7 @@ impl Revert<'_, '_> {
                 is_free.then_some(then)
             };
             match now.or_else(then) {
-                Some(known) => nics.push(known.clone()),
+                Some(known) => nics.push(WantedNic { nic_id: known.nic_id.or(nic.id), ..known.clone() }),
                 None => new.push((nic, root)),
             }
         }
@@ -202,18 +207,6 @@ impl Revert<'_, '_> {
         WantedNic::in_order(nics)
     }
 
-    /// Gives another guest address to each NIC whose own is another device's in the reverted domain.
-    fn place(&mut self) {
-        let free = self.vm.live.free.clone();
-        let nics = self.vm.wanted.nics.clone();
-        for nic in &mut self.vm.wanted.nics {
-            if nic.guest.is_none_or(|guest| !free.has(guest)) {
-                let others: Vec<WantedNic> = nics.iter().filter(|other| other.mac != nic.mac).cloned().collect();
-                nic.guest = free.address_for(&others, nic.position);
-            }
-        }
-    }
-
     /// Notes for each dummy that is not there, or is another NIC's, what OpenNebula says of it.
     fn describe_dummies(&mut self) -> Result<(), Cause> {
         let Some(data) = self.data else { return Ok(()) };
@@ -222,7 +215,7 @@ impl Revert<'_, '_> {
         for nic in &mut nics {
             let mac = host.dummy_mac(nic.mac, nic.position)?;
             let has_its_own = vm.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac || !dummy.is_ours());
-            if let (false, Some(described)) = (has_its_own, data.nic(nic.mac)) {
+            if let (false, Some(described)) = (has_its_own, data.nics().iter().find(|described| nic.is(described))) {
                 let defaults = nic_defaults(host, data.vcpus());
                 let xml = dummy_interface_of(described, defaults, nic.position, mac, host.dummy_bridge()?);
                 nic.dummy = Some(xml);

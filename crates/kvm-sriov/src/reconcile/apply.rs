@@ -23,8 +23,7 @@ const ROUNDS: usize = 4;
 
 /// What is known of a locked VM. libvirt is asked how it runs only when that matters.
 pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause> {
-    let prefix = vm.host.kvmrc().dummy_mac_prefix();
-    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, prefix, &vm.store.claimants()?, elsewhere);
+    let facts = Facts::of_domain(&vm.domain, &vm.live, &vm.wanted, &vm.store.claimants()?, elsewhere);
     if decide(&facts).is_empty() { Ok(facts) } else { facts.ask(vm.host, &vm.domain) }
 }
 

@@ -11,7 +11,7 @@ use crate::image::{self, Image};
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::order::ascending;
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
-use crate::{DummyMacPrefix, PciAddress, Position};
+use crate::{PciAddress, Position};
 
 /// What is known of a VM: what it wants, what it has, what it claims, and the operation that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,7 +157,6 @@ impl Facts {
         domain: &DomainRef,
         live: &LiveDomain,
         wanted: &Wanted,
-        prefix: Option<DummyMacPrefix>,
         claimants: &[Claimant],
         elsewhere: Elsewhere,
     ) -> Self {
@@ -172,7 +171,7 @@ impl Facts {
             busy: Busy::Nobody,
             domain: Some(RunState::Running),
             operation: Open::of(wanted),
-            nics: nics(live, wanted, prefix, own, claimants),
+            nics: nics(live, wanted, own, claimants),
             spare: spare(live, wanted, own),
             image: image.map_or(Noted::Nothing, |path| Noted::at(path, true)),
             elsewhere,
@@ -268,30 +267,18 @@ impl Noted {
 }
 
 /// Every position that is wanted or that a device with our alias has, in ascending order.
-fn nics(
-    live: &LiveDomain,
-    wanted: &Wanted,
-    prefix: Option<DummyMacPrefix>,
-    own: Option<&Claimant>,
-    claimants: &[Claimant],
-) -> Vec<Nic> {
+fn nics(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>, claimants: &[Claimant]) -> Vec<Nic> {
     let positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
     let mut positions = ascending(positions, Position::cmp);
     positions.dedup();
     let described = |position| match wanted.nics.iter().find(|nic| nic.position == position) {
-        Some(nic) => wanted_nic(live, nic, prefix, own, claimants),
+        Some(nic) => wanted_nic(live, nic, own, claimants),
         None => unwanted(live, position, own),
     };
     positions.into_iter().map(described).collect()
 }
 
-fn wanted_nic(
-    live: &LiveDomain,
-    nic: &WantedNic,
-    prefix: Option<DummyMacPrefix>,
-    own: Option<&Claimant>,
-    claimants: &[Claimant],
-) -> Nic {
+fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claimants: &[Claimant]) -> Nic {
     let device = live.device_of(nic);
     let mut of_nic = own.into_iter().flat_map(|own| &own.claims).filter(|claim| claim.is_for(&nic.key())).peekable();
     let has_other = of_nic.peek().is_some();
@@ -311,7 +298,7 @@ fn wanted_nic(
             }
         }
     };
-    let dummy = nic.mode != Mode::Hostdev || live.dummy_of(nic, prefix).is_some();
+    let dummy = nic.mode != Mode::Hostdev || live.dummy_of(nic).is_some();
     Nic { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
 }
 

@@ -207,9 +207,7 @@ impl Look<'_> {
     fn glance(&self, domain: &DomainRef, live: &LiveDomain, wanted: &Wanted) -> Result<VmReport, Cause> {
         let store = self.host.existing_claims()?;
         let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
-        let mut facts =
-            Facts::of_domain(domain, live, wanted, self.host.kvmrc().dummy_mac_prefix(), &claimants, self.elsewhere)
-                .ask(self.host, domain)?;
+        let mut facts = Facts::of_domain(domain, live, wanted, &claimants, self.elsewhere).ask(self.host, domain)?;
         // Otherwise the lock itself is tried, if there is something to do.
         if self.dry_run && is_locked(store.as_ref(), &domain.name)? {
             facts.busy = Busy::Locked;

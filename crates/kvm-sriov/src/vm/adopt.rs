@@ -5,7 +5,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::order::ascending;
 use crate::vf_map::VfMap;
-use crate::xml::{Kept, LiveDomain, LiveHostdev, LiveInterface, Mode, VmData, WantedNic};
+use crate::xml::{Adopted, Kept, LiveDomain, LiveHostdev, LiveInterface, Mode, VmData, VmNic, WantedNic};
 use crate::{MacAddress, Position};
 
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
@@ -40,6 +40,16 @@ fn map_of<'a>(maps: &'a [VfMap], device: &LiveHostdev) -> Option<&'a VfMap> {
     maps.iter().find(|map| map.index_of(device.vf).is_some())
 }
 
+/// Whether this dummy may stand for OpenNebula's NIC, and this device be the VF of that NIC.
+fn may_be(nic: &VmNic, maps: &[VfMap], device: &LiveHostdev, dummy: &LiveInterface) -> bool {
+    let lists = |root| maps.iter().any(|map| *map.root() == root && map.index_of(device.vf).is_some());
+    let is_its_root = match nic.root() {
+        Some(root) => root.is_ok_and(lists),
+        None => nic.bridge.is_none(),
+    };
+    nic.mac.tail() == dummy.mac.tail() && is_its_root
+}
+
 /// Makes such a domain one of ours: its metadata say from now on what it should have.
 ///
 /// # Errors
@@ -50,14 +60,18 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
         return Ok(());
     }
     let (maps, _) = vm.host.readable_maps();
+    let mut described: Vec<&VmNic> = data.into_iter().flat_map(VmData::nics).collect();
     for (number, (device, dummy)) in found.into_iter().enumerate() {
         let Some(map) = map_of(&maps, &device) else { continue };
         let position = Position::new(number)
             .map_err(|source| Cause::Value { what: format!("the VFs of {}", vm.domain.name), source })?;
-        let described = data.into_iter().flat_map(VmData::nics).find(|nic| nic.mac.tail() == dummy.mac.tail());
+        // Two with one MAC are in the order of their dummies, as they were started.
+        let at = described.iter().position(|nic| may_be(nic, &maps, &device, &dummy));
+        let described = at.map(|at| described.remove(at));
+        let root = described.and_then(VmNic::root).and_then(Result::ok);
         let nic = WantedNic {
             mac: described.map_or_else(|| MacAddress::with_tail(MAC_PREFIX, dummy.mac.tail()), |nic| nic.mac),
-            root: map.root().clone(),
+            root: root.unwrap_or_else(|| map.root().clone()),
             mode: Mode::Hostdev,
             position,
             guest: device.guest,
@@ -65,6 +79,7 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
             vlan: described.and_then(|nic| nic.vlan),
             nic_id: described.and_then(|nic| nic.id),
             dummy: None,
+            adopted: Adopted { vf: Some(device.vf), dummy: Some(dummy.mac) },
             kept: Kept::default(),
         };
         log::info!("{} is adopted: NIC {} has VF {} of {}", vm.domain.name, nic.mac, device.vf, nic.root);

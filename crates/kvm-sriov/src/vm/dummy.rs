@@ -14,7 +14,13 @@ pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
 impl Vm<'_> {
     /// The dummy of a NIC, if it is there.
     pub(crate) fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
-        self.live.dummy_of(nic, self.host.kvmrc().dummy_mac_prefix())
+        self.live.dummy_of(nic)
+    }
+
+    /// Whether the dummy of a NIC has the device on the host that OpenNebula names for this NIC: then they are one.
+    pub(crate) fn has_device_of(&self, known: &WantedNic, nic: &VmNic) -> bool {
+        let target = self.dummy_of(known).and_then(|dummy| dummy.target.as_deref());
+        known.mac == nic.mac && target.is_some() && target == nic.target.as_deref()
     }
 
     /// The NICs whose dummy is not there.
@@ -40,7 +46,12 @@ impl Vm<'_> {
     /// # Errors
     /// As [`Vm::plug_dummy`].
     pub(crate) fn plug_dummy_back(&mut self, nic: &WantedNic) -> Result<(), Cause> {
-        let (bridge, mac) = (self.host.dummy_bridge()?, self.host.dummy_mac(nic.mac, nic.position)?);
+        let bridge = self.host.dummy_bridge()?;
+        // One of an adopted domain comes back as it was, MAC and all.
+        if let (Some(xml), Some(mac)) = (&nic.dummy, nic.adopted.dummy) {
+            return self.plug_dummy(nic, mac, xml);
+        }
+        let mac = self.host.dummy_mac(nic.mac, nic.position)?;
         let rebuilt = || {
             log::warn!("the dummy of NIC {} is plugged in without its host device, filter and bandwidth", nic.mac);
             let described = VmNic::new(nic.mac, None);

@@ -318,11 +318,8 @@ impl<'a> Vm<'a> {
     /// * `what` - "saved", "migrated" ...
     pub(crate) fn check_can_leave(&self, what: &'static str) -> Result<(), Cause> {
         let vm = self.domain.name.clone();
-        let ours = self.plugged();
-        let is_foreign = |device: &&LiveHostdev| ours.iter().all(|plugged| plugged.device != **device);
-        let foreign = self.live.hostdevs.iter().find(is_foreign).map(|device| device.vf.to_string());
-        let interface = || self.live.interfaces.iter().find_map(|interface| Some(interface.vf?.to_string()));
-        if let Some(device) = foreign.or_else(|| self.live.other_hostdevs.first().cloned()).or_else(interface) {
+        let ours: Vec<LiveHostdev> = self.plugged().into_iter().map(|plugged| plugged.device).collect();
+        if let Some(device) = self.live.stays(&ours) {
             return Err(Cause::ForeignDevice { vm, device, what });
         }
         if ours.is_empty() { Ok(()) } else { check_answers(self.host, &self.domain) }
@@ -494,7 +491,8 @@ impl<'a> Vm<'a> {
             devices.iter().cloned().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::Released);
         let released: Vec<Plugged> = released.into_iter().map(|(device, _)| device).collect();
         self.journal(&released, "unplugged");
-        self.live.hostdevs.retain(|device| !released.iter().any(|gone| gone.device == *device));
+        let gone: Vec<String> = released.iter().map(|device| device.alias.clone()).collect();
+        self.live.forget(&gone);
         if kept.is_empty() {
             return Ok(());
         }

@@ -20,7 +20,8 @@ impl Vm<'_> {
         if nics.is_empty() {
             return Ok(Vec::new());
         }
-        let nics = WantedNic::in_order(nics.to_vec());
+        let mut nics = WantedNic::in_order(nics.to_vec());
+        self.keep_off_others(&mut nics);
         let before = self.store.claims_of(&self.owner())?;
         let mut claims = self.claim(&nics, &[])?;
         let mut refusals = Vec::new();
@@ -56,7 +57,49 @@ impl Vm<'_> {
             log::info!("{} has VF {} of {} for NIC {}", self.domain.name, claim.vf, claim.root, nic.mac);
             self.host.journal().vf(self.action, &self.domain.name, &claim.root, claim.vf, "plugged");
         }
+        self.note_places(&nics);
         Ok(claims)
+    }
+
+    /// Gives another guest address to each NIC whose own is by now another device's, or not known.
+    pub(crate) fn keep_off_others(&self, nics: &mut [WantedNic]) {
+        let mut known = self.wanted.nics.clone();
+        for nic in nics {
+            known.retain(|other| other.position != nic.position);
+            let taken = nic.guest.filter(|guest| self.live.uses(*guest));
+            if taken.is_some() || nic.guest.is_none() {
+                nic.guest = self.live.free.address_for(&known, nic.position);
+            }
+            if let Some(taken) = taken {
+                let place = nic.guest.map_or_else(|| "where libvirt puts it".into(), |guest| format!("at {guest}"));
+                log::warn!(
+                    "guest address {taken} of NIC {} (position {}) is another device's in {}: its VF is plugged in {place}",
+                    nic.mac,
+                    nic.position,
+                    self.domain.name
+                );
+            }
+            known.push(nic.clone());
+        }
+    }
+
+    /// The domain says where these VFs are, if it said something else: another guest address, or what was there when it was
+    /// adopted. Without it the VFs are found all the same.
+    fn note_places(&mut self, nics: &[WantedNic]) {
+        let mut has_changed = false;
+        for nic in nics {
+            let guest = self.live.device_of(nic).and_then(|device| device.guest);
+            for wanted in self.wanted.nics.iter_mut().filter(|wanted| wanted.position == nic.position) {
+                has_changed |= wanted.guest != guest || wanted.adopted.vf.is_some();
+                wanted.guest = guest;
+                wanted.adopted.vf = None;
+            }
+        }
+        if has_changed {
+            if let Err(cause) = self.write_wanted() {
+                log::warn!("{cause}; {} does not say where its VFs are", self.domain.name);
+            }
+        }
     }
 
     /// A guest that was asked for several at once may have a request of then left, and carry it out on what it has just been given.

@@ -89,8 +89,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
             if !pending {
                 return Ok(true);
             }
-            let prefix = host.kvmrc().dummy_mac_prefix();
-            if live.missing().next().is_none() && wanted.nics.iter().all(|nic| live.dummy_of(nic, prefix).is_some()) {
+            if live.missing().next().is_none() && wanted.nics.iter().all(|nic| live.dummy_of(nic).is_some()) {
                 return Ok(false);
             }
         }

@@ -8,8 +8,8 @@ use roxmltree::{Document, Node};
 use super::guest_bus::choose_guest_addresses;
 use super::splice::{Splice, apply};
 use super::{
-    Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children, content,
-    decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
+    Adopted, Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children,
+    content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
 };
 use crate::claims::NicKey;
 use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
@@ -37,6 +37,8 @@ pub struct Deployment {
     nvram: Option<Nvram>,
     disks: Vec<Disk>,
     nics: Vec<SriovNic>,
+    /// The MACs of all interfaces that have one, with and without a VF.
+    macs: Vec<MacAddress>,
     /// Where each of the NICs stands: same order.
     sources: Vec<Source>,
     guests: Vec<Option<PciAddress>>,
@@ -139,6 +141,10 @@ impl Deployment {
             disks: devices(domain).filter_map(|device| disk(device, text)).collect(),
             guests: choose_guest_addresses(domain, &asked),
             nics,
+            macs: devices(domain)
+                .filter(|device| device.has_tag_name("interface"))
+                .filter_map(|interface| mac_of(interface).ok())
+                .collect(),
             sources,
             domain: domain.range(),
             last_devices: children(domain, "devices").last().map(|node| node.range()),
@@ -171,6 +177,11 @@ impl Deployment {
     /// The NICs that become VFs, in the order of their positions.
     pub fn sriov_nics(&self) -> &[SriovNic] {
         &self.nics
+    }
+
+    /// The MACs of all its NICs, also of those that get no VF.
+    pub fn macs(&self) -> &[MacAddress] {
+        &self.macs
     }
 
     /// The file of the UEFI variables, when the VM has one.
@@ -339,6 +350,7 @@ fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wan
         vlan: planned.vlan,
         nic_id: planned.nic_id,
         dummy: None,
+        adopted: Adopted::default(),
         kept: Kept::default(),
     });
     Wanted { nics: nics.collect(), ..Wanted::default() }

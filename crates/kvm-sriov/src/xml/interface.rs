@@ -18,11 +18,20 @@ pub struct NicDefaults<'a> {
     pub vcpus: Option<u32>,
 }
 
-/// The `<interface>` that OpenNebula's stock driver plugs in for a NIC.
+/// The alias by which a NIC without a VF is found again: of its NIC_ID and MAC, or of its MAC alone where no NIC_ID is known.
+///
+/// # Source
+/// OpenNebula gives a NIC_ID again once its NIC is gone; libvirt keeps a user's alias only with the prefix `ua-`.
+pub fn nic_alias(nic: &VmNic) -> String {
+    let mac = nic.mac.to_string().replace(':', "");
+    nic.id.map_or_else(|| format!("ua-nic-{mac}"), |id| format!("ua-nic-{id}-{mac}"))
+}
+
+/// The `<interface>` that OpenNebula's stock driver plugs in for a NIC, with an alias to find it by.
 ///
 /// # Source
 /// OpenNebula's `opennebula_vm.rb` (`interface_xml`) and, for what it lacks, `LibVirtDriverKVM.cc`.
-pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>) -> String {
+pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>, alias: &str) -> String {
     let bridge = nic.bridge.as_deref().filter(|_| nic.network_mode.as_deref() != Some("dummy"));
     let is = |kind: &str| nic.bridge_type.as_deref().is_some_and(|bridge_type| bridge_type == kind);
     let mut parts = Vec::new();
@@ -46,6 +55,7 @@ pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>) -> String {
     parts.extend(nic.target.as_ref().map(|target| format!("<target dev='{}'/>", Escaped(target))));
     parts.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
     parts.extend(device_parts(nic, defaults));
+    parts.push(format!("<alias name='{}'/>", Escaped(alias)));
     format!("<interface type='{kind}'>{}</interface>", parts.concat())
 }
 
@@ -148,19 +158,19 @@ mod tests {
     #[test]
     fn recorded_nics_become_exactly_this() {
         let first = recorded(include_str!("../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
-        let nic = first.nic("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
+        let nic = first.meant("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
         assert!(nic.attach);
         assert_eq!(
-            interface_of(nic, DEFAULTS),
+            interface_of(nic, DEFAULTS, &nic_alias(nic)),
             "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0b'/>\
-             <target dev='one-0-1'/><model type='virtio'/></interface>"
+             <target dev='one-0-1'/><model type='virtio'/><alias name='ua-nic-1-0200c000020b'/></interface>"
         );
         let limited = recorded(include_str!("../../../../tests/fixtures/wire/46-attach_nic-on-hostA/stdin"));
-        let nic = limited.nic("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
+        let nic = limited.meant("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
         assert_eq!(
-            interface_of(nic, DEFAULTS),
+            interface_of(nic, DEFAULTS, &nic_alias(nic)),
             "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0e'/>\
-             <target dev='one-1-1'/><model type='virtio'/><bandwidth><inbound average='1000'/></bandwidth></interface>"
+             <target dev='one-1-1'/><model type='virtio'/><bandwidth><inbound average='1000'/></bandwidth><alias name='ua-nic-1-0200c000020e'/></interface>"
         );
     }
 
@@ -213,7 +223,7 @@ mod tests {
             ),
             ("<BRIDGE>a'&lt;b</BRIDGE>", "<interface type='bridge'><source bridge='a&apos;&lt;b'/><mac "),
         ] {
-            let xml = interface_of(&described(nic), DEFAULTS);
+            let xml = interface_of(&described(nic), DEFAULTS, "ua-x");
             assert!(xml.starts_with(expected), "{nic}: {xml}");
         }
     }
@@ -230,10 +240,10 @@ mod tests {
             <bandwidth><inbound average='1' peak='2' burst='3'/><outbound burst='4'/></bandwidth>";
         let nic = described(EVERYTHING);
         assert_eq!(
-            interface_of(&nic, DEFAULTS),
+            interface_of(&nic, DEFAULTS, &nic_alias(&nic)),
             format!(
                 "<interface type='bridge'><source bridge='br0'/><mac address='02:00:c0:a8:01:05'/>\
-                 <script path='/etc/up'/><target dev='one-7-1'/><boot order='2'/>{rest}</interface>"
+                 <script path='/etc/up'/><target dev='one-7-1'/><boot order='2'/>{rest}<alias name='ua-nic-0200c0a80105'/></interface>"
             )
         );
         let mac = "aa:02:c0:a8:01:05".parse().unwrap();
@@ -255,21 +265,21 @@ mod tests {
             ("<VIRTIO_QUEUES>2</VIRTIO_QUEUES><MODEL>e1000</MODEL>", None),
             ("", None),
         ] {
-            let xml = interface_of(&described(nic), DEFAULTS);
+            let xml = interface_of(&described(nic), DEFAULTS, "ua-x");
             assert_eq!(xml.contains("<driver"), queues.is_some(), "{nic}: {xml}");
             assert!(queues.is_none_or(|queues| xml.contains(queues)), "{nic}: {xml}");
         }
         let unknown = NicDefaults { vcpus: None, ..DEFAULTS };
-        assert!(!interface_of(&described("<VIRTIO_QUEUES>auto</VIRTIO_QUEUES>"), unknown).contains("<driver"));
+        assert!(!interface_of(&described("<VIRTIO_QUEUES>auto</VIRTIO_QUEUES>"), unknown, "ua-x").contains("<driver"));
     }
 
     #[test]
     fn what_the_nic_does_not_say_comes_from_kvmrc() {
         let defaults = NicDefaults { model: "e1000", filter: Some("clean-traffic"), vcpus: None };
-        let with_ip = interface_of(&described("<IP>192.168.1.5</IP>"), defaults);
+        let with_ip = interface_of(&described("<IP>192.168.1.5</IP>"), defaults, "ua-x");
         assert!(with_ip.contains("<model type='e1000'/><filterref filter='clean-traffic'>"), "{with_ip}");
         // A filter without an address would let nothing through.
-        assert!(!interface_of(&described(""), defaults).contains("filterref"));
-        assert!(!interface_of(&described(""), NicDefaults { model: "", ..defaults }).contains("<model"));
+        assert!(!interface_of(&described(""), defaults, "ua-x").contains("filterref"));
+        assert!(!interface_of(&described(""), NicDefaults { model: "", ..defaults }, "ua-x").contains("<model"));
     }
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{
-    ALIAS, Disk, FreeAddresses, PciDevice, Wanted, WantedNic, XmlError, alias_of, child, child_attribute, children,
-    content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, pci_address, root,
-    uuid_of,
+    ALIAS, Disk, FreeAddresses, PciDevice, VmNic, Wanted, WantedNic, XmlError, alias_of, child, child_attribute,
+    children, content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, nic_alias,
+    parse, pci_address, root, uuid_of,
 };
 use crate::order::ascending;
-use crate::{DomainName, DomainUuid, DummyMacPrefix, MacAddress, PciAddress, Position};
+use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
 pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
@@ -24,8 +24,6 @@ pub struct LiveDomain {
     pub uuid: DomainUuid,
     /// Its PCI host devices, ours or not.
     pub hostdevs: Vec<LiveHostdev>,
-    /// Its host devices that are no PCI functions, such as `usb` or `mdev`: none of them is ours.
-    pub other_hostdevs: Vec<String>,
     /// Its interfaces, ours or not.
     pub interfaces: Vec<LiveInterface>,
     /// Its disks and drives.
@@ -55,8 +53,8 @@ pub struct LiveDomain {
     pub vm_dir: Option<PathBuf>,
     /// The aliases of all its devices.
     aliases: Vec<String>,
-    /// The guest addresses of all its devices.
-    used: Vec<PciAddress>,
+    /// The guest address and the alias of each device that has one.
+    used: Vec<(PciAddress, Option<String>)>,
 }
 
 /// A PCI host device of a running domain.
@@ -68,6 +66,8 @@ pub struct LiveHostdev {
     pub vf: PciAddress,
     /// Its address in the guest.
     pub guest: Option<PciAddress>,
+    /// Whether QEMU unplugs it by itself for a move or a save.
+    pub is_transient: bool,
 }
 
 /// A network interface of a running domain.
@@ -85,6 +85,8 @@ pub struct LiveInterface {
     pub guest: Option<PciAddress>,
     /// The host device behind an interface of type hostdev.
     pub vf: Option<PciAddress>,
+    /// Whether QEMU unplugs it by itself for a move or a save.
+    pub is_transient: bool,
     /// The whole element: what it takes to plug it in again as it was.
     pub xml: String,
 }
@@ -108,10 +110,6 @@ impl LiveDomain {
                 .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
-            other_hostdevs: all("hostdev")
-                .filter_map(|hostdev| hostdev.attribute("type").filter(|kind| *kind != "pci"))
-                .map(str::to_owned)
-                .collect(),
             interfaces: all("interface").map(LiveInterface::read).collect::<Result<_, _>>()?,
             disks: all("disk").filter_map(Disk::read).collect(),
             mediated: all("hostdev").filter_map(mediated).collect(),
@@ -129,31 +127,34 @@ impl LiveDomain {
                 let node = metadata.descendants().find(|node| node.has_tag_name((ONE, "system_datastore")))?;
                 Some(content(node).trim().to_owned()).filter(|dir| !dir.is_empty()).map(PathBuf::from)
             }),
-            used: devices(domain).filter_map(|device| guest_address(device).ok().flatten()).collect(),
+            used: devices(domain)
+                .filter_map(|device| Some((guest_address(device).ok()??, child_attribute(device, "alias", "name"))))
+                .collect(),
             aliases: devices(domain).filter_map(|device| child_attribute(device, "alias", "name")).collect(),
         })
     }
 
-    /// The device that a NIC has: the one with our alias for its position or, in a domain that was adopted, at its guest
-    /// address.
+    /// The device that a NIC has: the one with our alias for its position or, in a domain that was adopted, the VF that our
+    /// metadata name.
     pub fn device_of(&self, nic: &WantedNic) -> Option<&LiveHostdev> {
         let alias = alias_of(nic.position);
         let ours = || self.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
         let adopted = || {
-            let at = nic.guest?;
-            self.hostdevs.iter().find(|device| device.guest == Some(at) && !device.is_ours())
+            let vf = nic.adopted.vf?;
+            self.hostdevs.iter().find(|device| device.vf == vf && !device.is_ours())
         };
         ours().or_else(adopted)
     }
 
     /// The dummy that carries the IP address of a NIC: the one with our alias for its position or, in a domain that was
-    /// adopted, the interface with the prefix of dummies and the NIC's last four bytes.
-    pub fn dummy_of(&self, nic: &WantedNic, prefix: Option<DummyMacPrefix>) -> Option<&LiveInterface> {
+    /// adopted, the interface whose MAC our metadata name.
+    pub fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
         let alias = dummy_alias_of(nic.position);
         let ours = || self.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
-        let is_dummy =
-            |mac: MacAddress| prefix.is_some_and(|prefix| mac.has_prefix(prefix)) && mac.tail() == nic.mac.tail();
-        let adopted = || self.interfaces.iter().find(|interface| is_dummy(interface.mac) && !interface.is_ours());
+        let adopted = || {
+            let mac = nic.adopted.dummy?;
+            self.interfaces.iter().find(|interface| interface.mac == mac && !interface.is_ours())
+        };
         ours().or_else(adopted)
     }
 
@@ -163,6 +164,7 @@ impl LiveDomain {
         self.hostdevs.retain(|device| stays(device.alias.as_ref()));
         self.interfaces.retain(|interface| stays(interface.alias.as_ref()));
         self.aliases.retain(|alias| stays(Some(alias)));
+        self.used.retain(|(_, alias)| stays(alias.as_ref()));
     }
 
     /// The disk or drive with this target, such as `vda`.
@@ -192,9 +194,25 @@ impl LiveDomain {
         }
     }
 
-    /// Whether a device has this guest address.
+    /// A device of the host that stays with it, so that the domain can be neither saved nor moved: a PCI device or a mediated
+    /// one. What is on USB, libvirt takes along. Of a SCSI device it depends on libvirt's version: libvirt is asked.
+    ///
+    /// * `ours` - the devices that leave before
+    ///
+    /// # Source
+    /// libvirt's `qemuMigrationSrcIsAllowedHostdev` (`src/qemu/qemu_migration.c`), which save, migration and snapshots ask.
+    pub(crate) fn stays(&self, ours: &[LiveHostdev]) -> Option<String> {
+        let hostdevs = self.hostdevs.iter().filter(|device| !device.is_transient && !ours.contains(device));
+        let interfaces = self.interfaces.iter().filter(|interface| !interface.is_transient);
+        let pci = hostdevs.map(|device| device.vf).chain(interfaces.filter_map(|interface| interface.vf));
+        let mediated = self.mediated.iter().map(|(uuid, _)| format!("mdev {uuid}"));
+        pci.map(|address| address.to_string()).chain(mediated).next()
+    }
+
+    /// Whether a device has this guest address, or is another function in its slot.
     pub fn uses(&self, guest: PciAddress) -> bool {
-        self.used.contains(&guest)
+        let slot = |address: PciAddress| (address.domain(), address.bus(), address.slot());
+        self.used.iter().any(|(used, _)| slot(*used) == slot(guest))
     }
 
     /// The positions that our aliases on its devices name, of VFs and of dummies.
@@ -242,14 +260,29 @@ impl LiveHostdev {
             alias: child_attribute(hostdev, "alias", "name"),
             vf: host_address(hostdev)?,
             guest: guest_address(hostdev)?,
+            is_transient: is_transient(hostdev),
         })
     }
 }
 
 impl LiveInterface {
+    /// Whether it is this NIC beyond doubt: it has the alias that we give the NIC, or its device on the host. Another NIC may
+    /// have the same MAC and be on the same bridge.
+    pub(crate) fn is(&self, nic: &VmNic) -> bool {
+        let has_alias = || nic.id.is_some() && self.alias.as_deref() == Some(nic_alias(nic).as_str());
+        let has_target = || nic.target.is_some() && self.target == nic.target;
+        self.mac == nic.mac && !self.is_ours() && (has_alias() || has_target())
+    }
+
     /// Whether it has an alias of ours.
     pub fn is_ours(&self) -> bool {
         self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
+    }
+
+    /// Whether it is this NIC on the bridge that OpenNebula names: where the name is `sriov_<root>`, one that the stock driver
+    /// plugged in.
+    pub(crate) fn is_on_bridge_of(&self, nic: &VmNic) -> bool {
+        self.mac == nic.mac && !self.is_ours() && self.bridge.is_some() && self.bridge == nic.bridge
     }
 
     fn read(interface: Node<'_, '_>) -> Result<Self, XmlError> {
@@ -261,9 +294,18 @@ impl LiveInterface {
             target: child_attribute(interface, "target", "dev"),
             guest: guest_address(interface)?,
             vf: is_hostdev.then(|| host_address(interface)).transpose()?,
+            is_transient: is_transient(interface),
             xml: interface.document().input_text().get(interface.range()).unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// Whether it is the half of a failover pair that leaves by itself.
+///
+/// # Source
+/// libvirt's formatdomain, `<teaming type='transient'>` (6.1 and later).
+fn is_transient(device: Node<'_, '_>) -> bool {
+    child(device, "teaming").is_some_and(|teaming| teaming.attribute("type") == Some("transient"))
 }
 
 /// UUID and alias of a mediated device.

@@ -59,8 +59,20 @@ pub struct WantedNic {
     pub nic_id: Option<u32>,
     /// The dummy's XML, from the moment the guest was asked to release it: what it takes to plug it in again.
     pub dummy: Option<String>,
+    /// What it had without an alias of ours, when its domain was adopted.
+    pub adopted: Adopted,
     /// What a later version put here.
     pub kept: Kept,
+}
+
+/// The devices of a NIC in a domain that the stock driver or the driver of 2013 started: their aliases are libvirt's, which
+/// gives them again to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Adopted {
+    /// The VF, by its address on the host; `None` once it has left.
+    pub vf: Option<PciAddress>,
+    /// The dummy, by its MAC; `None` once it has left.
+    pub dummy: Option<MacAddress>,
 }
 
 /// How a VF gets into the guest.
@@ -212,8 +224,23 @@ impl WantedNic {
             vlan: nic.vlan,
             nic_id: nic.id,
             dummy: None,
+            adopted: Adopted::default(),
             kept: Kept::default(),
         }
+    }
+
+    /// Whether it is this NIC of OpenNebula's: by NIC_ID and MAC, or by root and MAC where one has no NIC_ID. In both cases
+    /// another NIC may have the same MAC; where NIC_IDs are unknown, the same root, too.
+    pub(crate) fn is(&self, nic: &VmNic) -> bool {
+        let same_root = || match nic.root() {
+            Some(root) => root.is_ok_and(|root| root == self.root),
+            None => nic.bridge.is_none(),
+        };
+        self.mac == nic.mac
+            && match (self.nic_id, nic.id) {
+                (Some(mine), Some(its)) => mine == its,
+                _ => same_root(),
+            }
     }
 
     /// What tells it from the VM's other NICs.
@@ -226,7 +253,8 @@ impl WantedNic {
         ascending(nics, |a, b| a.position.cmp(&b.position))
     }
 
-    const ATTRIBUTES: [&'static str; 9] = ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic", "dummy"];
+    const ATTRIBUTES: [&'static str; 11] =
+        ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic", "dummy", "adopted-vf", "adopted-dummy"];
 
     fn read(node: Node<'_, '_>) -> Result<Self, XmlError> {
         Ok(Self {
@@ -239,6 +267,10 @@ impl WantedNic {
             vlan: attribute(node, "vlan", decimal)?,
             nic_id: attribute(node, "nic", decimal)?,
             dummy: attribute(node, "dummy", |xml| Ok(xml.to_owned()))?,
+            adopted: Adopted {
+                vf: attribute(node, "adopted-vf", str::parse)?,
+                dummy: attribute(node, "adopted-dummy", str::parse)?,
+            },
             kept: Kept::read(node, &Self::ATTRIBUTES, &[]),
         })
     }
@@ -254,6 +286,8 @@ impl WantedNic {
             ("vlan", self.vlan.map(|vlan| vlan.to_string())),
             ("nic", self.nic_id.map(|id| id.to_string())),
             ("dummy", self.dummy.clone()),
+            ("adopted-vf", self.adopted.vf.map(|vf| vf.to_string())),
+            ("adopted-dummy", self.adopted.dummy.map(|mac| mac.to_string())),
         ];
         Element::new("nic", attributes).with_kept(&self.kept)
     }
@@ -476,12 +510,13 @@ mod tests {
             any::<Option<u16>>(),
             any::<Option<u32>>(),
             prop::option::of("[ -~\n]{0,9}"),
+            (prop::option::of(address()), prop::option::of("[0-9a-f]{2}(:[0-9a-f]{2}){5}")),
             kept(),
         );
         prop::collection::vec(nic, 0..5).prop_map(|nics| {
             let number = nics.into_iter().enumerate();
             number
-                .map(|(i, (mac, root, mode, guest, boot_order, vlan, nic_id, dummy, kept))| WantedNic {
+                .map(|(i, (mac, root, mode, guest, boot_order, vlan, nic_id, dummy, adopted, kept))| WantedNic {
                     mac: mac.parse().unwrap(),
                     root: root.parse().unwrap_or_else(|_| "ib0".parse().unwrap()),
                     mode,
@@ -491,6 +526,7 @@ mod tests {
                     vlan,
                     nic_id,
                     dummy,
+                    adopted: Adopted { vf: adopted.0, dummy: adopted.1.map(|mac| mac.parse().unwrap()) },
                     kept,
                 })
                 .collect()

@@ -173,10 +173,20 @@ impl VmData {
         self.nics.iter().filter_map(|nic| Some((nic, nic.root()?.ok()?)))
     }
 
-    /// The NIC with this MAC; of several, the one that the action is about.
-    pub fn nic(&self, mac: MacAddress) -> Option<&VmNic> {
-        let with = || self.nics.iter().filter(move |nic| nic.mac == mac);
-        with().find(|nic| nic.attach).or_else(|| with().next())
+    /// The NIC that an action on this MAC is about: the one that is marked, otherwise the only one with the MAC. `None`, too,
+    /// when several have it and nothing says which one is meant.
+    pub fn meant(&self, mac: MacAddress) -> Option<&VmNic> {
+        let with: Vec<&VmNic> = self.nics.iter().filter(|nic| nic.mac == mac).collect();
+        match (with.iter().find(|nic| nic.attach), &with[..]) {
+            (Some(marked), _) => Some(marked),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        }
+    }
+
+    /// The MACs of all NICs, also of those that are PCI devices.
+    pub fn macs(&self) -> impl Iterator<Item = MacAddress> {
+        self.nics.iter().map(|nic| nic.mac).chain(self.pcis.iter().filter_map(|pci| pci.mac))
     }
 
     /// The PCI device that the action is about.
@@ -403,8 +413,8 @@ mod tests {
         );
         let data = VmData::parse(&text).unwrap();
         let mac = |text: &str| text.parse::<MacAddress>().unwrap();
-        assert_eq!(data.nic(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
-        assert!(data.nic(mac("02:00:00:00:00:02")).is_none());
+        assert_eq!(data.meant(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
+        assert!(data.meant(mac("02:00:00:00:00:02")).is_none());
         assert!(data.attaches_alias(mac("02:00:00:00:00:02")) && !data.attaches_alias(mac("02:00:00:00:00:01")));
         assert_eq!(data.vcpus(), Some(2));
         let roots: Vec<_> = data.sriov_nics().map(|(nic, root)| (nic.id, root.to_string())).collect();
