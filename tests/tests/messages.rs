@@ -390,6 +390,10 @@ fn causes() -> Vec<(&'static str, Cause)> {
             Cause::NoRoom { what: text("resize VCPU to 8 on one-42"), why: text("it was started for at most 4") },
         ),
         ("attach_nic", Cause::TooMany { vm: vm() }),
+        (
+            "detach_nic",
+            Cause::SeveralNics { vm: vm(), mac: mac(), nics: text("a VF of ib0 at position 0, one-42-1 on br0") },
+        ),
         ("save", Cause::ForeignDevice { vm: vm(), device: text("0000:81:00.0"), what: "saved" }),
         ("save", Cause::NotRunning { vm: vm(), how: "paused" }),
         ("save", Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
