@@ -9,7 +9,9 @@ use crate::reconcile;
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm, nic_defaults};
 use crate::vm_dir::VmDir;
-use crate::xml::{LiveDomain, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot};
+use crate::xml::{
+    LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot,
+};
 use crate::{DeployId, RootName, SnapshotName};
 
 const ACTION: &str = "snapshot_revert";
@@ -150,7 +152,8 @@ impl Revert<'_, '_> {
 
     /// The SR-IOV NICs as OpenNebula describes them, without those that are interfaces on a bridge of such a name.
     fn described(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
-        let is_interface = |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| interface.is_on_bridge_of(nic));
+        let is_it = |interface: &LiveInterface, nic: &VmNic| interface.is(nic) || interface.is_on_bridge_of(nic);
+        let is_interface = move |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| is_it(interface, nic));
         self.data.into_iter().flat_map(VmData::sriov_nics).filter(move |(nic, _)| !is_interface(nic))
     }
 
@@ -193,7 +196,7 @@ impl Revert<'_, '_> {
                 is_free.then_some(then)
             };
             match now.or_else(then) {
-                Some(known) => nics.push(WantedNic { nic_id: known.nic_id.or(nic.id), ..known.clone() }),
+                Some(known) => nics.push(known.clone()),
                 None => new.push((nic, root)),
             }
         }
