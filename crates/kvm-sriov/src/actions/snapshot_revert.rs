@@ -139,8 +139,7 @@ impl Revert<'_, '_> {
             vm::check_answers(host, &vm.domain)?;
         }
         let nics = &self.vm.wanted.nics;
-        let is_new =
-            |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.mac == nic.mac && known.root == *root);
+        let is_new = |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.is(nic) && known.root == *root);
         // A NIC that has a VF gets it back, and one that has none does without, also when its map is gone.
         let new: Vec<RootName> =
             self.described().filter(|(nic, root)| is_new(nic, root)).map(|(_, root)| root).collect();
