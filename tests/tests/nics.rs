@@ -5,7 +5,7 @@
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, HostState};
+use kvm_sriov::{ActionError, DeployId, HostState, PciAddress};
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::Scenario;
@@ -297,6 +297,54 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
     attach(&host, &vm(), 4, "sriov_ib1").unwrap();
     assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == host.vfs("ib1")[2]));
     host.check();
+}
+
+/// What every VF would meet is said once, and no further VF is tried.
+#[test]
+fn what_is_no_vfs_fault_takes_no_map_apart() {
+    let memory = |vf| {
+        format!(
+            "vfio {vf}: failed to setup container for group 11: memory listener initialization failed: Region pc.ram: \
+             vfio_container_dma_map(0x1, 0x0, 0x10000, 0x2) = -12 (Cannot allocate memory)"
+        )
+    };
+    let slots = |_| "No more available PCI slots".to_owned();
+    let place =
+        |_| "PCI: slot 5 function 0 not available for vfio-pci, in use by virtio-balloon-pci,id=balloon0".to_owned();
+    let denied = |vf| format!("vfio {vf}: failed to open /dev/vfio/vfio: Permission denied");
+    let texts: [(&dyn Fn(PciAddress) -> String, &str); 4] = [
+        (&memory, "can't lock the guest's memory"),
+        (&slots, "No more available PCI slots"),
+        (&place, "in use by virtio-balloon-pci"),
+        (&denied, "QEMU may not open /dev/vfio/vfio"),
+    ];
+    for (text, said) in texts {
+        let host = a_running_vm();
+        let before = host.portrait();
+        for vf in host.vfs("ib1") {
+            host.model().refuse(vf, &text(vf));
+        }
+        host.faults().disarm();
+        let error = attach(&host, &vm(), 4, "sriov_ib1").unwrap_err().to_string();
+        assert!(error.contains(said) && error.ends_with("nothing was changed"), "{error}");
+        assert_eq!(host.faults().count("attach"), 1, "{error}");
+        assert_eq!(host.portrait(), before);
+        host.faults().disarm();
+        let other = Vm::new(43).nic("sriov_ib1");
+        let deployed = actions::deploy(&host.host(), &host.deployment_file(&other), &host.deployment(&other));
+        let error = deployed.unwrap_err().to_string();
+        assert!(error.contains(said) && error.ends_with("nothing was started"), "{error}");
+        assert_eq!(host.faults().count("create"), 1, "{error}");
+    }
+    // Of devices that QEMU may not open the second one shows that it is the host's rules.
+    let host = a_running_vm();
+    for vf in host.vfs("ib1") {
+        host.model().refuse(vf, &format!("vfio {vf}: failed to open /dev/vfio/11: Permission denied"));
+    }
+    host.faults().disarm();
+    let error = attach(&host, &vm(), 4, "sriov_ib1").unwrap_err().to_string();
+    assert!(error.contains("QEMU may not open /dev/vfio/11") && error.contains("no udev rule"), "{error}");
+    assert_eq!(host.faults().count("attach"), 2, "{error}");
 }
 
 #[test]

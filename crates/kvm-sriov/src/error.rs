@@ -606,4 +606,6 @@ impl std::error::Error for ActionError {
 pub(crate) struct Refusal {
     pub(crate) vf: PciAddress,
     pub(crate) why: String,
+    /// Whether QEMU may not open its vfio device.
+    pub(crate) is_denied: bool,
 }

@@ -149,11 +149,12 @@ impl Sysfs {
 /// The vfio device that QEMU was not allowed to open, from libvirt's text of the failure.
 ///
 /// # Source
-/// QEMU `hw/vfio/container.c`: `Could not open '/dev/vfio/11': Permission denied`.
+/// QEMU `hw/vfio/container.c`: `Could not open '/dev/vfio/11': Permission denied`; before 9.0 `failed to open /dev/vfio/11: Permission
+/// denied`.
 pub(crate) fn denied_vfio_device(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once("'/dev/vfio/")?;
-    let (number, rest) = rest.split_once('\'')?;
-    rest.contains("Permission denied").then(|| format!("/dev/vfio/{number}"))
+    let (_, rest) = text.split_once("/dev/vfio/")?;
+    let (name, rest) = rest.split_at(rest.find(['\'', ':', ' '])?);
+    rest.contains("Permission denied").then(|| format!("/dev/vfio/{name}"))
 }
 
 fn rules_below(dir: &Path) -> Vec<String> {
@@ -228,6 +229,8 @@ mod tests {
     #[test]
     fn finds_the_device_in_libvirts_text() {
         let text = "internal error: process exited while connecting to monitor: vfio 0000:01:10.0: Could not open '/dev/vfio/11': Permission denied";
+        assert_eq!(denied_vfio_device(text).as_deref(), Some("/dev/vfio/11"));
+        let text = "vfio 0000:01:10.0: failed to open /dev/vfio/11: Permission denied";
         assert_eq!(denied_vfio_device(text).as_deref(), Some("/dev/vfio/11"));
         assert_eq!(denied_vfio_device("Could not open '/dev/vfio/11': No such file"), None);
         assert_eq!(denied_vfio_device("Could not open '/x': Permission denied"), None);

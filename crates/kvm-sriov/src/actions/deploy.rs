@@ -7,10 +7,9 @@ use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::sudo::Sudo;
-use crate::sysfs;
 use crate::vf_map::VfMap;
 use crate::vm::gone;
-use crate::vm::with_refusals;
+use crate::vm::{Attempt, Failure, with_refusals};
 use crate::vm_dir::{self, VmDir};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, SriovNic, VmData, VmNic, Wanted, dummy_alias_of};
 use crate::{DeployId, MacAddress, RootName};
@@ -162,7 +161,7 @@ impl Start<'_> {
                 .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
             let claimed = Claimed { start: self, store, owner, claims };
-            match claimed.start_domain(lock, needs) {
+            match claimed.start_domain(lock, needs, &refusals) {
                 Ok(domain) => return Ok(domain),
                 Err(Failure::Refused(refusal)) => {
                     claimed.give_back().map_err(|undo| claimed.left_claimed(Cause::Claims(undo)))?;
@@ -181,20 +180,6 @@ impl Start<'_> {
     }
 }
 
-/// Why a domain with VFs did not start.
-enum Failure {
-    /// libvirt named one of the VFs: another may do.
-    Refused(Refusal),
-    /// Another VF would not help.
-    Other(Cause),
-}
-
-impl<E: Into<Cause>> From<E> for Failure {
-    fn from(cause: E) -> Self {
-        Self::Other(cause.into())
-    }
-}
-
 /// A VM whose VFs are claimed.
 struct Claimed<'a> {
     start: &'a Start<'a>,
@@ -204,7 +189,7 @@ struct Claimed<'a> {
 }
 
 impl Claimed<'_> {
-    fn start_domain(&self, lock: &VmLock, needs: &Needs) -> Result<DomainRef, Failure> {
+    fn start_domain(&self, lock: &VmLock, needs: &Needs, refusals: &[Refusal]) -> Result<DomainRef, Failure> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
         let plan = self.plan(needs);
@@ -212,7 +197,7 @@ impl Claimed<'_> {
         if lock.cancelled() {
             return Err(cancelled().into());
         }
-        let domain = start.create(&xml).map_err(|cause| self.sort(cause))?;
+        let domain = start.create(&xml).map_err(|cause| self.judge(cause, refusals))?;
         self.verify(&domain, &plan, &needs.dummy_bridge)?;
         if lock.cancelled() {
             return Err(cancelled().into());
@@ -257,30 +242,12 @@ impl Claimed<'_> {
             .collect()
     }
 
-    /// Reads libvirt's refusal: does it name one of our VFs, or is it a matter of the host?
-    fn sort(&self, cause: Cause) -> Failure {
-        let Cause::Call { source, .. } = &cause else { return Failure::Other(cause) };
-        let text = source.text().to_owned();
-        let kind = source.kind();
-        if matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected) {
-            return Failure::Other(cause);
-        }
-        let host = self.start.host;
-        if kind == LibvirtErrorKind::NoMemory {
-            return Failure::Other(Cause::NoMemory {
-                text,
-                guest_kib: self.start.deployment.memory_kib(),
-                limit_kib: self.start.deployment.limit_kib(),
-                free_kib: host.sysfs().available_memory_kib(),
-            });
-        }
-        if let Some(device) = sysfs::denied_vfio_device(&text) {
-            return Failure::Other(Cause::VfioDenied { device, text, advice: host.sysfs().vfio_advice() });
-        }
-        match self.claims.iter().find(|claim| text.contains(&claim.vf.to_string())) {
-            Some(claim) => Failure::Refused(Refusal { vf: claim.vf, why: text }),
-            None => Failure::Other(cause),
-        }
+    /// Whose fault it is that the domain was not created.
+    fn judge(&self, cause: Cause, refusals: &[Refusal]) -> Failure {
+        let Cause::Call { what, source } = cause else { return Failure::Other(cause) };
+        let vfs: Vec<_> = self.claims.iter().map(|claim| claim.vf).collect();
+        let (guest_kib, limit_kib) = (self.start.deployment.memory_kib(), self.start.deployment.limit_kib());
+        Attempt { what, vfs: &vfs, refusals, guest_kib, limit_kib, sysfs: self.start.host.sysfs() }.judge(source)
     }
 
     /// Believes only the live XML: every VF and every dummy is there, and the guest sees the VFs in their order.

@@ -190,7 +190,7 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
 
 /// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its daemon,
 /// which is none unless somebody sets one.
-const TEXTS: [(&str, LibvirtErrorKind); 8] = [
+const TEXTS: [(&str, LibvirtErrorKind); 9] = [
     // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
     ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
     // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power indicator
@@ -206,6 +206,8 @@ const TEXTS: [(&str, LibvirtErrorKind); 8] = [
     ("is in use by block job", LibvirtErrorKind::ActiveBlockJob),
     // QEMU vfio_container_dma_map: "vfio_dma_map(...) = -12 (Cannot allocate memory)".
     ("Cannot allocate memory", LibvirtErrorKind::NoMemory),
+    // libvirt virProcessSetMaxMemLock: "cannot limit locked memory of process 4711 to 2147483648".
+    ("cannot limit locked memory", LibvirtErrorKind::NoMemory),
     // libvirt virDomainObjBeginJobInternal: "cannot acquire state change lock ... due to max_queued limit".
     ("cannot acquire state change lock", LibvirtErrorKind::DomainBusy),
 ];

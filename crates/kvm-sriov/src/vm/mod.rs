@@ -2,6 +2,7 @@
 //!
 //! * `unplug` - the engine that asks a guest to release devices
 //! * `plug` - free VFs are claimed and plugged in, in order
+//! * `blame` - whose fault it is that a domain does not get its VFs
 //! * `dummy` - the interfaces that carry the IP addresses of VFs into the guest
 //! * `gone` - a domain that goes, and the VFs that are free then
 //! * `take_out` - devices that leave for good
@@ -10,6 +11,7 @@
 //! * `watcher` - plugs back what leaves after everybody stopped waiting
 
 mod adopt;
+mod blame;
 pub(crate) mod clock;
 mod dummy;
 pub(crate) mod gone;
@@ -26,8 +28,8 @@ pub use clock::sync_clock;
 pub use unplug::{Outcome, unplug};
 pub use watcher::watch;
 
+pub(crate) use blame::{Attempt, Failure, with_refusals};
 pub(crate) use dummy::nic_defaults;
-pub(crate) use plug::with_refusals;
 pub(crate) use take_out::{Device, DeviceKind, aliases};
 pub(crate) use unplug::is_passing;
 

@@ -1,11 +1,10 @@
 //! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
 
 use super::Vm;
+use super::blame::{Attempt, Failure, with_refusals};
 use crate::PciAddress;
-use crate::claims::{Claim, ClaimError, Request};
+use crate::claims::{Claim, Request};
 use crate::error::{Cause, Refusal};
-use crate::libvirt::LibvirtErrorKind;
-use crate::sysfs;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
@@ -27,11 +26,11 @@ impl Vm<'_> {
         let mut refusals = Vec::new();
         let mut done = 0;
         while let (Some(nic), Some(claim)) = (nics.get(done), claims.get(done).cloned()) {
-            match self.attach(nic, claim.vf) {
+            match self.attach(nic, claim.vf, &refusals) {
                 Ok(()) => done += 1,
-                Err(Failure::Refused(why)) => {
-                    log::warn!("VF {} was refused ({why}); the next free one is tried", claim.vf);
-                    refusals.push(Refusal { vf: claim.vf, why });
+                Err(Failure::Refused(refusal)) => {
+                    log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
+                    refusals.push(refusal);
                     let next = self
                         .store
                         .release(std::slice::from_ref(&claim))
@@ -110,10 +109,10 @@ impl Vm<'_> {
         }
         for (nic, claim) in lost {
             log::info!("the guest of {} released VF {} again: it is plugged once more", self.domain.name, claim.vf);
-            self.attach(nic, claim.vf).map_err(|failure| match failure {
+            self.attach(nic, claim.vf, &[]).map_err(|failure| match failure {
                 Failure::Other(cause) => cause,
-                Failure::Refused(why) => {
-                    let what = format!("VF {} left again at once, and was refused then: {why}", claim.vf);
+                Failure::Refused(Refusal { vf, why, .. }) => {
+                    let what = format!("VF {vf} left again at once, and was refused then: {why}");
                     Cause::NotAsAsked { name: self.domain.name.clone(), what }
                 }
             })?;
@@ -174,7 +173,7 @@ impl Vm<'_> {
         Ok(claims.into_iter().filter_map(|(_, claim)| claim.or_else(|| fresh.next())).collect())
     }
 
-    fn attach(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Failure> {
+    fn attach(&self, nic: &WantedNic, vf: PciAddress, refusals: &[Refusal]) -> Result<(), Failure> {
         let device = hostdev_of(nic, vf);
         let limit = self.host.call_limit(self.live.memory_kib);
         let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device, limit));
@@ -185,33 +184,15 @@ impl Vm<'_> {
             log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
             return Ok(());
         }
-        let text = error.text().to_owned();
-        match error.kind() {
-            LibvirtErrorKind::NoMemory => Err(Failure::Other(Cause::NoMemory {
-                text,
-                guest_kib: self.live.memory_kib,
-                limit_kib: self.live.limit_kib,
-                free_kib: self.host.sysfs().available_memory_kib(),
-            })),
-            // Nothing of this is the VF's.
-            LibvirtErrorKind::NoDomain
-            | LibvirtErrorKind::DomainBusy
-            | LibvirtErrorKind::Unreachable
-            | LibvirtErrorKind::NotAllowed
-            | LibvirtErrorKind::Disconnected
-            | LibvirtErrorKind::NoAnswer
-            | LibvirtErrorKind::NoTime
-            | LibvirtErrorKind::NoThread => Err(Failure::Other(Cause::Call {
-                what: format!("plug VF {vf} into {}", self.domain.name),
-                source: error,
-            })),
-            _ => match sysfs::denied_vfio_device(&text) {
-                Some(device) => {
-                    Err(Failure::Refused(format!("QEMU may not open {device}: {}", self.host.sysfs().vfio_advice())))
-                }
-                None => Err(Failure::Refused(text)),
-            },
-        }
+        let attempt = Attempt {
+            what: format!("plug VF {vf} into {}", self.domain.name),
+            vfs: &[vf],
+            refusals,
+            guest_kib: self.live.memory_kib,
+            limit_kib: self.live.limit_kib,
+            sysfs: self.host.sysfs(),
+        };
+        Err(attempt.judge(error))
     }
 
     /// Believes only the live XML.
@@ -225,23 +206,5 @@ impl Vm<'_> {
             }
             Some(_) => Ok(()),
         }
-    }
-}
-
-enum Failure {
-    /// Another VF may do.
-    Refused(String),
-    /// Another VF would not help.
-    Other(Cause),
-}
-
-/// An exhausted map says why libvirt refused the VFs that were free.
-pub(crate) fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
-    match cause {
-        Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
-            let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
-            Cause::AllRefused { exhausted: Box::new(exhausted), reasons: reasons.join(", ") }
-        }
-        other => other,
     }
 }
