@@ -268,7 +268,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
     let call = |what: &str| Cause::Call { what: what.to_owned(), source: libvirt() };
     let xml = || Deployment::parse("<domain>").unwrap_err();
     let no_mac = || "02:00".parse::<kvm_sriov::MacAddress>().unwrap_err();
-    let holder = Holder { action: text("migrate"), process: Process::new(4711, 1), since: u64::MAX };
+    let holder = Holder { action: text("migrate"), process: Process::new(4711, 1), since: u64::MAX, program: None };
     let users = BTreeMap::from([(text("one-7"), 3), (text("one-9"), 1)]);
     let no_vfs = || vec![("0000:07:00.0".parse().unwrap(), NoVf::NotVf), (vf(), NoVf::Missing)];
     let agent: fn(AgentError) -> Cause = Cause::Agent;

@@ -2,17 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::env;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::{actions, wire};
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::lab::Said;
+use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::site::{Recorded, Site};
 use kvm_sriov_tests::until;
@@ -220,4 +225,59 @@ fn poll_puts_the_host_right_once_in_a_while() {
     fs::set_permissions(site.state(), fs::Permissions::from_mode(0o777)).unwrap();
     poll();
     assert_eq!(site.daemon().libvirt().domains().unwrap().len(), 1);
+}
+
+/// Holds the lock of one-42 in the state directory that the environment names, until somebody wishes that it ends.
+fn hold_the_lock(action: &str) {
+    let store = ClaimStore::create(Path::new(&env::var("STATE").unwrap())).unwrap();
+    let lock = store.lock_vm(&"one-42".parse().unwrap(), action, Duration::ZERO).unwrap();
+    until("the wish comes", || lock.cancelled());
+}
+
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn program() {
+    wire::run("save", |_| {
+        hold_the_lock("save");
+        Ok(None)
+    });
+}
+
+/// As a probe does it, or `poll`, which puts the whole host right.
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn program_with_other_work() {
+    wire::run("poll", |_| {
+        hold_the_lock("reconcile");
+        Ok(None)
+    });
+}
+
+/// As a program does it that embeds the library.
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn embedder() {
+    hold_the_lock("save");
+}
+
+#[test]
+fn cancel_kills_only_programs_of_the_driver() {
+    for (child, is_killed) in [("program", true), ("program_with_other_work", false), ("embedder", false)] {
+        let host = ModelHost::default();
+        let vm = "one-42".parse().unwrap();
+        let store = host.host().claims().unwrap();
+        let mut holder = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "--ignored", child])
+            .env("STATE", host.state_dir())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the lock is held", || {
+            store.vm_holder(&vm).unwrap().is_some_and(|other| other.process.pid() == holder.id())
+        });
+        actions::cancel(&host.host(), &"one-42".parse().unwrap(), Some(42)).unwrap();
+        let status = holder.wait().unwrap();
+        assert_eq!((status.signal() == Some(9), status.success()), (is_killed, !is_killed), "{child}: {status}");
+    }
 }

@@ -16,8 +16,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Destroys the domain and frees its VFs; success when it is not there.
 ///
-/// Never waits for another action of the same VM: OpenNebula cancels while the old one still runs. It tells that action
-/// to end, destroys, and only then takes the lock, to look once more and to free the VFs.
+/// Never waits for another action of the same VM: OpenNebula cancels while the old one still runs. It ends that action's program,
+/// or lets another program that holds the VM's lock know of the wish ([`VmLock::cancelled`](crate::claims::VmLock::cancelled)), destroys, and only then takes the lock, to look once more and to free the VFs.
 ///
 /// * `vm_id` - OpenNebula's number of the VM; with it the claims of a domain that is gone are found by its name
 ///
@@ -74,7 +74,11 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
         Some(holder) => {
             log::info!("{vm} is busy: {holder}; it is told to end");
             store.request_cancel(vm, &holder)?;
-            holder.process.kill();
+            if !holder.end() {
+                log::info!(
+                    "{holder} is no program of the driver for {vm} alone: it sees the wish and ends its work by itself"
+                );
+            }
             Ok(())
         }
     });

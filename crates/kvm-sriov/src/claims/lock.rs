@@ -4,16 +4,46 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt;
 
-use super::{ClaimError, Process, safe};
+use super::{ClaimError, Process, process, safe};
 use crate::DomainName;
 
 /// Between two tries of a lock that is held.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// The program that this process is, when it is one of the driver's that works on one VM and on nothing else.
+static PROGRAM: OnceLock<Program> = OnceLock::new();
+
+/// A program of the driver.
+struct Program {
+    /// What it calls itself, such as `save`.
+    action: &'static str,
+    /// Its file's name.
+    file: String,
+}
+
+/// The agent works on one VM, too, and calls its work by another name.
+const AGENT: &str = "sriov_agent";
+
+/// This process is a program of the driver, which does this and nothing else: who cancels its VM may end it.
+pub(crate) fn this_is_program(action: &'static str) {
+    let file = std::env::current_exe().ok().and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()));
+    if let Some(file) = file.filter(|file| !file.contains(char::is_whitespace)) {
+        // A process is one program: the first word stands.
+        PROGRAM.get_or_init(|| Program { action, file });
+    }
+}
+
+/// The file's name of this program, if the lock that it takes for `action` is for its one work.
+fn program_for(action: &str) -> Option<String> {
+    let program = PROGRAM.get()?;
+    (program.action == action || program.action == AGENT).then(|| program.file.clone())
+}
 
 /// Who holds a VM's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +54,9 @@ pub struct Holder {
     pub process: Process,
     /// Since when, in seconds since 1970.
     pub since: u64,
+    /// The file's name of the driver's program that it is, if it is one that works on this VM and on nothing else. A probe,
+    /// `kvm-sriov reconcile` and a program that embeds this library are none.
+    pub program: Option<String>,
 }
 
 impl fmt::Display for Holder {
@@ -33,15 +66,30 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// Ends it (SIGKILL), if it is one of the driver's programs that works on this VM alone and still runs: an action goes on when it is
+    /// only asked to end. Anything else is left to see the wish. Whether it was told.
+    pub fn end(&self) -> bool {
+        let is_ours = self.program.as_deref().is_some_and(|program| self.process.runs(program));
+        if is_ours {
+            self.process.kill();
+        }
+        is_ours
+    }
+
     fn to_text(&self) -> String {
-        format!("{} {} {} {}\n", self.action, self.process.pid(), self.process.started(), self.since)
+        let Self { action, process, since, program } = self;
+        let (boot, program) = (process::boot_id(), program.as_deref().unwrap_or("-"));
+        format!("{action} {} {} {since} {boot} {program}\n", process.pid(), process.started())
     }
 
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let action = words.next()?.to_owned();
         let process = Process::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Self { action, process, since: words.next()?.parse().ok()? })
+        let since = words.next()?.parse().ok()?;
+        // Of another boot the process is another one.
+        let program = words.next().filter(|boot| *boot == process::boot_id()).and_then(|_| words.next());
+        Some(Self { action, process, since, program: program.filter(|name| *name != "-").map(str::to_owned) })
     }
 }
 
@@ -71,7 +119,8 @@ impl VmLock {
     pub(super) fn take(locks: &Path, vm: &DomainName, action: &str, timeout: Duration) -> Result<Self, ClaimError> {
         let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
         let Some(mut file) = acquire(&path, timeout)? else {
-            let unknown = || Holder { action: "an action".into(), process: Process::new(0, 0), since: now() };
+            let unknown =
+                || Holder { action: "an action".into(), process: Process::new(0, 0), since: now(), program: None };
             let holder = holder(locks, vm)?.unwrap_or_else(unknown);
             return Err(ClaimError::Busy { vm: vm.clone(), holder });
         };
@@ -82,7 +131,8 @@ impl VmLock {
             }
             _ => {}
         }
-        let text = Holder { action: action.into(), process: Process::this(), since: now() }.to_text();
+        let program = program_for(action);
+        let text = Holder { action: action.into(), process: Process::this(), since: now(), program }.to_text();
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
@@ -218,6 +268,21 @@ mod tests {
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
         VmLock::take(dir.path(), &vm, "attach_nic", Duration::ZERO).unwrap();
         assert!(VmLock::take_known(dir.path(), &vm, "save").unwrap().is_some());
+    }
+
+    #[test]
+    fn only_a_program_of_this_boot_is_known_as_one() {
+        let program = |text: &str| Holder::parse(text).unwrap().program;
+        let boot = process::boot_id();
+        assert_eq!(program(&format!("save 4711 1 2 {boot} save\n")).as_deref(), Some("save"));
+        for text in
+            ["reconcile 4711 1 2\n".to_owned(), format!("reconcile 4711 1 2 {boot} -\n"), "save 1 2 3 x save\n".into()]
+        {
+            assert_eq!(program(&text), None, "{text}");
+        }
+        let this = Holder { action: "save".into(), process: Process::this(), since: 2, program: Some("save".into()) };
+        assert_eq!(Holder::parse(&this.to_text()), Some(this.clone()));
+        assert!(!this.end(), "this process is no program save");
     }
 
     #[test]

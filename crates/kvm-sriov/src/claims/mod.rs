@@ -20,6 +20,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use lock::this_is_program;
 pub use lock::{Holder, VmLock};
 pub use process::Process;
 pub use store::{ClaimStore, Entry};

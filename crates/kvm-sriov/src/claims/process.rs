@@ -1,7 +1,9 @@
 //! A process that holds a claim or a lock, told apart from a later one with the same number.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -40,8 +42,23 @@ impl Process {
         start_of(self.pid) == Some(self.started)
     }
 
-    /// Ends it, if it still runs (SIGKILL): an action goes on when it is only asked to end.
-    pub fn kill(&self) {
+    /// Whether it still runs, and runs a program whose file has this name.
+    ///
+    /// # Source
+    /// proc(5): `/proc/pid/exe` ends with " (deleted)" when the file was replaced, and can't be read of a process that was root;
+    /// `/proc/pid/comm` always can, and has the first 15 bytes of the name.
+    pub(super) fn runs(&self, program: &str) -> bool {
+        let exe = fs::read_link(format!("/proc/{}/exe", self.pid));
+        let is_it = match exe.as_deref().ok().and_then(Path::file_name).and_then(OsStr::to_str) {
+            Some(name) => name.strip_suffix(" (deleted)").unwrap_or(name) == program,
+            None => fs::read_to_string(format!("/proc/{}/comm", self.pid))
+                .is_ok_and(|comm| program.as_bytes().get(..15).unwrap_or(program.as_bytes()) == comm.trim().as_bytes()),
+        };
+        is_it && self.is_alive()
+    }
+
+    /// Ends it, if it still runs (SIGKILL).
+    pub(super) fn kill(&self) {
         if !self.is_alive() || *self == Self::this() {
             return;
         }

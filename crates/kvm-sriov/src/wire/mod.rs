@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use caller::Caller;
 
 use crate::DomainName;
+use crate::claims;
 use crate::detached;
 use crate::error::{ActionError, Cause, HostState};
 use crate::hook::Hook;
@@ -283,6 +284,7 @@ pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
 /// share one state. Told to end (SIGTERM, SIGHUP) it goes on until it has finished, or has undone what it began.
 pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     signals::hold();
+    claims::this_is_program(action);
     answer(action, body)
 }
 
