@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use kvm_sriov::HostName;
 use kvm_sriov::actions::{Route, migrate_local};
@@ -68,11 +69,17 @@ fn an_agent_that_does_not_start_says_why() {
         assert_eq!(error, format!("cannot start the agent on node2: {said}"));
     }
     let error = state(&remotes, "echo 'kvm-sriov-agent 99 7.0.0'; cat", UUID).unwrap_err();
-    assert!(error.starts_with("the agent on node2 speaks version 99 of the protocol, this host version 1"), "{error}");
-    let error = state(&remotes, "echo 'kvm-sriov-agent 1 0.1.0'; read line; echo 'nonsense'", UUID).unwrap_err();
+    assert!(error.starts_with("the agent on node2 speaks version 99 of the protocol, this host version 2"), "{error}");
+    let error = state(&remotes, "echo 'kvm-sriov-agent 2 0.1.0'; read line; echo 'nonsense'", UUID).unwrap_err();
     assert_eq!(error, "the agent on node2 said \"nonsense\"");
-    let error = state(&remotes, "echo 'kvm-sriov-agent 1 0.1.0'; read line; echo 'broken pipe' >&2", UUID).unwrap_err();
+    let error = state(&remotes, "echo 'kvm-sriov-agent 2 0.1.0'; read line; echo 'broken pipe' >&2", UUID).unwrap_err();
     assert_eq!(error, "the agent on node2 was lost: broken pipe");
+    // What ssh started lives on, and keeps its standard error open.
+    let begin = Instant::now();
+    let script = "sleep 60 </dev/null >/dev/null & echo 'node2: broken' >&2; exit 255";
+    let error = state(&remotes, script, UUID).unwrap_err();
+    assert_eq!(error, "cannot start the agent on node2: node2: broken");
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -89,6 +96,53 @@ fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
     ssh(remotes, HERE);
     let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
     run(remotes.program(action, args).env("PATH", path), stdin)
+}
+
+/// A definition that is shut off, as a snapshot's revert or `--persistent` leaves it, is no domain.
+#[test]
+fn a_definition_that_is_shut_off_is_in_nobodys_way() {
+    let remotes = remotes();
+    let domain = |name: &str, uuid: &str, state: &str| {
+        format!(
+            "<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os>\
+             <metadata><test:domain xmlns:test='http://libvirt.org/schemas/domain/test/1.0'/></metadata>\
+             <test:runstate xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>{state}</test:runstate></domain>"
+        )
+    };
+    let off = "7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10";
+    let node = format!("<node>{}{}</node>", domain("one-42", off, "5"), domain("one-43", UUID, "1"));
+    let path = remotes.path().join("node.xml");
+    fs::write(&path, node).unwrap();
+    let kvmrc =
+        format!("LIBVIRT_URI=test://{}\nVF_STATE_DIR={}\n", path.display(), remotes.path().join("state").display());
+    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+    let ask = |request: &str| {
+        let mut agent = Command::new(remotes.driver().join("sriov_agent"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+        lines.next().unwrap();
+        let mut input = agent.stdin.take().unwrap();
+        writeln!(input, "{request}").unwrap();
+        let answer = lines.next().unwrap();
+        drop(input);
+        agent.wait().unwrap();
+        answer
+    };
+    assert_eq!(ask(&format!("state uuid={off}")), "state is=none");
+    assert_eq!(ask(&format!("prepare vm=one-42 uuid={off} id=7")), "ready");
+    assert_eq!(
+        ask(&format!("prepare vm=one-43 uuid={UUID} id=7")),
+        "refused why=one-43%20is%20already%20on%20this%20host"
+    );
+    // Nor for any other action.
+    let said = call(&remotes, "poll", &[off, "node1"], "");
+    let other = call(&remotes, "poll", &["one-99", "node1"], "");
+    assert_eq!((said.code, said.out), (other.code, other.out));
+    let said = call(&remotes, "shutdown", &[off, "node1"], "");
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
 }
 
 /// The recorded call, as a text.
@@ -138,14 +192,14 @@ fn an_agent_is_asked_for_the_whole_move() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines().map(|line| line.unwrap());
-    assert!(lines.next().unwrap().starts_with("kvm-sriov-agent 1 "));
+    assert!(lines.next().unwrap().starts_with("kvm-sriov-agent 2 "));
     let mut input = agent.stdin.take().unwrap();
     writeln!(input, "migrate vm={UUID} from=node1 to=node2").unwrap();
     assert_eq!(
         lines.next().unwrap(),
         "failed cause=node2:%20test%20is%20already%20on%20this%20host state=nothing%20was%20changed"
     );
-    writeln!(input, "finish").unwrap();
+    writeln!(input, "finish uuid=7f1c2a52-64d6-4c0c-9b0e-2f7a4c1d9e10 id=7").unwrap();
     assert_eq!(lines.next().unwrap(), "refused why=no%20VM%20was%20announced%20to%20this%20agent");
     drop(input);
     assert!(agent.wait().unwrap().success());

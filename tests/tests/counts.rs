@@ -209,7 +209,11 @@ const SLEEPS: [(&str, usize, &str); 17] = [
     ("actions/exec_cancel.rs", 1, "the guest's agent has no event for a process that ends"),
     ("actions/poll.rs", 1, "the use of CPUs is measured over a second, as by the stock driver"),
     ("sysfs.rs", 1, "udev's queue has no event that a library of ours hears"),
-    ("agent/serve.rs", 1, "a domain that is on its way in has no event of its own when libvirt lets go of it"),
+    (
+        "agent/serve.rs",
+        2,
+        "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again",
+    ),
     ("host.rs", 1, "libvirtd is away, and is tried again"),
     ("claims/lock.rs", 1, "a lock of flock that somebody else holds has no deadline of its own"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),

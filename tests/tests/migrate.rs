@@ -8,12 +8,12 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, Snapshots};
+use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState, Snapshots};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
@@ -22,13 +22,17 @@ use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::every::MOST_CALLS;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
-use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::model::{Course, Guest, Phase};
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
 /// The agent on a thread, on a host that was opened before.
+#[derive(Default)]
 struct Threads {
-    hosts: Mutex<BTreeMap<String, Host>>,
+    /// One for each connection that may be made.
+    hosts: Mutex<Vec<(String, Host)>>,
+    /// How an agent reaches the host that it was started from.
+    back: Option<Arc<Threads>>,
     /// Ends of the connection, to cut it.
     ends: Mutex<Vec<UnixStream>>,
     /// The names of files that were copied.
@@ -37,29 +41,46 @@ struct Threads {
 
 impl Threads {
     fn to(host: &ModelHost) -> Self {
-        Self {
-            hosts: Mutex::new(BTreeMap::from([(host.model().name(), host.host())])),
-            ends: Mutex::default(),
-            copied: Mutex::default(),
-        }
+        Self::times(1, host)
     }
 
-    /// The network between the hosts is cut.
+    /// So many connections to a host, one after the other.
+    fn times(number: usize, host: &ModelHost) -> Self {
+        let hosts = (0..number).map(|_| (host.model().name(), host.host())).collect();
+        Self { hosts: Mutex::new(hosts), back: None, ends: Mutex::default(), copied: Mutex::default() }
+    }
+
+    /// A connection to `to`, and another one if that is lost; the agents there may ask `from`.
+    fn between(from: &ModelHost, to: &ModelHost) -> Self {
+        Self { back: Some(Arc::new(Self::times(9, from))), ..Self::times(2, to) }
+    }
+
+    /// The connections that there are break.
     fn cut(&self) {
         for end in &*self.ends.lock().unwrap() {
             end.shutdown(Shutdown::Both).unwrap();
         }
     }
+
+    /// They break, and no new ones can be made.
+    fn cut_for_good(&self) {
+        self.hosts.lock().unwrap().clear();
+        self.cut();
+    }
 }
 
 impl Reach for Threads {
     fn start(&self, name: &HostName) -> Result<Link, AgentError> {
-        let host = self.hosts.lock().unwrap().remove(name.as_str());
         let absent = || AgentError::NotStarted { host: name.clone(), why: "no such host".into() };
-        let host = host.ok_or_else(absent)?;
+        let host = {
+            let mut hosts = self.hosts.lock().unwrap();
+            let at = hosts.iter().position(|(host, _)| host == name.as_str()).ok_or_else(absent)?;
+            hosts.remove(at).1
+        };
+        let back = self.back.clone().unwrap_or_else(|| Arc::new(Self::default()));
         let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         self.ends.lock().unwrap().extend([to.try_clone().unwrap(), from.try_clone().unwrap()]);
-        thread::spawn(move || agent::serve(|| Ok(host), input, output));
+        thread::spawn(move || agent::serve(|| Ok(host), &*back, input, output));
         Ok(Link::new(from, to))
     }
 
@@ -96,7 +117,7 @@ fn hosts() -> [ModelHost; 2] {
 }
 
 fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
-    migrate_over(&Threads::to(to), from, to, vm)
+    migrate_over(&Threads::between(from, to), from, to, vm)
 }
 
 fn migrate_over(reach: &Threads, from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
@@ -205,11 +226,13 @@ fn calls_of_a_move_grow_by_one_for_each_vf() {
         migrate_over(&reach, here, there, &vm).unwrap();
         let each = |call| std::iter::repeat_n(call, vfs);
         let out = ["find", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
-        let rest = ["live_xml", "migrate", "find"];
+        // It runs: the VM is to run there, too. It is gone when libvirt has moved it.
+        let rest = ["live_xml", "state", "migrate", "find"];
         let expected: Vec<_> = out.into_iter().chain(each("detach_alias")).chain(rest).collect();
         assert_eq!(here.faults().calls(), expected);
-        let prepare = ["find", "find", "domains"];
-        let receive = ["find", "job", "state", "live_xml"];
+        let prepare = ["watch_for", "find", "find", "domains"];
+        // It runs before the first VF is plugged.
+        let receive = ["find", "job", "state", "live_xml", "resume"];
         let rest = ["live_xml", "set_metadata"];
         let expected: Vec<_> = prepare.into_iter().chain(receive).chain(each("attach")).chain(rest).collect();
         assert_eq!(there.faults().calls(), expected);
@@ -246,18 +269,208 @@ fn a_copy_that_fails_leaves_everything_as_it_was() {
 
 #[test]
 fn a_move_in_doubt_is_decided_by_what_the_destination_says() {
-    let hosts_there = hosts();
-    hosts_there[0].model().set_course(Course::InDoubt { runs_there: true });
-    migrate(&hosts_there[0], &hosts_there[1], &vm()).unwrap();
-    runs_there(&hosts_there);
-    hosts_there.check();
+    // What is there has never run: its agent knows.
+    for runs_there in [true, false] {
+        let hosts = hosts();
+        let before = hosts.portrait();
+        hosts[0].model().set_course(Course::InDoubt { runs_there });
+        migrate(&hosts[0], &hosts[1], &vm()).unwrap_err();
+        assert_eq!(hosts.portrait(), before);
+        hosts.check();
+    }
+}
 
-    let hosts_here = hosts();
-    let before = hosts_here.portrait();
-    hosts_here[0].model().set_course(Course::InDoubt { runs_there: false });
-    migrate(&hosts_here[0], &hosts_here[1], &vm()).unwrap_err();
-    assert_eq!(hosts_here.portrait(), before);
-    hosts_here.check();
+/// "Not there" is not "never ran there": what ran there has newer disks than what stands here.
+#[test]
+fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
+    let plain = Vm::new(43).nic("br0");
+    for vm in [vm(), plain] {
+        let hosts = hosts();
+        let name = vm.name().to_string();
+        if hosts[0].domain(&name).is_none() {
+            deploy(&hosts[0], &vm);
+        }
+        hosts[0].model().set_course(Course::InDoubt { runs_there: true });
+        let (there, who) = (hosts[1].model().clone(), name.clone());
+        hosts[0].model().at_loss(move || {
+            let domain = there.find(&who.parse().unwrap()).unwrap().unwrap();
+            // One with VFs stands, but for somebody who lets it run by hand.
+            if !there.state(&domain).unwrap().unwrap().runs() {
+                there.resume(&domain).unwrap();
+            }
+            there.ends(&who);
+        });
+        let error = migrate(&hosts[0], &hosts[1], &vm).unwrap_err().to_string();
+        assert!(error.contains("on host2 is not known; nothing was resumed or destroyed"), "{error}");
+        let domain = hosts[0].model().find(&name.parse().unwrap()).unwrap().unwrap();
+        assert_eq!(hosts[0].model().state(&domain).unwrap(), Some(RunState::PausedForMigration));
+        settle(&hosts);
+        hosts.check_safe();
+    }
+}
+
+/// The number of the last call of this name in a move that meets nothing.
+fn number_of(name: &str) -> usize {
+    let hosts = hosts();
+    hosts[0].faults().disarm();
+    migrate(&hosts[0], &hosts[1], &vm()).unwrap();
+    hosts[0].faults().calls().iter().rposition(|call| *call == name).unwrap() + 1
+}
+
+#[test]
+fn a_vm_that_its_user_paused_stays_paused() {
+    for course in [Course::Works, Course::AnswerLost { phase: Phase::Confirm, arrives: true }] {
+        let hosts = hosts();
+        hosts[0].model().set_course(course);
+        let reach = Arc::new(Threads::between(&hosts[0], &hosts[1]));
+        if course != Course::Works {
+            // Its agent alone goes on.
+            let reach = Arc::clone(&reach);
+            hosts[0].model().at_loss(move || reach.cut_for_good());
+        }
+        hosts[0].faults().disarm();
+        let model = hosts[0].model().clone();
+        hosts[0].faults().before(number_of("state"), move || model.pauses("one-42"));
+        migrate_over(&reach, &hosts[0], &hosts[1], &vm()).unwrap();
+        settle(&hosts);
+        runs_there(&hosts);
+        let domain = hosts[1].model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
+        assert_eq!(hosts[1].model().state(&domain).unwrap(), Some(RunState::PausedByUser), "{course:?}");
+        hosts.check();
+    }
+}
+
+/// The connection to the agent breaks between its last word and libvirt's call: what it holds is kept for as long as libvirt may
+/// still bring the VM.
+#[test]
+fn a_reservation_stays_while_the_move_can_still_succeed() {
+    let hosts = hosts();
+    let reach = Arc::new(Threads::between(&hosts[0], &hosts[1]));
+    let before = looks(&hosts[0]);
+    thread::scope(|scope| {
+        let (cut, other) = (Arc::clone(&reach), &hosts[1]);
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            receiver.recv().unwrap();
+            cut.cut();
+            thread::sleep(Duration::from_millis(300));
+            let vm = Vm::new(9).nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib0");
+            let error = actions::deploy(&other.host(), &other.deployment_file(&vm), &other.deployment(&vm));
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("no free VF on ib0") && error.contains("one-42: 2"), "{error}");
+            done.send(()).unwrap();
+        });
+        hosts[0].faults().disarm();
+        hosts[0].faults().before(number_of("migrate"), move || {
+            sender.send(()).unwrap();
+            is_done.recv().unwrap();
+        });
+        migrate_over(&reach, &hosts[0], &hosts[1], &vm()).unwrap();
+    });
+    drop(reach);
+    settle(&hosts);
+    runs_there(&hosts);
+    hosts.check();
+    assert_eq!(looks(&hosts[1]), before);
+}
+
+/// When the connection to the agent breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Stays,
+    /// With the answer; a new one can be made.
+    Breaks,
+    /// With the answer, and no new one can be made.
+    IsCut,
+}
+
+/// One answer of libvirt's five phases is lost. No step of ours lets the CPUs run in two places, or with an old memory; and
+/// in the end the VM runs in one place with all its VFs, or it stands and somebody says that it is in doubt.
+fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask: bool) {
+    let what = format!("{phase:?} arrives {arrives}, link {link:?}, source dies {dies}, source can be asked {can_ask}");
+    let hosts = hosts();
+    let looked = looks(&hosts[0]);
+    hosts[0].model().set_course(Course::AnswerLost { phase, arrives });
+    let mut reach = Threads::between(&hosts[0], &hosts[1]);
+    if !can_ask {
+        reach.back = None;
+    }
+    let reach = Arc::new(reach);
+    if link != Way::Stays {
+        let reach = Arc::clone(&reach);
+        hosts[0].model().at_loss(move || if link == Way::Breaks { reach.cut() } else { reach.cut_for_good() });
+    }
+    if dies {
+        hosts[0].faults().arm_first("migrate", Fault::DiesAfter);
+    }
+    let ended = hosts[0].run(|| migrate_over(&reach, &hosts[0], &hosts[1], &vm()));
+    hosts[0].faults().disarm();
+    // A process that died has no end of the connection any more.
+    drop(reach);
+    settle(&hosts);
+    hosts.iter().for_each(|host| assert_eq!(host.model().wrongs(), [""; 0], "{what}"));
+    // Whoever comes next, at either end, in any order, keeps to the same rules.
+    let doubts = [1, 0, 1].map(|place| {
+        let host: &ModelHost = &hosts[place];
+        let report = host.reconcile().unwrap();
+        report.vms.iter().any(|vm| vm.left.iter().any(|repair| matches!(repair, Repair::InDoubt(_))))
+    });
+    let states: Vec<_> = hosts
+        .iter()
+        .filter_map(|host| Some((host, host.model().find(&"one-42".parse().unwrap()).unwrap()?)))
+        .map(|(host, domain)| (host.model().name(), host.model().state(&domain).unwrap().unwrap()))
+        .collect();
+    let runs = states.iter().filter(|(_, state)| state.runs()).count();
+    let is_in_doubt = doubts.contains(&true);
+    assert!(runs == 1 || (runs == 0 && is_in_doubt), "{what}: {states:?}, {ended:?}");
+    // Only who can't ask the other end is in doubt: the source's process or the way to the agent is gone.
+    let may_doubt = dies || (link != Way::Stays && !(phase == Phase::Finish && arrives && can_ask));
+    assert!(!is_in_doubt || may_doubt, "{what}: {states:?}, {ended:?}");
+    if is_in_doubt {
+        assert!(
+            !matches!(ended, Ended::With(Err(ref error)) if !matches!(error.state(), HostState::Left(_))),
+            "{what}: {ended:?}"
+        );
+        reconciled(&hosts);
+    }
+    hosts.check();
+    let at = hosts.iter().find(|host| host.domain("one-42").is_some()).unwrap();
+    assert_eq!(looks(at), looked, "{what}");
+    // OpenNebula believes what it was told.
+    match ended {
+        Ended::With(Ok(())) if !is_in_doubt => runs_there(&hosts),
+        Ended::With(Err(error)) if !is_in_doubt => assert!(hosts[0].domain("one-42").is_some(), "{what}: {error}"),
+        _ => {}
+    }
+}
+
+#[test]
+fn an_answer_of_each_phase_is_lost() {
+    let mut all = Vec::new();
+    for phase in Phase::ALL {
+        for arrives in [false, true] {
+            for link in [Way::Stays, Way::Breaks, Way::IsCut] {
+                for dies in [false, true] {
+                    all.extend([true, false].map(|can_ask| (phase, arrives, link, dies, can_ask)));
+                }
+            }
+        }
+    }
+    let all = Mutex::new(all);
+    let next = || all.lock().unwrap().pop();
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let work = || {
+            let tried = std::iter::from_fn(next).filter_map(|(phase, arrives, link, dies, can_ask)| {
+                let tried = AssertUnwindSafe(|| an_answer_is_lost(phase, arrives, link, dies, can_ask));
+                catch_unwind(tried).is_err().then(|| format!("{phase:?} {arrives} {link:?} {dies} {can_ask}"))
+            });
+            tried.collect::<Vec<_>>()
+        };
+        let workers: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -308,14 +521,17 @@ fn settle(hosts: &[ModelHost; 2]) {
 /// the other one is asked.
 fn reconciled(hosts: &[ModelHost; 2]) {
     settle(hosts);
-    for host in hosts {
+    for (host, other) in [(&hosts[1], &hosts[0]), (&hosts[0], &hosts[1])] {
         let report = host.reconcile().unwrap();
         let in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
         for vm in report.vms.iter().filter(|vm| vm.left.iter().any(in_doubt)) {
             let uuid = vm.owner.uuid.clone().unwrap();
-            let elsewhere = match ask_state(&Threads::to(&hosts[1]), &"host2".parse().unwrap(), &uuid).unwrap() {
+            let elsewhere = match ask_state(&Threads::to(other), &other.model().name().parse().unwrap(), &uuid).unwrap()
+            {
                 Presence::Running => Elsewhere::Runs,
                 Presence::Absent => Elsewhere::Never,
+                // It stands on both: what has come goes first.
+                Presence::Paused | Presence::Incoming => Elsewhere::Runs,
                 other => panic!("in doubt: {other}"),
             };
             resolve(&host.host(), &DeployId::Uuid(uuid), elsewhere).unwrap();

@@ -20,7 +20,7 @@ use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::{Ended, ModelHost};
-use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::model::{Course, Guest, Phase};
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
@@ -130,6 +130,7 @@ fn vms() -> Table {
                     "restore, gone",
                     "migrate, none there",
                     "migrate, some there",
+                    "migrate, stood",
                     "newer",
                 ],
             ),
@@ -284,7 +285,8 @@ fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAd
             "restore, unfinished" => Open::Restore(Checkpoint::Unfinished),
             "restore, used" => Open::Restore(Checkpoint::Used),
             "restore, gone" => Open::Restore(Checkpoint::Nowhere),
-            "migrate, none there" | "migrate, some there" => Open::Migrate,
+            "migrate, none there" | "migrate, some there" => Open::Migrate { stands: false },
+            "migrate, stood" => Open::Migrate { stands: true },
             "newer" => Open::Newer,
             _ => Open::PendingUnplug(pending()),
         },
@@ -403,7 +405,8 @@ fn note_image(host: &ModelHost, path: &Path) {
 /// Does on a host what leads to this combination of table 1.
 fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     let pending = || OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
-    let migrate = || OperationKind::Migrate { to: "host2".into(), id: "7".into() };
+    let migrate =
+        |stands| OperationKind::Migrate { to: "host2".into(), id: "7".into(), from: Some("host1".into()), stands };
     let restore = |path: &Path| OperationKind::Restore { checkpoint: path.to_owned() };
     let from = if operation == "restore, unfinished" { unfinished(host) } else { checkpoint(host) };
     let (kind, left): (_, &[usize]) = match operation {
@@ -411,8 +414,9 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
         "newer" => (Some(OperationKind::Other("frobnicate".into())), &[1]),
         "save, none there" => (Some(OperationKind::Save), &[0, 1]),
         "save, some there" => (Some(OperationKind::Save), &[0]),
-        "migrate, none there" => (Some(migrate()), &[0, 1]),
-        "migrate, some there" => (Some(migrate()), &[0]),
+        "migrate, none there" => (Some(migrate(false)), &[0, 1]),
+        "migrate, some there" => (Some(migrate(false)), &[0]),
+        "migrate, stood" => (Some(migrate(true)), &[0, 1]),
         "pending, all there" => (Some(pending()), &[]),
         "pending, some left" => (Some(pending()), &[0]),
         "pending, all left" => (Some(pending()), &[0, 1]),
@@ -890,9 +894,41 @@ fn a_move_in_doubt_ends_in_one_place() {
             assert_eq!(words(&report.done), ["destroy", "release all"]);
         } else {
             let report = resolve(&host.host(), &id, Elsewhere::Never).unwrap();
-            assert_eq!(words(&report.done), ["plug", "plug", "resume", "close"]);
+            assert_eq!(words(&report.done), ["resume", "plug", "plug", "close"]);
         }
         assert_eq!(other.domain("one-42").is_some(), runs_there);
+        [host, other].check();
+    }
+}
+
+/// What has come and waits at the destination, when nobody of the move lives any more.
+#[test]
+fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
+    for (elsewhere, done) in
+        [(Elsewhere::Never, &["resume", "plug", "plug", "close"][..]), (Elsewhere::Runs, &["destroy"])]
+    {
+        let host = deployed();
+        let other = host.beside("host2", 4);
+        lead_to(&host, "running", "migrate, none there", "none");
+        let destination = "qemu+ssh://host2/system".into();
+        let migration = Migration { destination, paused: true, ..Migration::default() };
+        let source = domain(&host);
+        if elsewhere == Elsewhere::Runs {
+            // Its answer is lost, and the source goes on.
+            host.model().set_course(Course::AnswerLost { phase: Phase::Finish, arrives: true });
+            host.model().migrate(&source, &migration).unwrap_err();
+        } else {
+            host.model().migrate(&source, &migration).unwrap();
+        }
+        for at in [&other, &other] {
+            let report = reconciled(at);
+            assert_eq!(words(&report.vms[0].left), ["in doubt"]);
+        }
+        let report = resolve(&other.host(), &vm().uuid().parse().unwrap(), elsewhere).unwrap();
+        assert!(words(&report.done).starts_with(done), "{report:?}");
+        reconciled(&host);
+        let places = [&host, &other].map(|at| at.domain("one-42").is_some());
+        assert_eq!(places, [elsewhere == Elsewhere::Runs, elsewhere == Elsewhere::Never]);
         [host, other].check();
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::kvmrc::Kvmrc;
-use kvm_sriov::libvirt::{Hypervisor, Libvirt};
+use kvm_sriov::libvirt::{Hypervisor, Libvirt, MigrationOptions};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::vf_map::MapDirs;
 use kvm_sriov::{Host, PciAddress};
@@ -70,6 +70,7 @@ fn look(driver: &Path) -> Vec<Finding> {
         Finding::of("kvmrc", kvmrc.problems().first().map_or_else(|| Ok(read_files(&places)), Err)),
         Finding::of("dummy", dummy(&kvmrc, &sysfs)),
     ];
+    findings.extend(migrate_options(&kvmrc));
     let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
     findings.extend(check_maps(&maps, &sysfs));
     findings.push(vfio(&sysfs));
@@ -81,6 +82,22 @@ fn look(driver: &Path) -> Vec<Finding> {
 fn read_files(places: &[PathBuf]) -> String {
     let read: Vec<String> = places.iter().filter(|p| p.exists()).map(|p| p.display().to_string()).collect();
     if read.is_empty() { "none there, defaults hold".into() } else { read.join(", ") }
+}
+
+/// Every word that a migration would refuse.
+fn migrate_options(kvmrc: &Kvmrc) -> Vec<Finding> {
+    let text = kvmrc.migrate_options();
+    let (options, problems) = MigrationOptions::read(text);
+    let finding = |result, text| Finding { check: "migrate", result, text };
+    let wrong = |problem: &dyn std::fmt::Display| format!("MIGRATE_OPTIONS: {problem}");
+    if !problems.is_empty() {
+        return problems.iter().map(|problem| finding(Verdict::Fail, wrong(problem))).collect();
+    }
+    vec![match options.check_hand_over() {
+        Ok(()) if text.is_empty() => finding(Verdict::Ok, "no MIGRATE_OPTIONS".into()),
+        Ok(()) => finding(Verdict::Ok, format!("MIGRATE_OPTIONS {text}")),
+        Err(problem) => finding(Verdict::Warn, wrong(&problem)),
+    }]
 }
 
 fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {

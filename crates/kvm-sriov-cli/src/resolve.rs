@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kvm_sriov::agent::{Presence, Ssh, ask_state};
+use kvm_sriov::libvirt::RunState;
 use kvm_sriov::reconcile::{self, Elsewhere, Explanation, Verdict};
 use kvm_sriov::xml::OperationKind;
 use kvm_sriov::{DeployId, Host, HostName};
@@ -35,20 +36,35 @@ struct ThereView {
     problem: Option<String>,
 }
 
-/// The destination of a move, and where the VM is, seen from there.
+/// The other end of a move, and where the VM is, seen from there.
 struct There {
     host: HostName,
     says: Result<Presence, String>,
 }
 
 impl There {
-    /// Asks the destination. `None` when no move is what the doubt is about.
+    /// Asks the other end. `None` when no move is what the doubt is about.
+    ///
+    /// The domain looks the same at both ends; but what has come stands as if its user had paused it, and what goes does not.
+    /// Of one that its user had paused before, both are asked: this host among them says nothing new.
     fn ask(driver: &Path, explanation: &Explanation) -> Option<Self> {
         let uuid = explanation.report.owner.uuid.as_ref()?;
-        let OperationKind::Migrate { to, .. } = &explanation.wanted.operation.as_ref()?.kind else { return None };
-        let host: HostName = to.parse().ok()?;
-        let says = ask_state(&Ssh::new(driver), &host, uuid).map_err(|error| error.to_string());
-        Some(Self { host, says })
+        let OperationKind::Migrate { to, from, stands, .. } = &explanation.wanted.operation.as_ref()?.kind else {
+            return None;
+        };
+        let has_come = explanation.report.found.domain == Some(RunState::PausedByUser);
+        let ends = match from {
+            Some(from) if *stands => vec![to, from],
+            Some(from) if has_come => vec![from],
+            _ => vec![to],
+        };
+        let ask = |host: HostName| {
+            let says = ask_state(&Ssh::new(driver), &host, uuid).map_err(|error| error.to_string());
+            Self { host, says }
+        };
+        let mut asked: Vec<Self> = ends.into_iter().filter_map(|name| name.parse().ok()).map(ask).collect();
+        let at = asked.iter().position(Self::runs).unwrap_or(0);
+        (at < asked.len()).then(|| asked.swap_remove(at))
     }
 
     fn runs(&self) -> bool {
@@ -57,7 +73,7 @@ impl There {
 
     fn text(&self, vm: &str) -> String {
         match &self.says {
-            Ok(Presence::Absent) => format!("{} says: no domain {vm} is there", self.host),
+            Ok(Presence::Absent | Presence::Ended) => format!("{} says: no domain {vm} is there", self.host),
             Ok(presence) => format!("{} says: {vm} is {presence} there", self.host),
             Err(problem) => format!("the other host can't be asked: {problem}"),
         }
@@ -101,7 +117,9 @@ pub(crate) fn resolve(
         None => {
             let said = [
                 format!("look where {name} runs, then say so:"),
-                format!("  kvm-sriov resolve {name} --here    it has never run elsewhere: it is let run here"),
+                format!(
+                    "  kvm-sriov resolve {name} --here    it runs nowhere else, and has not since it stopped here: it is let run"
+                ),
                 format!("  kvm-sriov resolve {name} --there   it runs elsewhere, or is to end: what is here goes"),
             ];
             return show(&explanation, there.as_ref(), &said, json, colours, out);

@@ -4,7 +4,8 @@ use kvm_sriov::{actions, agent, wire};
 fn main() -> std::process::ExitCode {
     wire::run("migrate", |call| {
         let route = actions::Route { to: call.arg(1, "destination")?, from: call.arg(2, "source").ok() };
-        let (id, data, ssh) = (call.arg(0, "deploy id")?, call.data()?, agent::Ssh::new(call.driver_dir()));
+        let (id, data, ssh) =
+            (call.arg(0, "deploy id")?, call.data()?, agent::Ssh::new(call.driver_dir()).forwarding());
         actions::migrate(&call.host()?, &id, &route, data.as_ref().map(|data| &data.vm), &ssh).map(|()| None)
     })
 }

@@ -3,7 +3,8 @@ use kvm_sriov::{Host, agent, wire};
 
 fn main() -> std::process::ExitCode {
     wire::run("sriov_agent", |call| {
-        agent::serve(|| Host::open(call.driver_dir()), std::io::stdin(), std::io::stdout());
+        let ssh = agent::Ssh::new(call.driver_dir());
+        agent::serve(|| Host::open(call.driver_dir()), &ssh, std::io::stdin(), std::io::stdout());
         Ok(None)
     })
 }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use kvm_sriov::DeployId;
 use kvm_sriov::libvirt::{
     BlockJob, DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots, Usage,
 };
+use kvm_sriov::{DeployId, DomainUuid};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,6 +298,10 @@ impl Hypervisor for Faults {
 
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
         self.call("watch", |inner| inner.watch(domain))
+    }
+
+    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
+        self.call("watch_for", |inner| inner.watch_for(uuid))
     }
 
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {

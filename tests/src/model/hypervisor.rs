@@ -5,10 +5,10 @@ use std::sync::mpsc;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use kvm_sriov::DeployId;
 use kvm_sriov::libvirt::{
     BlockJob, DomainRef, Events, Hypervisor, Job, JobKind, LibvirtError, Migration, RunState, Snapshots, Usage,
 };
+use kvm_sriov::{DeployId, DomainUuid};
 
 use super::Model;
 use super::definition::Definition;
@@ -195,12 +195,16 @@ impl Hypervisor for Model {
     }
 
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
+        self.enter()?.sites[self.site].existing(&domain.uuid)?;
+        self.watch_for(&domain.uuid)
+    }
+
+    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
         let mut world = self.enter()?;
         let token = world.token();
         let site = &mut world.sites[self.site];
-        site.existing(&domain.uuid)?;
         let (sender, receiver) = mpsc::channel();
-        site.watchers.push(Watcher { token, uuid: domain.uuid.clone(), sender });
+        site.watchers.push(Watcher { token, uuid: uuid.clone(), sender });
         let subscription = Subscription { shared: Arc::clone(&self.shared), site: self.site, token };
         Ok(Events::new(receiver, Box::new(subscription)))
     }

@@ -37,9 +37,39 @@ pub enum Course {
     FailsAtTheEnd,
     /// Everything is copied, and the destination does not say whether the domain runs there: it stays paused here.
     InDoubt {
-        /// Whether it runs there.
+        /// Whether it is there; it runs there, unless the move is one that leaves it paused.
         runs_there: bool,
     },
+    /// The answer of one phase of a migration is lost, and libvirt's client does what it does then.
+    AnswerLost {
+        /// Which one.
+        phase: Phase,
+        /// Whether the request had arrived.
+        arrives: bool,
+    },
+}
+
+/// The phases of libvirt's migration that its client drives, in their order: the first, third and last at the source.
+///
+/// # Source
+/// libvirt `src/libvirt-domain.c`, `virDomainMigrateVersion3Full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The source describes the domain.
+    Begin,
+    /// The destination starts a QEMU that waits for memory.
+    Prepare,
+    /// The source sends everything and stops.
+    Perform,
+    /// The destination lets the domain run, or leaves it paused if it was asked to.
+    Finish,
+    /// The source ends the domain, or lets it run again when the phase before failed.
+    Confirm,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Begin, Self::Prepare, Self::Perform, Self::Finish, Self::Confirm];
 }
 
 /// How a copy ended.
@@ -239,6 +269,14 @@ impl Model {
         };
         let there = world.destination(&migration.destination)?;
         let course = world.take_course(self.site);
+        let lost = match course {
+            Course::AnswerLost { phase, arrives } => Some((phase, arrives)),
+            _ => None,
+        };
+        if let Some((Phase::Begin, _)) | Some((Phase::Prepare, false)) = lost {
+            // The source knows nothing of a move yet, or forgets it with the connection.
+            return Err(self.loses(world));
+        }
         world.sites[there].is_new(&definition)?;
         definition.complete()?;
         world.sites[there].can_have(&definition.name, definition.devices())?;
@@ -250,6 +288,16 @@ impl Model {
             domain.guest = guest;
         }
         world.begin(there, uuid, JobKind::MigrationIn, "MigratePrepare3Params");
+        if let Some((Phase::Prepare, true)) = lost {
+            // A QEMU that waits ends with the connection that it was asked for on.
+            let (uuid, id) = (uuid.clone(), incoming.id.unwrap_or_default());
+            world.later(COPY, move |world| {
+                if Copy::is(world, there, &uuid, id) {
+                    world.end(there, &uuid);
+                }
+            });
+            return Err(self.loses(world));
+        }
         world.begin(self.site, uuid, JobKind::MigrationOut, "MigratePerform3Params");
         let there_id = incoming.id.unwrap_or_default();
         let (mut world, end) = self.copy(domain, id, Some((there, there_id)), world, course);
@@ -262,6 +310,42 @@ impl Model {
             world.finish(there, uuid, runs);
         };
         let result = match (end, course) {
+            (End::Copied, Course::AnswerLost { phase: Phase::Perform, arrives: false }) => {
+                world.end(there, uuid);
+                world.finish(self.site, uuid, ran);
+                return Err(self.loses(world));
+            }
+            (End::Copied, Course::AnswerLost { phase: Phase::Perform, .. }) => {
+                // The destination is told that it failed, and the source's libvirtd does not know what it was told.
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                world.finish(self.site, uuid, false);
+                world.end(there, uuid);
+                return Err(self.loses(world));
+            }
+            (End::Copied, Course::AnswerLost { phase: Phase::Finish, arrives: has_arrived }) => {
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                if has_arrived {
+                    arrives(&mut world);
+                } else {
+                    world.end(there, uuid);
+                }
+                // "If ddomain is NULL, then we were unable to start the guest on the target, and must restart on the source."
+                world.finish(self.site, uuid, ran);
+                return Err(self.loses(world));
+            }
+            (End::Copied, Course::AnswerLost { phase: Phase::Confirm, arrives: has_arrived }) => {
+                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
+                arrives(&mut world);
+                if has_arrived {
+                    world.complete(self.site, uuid, JobKind::MigrationOut);
+                    world.end(self.site, uuid);
+                } else {
+                    world.finish(self.site, uuid, false);
+                }
+                // Its failure is a line in libvirt's log.
+                drop(self.loses(world));
+                return Ok(());
+            }
             (End::Copied, Course::InDoubt { runs_there }) => {
                 world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
                 world.finish(self.site, uuid, false);
@@ -270,8 +354,7 @@ impl Model {
                 } else {
                     world.end(there, uuid);
                 }
-                self.shared.changed();
-                return Err(refusal::cut_off());
+                return Err(self.loses(world));
             }
             (End::Copied, Course::FailsAtTheEnd) => {
                 world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
@@ -298,6 +381,19 @@ impl Model {
         }
         self.shared.changed();
         result
+    }
+}
+
+impl Model {
+    /// An answer is lost: what a test does at this moment is done.
+    fn loses(&self, mut world: MutexGuard<'_, World>) -> LibvirtError {
+        let what = world.sites[self.site].at_loss.take();
+        drop(world);
+        self.shared.changed();
+        if let Some(what) = what {
+            what();
+        }
+        refusal::cut_off()
     }
 }
 

@@ -38,7 +38,7 @@ use kvm_sriov::{DomainUuid, PciAddress};
 pub use element::Element;
 pub use guest::{ANSWER, Guest, Hotplug, PRESS};
 pub use image::{Image, Memory};
-pub use job::Course;
+pub use job::{Course, Phase};
 use world::{Daemon, Shared, Site};
 
 /// The libvirtd of one host. Clones are the same.
@@ -114,6 +114,11 @@ impl Model {
             site.course = course;
             site.let_go = false;
         });
+    }
+
+    /// Done in the moment in which [`Course::AnswerLost`] or [`Course::InDoubt`] comes true.
+    pub fn at_loss(&self, what: impl FnOnce() + Send + 'static) {
+        self.change_site(|site| site.at_loss = Some(Box::new(what)));
     }
 
     /// Copies that hang go on.

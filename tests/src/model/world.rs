@@ -77,6 +77,8 @@ pub(super) struct Site {
     /// How many more times udev does not give a vfio device to QEMU's user before QEMU opens it.
     pub(super) too_late: BTreeMap<PciAddress, usize>,
     pub(super) course: Course,
+    /// Done when an answer of a migration is lost.
+    pub(super) at_loss: Option<Box<dyn FnOnce() + Send>>,
     /// Whether copies that hang go on.
     pub(super) let_go: bool,
     pub(super) completed: BTreeMap<DomainUuid, Job>,
@@ -188,7 +190,8 @@ impl World {
         if domain.memory != *newest {
             self.wrongs.push(format!("{} runs with an old memory", domain.definition.name));
         }
-        if domain.fresh {
+        // One that had given its memory away has a newer one from now on.
+        if domain.fresh || domain.state == RunState::PausedForMigration {
             *newest += 1;
             domain.memory = *newest;
             domain.fresh = false;
@@ -340,6 +343,7 @@ impl Site {
             refused: BTreeMap::new(),
             too_late: BTreeMap::new(),
             course: Course::Works,
+            at_loss: None,
             let_go: false,
             completed: BTreeMap::new(),
             stuck: 0,

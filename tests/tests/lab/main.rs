@@ -84,6 +84,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     two_hosts_behave_as_the_model_does,
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
+    an_answer_lost_at_the_hand_over,
     a_fresh_host_is_called_for_a_whole_life,
 ];
 

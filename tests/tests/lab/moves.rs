@@ -286,7 +286,7 @@ pub(super) fn cancel_during_a_migration(host1: LabHost) {
     cancel(host2, &vm);
     let said = moving.finish();
     assert_ne!(said.code, 0, "{said:?}");
-    host2.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f '[s]riov_agent'").code != 0);
+    has_no_agent(host2);
     for host in [host1, host2] {
         is_gone_from(&vm, host);
         host.root("timeout 60 kvm-sriov reconcile").ok();
@@ -355,24 +355,45 @@ pub(super) fn another_datastore_of_the_host(host: LabHost) {
     host.root(&format!("rm -rf {} {}", vm.dir(), moved.dir())).ok();
 }
 
-/// Has a VM moved from one host to the other until all of its memory is there, and kills the driver before the source is told
-/// what became of it.
-///
-/// * `arrives` - whether the destination, whose libvirtd stood still until then, lets the VM run
-fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm, arrives: bool) {
+/// How virsh says that a VM has come, and stands until its source is without it.
+const HAS_COME: &str = "paused (user)";
+
+/// The state of a VM and the reason for it, in virsh's words.
+fn reason(host: LabHost, vm: &Vm) -> String {
+    let said = host.oneadmin(&format!("virsh -q -c qemu:///system domstate --reason {}", vm.name()));
+    said.out.trim().to_owned()
+}
+
+/// Has a VM moved from one host to the other until all of its memory is there and the destination's libvirtd, which stands
+/// still, is asked to finish.
+fn up_to_the_hand_over(from: LabHost, to: LabHost, vm: &Vm) -> Running {
     for host in [from, to] {
-        host.write(KVMRC, SLOWLY);
+        // An agent that can't ask its source does so no longer than this.
+        host.write(KVMRC, &format!("{SLOWLY}SRIOV_CALL_TIMEOUT=30\n"));
     }
-    let mut moving = from.begin_migration(vm, to);
+    let moving = from.begin_migration(vm, to);
     is_copied(from, vm);
     to.root("kill -STOP $(cat /run/libvirtd.pid)").ok();
     from.oneadmin(&format!("virsh -q -c qemu:///system migrate-setspeed {} 1000", vm.name())).ok();
     let phase = format!("grep -q \"phase='perform3_done'\" /run/libvirt/qemu/{}.xml", vm.name());
     from.wait("the source to have sent everything", MOVE, |from| from.root(&phase).code == 0);
+    moving
+}
+
+/// The destination's libvirtd goes on, and does what it was asked for.
+fn comes(to: LabHost, vm: &Vm) {
+    to.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
+    to.wait("it to have come", MOVE, |to| reason(to, vm) == HAS_COME);
+}
+
+/// Kills the driver before the source is told what became of the VM.
+///
+/// * `arrives` - whether it has come at the destination
+fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm, arrives: bool) {
+    let mut moving = up_to_the_hand_over(from, to, vm);
     if arrives {
         from.kill_libvirtd();
-        to.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
-        to.wait("it to run at the destination", MOVE, |to| to.state(vm) == "running");
+        comes(to, vm);
     }
     moving.signal("KILL");
     let said = moving.finish();
@@ -380,6 +401,53 @@ fn cut_off_at_the_hand_over(from: LabHost, to: LabHost, vm: &Vm, arrives: bool) 
     if arrives {
         from.start_libvirtd();
     }
+}
+
+/// Until no agent works on a host any more.
+fn has_no_agent(host: LabHost) {
+    host.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f '[s]riov_agent'").code != 0);
+}
+
+/// The destination's last answer is lost, and libvirt lets the source run again: what has come there never runs.
+pub(super) fn an_answer_lost_at_the_hand_over(host1: LabHost) {
+    let host2 = second_host();
+    let vm = Vm::new(77).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host1, &vm, 4));
+    let boot_id = host1.wait_tick(&vm).boot;
+    let name = vm.name();
+    // libvirt's own connection to the destination alone, and every one.
+    for (way, ssh) in [("libvirt's", "-f '[v]irt-ssh-helper|[l]ibvirt-sock'"), ("every", "-x ssh")] {
+        let moving = up_to_the_hand_over(host1, host2, &vm);
+        // What it was asked for is with its libvirtd, and the answer goes nowhere.
+        thread::sleep(Duration::from_secs(2));
+        let is_cut = way == "every";
+        if is_cut {
+            host2.cut_network();
+        }
+        host1.root(&format!("pkill -STOP {ssh}")).ok();
+        comes(host2, &vm);
+        host1.root(&format!("pkill -KILL {ssh}")).ok();
+        let said = moving.finish();
+        assert_eq!(said.code, 1, "{way}: {said:?}");
+        assert_eq!(host1.state(&vm), "running", "{way}: {said:?}");
+        assert_ne!(host2.state(&vm), "running", "{way}: {said:?}");
+        if is_cut {
+            host2.mend_network();
+            has_no_agent(host2);
+            // It could not ask its source: the keys went with the connection.
+            assert_eq!(reason(host2, &vm), HAS_COME);
+            let said = host2.root("timeout 60 kvm-sriov reconcile");
+            assert_eq!((said.code, reason(host2, &vm).as_str()), (3, HAS_COME), "{said:?}");
+            let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
+            assert!(said.code == 0 && said.out.contains("host1 says: one-77 is running there"), "{said:?}");
+        }
+        has_no_agent(host2);
+        is_only_at(&vm, host1, host2, 2);
+        assert_eq!(identity(&host1.live_xml(&vm)), before);
+        assert_eq!(host1.wait_tick(&vm).boot, boot_id);
+        shows(host1, &vm, 4, GUEST_ANSWERS);
+    }
+    cancel(host1, &vm);
 }
 
 pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
@@ -421,7 +489,17 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
     // It arrived, and the source does not know.
     second_host();
     cut_off_at_the_hand_over(host1, host2, &vm, true);
-    assert_eq!([host1, host2].map(|host| host.state(&vm)), ["paused", "running"]);
+    // It stands on both, and its agent there could not ask a source whose libvirtd was away, or that it has no keys for.
+    has_no_agent(host2);
+    assert_eq!([host1, host2].map(|host| host.state(&vm)), ["paused", "paused"]);
+    for host in [host1, host2] {
+        let said = host.root("timeout 60 kvm-sriov reconcile");
+        assert_eq!((said.code, host.state(&vm).as_str()), (3, "paused"), "{said:?}");
+    }
+    let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
+    assert!(said.code == 3 && said.out.contains("host1 says: one-74 is "), "{said:?}");
+    let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
+    assert_eq!((said.code, host2.state(&vm).as_str()), (0, "running"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
     assert!(said.out.contains("runs there, so it does not live here; nothing was changed"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));

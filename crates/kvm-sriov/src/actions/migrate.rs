@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::relocate::relocate;
 use super::storage::{Image, Storage, is_same};
-use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
+use crate::agent::{Agent, AgentError, Answer, Presence, Reach, Request, Visitor};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
@@ -42,15 +42,15 @@ pub struct Route {
 /// Moves a running VM to another host, or on this one to another datastore.
 ///
 /// An agent on the destination checks everything and claims the VFs there before anything happens here; then the VFs are
-/// unplugged, libvirt moves the VM, and the agent plugs others in at the same guest addresses. When only the datastore
-/// changes, the VFs stay where they are.
+/// unplugged and libvirt moves the VM, whose CPUs stand there until it is seen to be gone here. Then the agent lets it run and
+/// plugs others in at the same guest addresses. When only the datastore changes, the VFs stay where they are.
 ///
 /// * `data` - OpenNebula's description of the VM and of its move
 /// * `reach` - how the destination is reached
 ///
 /// # Errors
 /// The VM runs on here with its VFs, and nothing is claimed at the destination; or the error's state says exactly what is
-/// left. Once the VM runs there, nothing is an error any more: a VF that can't be plugged is logged and left to
+/// left. Once the VM is gone here, nothing is an error any more: a VF that can't be plugged there is logged and left to
 /// reconciliation.
 ///
 /// # Source
@@ -128,6 +128,8 @@ struct Departure<'a> {
     reach: &'a dyn Reach,
     /// Names this one move on both hosts.
     id: String,
+    /// This host, as OpenNebula names it.
+    from: Option<HostName>,
     /// The dummies' bridge there.
     bridge: Option<String>,
     /// What the destination lacks of the VM's files; `None` with shared storage.
@@ -138,11 +140,11 @@ struct Departure<'a> {
     is_under_way: bool,
 }
 
-/// What became of a VM whose move failed.
+/// What became of a VM.
 enum Verdict {
-    /// It is here, and nowhere else.
+    /// It is here, and nowhere else; or there as well, where it has never run.
     Here,
-    /// It is there after all.
+    /// It is there.
     There,
     /// It is neither here nor there.
     Gone,
@@ -161,10 +163,17 @@ impl<'a> Departure<'a> {
         reach: &'a dyn Reach,
     ) -> Result<Self, Cause> {
         check(host, &traveller)?;
+        if traveller.wanted().is_some() {
+            let what = || "MIGRATE_OPTIONS".to_owned();
+            options.check_hand_over().map_err(|source| Cause::Value { what: what(), source })?;
+        }
         let domain = traveller.domain().clone();
         let storage = storage(host, &domain, data)?;
         let copied = |storage: &Storage| storage.written.iter().map(|(disk, _)| disk.target.clone()).collect();
         let migration = Migration {
+            // libvirt starts the source again when the destination's last answer is lost, although the domain is there
+            // (virDomainMigrateVersion3Full). It stands there until it is seen to be gone here.
+            paused: traveller.wanted().is_some(),
             destination: format!("{}://{}/system", host.kvmrc().qemu_protocol(), route.to),
             copied_disks: storage.as_ref().map(copied).unwrap_or_default(),
             options,
@@ -175,32 +184,47 @@ impl<'a> Departure<'a> {
             name: domain.name.clone(),
             uuid: domain.uuid.clone(),
             id: id.clone(),
+            from: route.from.clone(),
             wanted: traveller.wanted().cloned(),
             lacking: traveller.lacking(),
             dir: storage.as_ref().map(|storage| storage.dir.clone()),
         };
-        let mut agent = Agent::start(reach, &route.to)?;
+        let mut agent = Agent::start(reach, &route.to)?.with_call_timeout(host.kvmrc().call_timeout());
         let bridge = match agent.ask(&Request::Prepare(Box::new(visitor)))? {
             Answer::Ready { bridge } => bridge,
             other => return Err(agent.unexpected(&other).into()),
         };
-        let (snapshots, is_under_way) = (Vec::new(), false);
-        Ok(Self { host, traveller, agent, reach, id, bridge, storage, migration, snapshots, is_under_way })
+        let (snapshots, is_under_way, from) = (Vec::new(), false, route.from.clone());
+        Ok(Self { host, traveller, agent, reach, id, from, bridge, storage, migration, snapshots, is_under_way })
     }
 
     fn run(mut self) -> Result<(), ActionError> {
-        if let Err(cause) = self.depart() {
-            match self.judge(&cause) {
-                Verdict::There => {
-                    log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
-                }
-                Verdict::Here => return Err(self.stay(cause)),
-                Verdict::Gone => return Err(self.lost(cause)),
-                Verdict::InDoubt => return Err(self.in_doubt(cause)),
+        let (moved, cause) = match self.depart() {
+            Ok(()) if self.is_gone() => return self.hand_over(),
+            Ok(()) => (true, self.still_here()),
+            Err(cause) => (false, cause),
+        };
+        match self.judge(&cause, moved) {
+            Verdict::There => {
+                log::warn!("{cause}; {} is on {} all the same", self.traveller.domain().name, self.agent.host());
+                self.arrive()
             }
+            Verdict::Here => Err(self.stay(cause)),
+            Verdict::Gone => Err(self.lost(cause)),
+            Verdict::InDoubt => Err(self.in_doubt(cause)),
         }
-        self.arrive();
-        Ok(())
+    }
+
+    /// Whether the domain is seen to be gone here.
+    fn is_gone(&self) -> bool {
+        let (host, domain) = (self.host, self.traveller.domain());
+        let gone = host.patiently(|| gone::is_gone(host, domain));
+        gone.inspect_err(|cause| log::warn!("{cause}")).unwrap_or(false)
+    }
+
+    fn still_here(&self) -> Cause {
+        let name = self.traveller.domain().name.clone();
+        Cause::NotAsAsked { name, what: "libvirt says that it was moved, and it was not seen to be gone here".into() }
     }
 
     /// Everything up to libvirt's word that the VM is there.
@@ -208,7 +232,7 @@ impl<'a> Departure<'a> {
         self.send_files()?;
         let to = self.agent.host().to_string();
         if let Some(vm) = self.traveller.with_vfs() {
-            vm.begin(OperationKind::Migrate { to, id: self.id.clone() }, None)?;
+            vm.begin(operation(to, &self.id, self.from.as_ref(), false), None)?;
         }
         self.take_snapshots()?;
         if let Some(vm) = self.traveller.with_vfs() {
@@ -296,11 +320,27 @@ impl<'a> Departure<'a> {
         vm.lock.cancelled().then(|| Cause::Cancelled { name: vm.domain.name.clone() })
     }
 
-    /// Has libvirt move the domain, and aborts it when the destination is lost.
-    fn call(&mut self) -> Result<(), Cause> {
+    /// The last step before libvirt is asked: the domain says whether its CPUs are to run there, and the agent is heard once
+    /// more. From then on it keeps what it holds for as long as libvirt may bring the VM, even when this host is lost.
+    fn go(&mut self) -> Result<(), Cause> {
         if let Some(cause) = self.reason_to_stop() {
             return Err(cause);
         }
+        let (to, host) = (self.agent.host().to_string(), self.host);
+        let Some(vm) = self.traveller.with_vfs() else { return Ok(()) };
+        let absent = || Cause::Absent { id: vm.domain.name.to_string() };
+        if !host.hypervisor().state(&vm.domain)?.ok_or_else(absent)?.runs() {
+            vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), true)))?;
+        }
+        match self.agent.ask(&Request::Go)? {
+            Answer::Done => Ok(()),
+            other => Err(self.agent.unexpected(&other).into()),
+        }
+    }
+
+    /// Has libvirt move the domain, and aborts it when the destination is lost.
+    fn call(&mut self) -> Result<(), Cause> {
+        self.go()?;
         let domain = self.traveller.domain().clone();
         let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
         // Nothing is sent: the channel ends with the call.
@@ -334,18 +374,23 @@ impl<'a> Departure<'a> {
                     let text = format!("libvirt has not ended the aborted move for {} s", timeout.as_secs());
                     return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::NoAnswer, 0, text) });
                 }
-                Some(_) => {}
+                // libvirt may have been on its way to the destination: its job begins late, and is aborted then.
+                Some(_) => self.abort_job(&domain, log::Level::Debug),
                 None => {
                     progress.look(self.host, &domain);
                     stopped = self.reason_to_stop().map(|cause| (Instant::now(), cause));
                     if let Some((_, cause)) = &stopped {
                         log::warn!("{cause}; the move is aborted");
-                        if let Err(error) = self.host.hypervisor().abort_job(&domain) {
-                            log::warn!("the move of {} could not be aborted: {error}", domain.name);
-                        }
+                        self.abort_job(&domain, log::Level::Warn);
                     }
                 }
             }
+        }
+    }
+
+    fn abort_job(&self, domain: &DomainRef, level: log::Level) {
+        if let Err(error) = self.host.hypervisor().abort_job(domain) {
+            log::log!(level, "the move of {} could not be aborted: {error}", domain.name);
         }
     }
 
@@ -357,7 +402,9 @@ impl<'a> Departure<'a> {
     }
 
     /// Looks at both hosts after a failure: only what is true there and here decides.
-    fn judge(&mut self, cause: &Cause) -> Verdict {
+    ///
+    /// * `moved` - whether libvirt says that the domain was moved
+    fn judge(&mut self, cause: &Cause, moved: bool) -> Verdict {
         if !self.is_under_way {
             return if matches!(cause, Cause::Absent { .. }) { Verdict::Gone } else { Verdict::Here };
         }
@@ -378,12 +425,21 @@ impl<'a> Departure<'a> {
                 return Verdict::InDoubt;
             }
         };
+        let never_ran = match there {
+            Presence::Absent => true,
+            // Nobody but its agent lets it run, which has not been asked to.
+            Presence::Paused => self.migration.paused && !moved && self.may_run_here(),
+            _ => false,
+        };
         match (here, there) {
+            // Half of its memory may still be here.
+            (Some(_), _) if self.migration.options.is_postcopy() => Verdict::InDoubt,
             (_, Presence::Running) => Verdict::There,
-            // It was paused by its user before.
+            (None, Presence::Absent | Presence::Ended) => Verdict::Gone,
+            (None, Presence::Paused) if self.is_cancelled() => Verdict::Gone,
             (None, Presence::Paused) => Verdict::There,
-            (None, Presence::Absent) => Verdict::Gone,
-            (Some(_), Presence::Absent) => match self.resume() {
+            (Some(_), Presence::Paused) if self.migration.paused && moved => Verdict::There,
+            (Some(_), _) if never_ran => match self.resume() {
                 Ok(()) => Verdict::Here,
                 Err(cause) => {
                     log::warn!("{cause}");
@@ -392,6 +448,16 @@ impl<'a> Departure<'a> {
             },
             _ => Verdict::InDoubt,
         }
+    }
+
+    fn is_cancelled(&mut self) -> bool {
+        self.traveller.with_vfs().is_some_and(|vm| vm.lock.cancelled())
+    }
+
+    /// Whether its CPUs ran when the move began.
+    fn may_run_here(&self) -> bool {
+        let operation = self.traveller.wanted().and_then(|wanted| wanted.operation.as_ref());
+        !operation.is_some_and(|operation| matches!(operation.kind, OperationKind::Migrate { stands: true, .. }))
     }
 
     /// Where the VM is, seen from the destination; a move that ends just now is waited for.
@@ -410,32 +476,60 @@ impl<'a> Departure<'a> {
     fn resume(&self) -> Result<(), Cause> {
         let (hypervisor, domain) = (self.host.hypervisor(), self.traveller.domain());
         match hypervisor.state(domain)? {
-            Some(RunState::PausedForMigration) => Ok(hypervisor.resume(domain)?),
+            Some(RunState::PausedForMigration) => vm::let_run(self.host, domain),
             // Paused by its user, or by an error of its disk: as it was.
             _ => Ok(()),
         }
     }
 
-    /// The VM is there: nothing is an error any more.
-    fn arrive(mut self) {
+    /// The VM is there. What is here, if anything, is a shell, and goes.
+    ///
+    /// # Errors
+    /// It was not seen to be gone here, so it was not let run there: it is in doubt.
+    fn arrive(self) -> Result<(), ActionError> {
         let (host, domain) = (self.host, self.traveller.domain().clone());
-        let (name, to) = (domain.name.clone(), self.agent.host().clone());
-        // Its CPUs run there: what is here, if anything, is a shell.
-        let is_gone = host.patiently(|| gone::is_gone(host, &domain));
-        let left = is_gone.and_then(|gone| if gone { Ok(()) } else { gone::destroy(host, &domain) });
-        self.let_go_of_claims(left.is_ok());
-        if let Err(cause) = left {
+        if let Err(cause) = host.patiently(|| gone::destroy(host, &domain)) {
+            if self.migration.paused {
+                return Err(self.in_doubt(cause));
+            }
+            let (name, to) = (&domain.name, self.agent.host());
             log::warn!("{cause}; {name} runs on {to}, and it was not seen that it is gone here");
         }
-        match self.agent.ask(&Request::Finish) {
+        self.hand_over()
+    }
+
+    /// The VM is gone here: it runs there, and nothing is an error any more.
+    fn hand_over(mut self) -> Result<(), ActionError> {
+        let (name, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
+        // Before anything else: its guest stands still until then.
+        let finished = self.finish();
+        self.let_go_of_claims(true);
+        match finished {
             Ok(Answer::Done) => log::info!("{name} runs on {to}"),
-            Ok(Answer::Left(what)) => log::warn!("{name} runs on {to}, but {what}"),
-            Ok(other) => log::warn!("{name} runs on {to}; its agent answered {other}"),
+            Ok(Answer::Left(what)) => log::warn!("{name} is on {to}, but {what}"),
+            Ok(other) => log::warn!("{name} is on {to}; its agent answered {other}"),
+            Err(error) if self.migration.paused => log::error!(
+                "{error}; {name} is on {to} and stands there until its agent has asked this host; if it stays so, \
+                 kvm-sriov resolve {name} there lets it run"
+            ),
             Err(error) => log::warn!("{error}; {name} runs on {to}, what it lacks there is left to reconciliation"),
         }
-        if host.kvmrc().cleanup_memory_on_stop() {
+        if self.host.kvmrc().cleanup_memory_on_stop() {
             Sudo::ask().compact_memory();
         }
+        Ok(())
+    }
+
+    /// Has the destination let the VM run; over a new connection when the one that there was is lost.
+    fn finish(&mut self) -> Result<Answer, AgentError> {
+        let request = Request::Finish { uuid: self.traveller.domain().uuid.clone(), id: self.id.clone() };
+        let error = match self.agent.ask(&request) {
+            Err(error @ (AgentError::Lost { .. } | AgentError::NoAnswer { .. })) if self.migration.paused => error,
+            answered => return answered,
+        };
+        log::warn!("{error}; another one is started");
+        let agent = Agent::start(self.reach, &self.agent.host().clone())?;
+        agent.with_call_timeout(self.host.kvmrc().call_timeout()).ask(&request)
     }
 
     /// The VM stays here: undoes everything in reverse, or says exactly what is left.
@@ -449,7 +543,8 @@ impl<'a> Departure<'a> {
         }
         // Here first: a libvirtd that is lost there would keep the VM waiting for its VFs.
         let undo = self.traveller.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
-        // A domain of it that is there may go only while its CPUs run here.
+        // A domain of it that is there may go only while its CPUs run here: then it has never run, or libvirt let it run by
+        // itself (a VM without VFs).
         let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
         let there = self.agent.ask(&Request::Abort { destroy }).err().map(|error| {
             log::warn!("{error}");
@@ -494,9 +589,11 @@ impl<'a> Departure<'a> {
         }
     }
 
-    /// The VM ended during its move.
+    /// The VM ended during its move, here and there.
     fn lost(mut self, cause: Cause) -> ActionError {
-        if let Err(error) = self.agent.ask(&Request::Abort { destroy: false }) {
+        // What has come there is of a VM that OpenNebula has given up.
+        let destroy = self.is_cancelled();
+        if let Err(error) = self.agent.ask(&Request::Abort { destroy }) {
             log::warn!("{error}; what is held there is freed by the next action that looks");
         }
         self.let_go_of_claims(true);
@@ -507,7 +604,11 @@ impl<'a> Departure<'a> {
     fn in_doubt(mut self, cause: Cause) -> ActionError {
         self.let_go_of_claims(false);
         let (vm, to) = (self.traveller.domain().name.clone(), self.agent.host().clone());
-        let left = format!("nothing was resumed or destroyed; kvm-sriov resolve {vm} decides");
+        let decides = match self.traveller.with_vfs() {
+            Some(_) => format!("kvm-sriov resolve {vm} decides"),
+            None => format!("look on both hosts where {vm} runs (virsh list --all), and end or resume it there"),
+        };
+        let left = format!("nothing was resumed or destroyed; {decides}");
         ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
 }
@@ -519,6 +620,11 @@ fn dummies_are_on(live: &LiveDomain, wanted: &Wanted, bridge: &str) -> bool {
         let dummy = live.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
         dummy.is_none_or(|dummy| dummy.bridge.as_deref() == Some(bridge))
     })
+}
+
+/// What the domain says of its move.
+fn operation(to: String, id: &str, from: Option<&HostName>, stands: bool) -> OperationKind {
+    OperationKind::Migrate { to, id: id.to_owned(), from: from.map(ToString::to_string), stands }
 }
 
 /// A name for this move that no other has.

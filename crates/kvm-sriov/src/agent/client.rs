@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Heard, Pulse};
@@ -15,6 +16,16 @@ use crate::{DomainUuid, HostName};
 
 /// How long an agent may take from ssh to its first line.
 const START: Duration = Duration::from_secs(60);
+
+/// How long each call of libvirt may take there, unless [`Agent::with_call_timeout`] says otherwise: SRIOV_CALL_TIMEOUT's default.
+const CALL: Duration = Duration::from_secs(300);
+
+/// How long what ssh has said last is waited for when ssh has ended: what it started may live on, and keep its standard error
+/// open.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
+
+/// After this time in which nothing arrived, in seconds, a copy of files is given up.
+const COPY_SILENCE: &str = "--timeout=120";
 
 /// How many of the last lines of ssh tell why it failed.
 const LAST_WORDS: usize = 3;
@@ -68,6 +79,16 @@ pub enum AgentError {
         host: HostName,
         /// What is known, after a colon; or nothing.
         why: String,
+    },
+    /// The agent did not answer in time. What it was asked for may be done all the same.
+    #[error("the agent on {host} has not answered \"{asked}\" for {seconds} s")]
+    NoAnswer {
+        /// The host.
+        host: HostName,
+        /// What it was asked.
+        asked: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// The agent said something that is no answer.
     #[error("the agent on {host} said {what}")]
@@ -147,6 +168,12 @@ impl Ssh {
         Self { forward: true, ..Self::new(&there) }
     }
 
+    /// The same, with the keys of this user's ssh agent forwarded, if there is one: the other host may have to ask this one.
+    #[must_use]
+    pub fn forwarding(self) -> Self {
+        Self { forward: true, ..self }
+    }
+
     /// The same with another program in place of `ssh`.
     #[must_use]
     pub fn with_program(self, program: PathBuf) -> Self {
@@ -196,7 +223,7 @@ impl Reach for Ssh {
         let shell: Vec<&str> = self.options().collect();
         // --protect-args: names travel inside of the connection, and no shell over there reads them.
         let out = Command::new("rsync")
-            .args(["-az", "--protect-args", "-e"])
+            .args(["-az", "--protect-args", COPY_SILENCE, "-e"])
             .arg(format!("{} {}", self.program.display(), shell.join(" ")))
             .arg("--")
             .args(files)
@@ -218,7 +245,8 @@ impl Reach for Ssh {
 /// tell why it failed.
 struct SshProcess {
     child: Child,
-    listener: Option<JoinHandle<()>>,
+    /// Ends with the thread that listens.
+    listening: Receiver<()>,
     last_words: Arc<Mutex<VecDeque<String>>>,
 }
 
@@ -226,9 +254,11 @@ impl SshProcess {
     fn new(child: Child, errors: impl Read + Send + 'static, host: &HostName) -> io::Result<Self> {
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let (words, host) = (Arc::clone(&last_words), host.clone());
+        let (listens, listening) = mpsc::channel::<()>();
         // Dropped, and so ended, when there is no thread for it.
-        let mut process = Self { child, listener: None, last_words };
-        let listener = thread::Builder::new().spawn(move || {
+        let process = Self { child, listening, last_words };
+        thread::Builder::new().spawn(move || {
+            let _listens = listens;
             for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
                 if let Some((level, text)) = logged(&line, PROGRAM) {
                     log::log!(level, "{host}: {text}");
@@ -241,7 +271,6 @@ impl SshProcess {
                 }
             }
         })?;
-        process.listener = Some(listener);
         Ok(process)
     }
 
@@ -255,9 +284,9 @@ impl SshProcess {
     /// What ssh said before it ended.
     fn why(&mut self) -> String {
         self.end();
-        if let Some(listener) = self.listener.take() {
-            // It only ends early by a panic, and then there is less to tell.
-            drop(listener.join());
+        // Nothing is sent: the channel ends with the one who listens.
+        if self.listening.recv_timeout(LAST_WORDS_TIME) == Err(RecvTimeoutError::Timeout) {
+            log::debug!("ssh has ended, and what it started keeps its standard error open");
         }
         let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
         words.iter().cloned().collect::<Vec<_>>().join(" ")
@@ -276,6 +305,9 @@ pub struct Agent {
     // Closed before ssh is ended: fields drop in this order.
     conversation: Conversation,
     ssh: Option<SshProcess>,
+    call: Duration,
+    /// Whether it owes an answer that is waited for no more: what it says now would be taken for another one.
+    is_silent: bool,
 }
 
 impl Agent {
@@ -288,7 +320,7 @@ impl Agent {
         let link = reach.start(host)?;
         let conversation = Conversation::new(link.input, link.output, Pulse::default())
             .map_err(|error| AgentError::NotStarted { host: host.clone(), why: error.to_string() })?;
-        let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh };
+        let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh, call: CALL, is_silent: false };
         let end = Instant::now() + START;
         loop {
             match agent.conversation.next(end.saturating_duration_since(Instant::now())) {
@@ -311,6 +343,12 @@ impl Agent {
         }
     }
 
+    /// The same, and each of its calls of libvirt may take so long.
+    #[must_use]
+    pub fn with_call_timeout(self, call: Duration) -> Self {
+        Self { call, ..self }
+    }
+
     /// The host it is on.
     pub fn host(&self) -> &HostName {
         &self.host
@@ -318,7 +356,7 @@ impl Agent {
 
     /// Whether it is gone, or can't be heard of any more. Does not wait.
     pub fn is_lost(&self) -> bool {
-        self.conversation.is_over()
+        self.is_silent || self.conversation.is_over()
     }
 
     /// Where a VM is, seen from there.
@@ -332,11 +370,24 @@ impl Agent {
         }
     }
 
-    /// Asks, and waits for the answer as long as the agent is alive.
+    /// Asks, and waits for the answer as long as the agent is alive, and not longer than the question may take.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, AgentError> {
         let _span = Span::begin(Kind::Asked, "agent");
+        if self.is_silent {
+            return Err(self.lost());
+        }
         self.conversation.say(request);
-        let Some(line) = self.conversation.wait() else { return Err(self.lost()) };
+        let limit = request.limit(self.call);
+        let line = match self.conversation.wait_for(limit) {
+            Heard::Line(line) => line,
+            Heard::Ended => return Err(self.lost()),
+            Heard::Nothing => {
+                self.is_silent = true;
+                let seconds = limit.map_or(0, |limit| limit.as_secs());
+                let asked = request.to_string().split(' ').next().unwrap_or_default().to_owned();
+                return Err(AgentError::NoAnswer { host: self.host.clone(), asked, seconds });
+            }
+        };
         match line.parse() {
             Ok(Answer::Refused(why)) => Err(AgentError::Refused { host: self.host.clone(), why }),
             Ok(answer) => Ok(answer),

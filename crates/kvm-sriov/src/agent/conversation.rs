@@ -95,11 +95,20 @@ impl Conversation {
 
     /// What comes next, however long it takes.
     pub(crate) fn wait(&self) -> Option<String> {
+        match self.wait_for(None) {
+            Heard::Line(line) => Some(line),
+            Heard::Nothing | Heard::Ended => None,
+        }
+    }
+
+    /// What comes next, within this time if there is a limit.
+    pub(crate) fn wait_for(&self, limit: Option<Duration>) -> Heard {
+        let begin = Instant::now();
         loop {
-            match self.next(self.silence) {
-                Heard::Line(line) => return Some(line),
-                Heard::Nothing => {}
-                Heard::Ended => return None,
+            let left = limit.map_or(self.silence, |limit| limit.saturating_sub(begin.elapsed()));
+            match self.next(left) {
+                Heard::Nothing if limit.is_none_or(|limit| begin.elapsed() < limit) => {}
+                heard => return heard,
             }
         }
     }
@@ -189,6 +198,14 @@ mod tests {
         let (here, there) = pair(FAST, FAST);
         thread::sleep(FAST.silence * 2);
         assert!(!here.is_over() && !there.is_over());
+    }
+
+    #[test]
+    fn an_end_that_is_alive_and_does_not_answer_is_not_waited_for_without_limit() {
+        let (here, _there) = pair(FAST, FAST);
+        let begin = Instant::now();
+        assert_eq!(here.wait_for(Some(FAST.silence * 2)), Heard::Nothing);
+        assert!(begin.elapsed() >= FAST.silence * 2 && !here.is_over());
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub use serve::serve;
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::error::Cause;
 use crate::pci::ParseError;
@@ -27,10 +28,13 @@ use crate::xml::Wanted;
 use crate::{DeployId, DomainName, DomainUuid, HostName, Position};
 
 /// The version of the protocol. Two ends talk to each other only with the same one.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The first word of the agent's first line: what comes before it is the host's greeting.
 const MAGIC: &str = "kvm-sriov-agent";
+
+/// What every question may take besides the agent's calls of libvirt: a lock is waited for, a domain is destroyed.
+const MARGIN: Duration = Duration::from_secs(120);
 
 /// The agent's program, beside the actions.
 const PROGRAM: &str = "sriov_agent";
@@ -63,8 +67,15 @@ pub(crate) enum Request {
         /// Its XML.
         xml: String,
     },
-    /// It is here, and is to get its VFs, its snapshots and the time.
-    Finish,
+    /// libvirt is about to be asked to move it: from now on it may come, whatever is heard of its source.
+    Go,
+    /// It is gone from its source. Its CPUs are to run here, and it is to get its VFs, its snapshots and the time.
+    Finish {
+        /// Which VM, for an agent that was not told of it before.
+        uuid: DomainUuid,
+        /// Names this one move.
+        id: String,
+    },
     /// It does not come: what was claimed and made for it is to go, and a domain of it that is there.
     Abort {
         /// Whether a domain that is there is to be destroyed: only when the VM's CPUs run elsewhere.
@@ -83,6 +94,8 @@ pub(crate) struct Visitor {
     pub(crate) uuid: DomainUuid,
     /// Names this one move.
     pub(crate) id: String,
+    /// The host that it comes from; `None` when OpenNebula did not say.
+    pub(crate) from: Option<HostName>,
     /// What it should have; `None` for a VM without VFs.
     pub(crate) wanted: Option<Wanted>,
     /// The positions of those NICs that have no VF where it comes from.
@@ -140,15 +153,18 @@ pub enum Presence {
     Paused,
     /// It is ending.
     Ending,
+    /// Not on this host any more: its CPUs ran here since the agent began to watch for it, or nobody knows.
+    Ended,
 }
 
 impl Presence {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Absent, "none"),
         (Self::Incoming, "incoming"),
         (Self::Running, "running"),
         (Self::Paused, "paused"),
         (Self::Ending, "ending"),
+        (Self::Ended, "ended"),
     ];
 }
 
@@ -163,7 +179,7 @@ impl FromStr for Presence {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let found = Self::ALL.iter().find(|(_, word)| *word == text).map(|(presence, _)| *presence);
-        found.ok_or_else(|| ParseError::new("none, incoming, running, paused or ending", text))
+        found.ok_or_else(|| ParseError::new("none, incoming, running, paused, ending or ended", text))
     }
 }
 
@@ -264,6 +280,22 @@ fn decode(text: &str) -> Result<String, ParseError> {
     String::from_utf8(bytes).map_err(|_| wrong())
 }
 
+impl Request {
+    /// How long the answer is waited for; `None` for a whole move, which takes as long as its copy and ends with its program.
+    ///
+    /// * `call` - how long each call of libvirt may take there
+    pub(crate) fn limit(&self, call: Duration) -> Option<Duration> {
+        let calls = match self {
+            Self::Migrate(_) => return None,
+            Self::Image { .. } | Self::Symlink { .. } | Self::Snapshot { .. } | Self::Go | Self::State(_) => 2,
+            Self::Prepare(_) | Self::Abort { .. } => 4,
+            // One for each VF that a VM can have, and those around them.
+            Self::Finish { .. } => 24,
+        };
+        Some(MARGIN + call * calls)
+    }
+}
+
 impl Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
@@ -271,6 +303,7 @@ impl Display for Request {
                 .with("vm", &visitor.name)
                 .with("uuid", &visitor.uuid)
                 .with("id", &visitor.id)
+                .with_some("from", visitor.from.as_ref())
                 .with_some("wanted", visitor.wanted.as_ref().map(Wanted::to_unqualified_xml))
                 .with_some("lacking", listed(&visitor.lacking))
                 .with_some("dir", visitor.dir.as_ref().map(|dir| dir.display())),
@@ -281,7 +314,8 @@ impl Display for Request {
                 Message::new("symlink").with_path("path", path).with_path("target", target)
             }
             Self::Snapshot { is_current, xml } => Message::new("snapshot").with("current", is_current).with("xml", xml),
-            Self::Finish => Message::new("finish"),
+            Self::Go => Message::new("go"),
+            Self::Finish { uuid, id } => Message::new("finish").with("uuid", uuid).with("id", id),
             Self::Abort { destroy } => Message::new("abort").with("destroy", destroy),
             Self::State(uuid) => Message::new("state").with("uuid", uuid),
             Self::Migrate(order) => Message::new("migrate")
@@ -304,6 +338,7 @@ impl FromStr for Request {
                 name: message.value("vm")?,
                 uuid: message.value("uuid")?,
                 id: message.value("id")?,
+                from: message.some("from")?,
                 wanted: message.text("wanted").map(wanted).transpose()?,
                 lacking: message.text("lacking").map(positions).transpose()?.unwrap_or_default(),
                 dir: message.some("dir")?,
@@ -315,7 +350,8 @@ impl FromStr for Request {
             },
             "symlink" => Self::Symlink { path: message.value("path")?, target: message.value("target")? },
             "snapshot" => Self::Snapshot { is_current: message.value("current")?, xml: message.value("xml")? },
-            "finish" => Self::Finish,
+            "go" => Self::Go,
+            "finish" => Self::Finish { uuid: message.value("uuid")?, id: message.value("id")? },
             "abort" => Self::Abort { destroy: message.value("destroy")? },
             "state" => Self::State(message.value("uuid")?),
             "migrate" => Self::Migrate(Box::new(Order {
@@ -411,6 +447,7 @@ mod tests {
                 name: "one-42".parse().unwrap(),
                 uuid: UUID.parse().unwrap(),
                 id: text.to_owned(),
+                from: (!flag).then(|| "host1".parse().unwrap()),
                 wanted: flag.then(|| Wanted::parse(WANTED).unwrap()),
                 lacking: if flag { vec![Position::new(0).unwrap(), Position::new(15).unwrap()] } else { Vec::new() },
                 dir: (!flag).then(path),
@@ -418,7 +455,8 @@ mod tests {
             Request::Image { path: path(), format: text.to_owned(), size: number },
             Request::Symlink { path: path(), target: path() },
             Request::Snapshot { is_current: flag, xml: text.to_owned() },
-            Request::Finish,
+            Request::Go,
+            Request::Finish { uuid: UUID.parse().unwrap(), id: text.to_owned() },
             Request::Abort { destroy: flag },
             Request::State(UUID.parse().unwrap()),
             Request::Migrate(Box::new(Order {
@@ -458,6 +496,15 @@ mod tests {
     }
 
     #[test]
+    fn every_question_but_a_whole_move_has_a_limit() {
+        for request in requests("x", 1, true) {
+            let limit = request.limit(Duration::from_secs(300));
+            assert_eq!(limit.is_none(), matches!(request, Request::Migrate(_)), "{request}");
+            assert!(limit.is_none_or(|limit| limit >= Duration::from_secs(600)), "{request}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_or_unknown_is_named() {
         for (line, problem) in [
             ("", "expected a word"),
@@ -474,7 +521,7 @@ mod tests {
         let newer = Message::new("prepare").with("vm", "one-42").with("uuid", UUID).with("id", "x");
         let newer = newer.with("wanted", WANTED.replace("1.0", "2.0")).to_string();
         assert!(newer.parse::<Request>().unwrap_err().to_string().contains("a newer kvm-sriov"), "{newer}");
-        assert_eq!("finish later=1".parse::<Request>().unwrap(), Request::Finish, "a value of a later version");
+        assert_eq!("go later=1".parse::<Request>().unwrap(), Request::Go, "a value of a later version");
     }
 
     proptest! {
@@ -493,7 +540,7 @@ mod tests {
         }
 
         #[test]
-        fn no_line_is_a_panic(line in any::<String>(), word in "(prepare|image|snapshot|abort|state|migrate|failed)( [a-z]{2,6}=[%a-f0-9]{0,8}){0,4}") {
+        fn no_line_is_a_panic(line in any::<String>(), word in "(prepare|image|snapshot|go|abort|state|migrate|failed)( [a-z]{2,6}=[%a-f0-9]{0,8}){0,4}") {
             for line in [line, word] {
                 drop(line.parse::<Request>());
                 drop(line.parse::<Answer>());

@@ -17,11 +17,12 @@ use virt::sys;
 use super::error::{LibvirtError, number};
 use super::event_loop::LoopUser;
 use super::ffi::{self, Callback, Watched};
+use super::migration::Postcopy;
 use super::watch::{Closing, Sink, Ticket, lock};
 use super::worker::{self, Work};
 use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots, Usage};
-use crate::DeployId;
 use crate::span::{Kind, Span};
+use crate::{DeployId, DomainUuid};
 
 /// libvirtd is asked for a sign of life this often, in seconds ...
 const KEEPALIVE_INTERVAL: i32 = 10;
@@ -460,6 +461,47 @@ impl Drop for Subscription {
     }
 }
 
+/// The one who waits for a domain that need not be here yet.
+struct Arrival {
+    connection: Arc<Connection>,
+    sink: Arc<Sink>,
+    key: usize,
+    callback: Option<Callback>,
+    patience: Patience,
+    _ticket: Ticket,
+}
+
+impl Arrival {
+    fn new(
+        connection: Arc<Connection>,
+        uuid: &DomainUuid,
+        sender: Sender<Event>,
+        patience: Patience,
+    ) -> Result<Self, LibvirtError> {
+        let sink = Sink::new();
+        let key = sink.add(sender);
+        let ending = Arc::clone(&sink);
+        let ticket = connection.closing.tell(Box::new(move || ending.disconnect()));
+        let callback = Some(ffi::register_arrival(&connection.connect, uuid, &sink)?);
+        Ok(Self { connection, sink, key, callback, patience, _ticket: ticket })
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // From here on nothing comes out, whatever libvirt still calls.
+        self.sink.remove(self.key);
+        let (connection, callback) = (Arc::clone(&self.connection), self.callback.take());
+        let done = with_deadline("virConnectDomainEventDeregisterAny", self.patience.last(), move || {
+            connection.deregister(callback.into_iter().collect());
+            Ok(())
+        });
+        if let Err(error) = done {
+            log::debug!("{error}");
+        }
+    }
+}
+
 /// Runs a call on its own thread and waits for it until the deadline.
 fn with_deadline<T, F>(name: &'static str, timeout: Duration, work: F) -> Result<T, LibvirtError>
 where
@@ -597,6 +639,34 @@ fn suspend_later(domain: Domain, after: Duration, end: Receiver<()>) -> Result<(
     worker::work("virDomainSuspend", Box::new(suspend), ())
 }
 
+/// Between two looks at how far a copy is that is to go over to post-copy.
+const ITERATION_LOOK: Duration = Duration::from_millis(200);
+
+/// Has a move go over to post-copy when its time has come: `virsh migrate --postcopy-after-precopy`, `--timeout-postcopy`.
+///
+/// # Source
+/// libvirt `tools/virsh-domain.c`, `virshMigrateIteration`: at the second iteration.
+fn postcopy_later(domain: Domain, when: Postcopy, end: Receiver<()>) -> Result<(), LibvirtError> {
+    let begin = Instant::now();
+    let is_due = move |domain: &Domain| {
+        let is_late = when.after.is_some_and(|after| begin.elapsed() >= after);
+        let iteration = || ffi::job_stats(domain, false).ok().flatten().and_then(|stats| stats.iteration);
+        is_late || (when.after_first_pass && iteration().is_some_and(|iteration| iteration >= 2))
+    };
+    let start = move || {
+        while end.recv_timeout(ITERATION_LOOK) == Err(RecvTimeoutError::Timeout) {
+            if is_due(&domain) {
+                match ffi::start_postcopy(&domain) {
+                    Ok(()) => log::info!("the move goes over to post-copy"),
+                    Err(error) => log::warn!("the move can't go over to post-copy: {}", error.message()),
+                }
+                return;
+            }
+        }
+    };
+    worker::work("virDomainMigrateStartPostCopy", Box::new(start), ())
+}
+
 fn reference(domain: &Domain) -> Result<DomainRef, LibvirtError> {
     let (name, uuid) = (domain.name()?, domain.uuid_string()?);
     let odd = |error: crate::ParseError| LibvirtError::other(format!("libvirt names a domain that can't be: {error}"));
@@ -627,7 +697,8 @@ impl Hypervisor for Libvirt {
                 DeployId::Id(id) => connect.lookup_domain_by_id(*id),
                 DeployId::Name(name) => connect.lookup_domain_by_name(name.as_str()),
             };
-            found(domain, ErrorNumber::NoDomain)?.as_ref().map(reference).transpose()
+            let found = found(domain, ErrorNumber::NoDomain)?.as_ref().map(reference).transpose()?;
+            Ok(found.filter(|domain| domain.id.is_some()))
         })
     }
 
@@ -747,6 +818,17 @@ impl Hypervisor for Libvirt {
         Ok(Events::new(receiver, Box::new(subscription)))
     }
 
+    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
+        let uuid = uuid.clone();
+        let (sender, receiver): (_, Receiver<Event>) = mpsc::channel();
+        let (line, patience) = (Arc::clone(&self.line), self.patience);
+        let arrival = with_deadline("virConnectDomainEventRegisterAny", patience.left(), move || {
+            let connection = line.connection()?;
+            Arrival::new(Arc::clone(&connection), &uuid, sender, patience).map_err(|error| connection.judge(error))
+        })?;
+        Ok(Events::new(receiver, Box::new(arrival)))
+    }
+
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {
         let (uuid, xml) = (domain.uuid.to_string(), device_xml.to_owned());
         self.call_within(limit, "virDomainAttachDeviceFlags", move |connect| {
@@ -820,11 +902,14 @@ impl Hypervisor for Libvirt {
                 Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
             })?
         };
-        let (uri, suspend_after) = (migration.destination.clone(), migration.options.suspend_after());
+        let (suspend_after, postcopy) = (migration.options.suspend_after(), migration.options.postcopy());
+        let uri = migration.destination.clone();
         self.long_on_domain("virDomainMigrate3", domain, move |domain| {
             let (_ended, end) = mpsc::channel::<()>();
             if let Some(after) = suspend_after {
                 suspend_later(domain.clone(), after, end)?;
+            } else if let Some(when) = postcopy {
+                postcopy_later(domain.clone(), when, end)?;
             }
             match ffi::migrate(domain, &destination.connect, &parameters, flags) {
                 Ok(_moved) => Ok(()),
@@ -1002,10 +1087,12 @@ mod tests {
 
     #[test]
     fn a_job_is_what_libvirt_tells_of_it() {
-        let stats = ffi::JobStats { operation: Some(5), remaining: Some(3), all: Some(10), downtime_ms: Some(148) };
+        let (iteration, downtime_ms) = (Some(2), Some(148));
+        let stats = ffi::JobStats { operation: Some(5), remaining: Some(3), all: Some(10), iteration, downtime_ms };
         let moved = Job { kind: JobKind::MigrationOut, progress: Some((7, 10)), downtime_ms: Some(148) };
         assert_eq!(job(stats), moved);
-        let unknown = ffi::JobStats { operation: None, remaining: Some(1), all: None, downtime_ms: None };
+        let unknown =
+            ffi::JobStats { operation: None, remaining: Some(1), all: None, iteration: None, downtime_ms: None };
         assert_eq!(job(unknown), Job::default());
     }
 

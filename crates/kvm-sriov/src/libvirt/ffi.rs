@@ -4,7 +4,7 @@
 //! and libvirt's objects may be used from any thread. Texts for C are `CStr`s that outlive the call; libvirt copies what it
 //! keeps. `virt`'s `Error::last_error` reads the error of the calling thread, so it is asked at once, on the same thread.
 //!
-//! Callbacks only send: they never panic and never call libvirt.
+//! Callbacks only send: they never panic and never call libvirt, but to read the UUID of the domain that they are called with.
 
 #![allow(unsafe_code)]
 
@@ -20,6 +20,7 @@ use virt::sys;
 
 use super::Event;
 use super::watch::{self, Sink};
+use crate::DomainUuid;
 
 /// The events of a domain that are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +130,68 @@ pub(super) fn register(
     }
     // `opaque` stays: see above.
     Err(Error::last_error())
+}
+
+/// The domain that a callback for all of them waits for, and where its events go.
+struct Arrival {
+    uuid: DomainUuid,
+    sink: Arc<Sink>,
+}
+
+/// Has libvirt send the lifecycle events of a domain that need not be here yet into `sink`: those of all domains come, and
+/// all others are dropped. Otherwise as [`register`], but a connection takes only one of these.
+pub(super) fn register_arrival(connect: &Connect, uuid: &DomainUuid, sink: &Arc<Sink>) -> Result<Callback, Error> {
+    let arrival = Arc::new(Arrival { uuid: uuid.clone(), sink: Arc::clone(sink) });
+    let opaque = Arc::into_raw(arrival).cast_mut().cast::<c_void>();
+    // SAFETY: the connection is alive, and no domain means all; the callback has the type that goes with the id; `opaque` is
+    // a counted reference to an `Arrival`, valid until `release_arrival` gives it back, which libvirt calls once.
+    let id = unsafe {
+        sys::virConnectDomainEventRegisterAny(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+            Some(std::mem::transmute::<LifecycleCallback, GenericCallback>(arrived)),
+            opaque,
+            Some(release_arrival),
+        )
+    };
+    if id >= 0 {
+        #[cfg(test)]
+        watch::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
+        return Ok(Callback(id));
+    }
+    // What libvirt may still hold stays as it is: a few bytes, once in the life of an agent that ends for it.
+    Err(Error::last_error())
+}
+
+/// libvirt's free callback of [`register_arrival`].
+unsafe extern "C" fn release_arrival(opaque: *mut c_void) {
+    #[cfg(test)]
+    watch::count::FREED.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: `opaque` is from `Arc::into_raw` in `register_arrival`; libvirt calls this once, when it needs it no more.
+    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Arrival>()) });
+}
+
+unsafe extern "C" fn arrived(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    let mut text = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    // SAFETY: libvirt's domain is alive during the callback; the text has room for a UUID and its NUL, as libvirt asks for.
+    let is_read = unsafe { sys::virDomainGetUUIDString(domain, text.as_mut_ptr()) } == 0;
+    // SAFETY: libvirt has ended the text with a NUL.
+    let uuid = unsafe { CStr::from_ptr(text.as_ptr()) };
+    // SAFETY: libvirt's reference keeps the `Arrival` alive while a callback runs; it is shared, never changed in place.
+    let arrival = unsafe { &*opaque.cast_const().cast::<Arrival>() };
+    let event = watch::lifecycle(event, detail).filter(|_| is_read && uuid.to_str() == Ok(arrival.uuid.as_str()));
+    if let Some(event) = event {
+        arrival.sink.send(&event);
+    }
+    // Not used by libvirt.
+    0
 }
 
 /// Takes a callback back. Also when the connection is broken, and libvirtd can't be told, libvirt forgets it here.
@@ -281,6 +344,12 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     zero(unsafe { sys::virDomainAbortJob(domain.as_ptr()) })
 }
 
+/// Lets a guest that is being moved go on at the destination; the rest of its memory follows.
+pub(super) fn start_postcopy(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive.
+    zero(unsafe { sys::virDomainMigrateStartPostCopy(domain.as_ptr(), 0) })
+}
+
 /// What libvirt tells of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct JobStats {
@@ -288,6 +357,8 @@ pub(super) struct JobStats {
     pub(super) operation: Option<c_int>,
     pub(super) remaining: Option<u64>,
     pub(super) all: Option<u64>,
+    /// How often the guest's memory was gone through, from 1.
+    pub(super) iteration: Option<u64>,
     /// What it was for a completed job, what QEMU may make of it for one that runs.
     pub(super) downtime_ms: Option<u64>,
 }
@@ -310,6 +381,7 @@ pub(super) fn job_stats(domain: &Domain, completed: bool) -> Result<Option<JobSt
         operation: parameters.int(sys::VIR_DOMAIN_JOB_OPERATION),
         remaining: parameters.unsigned(sys::VIR_DOMAIN_JOB_DATA_REMAINING),
         all: parameters.unsigned(sys::VIR_DOMAIN_JOB_DATA_TOTAL),
+        iteration: parameters.unsigned(sys::VIR_DOMAIN_JOB_MEMORY_ITERATION),
         downtime_ms: parameters.unsigned(sys::VIR_DOMAIN_JOB_DOWNTIME),
     }))
 }

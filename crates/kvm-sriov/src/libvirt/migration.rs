@@ -39,7 +39,19 @@ pub struct Migration {
 pub struct MigrationOptions {
     flags: u32,
     parameters: Vec<Parameter>,
-    suspend_after: Option<Duration>,
+    timeout: Option<Duration>,
+    /// What `--timeout` begins: otherwise the guest is suspended.
+    timeout_postcopy: bool,
+    postcopy_after_precopy: bool,
+}
+
+/// When a move goes over to post-copy: the guest goes on at the destination, and the rest of its memory follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Postcopy {
+    /// When the copy has not ended after this time.
+    pub(super) after: Option<Duration>,
+    /// When all of the memory was copied once.
+    pub(super) after_first_pass: bool,
 }
 
 /// What a word of `virsh migrate` stands for.
@@ -75,7 +87,8 @@ impl Word {
 fn word(name: &str) -> Option<Word> {
     use Word::{Flag, Int, List, Nothing, Refused, Text, Timeout, Unsigned};
     Some(match name {
-        "live" | "verbose" | "timeout-suspend" => Nothing,
+        "live" | "verbose" | "timeout-suspend" | "timeout-postcopy" | "postcopy-after-precopy" => Nothing,
+        "postcopy" => Flag(sys::VIR_MIGRATE_POSTCOPY),
         "persistent" => Flag(sys::VIR_MIGRATE_PERSIST_DEST),
         "undefinesource" => Flag(sys::VIR_MIGRATE_UNDEFINE_SOURCE),
         "copy-storage-all" => Flag(sys::VIR_MIGRATE_NON_SHARED_DISK),
@@ -100,6 +113,7 @@ fn word(name: &str) -> Option<Word> {
         "migrate-disks-detect-zeroes" => List(sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS_DETECT_ZEROES),
         "migrate-disks-target-zero" => List(sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS_TARGET_ZERO),
         "bandwidth" => Unsigned(sys::VIR_MIGRATE_PARAM_BANDWIDTH),
+        "postcopy-bandwidth" => Unsigned(sys::VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY),
         "available-switchover-bandwidth" => Unsigned(sys::VIR_MIGRATE_PARAM_BANDWIDTH_AVAIL_SWITCHOVER),
         "auto-converge-initial" => Int(sys::VIR_MIGRATE_PARAM_AUTO_CONVERGE_INITIAL),
         "auto-converge-increment" => Int(sys::VIR_MIGRATE_PARAM_AUTO_CONVERGE_INCREMENT),
@@ -117,9 +131,7 @@ fn word(name: &str) -> Option<Word> {
         }
         "offline" => Refused("no option for domains that do not run"),
         "suspend" => Refused("no option that leaves the VM paused, because OpenNebula expects it to run"),
-        "postcopy" | "postcopy-after-precopy" | "postcopy-resume" | "postcopy-bandwidth" | "timeout-postcopy" => {
-            Refused("no option of post-copy, which leaves no whole VM on either host when it fails")
-        }
+        "postcopy-resume" => Refused("no option that only goes on with a move that failed"),
         "dname" => Refused("no other name for the domain, because OpenNebula knows it by its name"),
         "xml" | "persistent-xml" => Refused("no XML of one domain, because the driver gives each VM its own"),
         "domain" | "desturi" => Refused("no domain and no destination, which OpenNebula names"),
@@ -132,7 +144,9 @@ fn word(name: &str) -> Option<Word> {
 ///
 /// # Source
 /// libvirt `qemuMigrationParamsFromFlags`, `virDomainMigrate3`.
-const NEED_ANOTHER: [(&str, u32, &str); 11] = [
+const NEED_ANOTHER: [(&str, u32, &str); 13] = [
+    ("postcopy-after-precopy", sys::VIR_MIGRATE_POSTCOPY, "--postcopy beside it"),
+    ("timeout-postcopy", sys::VIR_MIGRATE_POSTCOPY, "--postcopy beside it"),
     ("auto-converge-initial", sys::VIR_MIGRATE_AUTO_CONVERGE, "--auto-converge beside it"),
     ("auto-converge-increment", sys::VIR_MIGRATE_AUTO_CONVERGE, "--auto-converge beside it"),
     ("parallel-connections", sys::VIR_MIGRATE_PARALLEL, "--parallel beside it"),
@@ -147,7 +161,8 @@ const NEED_ANOTHER: [(&str, u32, &str); 11] = [
 ];
 
 /// Options that exclude each other.
-const EXCLUSIVE: [(&str, &str, &str); 2] = [
+const EXCLUSIVE: [(&str, &str, &str); 3] = [
+    ("timeout-suspend", "timeout-postcopy", "either --timeout-suspend or --timeout-postcopy"),
     ("copy-storage-all", "copy-storage-inc", "either --copy-storage-all or --copy-storage-inc"),
     ("disks-port", "disks-uri", "either --disks-port or --disks-uri"),
 ];
@@ -194,7 +209,14 @@ impl MigrationOptions {
     /// A word that `virsh migrate` does not have, a value that is missing or no number, an option that appears twice, lacks
     /// another one or contradicts it, and an option that can't be with this driver. The text names the word and says why.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let (options, problems) = Self::read(text);
+        problems.into_iter().next().map_or(Ok(options), Err)
+    }
+
+    /// As [`MigrationOptions::parse`], with everything that is wrong, not only the first.
+    pub fn read(text: &str) -> (Self, Vec<ParseError>) {
         let mut options = Self::default();
+        let mut problems = Vec::new();
         let mut seen = Vec::new();
         let mut words = text.split_ascii_whitespace().peekable();
         while let Some(found) = words.next() {
@@ -203,30 +225,54 @@ impl MigrationOptions {
                 None => (found, None),
             };
             let unknown = || ParseError::new("an option of virsh migrate", found);
-            let name = name.strip_prefix("--").ok_or_else(unknown)?;
-            let word = word(name).ok_or_else(unknown)?;
+            let Some((name, word)) = name.strip_prefix("--").and_then(|name| Some((name, word(name)?))) else {
+                problems.push(unknown());
+                continue;
+            };
             if seen.contains(&name) {
-                return Err(ParseError::new("each option once", found));
+                problems.push(ParseError::new("each option once", found));
             }
             seen.push(name);
             let value =
                 value.or_else(|| if word.takes_value() { words.next_if(|next| !next.starts_with("--")) } else { None });
-            options.take(&word, Found { name, value })?;
+            problems.extend(options.take(&word, Found { name, value }).err());
         }
         for (name, flag, needed) in NEED_ANOTHER {
             if seen.contains(&name) && options.flags & flag == 0 {
-                return Err(Found { name, value: None }.error(needed));
+                problems.push(Found { name, value: None }.error(needed));
             }
         }
         for (one, other, expected) in EXCLUSIVE {
             if seen.contains(&one) && seen.contains(&other) {
-                return Err(Found { name: other, value: None }.error(expected));
+                problems.push(Found { name: other, value: None }.error(expected));
             }
         }
-        if seen.contains(&"timeout-suspend") && options.suspend_after.is_none() {
-            return Err(ParseError::new("--timeout beside it", "--timeout-suspend"));
+        for name in ["timeout-suspend", "timeout-postcopy"] {
+            if seen.contains(&name) && options.timeout.is_none() {
+                problems.push(Found { name, value: None }.error("--timeout beside it"));
+            }
         }
-        Ok(options)
+        options.timeout_postcopy = seen.contains(&"timeout-postcopy");
+        options.postcopy_after_precopy = seen.contains(&"postcopy-after-precopy");
+        (options, problems)
+    }
+
+    /// Whether the guest may go on at the destination before all of its memory is there.
+    pub fn is_postcopy(&self) -> bool {
+        self.flags & sys::VIR_MIGRATE_POSTCOPY != 0
+    }
+
+    /// Refuses what can't be for a VM with VFs, whose CPUs stand at the destination until it is gone from its source.
+    ///
+    /// # Errors
+    /// Post-copy: the text says why.
+    ///
+    /// # Source
+    /// libvirt `qemuMigrationSrcBeginXML`: "post-copy migration is not supported with non-live or paused migration".
+    pub fn check_hand_over(&self) -> Result<(), ParseError> {
+        let why = "no post-copy for a VM with VFs, which stands at its destination until it is gone from its source: libvirt \
+                   has no post-copy for a VM that is to stand";
+        if self.is_postcopy() { Err(ParseError::new(why, "--postcopy")) } else { Ok(()) }
     }
 
     /// Adds what the VM's own features ask for; they win over the options.
@@ -264,7 +310,14 @@ impl MigrationOptions {
 
     /// When the guest is suspended so that the copy can end.
     pub(super) fn suspend_after(&self) -> Option<Duration> {
-        self.suspend_after
+        self.timeout.filter(|_| !self.timeout_postcopy)
+    }
+
+    /// When the move goes over to post-copy by itself; `None` for never.
+    pub(super) fn postcopy(&self) -> Option<Postcopy> {
+        let after = self.timeout.filter(|_| self.timeout_postcopy);
+        let postcopy = Postcopy { after, after_first_pass: self.postcopy_after_precopy };
+        (after.is_some() || postcopy.after_first_pass).then_some(postcopy)
     }
 
     fn take(&mut self, word: &Word, found: Found<'_>) -> Result<(), ParseError> {
@@ -277,7 +330,7 @@ impl MigrationOptions {
             }
             Word::Timeout => {
                 let seconds = found.number("seconds, at least 1", |seconds: &u32| *seconds > 0)?;
-                self.suspend_after = Some(Duration::from_secs(seconds.into()));
+                self.timeout = Some(Duration::from_secs(seconds.into()));
             }
             Word::Int(name) => {
                 let number = found.number("a number", |number: &i32| *number >= 0)?;
@@ -400,8 +453,15 @@ mod tests {
             ("--copy-storage-all --copy-storage-inc", "expected either --copy-storage-all or --copy-storage-inc"),
             ("--p2p", "expected no option that has libvirtd connect to the destination"),
             ("--p2p --tunnelled", "found \"--p2p\""),
-            ("--postcopy", "expected no option of post-copy"),
-            ("--postcopy-bandwidth 5", "found \"--postcopy-bandwidth\""),
+            ("--postcopy --postcopy-resume", "expected no option that only goes on with a move that failed"),
+            ("--postcopy-after-precopy", "expected --postcopy beside it, found \"--postcopy-after-precopy\""),
+            ("--postcopy --timeout-postcopy", "expected --timeout beside it, found \"--timeout-postcopy\""),
+            ("--timeout 5 --timeout-postcopy", "expected --postcopy beside it, found \"--timeout-postcopy\""),
+            (
+                "--postcopy --timeout 5 --timeout-postcopy --timeout-suspend",
+                "expected either --timeout-suspend or --timeout-postcopy",
+            ),
+            ("--postcopy-bandwidth fast", "expected a number, found \"--postcopy-bandwidth fast\""),
             ("--dname x", "expected no other name for the domain"),
             ("--xml /tmp/x", "expected no XML of one domain"),
             ("--offline --persistent", "expected no option for domains that do not run"),
@@ -409,6 +469,33 @@ mod tests {
         ] {
             let found = MigrationOptions::parse(words).unwrap_err().to_string();
             assert!(found.contains(error), "{words}: {found}");
+        }
+    }
+
+    #[test]
+    fn post_copy_is_virshs_and_not_for_a_vm_with_vfs() {
+        let read = |text: &str| MigrationOptions::parse(text).unwrap();
+        let options = read("--postcopy --postcopy-after-precopy --postcopy-bandwidth 100");
+        assert_eq!((options.flags, options.suspend_after()), (32_768, None));
+        assert_eq!(options.parameters, [(c"bandwidth.postcopy", Value::Unsigned(100))]);
+        assert_eq!(options.postcopy(), Some(Postcopy { after: None, after_first_pass: true }));
+        let error = options.check_hand_over().unwrap_err().to_string();
+        assert!(error.contains("no post-copy for a VM with VFs") && error.ends_with("found \"--postcopy\""), "{error}");
+        let options = read("--postcopy --timeout 9 --timeout-postcopy");
+        let after = Some(Duration::from_secs(9));
+        assert_eq!(options.postcopy(), Some(Postcopy { after, after_first_pass: false }));
+        assert_eq!((options.suspend_after(), read("--postcopy").postcopy()), (None, None));
+        let options = read("--unsafe --timeout 9");
+        assert_eq!((options.suspend_after(), options.check_hand_over()), (after, Ok(())));
+    }
+
+    #[test]
+    fn every_word_that_is_refused_is_told() {
+        let (_, problems) = MigrationOptions::read("--unsave --p2p --unsafe --suspend --bandwidth fast x");
+        let found: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 5, "{found:?}");
+        for (problem, word) in found.iter().zip(["--unsave", "--p2p", "--suspend", "--bandwidth fast", "x"]) {
+            assert!(problem.ends_with(&format!("found \"{word}\"")), "{problem}");
         }
     }
 

@@ -212,7 +212,8 @@ pub struct Usage {
 pub trait Hypervisor: Send + Sync {
     /// The running domains.
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError>;
-    /// The domain that OpenNebula means; `None` when there is none.
+    /// The running domain that OpenNebula means; `None` when there is none. A definition that is shut off, as a snapshot's
+    /// revert or `--persistent` may leave it, is none.
     fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError>;
     /// The XML of the domain as it runs, without passwords; `None` when it is gone.
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError>;
@@ -248,6 +249,8 @@ pub trait Hypervisor: Send + Sync {
     /// An event is a reason to look, not a proof: the first ones may be from the moment before, and libvirt may lose one. Several
     /// watchers of a domain each get all of them.
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError>;
+    /// Watches for a domain that need not be here yet, as [`Hypervisor::watch`]; only whether it runs, stands or has ended.
+    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError>;
     /// Plugs a device into a running domain. `Ok` means "done", and is to be verified.
     ///
     /// * `limit` - how long it may take, such as [`Host::call_limit`](crate::Host::call_limit) of the memory that QEMU pins for the

@@ -132,7 +132,7 @@ impl Work<'_, '_> {
             Repair::PlugDummy(position) => self.plug_dummy(*position),
             Repair::Spend => self.checkpoint().map_or(Ok(()), |image| image.spend()).map(|()| self.journal("spent")),
             Repair::Resume => {
-                host.patiently(|| Ok(host.hypervisor().resume(&self.vm.domain)?))?;
+                vm::let_run(host, &self.vm.domain)?;
                 self.journal("resumed");
                 Ok(())
             }

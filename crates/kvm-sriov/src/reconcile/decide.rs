@@ -92,7 +92,7 @@ pub enum Doubt {
 /// let mut facts = Facts {
 ///     busy: Busy::Nobody,
 ///     domain: Some(RunState::Running),
-///     operation: Open::Migrate,
+///     operation: Open::Migrate { stands: false },
 ///     nics: vec![nic],
 ///     spare: vec![],
 ///     image: Noted::Nothing,
@@ -159,8 +159,16 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
             nics().chain(resume).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
         (Open::Restore(Checkpoint::Nowhere), true) => known(Doubt::NoCheckpoint),
-        (Open::Migrate, _) if state.runs() => nics().chain([closing(facts)]).collect(),
-        (Open::Migrate, _) => known(Doubt::Migration),
+        (Open::Migrate { .. }, _) if state.runs() => nics().chain([closing(facts)]).collect(),
+        // Its user had paused it before.
+        (Open::Migrate { stands: true }, _) if facts.elsewhere == Elsewhere::Never => {
+            nics().chain([closing(facts)]).collect()
+        }
+        // At once: its guest stands still, and its VFs can come while it runs.
+        (Open::Migrate { .. }, _) if facts.elsewhere == Elsewhere::Never => {
+            resume.into_iter().chain(nics()).chain([closing(facts)]).collect()
+        }
+        (Open::Migrate { .. }, _) => known(Doubt::Migration),
     }
 }
 
@@ -174,7 +182,7 @@ fn there(facts: &Facts) -> impl Iterator<Item = Position> {
 fn closing(facts: &Facts) -> Repair {
     let there: Vec<Position> = there(facts).collect();
     match facts.operation {
-        Open::Save | Open::Migrate if !there.is_empty() => Repair::NotePending(there),
+        Open::Save | Open::Migrate { stands: false } if !there.is_empty() => Repair::NotePending(there),
         _ => Repair::Close,
     }
 }

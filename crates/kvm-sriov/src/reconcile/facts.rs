@@ -55,7 +55,10 @@ pub enum Open {
     /// The domain came from a file.
     Restore(Checkpoint),
     /// The domain was moving. It looks the same at both ends.
-    Migrate,
+    Migrate {
+        /// Whether its CPUs stood when the move began.
+        stands: bool,
+    },
     /// The guest was asked to release the VFs at these positions, and did not do so in time.
     PendingUnplug(Vec<Position>),
     /// One of a later version.
@@ -214,7 +217,7 @@ impl Open {
             None => Self::Nothing,
             Some(OperationKind::Save) => Self::Save,
             Some(OperationKind::Restore { checkpoint }) => Self::Restore(Checkpoint::at(checkpoint)),
-            Some(OperationKind::Migrate { .. }) => Self::Migrate,
+            Some(OperationKind::Migrate { stands, .. }) => Self::Migrate { stands: *stands },
             Some(OperationKind::PendingUnplug { positions }) => Self::PendingUnplug(positions.clone()),
             Some(OperationKind::Other(_)) => Self::Newer,
         }
@@ -228,7 +231,7 @@ impl fmt::Display for Open {
             Self::Nothing => "-",
             Self::Save => "save",
             Self::Restore(_) => "restore",
-            Self::Migrate => "migrate",
+            Self::Migrate { .. } => "migrate",
             Self::PendingUnplug(_) => "pending-unplug",
             Self::Newer => "of a later version",
         })

@@ -173,6 +173,18 @@ pub(crate) fn let_go(host: &Host, domain: &DomainRef, limit: Duration, what: &'s
     Ok(())
 }
 
+/// Lets the CPUs of a domain run that stands.
+///
+/// # Errors
+/// They stand, or libvirtd does not answer. A call whose answer was lost is no error when they run.
+pub(crate) fn let_run(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
+    let hypervisor = host.hypervisor();
+    host.patiently(|| {
+        let Err(error) = hypervisor.resume(domain) else { return Ok(()) };
+        if hypervisor.state(domain)?.is_some_and(RunState::runs) { Ok(()) } else { Err(error.into()) }
+    })
+}
+
 /// What is to be said when the guest may still release a VF that it was asked for.
 pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
     let Cause::NotReleased { kept, .. } = cause else { return None };
@@ -290,7 +302,7 @@ impl<'a> Vm<'a> {
     }
 
     /// A VM whose live XML was read with its lock held.
-    fn seen(
+    pub(crate) fn seen(
         host: &'a Host,
         action: &'static str,
         domain: DomainRef,

@@ -115,6 +115,10 @@ pub enum OperationKind {
         to: String,
         /// Names this one move, on both hosts.
         id: String,
+        /// The source, as OpenNebula names it, if it did.
+        from: Option<String>,
+        /// Whether the CPUs stood when the move began: then nobody but its user lets the VM run.
+        stands: bool,
     },
     /// The guest was asked to release VFs and has not done so in time. It may do so later; then they are plugged back.
     PendingUnplug {
@@ -299,7 +303,12 @@ impl Operation {
         let kind = match required(node, "kind", text)?.as_str() {
             "save" => OperationKind::Save,
             "restore" => OperationKind::Restore { checkpoint: required(node, "checkpoint", text)?.into() },
-            "migrate" => OperationKind::Migrate { to: required(node, "to", text)?, id: required(node, "id", text)? },
+            "migrate" => OperationKind::Migrate {
+                to: required(node, "to", text)?,
+                id: required(node, "id", text)?,
+                from: attribute(node, "from", text)?,
+                stands: attribute(node, "stands", yes)?.is_some(),
+            },
             "pending-unplug" => {
                 let positions = required(node, "positions", |list| list.split(' ').map(position).collect())?;
                 OperationKind::PendingUnplug { positions }
@@ -307,7 +316,7 @@ impl Operation {
             other => OperationKind::Other(other.to_owned()),
         };
         let known: &[&str] = match kind {
-            OperationKind::Migrate { .. } => &["kind", "to", "id"],
+            OperationKind::Migrate { .. } => &["kind", "to", "id", "from", "stands"],
             OperationKind::Restore { .. } => &["kind", "checkpoint"],
             OperationKind::PendingUnplug { .. } => &["kind", "positions"],
             OperationKind::Save | OperationKind::Other(_) => &["kind"],
@@ -318,8 +327,9 @@ impl Operation {
     fn element(&self) -> Element {
         let mut attributes = vec![("kind", Some(self.kind.to_string()))];
         match &self.kind {
-            OperationKind::Migrate { to, id } => {
-                attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone()))]);
+            OperationKind::Migrate { to, id, from, stands } => {
+                attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone())), ("from", from.clone())]);
+                attributes.push(("stands", stands.then(|| "yes".to_owned())));
             }
             // The path came from a text: an argument, or this attribute.
             OperationKind::Restore { checkpoint } => {
@@ -438,6 +448,11 @@ fn is_ours(node: Node<'_, '_>, name: &str) -> bool {
     is_of_ours(node) && node.tag_name().name() == name
 }
 
+/// The one value of an attribute that is only there when something is so.
+fn yes(text: &str) -> Result<(), ParseError> {
+    if text == "yes" { Ok(()) } else { Err(ParseError::new("yes", text)) }
+}
+
 fn version(text: &str) -> Result<(u32, u32), ParseError> {
     let (major, minor) = text.split_once('.').ok_or_else(|| ParseError::new(VERSION, text))?;
     match (decimal(major), decimal(minor)) {
@@ -539,7 +554,8 @@ mod tests {
             "[ -~é]{1,9}".prop_map(|path| OperationKind::Restore { checkpoint: path.into() }),
             prop::collection::vec((0_usize..16).prop_map(|n| Position::new(n).unwrap()), 1..4)
                 .prop_map(|positions| OperationKind::PendingUnplug { positions }),
-            ("[ -~é]{0,9}", "[ -~]{0,9}").prop_map(|(to, id)| OperationKind::Migrate { to, id }),
+            ("[ -~é]{0,9}", "[ -~]{0,9}", prop::option::of("[ -~]{0,9}"), any::<bool>())
+                .prop_map(|(to, id, from, stands)| OperationKind::Migrate { to, id, from, stands }),
             "z[ -~]{0,9}".prop_map(OperationKind::Other),
         ];
         (kind, kept()).prop_map(|(kind, kept)| Operation { kind, kept })
