@@ -472,6 +472,48 @@ fn what_has_no_room_is_refused_before_anything_changes() {
     assert_eq!(host.portrait(), before);
 }
 
+/// A DIMM of a VM on huge pages takes huge pages, of the right size and on the right node, and no other memory.
+#[test]
+fn a_dimm_of_huge_pages_needs_huge_pages() {
+    let running_on = |pages: &str| {
+        let host = ModelHost::default();
+        let text = host
+            .deployment(&vm())
+            .replacen("<vcpu><![CDATA[1]]></vcpu>", "<vcpu current='2'>4</vcpu>", 1)
+            .replacen(
+                "<os>",
+                &format!(
+                    "<maxMemory slots='4' unit='KiB'>8388608</maxMemory><cpu><numa><cell id='0'/></numa></cpu>{pages}<os>"
+                ),
+                1,
+            );
+        actions::deploy(&host.host(), &host.deployment_file(&vm()), &text).unwrap();
+        host
+    };
+    let backing = "<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>";
+    let host = running_on(&format!("{backing}<numatune><memnode cellid='0' mode='strict' nodeset='1'/></numatune>"));
+    let before = host.portrait();
+    // 4 GiB of other memory are free.
+    for (nodes, free) in [(&[][..], 0), (&[512, 127], 127)] {
+        host.set_huge_pages(nodes);
+        let error = resize(&host, 2, 320, "HOTPLUG").unwrap_err().to_string();
+        let said = format!(
+            "resize: could not resize memory to 320 MiB on one-42: a DIMM of 256 MiB needs 128 huge pages of 2048 KiB on NUMA \
+             node 1, of which {free} are free"
+        );
+        assert!(error.starts_with(&said) && error.ends_with("; nothing was changed"), "{error}");
+        assert_eq!(host.portrait(), before);
+    }
+    host.set_huge_pages(&[0, 128]);
+    resize(&host, 2, 320, "HOTPLUG").unwrap();
+    assert_eq!(sizes(&host), (2, 320, 320));
+    // 5 GiB, while 4 GiB of other memory are free.
+    let host = running_on(backing);
+    host.set_huge_pages(&[2560, 0]);
+    resize(&host, 2, 64 + 5120, "HOTPLUG").unwrap();
+    host.check();
+}
+
 #[test]
 fn a_guest_that_keeps_its_cpus_keeps_all() {
     let host = a_running_vm();

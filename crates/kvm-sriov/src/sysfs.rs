@@ -133,12 +133,42 @@ impl Sysfs {
 
     /// Memory that can be had without swapping, in KiB (`MemAvailable`); 0 when the kernel does not say.
     pub fn available_memory_kib(&self) -> u64 {
-        let text = fs::read_to_string(self.root.join("proc/meminfo")).unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix("MemAvailable:"))
-            .and_then(|rest| rest.trim().strip_suffix("kB"))
-            .and_then(|number| number.trim().parse().ok())
-            .unwrap_or(0)
+        self.memory_info("MemAvailable:").unwrap_or(0)
+    }
+
+    fn memory_info(&self, name: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.root.join("proc/meminfo")).ok()?;
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
+
+    /// The size of the host's huge pages where none is named, in KiB (`Hugepagesize`).
+    pub fn huge_page_kib(&self) -> Option<u64> {
+        self.memory_info("Hugepagesize:")
+    }
+
+    /// How many huge pages of this size can be had; `None` when the host has none of this size.
+    ///
+    /// * `nodes` - the NUMA nodes that they must be on; empty when any node will do
+    ///
+    /// # Source
+    /// Linux `Documentation/admin-guide/mm/hugetlbpage.rst`: free pages of which some are promised already, and surplus pages that
+    /// the kernel makes when they are asked for.
+    pub fn free_huge_pages(&self, kib: u64, nodes: &[u32]) -> Option<u64> {
+        let name = format!("hugepages/hugepages-{kib}kB");
+        let all = self.root.join("sys/kernel/mm").join(&name);
+        let number =
+            |dir: &Path, file: &str| -> Option<u64> { fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok() };
+        let free = number(&all, "free_hugepages")?;
+        let promised = number(&all, "resv_hugepages").unwrap_or(0);
+        let surplus = number(&all, "surplus_hugepages").unwrap_or(0);
+        let more = number(&all, "nr_overcommit_hugepages").unwrap_or(0).saturating_sub(surplus);
+        let node = |node: &u32| self.root.join(format!("sys/devices/system/node/node{node}")).join(&name);
+        let on_nodes: u64 = nodes.iter().filter_map(|n| number(&node(n), "free_hugepages")).sum();
+        // Where the promised ones are is not told.
+        let free = free.saturating_sub(promised);
+        let free = if nodes.is_empty() { free } else { free.min(on_nodes) };
+        Some(free.saturating_add(more))
     }
 
     fn device(&self, address: PciAddress) -> PathBuf {
@@ -224,6 +254,34 @@ mod tests {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/udev/80-kvm-sriov-vfio.rules");
         fs::copy(shipped, root.join("etc/udev/rules.d/80.rules")).unwrap();
         assert!(sysfs.has_vfio_rule());
+    }
+
+    #[test]
+    fn huge_pages_are_counted_by_size_and_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::at(dir.path().into());
+        assert_eq!((sysfs.huge_page_kib(), sysfs.free_huge_pages(2048, &[])), (None, None));
+        let write = |path: &str, number: u64| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{number}\n")).unwrap();
+        };
+        let all = "sys/kernel/mm/hugepages/hugepages-2048kB";
+        write(&format!("{all}/free_hugepages"), 100);
+        assert_eq!(sysfs.free_huge_pages(2048, &[]), Some(100));
+        for (file, number) in [("resv_hugepages", 10), ("nr_overcommit_hugepages", 8), ("surplus_hugepages", 3)] {
+            write(&format!("{all}/{file}"), number);
+        }
+        assert_eq!(sysfs.free_huge_pages(2048, &[]), Some(95));
+        for (node, number) in [(0, 99), (1, 1)] {
+            write(&format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/free_hugepages"), number);
+        }
+        assert_eq!(sysfs.free_huge_pages(2048, &[1]), Some(6));
+        assert_eq!(sysfs.free_huge_pages(2048, &[0, 1]), Some(95));
+        assert_eq!(sysfs.free_huge_pages(1 << 20, &[0]), None);
+        fs::create_dir_all(dir.path().join("proc")).unwrap();
+        fs::write(dir.path().join("proc/meminfo"), "Hugepagesize:       2048 kB\n").unwrap();
+        assert_eq!(sysfs.huge_page_kib(), Some(2048));
     }
 
     #[test]

@@ -140,6 +140,19 @@ impl ModelHost {
         node
     }
 
+    /// Has this many huge pages of 2 MiB free on a NUMA node; those of the host are those of all nodes.
+    pub fn set_huge_pages(&self, nodes: &[u64]) {
+        let write = |dir: &Path, number: u64| {
+            let dir = dir.join("hugepages/hugepages-2048kB");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("free_hugepages"), format!("{number}\n")).unwrap();
+        };
+        write(&self.at("root/sys/kernel/mm"), nodes.iter().sum());
+        for (node, number) in nodes.iter().enumerate() {
+            write(&self.at(&format!("root/sys/devices/system/node/node{node}")), *number);
+        }
+    }
+
     /// Installs the udev rule that gives vfio devices to QEMU's user.
     pub fn add_vfio_rule(&self) {
         fs::create_dir_all(self.at("root/etc/udev/rules.d")).unwrap();

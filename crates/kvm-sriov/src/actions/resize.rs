@@ -11,10 +11,14 @@ use crate::xml::{Dimm, Resize, Sizes, VmData};
 
 const ACTION: &str = "resize";
 
+/// The largest page that is an ordinary one on some host, in KiB.
+const ORDINARY_KIB: u64 = 64;
+
 /// Gives a VM the memory and the virtual CPUs that OpenNebula says. Success when it has them already. VFs stay where they are.
 ///
 /// QEMU has all memory of a VM with VFs pinned: its balloon takes nothing from the host and gives it nothing back, which the log
-/// says; a DIMM is pinned when it is plugged in, so the host must have that much memory free.
+/// says; a DIMM is pinned when it is plugged in, so the host must have that much memory free, of the pages that the VM's memory is
+/// made of.
 ///
 /// * `message` - `VMM_DRIVER_ACTION_DATA`; `data` - the same as the VM's description, for a domain that is adopted
 ///
@@ -129,16 +133,44 @@ impl Resizing<'_> {
         Err(self.undo(before, false, ActionError::untouched(ACTION, cause)))
     }
 
+    /// Refuses a DIMM for which the host has no memory, or not the pages that it would be made of.
+    fn check_free(&self, before: &Sizes, kib: u64) -> Result<(), Cause> {
+        let sysfs = self.host.sysfs();
+        let pages = before.huge_pages.as_ref();
+        let size = pages.and_then(|pages| pages.kib.or_else(|| sysfs.huge_page_kib()));
+        // libvirt takes ordinary pages by their size, too.
+        if let Some((pages, size)) = pages.zip(size).filter(|(_, size)| *size > ORDINARY_KIB) {
+            let needed = kib.div_ceil(size);
+            let on = match pages.nodes.as_slice() {
+                [] => String::new(),
+                nodes => format!(" on NUMA node {}", nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+            };
+            let free = sysfs.free_huge_pages(size, &pages.nodes).unwrap_or(0);
+            if needed <= free {
+                return Ok(());
+            }
+            let why = format!(
+                "a DIMM of {} MiB needs {needed} huge pages of {size} KiB{on}, of which {free} are free (nr_hugepages in \
+                 hugepages-{size}kB gives the host more)",
+                kib / 1024
+            );
+            return Err(Cause::NoRoom { what: self.what_memory(before.memory_kib.saturating_add(kib)), why });
+        }
+        let free_kib = sysfs.available_memory_kib();
+        if kib <= free_kib {
+            return Ok(());
+        }
+        let text = format!("a DIMM of {kib} KiB is to be plugged in");
+        Err(Cause::NoMemory { text, guest_kib: before.memory_kib, limit_kib: before.limit_kib, free_kib })
+    }
+
     /// Plugs in a DIMM of this size.
     fn plug(&self, before: &Sizes, kib: u64, pinned: bool) -> Result<(), ActionError> {
         if kib == 0 {
             return Ok(());
         }
-        let free_kib = self.host.sysfs().available_memory_kib();
-        if pinned && kib > free_kib {
-            let text = format!("a DIMM of {kib} KiB is to be plugged in");
-            let cause = Cause::NoMemory { text, guest_kib: before.memory_kib, limit_kib: before.limit_kib, free_kib };
-            return Err(ActionError::untouched(ACTION, cause));
+        if pinned {
+            self.check_free(before, kib).map_err(|cause| ActionError::untouched(ACTION, cause))?;
         }
         let xml = before.dimm_of(kib);
         let what = self.what_memory(before.memory_kib.saturating_add(kib));

@@ -38,7 +38,7 @@ pub use interface::{NicDefaults, dummy_interface_of, interface_of, nic_alias, pc
 pub(crate) use live::ONE;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface};
 pub use metadata::{Adopted, Kept, Mode, Operation, OperationKind, Wanted, WantedNic};
-pub use sizes::{Dimm, Resize, Sizes};
+pub use sizes::{Dimm, HugePages, Resize, Sizes};
 pub use snapshot::{snapshot_of, wanted_in_snapshot};
 pub use vm::{Bandwidth, PciDevice, Travel, VmData, VmNic, VmPci, datastore_values, tpm_state};
 pub use vm_disk::{DiskPlace, VmDisk};
@@ -279,9 +279,12 @@ fn hard_limit(domain: Node<'_, '_>) -> Option<u64> {
 
 /// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
 fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
-    let number: u64 = content(memory).trim().parse().ok()?;
-    let unit = memory.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
-    let (power, base) = match unit.as_str() {
+    in_kib(content(memory).trim(), memory.attribute("unit").unwrap_or("KiB"))
+}
+
+fn in_kib(number: &str, unit: &str) -> Option<u64> {
+    let number: u64 = number.parse().ok()?;
+    let (power, base) = match unit.to_ascii_lowercase().as_str() {
         "b" | "bytes" => (0, 1024),
         "k" | "kib" => (1, 1024),
         "m" | "mib" => (2, 1024),

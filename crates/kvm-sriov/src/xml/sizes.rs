@@ -3,7 +3,7 @@
 use roxmltree::Node;
 
 use super::{
-    XmlError, child, child_attribute, children, content, decimal, devices, hard_limit, kibibytes, parse, root,
+    XmlError, child, child_attribute, children, content, decimal, devices, hard_limit, in_kib, kibibytes, parse, root,
 };
 
 /// What OpenNebula says of a resize.
@@ -70,6 +70,20 @@ pub struct Sizes {
     pub dimms: Vec<Dimm>,
     /// Its first NUMA cell.
     pub cell: Option<String>,
+    /// The huge pages that the memory of that cell is made of; `None` when it is made of ordinary ones.
+    pub huge_pages: Option<HugePages>,
+}
+
+/// What the memory of a NUMA cell is made of.
+///
+/// # Source
+/// libvirt `docs/formatdomain.rst`, "Memory Backing" and "NUMA Node Tuning"; `src/qemu/qemu_command.c`, qemuBuildMemoryGetPagesize.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HugePages {
+    /// Their size in KiB; `None` for the one that the host takes if none is named.
+    pub kib: Option<u64>,
+    /// The host's NUMA nodes that they must be on; empty when any node will do.
+    pub nodes: Vec<u32>,
 }
 
 /// Memory that was plugged in.
@@ -95,6 +109,7 @@ impl Sizes {
         let most_vcpus = vcpu.and_then(|vcpu| decimal(content(vcpu).trim()).ok()).ok_or_else(|| missing("vcpu"))?;
         let memory_kib = child(domain, "memory").and_then(kibibytes).ok_or_else(|| missing("memory"))?;
         let numa = child(domain, "cpu").and_then(|cpu| child(cpu, "numa"));
+        let cell = numa.and_then(|numa| children(numa, "cell").next()?.attribute("id").map(str::to_owned));
         Ok(Self {
             vcpus: vcpu.and_then(|vcpu| decimal(vcpu.attribute("current")?).ok()).unwrap_or(most_vcpus),
             most_vcpus,
@@ -102,7 +117,8 @@ impl Sizes {
             limit_kib: hard_limit(domain),
             balloon_kib: child(domain, "currentMemory").and_then(kibibytes).unwrap_or(memory_kib),
             dimms: devices(domain).filter_map(Dimm::read).collect(),
-            cell: numa.and_then(|numa| children(numa, "cell").next()?.attribute("id").map(str::to_owned)),
+            huge_pages: HugePages::of(domain, cell.as_deref().and_then(|cell| decimal(cell).ok()).unwrap_or(0)),
+            cell,
         })
     }
 
@@ -111,6 +127,48 @@ impl Sizes {
         let node = self.cell.as_ref().map(|cell| format!("<node>{}</node>", super::Escaped(cell))).unwrap_or_default();
         format!("<memory model='dimm'><target><size unit='KiB'>{kib}</size>{node}</target></memory>")
     }
+}
+
+impl HugePages {
+    /// Those of a cell.
+    fn of(domain: Node<'_, '_>, cell: u32) -> Option<Self> {
+        let pages = child(child(domain, "memoryBacking")?, "hugepages")?;
+        let all: Vec<_> = children(pages, "page").collect();
+        let is_for = |page: &&Node<'_, '_>| page.attribute("nodeset").is_some_and(|set| nodes(set).contains(&cell));
+        let page = all.iter().find(is_for).or(all.iter().find(|page| page.attribute("nodeset").is_none()));
+        if page.is_none() && !all.is_empty() {
+            return None;
+        }
+        let size = page.and_then(|page| {
+            let unit = page.attribute("unit").unwrap_or("KiB");
+            in_kib(page.attribute("size")?, unit)
+        });
+        let numatune = child(domain, "numatune");
+        let of_cell = |memory: &Node<'_, '_>| memory.attribute("cellid").and_then(|id| decimal(id).ok()) == Some(cell);
+        let memory = numatune
+            .and_then(|tune| children(tune, "memnode").find(of_cell).or_else(|| child(tune, "memory")))
+            .filter(|memory| memory.attribute("mode").unwrap_or("strict") == "strict");
+        let bound = memory.and_then(|memory| memory.attribute("nodeset")).map(nodes).unwrap_or_default();
+        Some(Self { kib: size, nodes: bound })
+    }
+}
+
+/// The numbers of a set such as `0-2,^1,7`.
+fn nodes(set: &str) -> Vec<u32> {
+    // More than any host has; a number that is wrong is not to cost memory.
+    const MOST: u32 = 4096;
+    let mut all: Vec<u32> = Vec::new();
+    for part in set.split(',').map(str::trim) {
+        let (excluded, part) = part.strip_prefix('^').map_or((false, part), |part| (true, part));
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Ok(first), Ok(last)) = (decimal::<u32>(first.trim()), decimal::<u32>(last.trim())) else { continue };
+        if excluded {
+            all.retain(|node| !(first..=last).contains(node));
+        } else {
+            all.extend(first..=last.min(MOST));
+        }
+    }
+    all
 }
 
 impl Dimm {
@@ -150,6 +208,30 @@ mod tests {
         }
         assert!(said("<VCPU>4294967297</VCPU>").is_err());
         assert!(Resize::parse("<VMM_DRIVER_ACTION_DATA/>").is_err());
+    }
+
+    #[test]
+    fn the_pages_of_the_first_cell_are_read() {
+        let pages = |inside: &str| {
+            let live = format!(
+                "<domain><memory>1</memory><vcpu>1</vcpu><cpu><numa><cell id='1'/></numa></cpu>{inside}</domain>"
+            );
+            Sizes::parse(&live).unwrap().huge_pages.map(|pages| (pages.kib, pages.nodes))
+        };
+        let backed = |pages: &str| format!("<memoryBacking><hugepages>{pages}</hugepages></memoryBacking>");
+        let tuned =
+            "<numatune><memory mode='strict' nodeset='0-1'/><memnode cellid='1' mode='strict' nodeset='1'/></numatune>";
+        assert_eq!(pages(""), None);
+        assert_eq!(pages(&backed("")), Some((None, vec![])));
+        assert_eq!(pages(&backed("<page size='2048'/>")), Some((Some(2048), vec![])));
+        assert_eq!(pages(&(backed("<page size='1' unit='G'/>") + tuned)), Some((Some(1 << 20), vec![1])));
+        let all = "<numatune><memory mode='strict' nodeset='0-3,^1,7'/></numatune>";
+        assert_eq!(pages(&(backed("<page size='2' unit='MiB'/>") + all)), Some((Some(2048), vec![0, 2, 3, 7])));
+        let preferred = "<numatune><memory mode='preferred' nodeset='0'/></numatune>";
+        assert_eq!(pages(&(backed("<page size='2048'/>") + preferred)), Some((Some(2048), vec![])));
+        let each = "<page size='2048' unit='KiB'/><page size='1048576' unit='KiB' nodeset='1-2'/>";
+        assert_eq!(pages(&backed(each)), Some((Some(1 << 20), vec![])));
+        assert_eq!(pages(&backed("<page size='2048' nodeset='0'/>")), None);
     }
 
     #[test]
