@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 use kvm_sriov::libvirt::Libvirt;
 use tempfile::TempDir;
 
+use crate::NOBODY;
+
 /// How long libvirtd may take to listen, and to answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Between two looks at the socket.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// The user that libvirtd runs as when the test is root's: it keeps away from what libvirtd has on this machine.
-const NOBODY: u32 = 65534;
 
 /// A libvirtd. It ends with the value.
 pub struct Daemon {
@@ -42,6 +41,7 @@ impl Daemon {
         for variable in ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"] {
             command.env(variable, path);
         }
+        // It keeps away from what libvirtd has on this machine.
         if is_handed_over(path) {
             command.uid(NOBODY).gid(NOBODY);
         }
