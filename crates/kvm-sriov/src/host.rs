@@ -124,6 +124,9 @@ impl Host {
     }
 
     fn connect(kvmrc: Kvmrc, driver_dir: &Path, end: Option<Instant>) -> Result<Self, Cause> {
+        for misspelt in kvmrc.misspelt() {
+            log::warn!("{misspelt}");
+        }
         for warning in kvmrc.warnings() {
             log::debug!("{warning}");
         }

@@ -53,6 +53,7 @@ pub struct Kvmrc {
     nic_filter: Option<String>,
     disk_defaults: BTreeMap<String, String>,
     problems: Vec<KvmrcError>,
+    misspelt: Vec<KvmrcError>,
     warnings: Vec<String>,
 }
 
@@ -84,8 +85,39 @@ const USED: [&str; 21] = [
 /// What the names of the defaults for a disk begin with; the rest is OpenNebula's name of the attribute.
 const DISK_DEFAULT: &str = "DEFAULT_ATTACH_";
 
+/// Variables of OpenNebula's own drivers that are not used here, and resemble some that are.
+///
+/// # Source
+/// OpenNebula's `vmm/kvm/kvmrc`, and the environment that its `migrate` reads.
+const STOCK: [&str; 4] = ["VIRSH_TRIES", "VIRSH_TIMEOUT", "LIBVIRT_MD_URI", "LIBVIRT_MD_KEY"];
+
+/// A name with at most so many slips (a letter too many, missing, wrong, or two exchanged) is taken for a misspelt one.
+const SLIPS: usize = 2;
+
 fn is_used(name: &str) -> bool {
     USED.contains(&name) || name.starts_with(DISK_DEFAULT)
+}
+
+/// Every variable that is used here, by its full name.
+fn used_names() -> impl Iterator<Item = String> {
+    let limits = ["TOTAL", "READ", "WRITE"].into_iter().flat_map(|direction| {
+        let units = ["BYTES", "IOPS"].into_iter();
+        units.flat_map(move |unit| ["", "_MAX", "_MAX_LENGTH"].map(|end| format!("{direction}_{unit}_SEC{end}")))
+    });
+    let others = ["CACHE", "DISCARD", "IO", "VIRTIO_BLK_QUEUES", "VIRTIO_BLK_IOTHREAD", "SIZE_IOPS_SEC"];
+    let of_disks = others.map(str::to_owned).into_iter().chain(limits).map(|name| format!("{DISK_DEFAULT}{name}"));
+    USED.map(str::to_owned).into_iter().chain(of_disks)
+}
+
+/// The variable that is likely meant by a name that nobody uses.
+fn likely(name: &str) -> Option<String> {
+    if STOCK.contains(&name) {
+        return None;
+    }
+    let written = name.to_ascii_uppercase();
+    let slips = |meant: &String| strsim::osa_distance(&written, meant);
+    // A name that is used has none, and is not what somebody else meant.
+    used_names().min_by_key(slips).filter(|meant| meant != name && slips(meant) <= SLIPS)
 }
 
 /// A kvmrc that can't be read as it is meant. Nothing was touched.
@@ -117,6 +149,18 @@ pub enum KvmrcError {
         expected: &'static str,
         /// What is there, control characters escaped.
         found: String,
+    },
+    /// A variable that nobody uses, with the name of one that is used but for a letter or two. The line sets nothing.
+    #[error("{}, line {line}: {name} sets nothing; is {likely} meant?", path.display())]
+    Misspelt {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is there.
+        name: String,
+        /// What is likely meant.
+        likely: String,
     },
     /// The file is there and can't be read.
     #[error("cannot read {}: {source}", path.display())]
@@ -188,6 +232,11 @@ impl Kvmrc {
     /// Everything that could not be read; the defaults hold instead.
     pub fn problems(&self) -> &[KvmrcError] {
         &self.problems
+    }
+
+    /// Variables that nobody uses, with names close to those that are used. They stop nothing: they may be meant for another program.
+    pub fn misspelt(&self) -> &[KvmrcError] {
+        &self.misspelt
     }
 
     /// Lines that could not be read and only set variables that are not used here.
@@ -394,6 +443,7 @@ impl Defaults<'_> {
             nic_model: self.filled("DEFAULT_ATTACH_NIC_MODEL").unwrap_or_else(|| "virtio".into()),
             nic_filter: self.filled("DEFAULT_ATTACH_NIC_FILTER"),
             disk_defaults: self.disk_defaults(),
+            misspelt: self.misspelt(),
             problems: std::mem::take(&mut self.settings.problems),
             warnings: std::mem::take(&mut self.settings.warnings),
         }
@@ -412,9 +462,22 @@ impl Defaults<'_> {
         self.text(variable).filter(|text| !text.is_empty())
     }
 
-    /// Anything but "yes" is no, as in the stock driver.
-    fn yes(&self, variable: &str) -> bool {
-        self.text(variable).is_some_and(|text| text == "yes")
+    fn misspelt(&self) -> Vec<KvmrcError> {
+        let misspelt = self.settings.values.iter().filter_map(|(name, set)| {
+            let (path, line) = (set.path.clone(), set.line);
+            Some(KvmrcError::Misspelt { path, line, name: name.clone(), likely: likely(name)? })
+        });
+        misspelt.collect()
+    }
+
+    /// The stock driver takes anything but "yes" for no, and so takes `YES`, `true` and `1` for no without a word.
+    fn yes(&mut self, variable: &'static str) -> bool {
+        let yes = |text: &str| match text {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        };
+        self.checked(variable, "yes or no", yes).unwrap_or(false)
     }
 
     fn seconds(&mut self, variable: &'static str, default: u64) -> Duration {
@@ -507,6 +570,61 @@ mod tests {
         assert_eq!(read(&["DUMMY_BRIDGE=$X\n"]).problems().len(), 1);
         assert_eq!(read(&["source /etc/other\n"]).problems().len(), 1);
         assert_eq!(read(&["DEFAULT_ATTACH_IO=$X\n"]).problems().len(), 1);
+    }
+
+    #[test]
+    fn yes_and_no_are_all_that_a_switch_can_be() {
+        for name in
+            ["FORCE_DESTROY", "CANCEL_NO_ACPI", "CLEANUP_MEMORY_ON_START", "CLEANUP_MEMORY_ON_STOP", "SYNC_TIME"]
+        {
+            for value in ["yes", "no", "", "\"yes\""] {
+                assert!(read(&[&format!("{name}={value}\n")]).problems().is_empty(), "{name}={value}");
+            }
+            for value in ["YES", "true", "1", "ye", "'yes '"] {
+                let error = read(&[&format!("# switches\nexport {name}={value}\n")]).strict().unwrap_err().to_string();
+                assert!(error.contains(&format!("kvmrc.0, line 2: {name}: expected yes or no, found \"")), "{error}");
+            }
+        }
+        assert!(!read(&["FORCE_DESTROY=true\n"]).force_destroy(), "the default holds");
+    }
+
+    #[test]
+    fn a_misspelt_name_is_named_with_the_likely_one() {
+        for (written, meant) in [
+            ("DUMY_BRIDGE", "DUMMY_BRIDGE"),
+            ("DUMMY_BRIGDE", "DUMMY_BRIDGE"),
+            ("dummy_mac_prefix", "DUMMY_MAC_PREFIX"),
+            ("VF_MAP_PATH", "VF_MAPS_PATH"),
+            ("VFSTATE_DIR", "VF_STATE_DIR"),
+            ("SRIOV_UNPLUG_TIMEOUTS", "SRIOV_UNPLUG_TIMEOUT"),
+            ("DEFAULT_ATTACH_CAHCE", "DEFAULT_ATTACH_CACHE"),
+            ("DEFAULT_ATACH_READ_IOPS_SEC_MAX", "DEFAULT_ATTACH_READ_IOPS_SEC_MAX"),
+        ] {
+            let kvmrc = read(&["LANG=C\n", &format!("\n{written}=a\n")]);
+            let [error] = kvmrc.misspelt() else { panic!("{written}: {:?}", kvmrc.misspelt()) };
+            let said = format!("kvmrc.1, line 2: {written} sets nothing; is {meant} meant?");
+            assert!(error.to_string().ends_with(&said), "{error}");
+            assert!(kvmrc.problems().is_empty(), "it may be meant for another program");
+        }
+        // OpenNebula's own, and those of the driver of 2013.
+        for other in [
+            "LANG",
+            "LIBVIRT_MD_URI",
+            "LIBVIRT_MD_KEY",
+            "VIRSH_TIMEOUT",
+            "VIRSH_TRIES",
+            "VIRTIOFSD_BINARY_PATH",
+            "HPC_MODE",
+            "DRIVER_MODE",
+            "CPU_PASSTHROUGH_THRESHOLD",
+            "SM_HOST",
+            "DATASTORE_PATH",
+        ] {
+            assert!(read(&[&format!("{other}=a\n")]).misspelt().is_empty(), "{other}");
+        }
+        for name in used_names() {
+            assert!(read(&[&format!("{name}=\n")]).misspelt().is_empty(), "{name}");
+        }
     }
 
     #[test]
