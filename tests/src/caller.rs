@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 /// A version of OpenNebula: major and minor number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -244,6 +245,14 @@ impl Caller {
         self.stream(&script, &self.quoted(&[&[vm.trim_end()], args].concat()), None)
     }
 
+    /// Runs a step that makes or removes a network (6.4 and later), on the front-end: the remotes are those of the front-end.
+    #[track_caller]
+    pub fn run_vnet(&self, network: &str, step: &str, vnet: u32, xml: &str) -> Answer {
+        let script = self.remotes.join("vnm").join(network).join(step);
+        let line = format!("{} {vnet}", script.display());
+        self.answer(&feed(Command::new("sh").args(["-c", &line]).envs(self.env.clone()), &encoded(xml, 0)))
+    }
+
     /// What the stream gets for an action, with what its shell does `then`: for one who does not wait for the end.
     pub fn lines(&self, action: &str, args: &[&str], stdin: &str, then: &str) -> String {
         let script = self.program(action);
@@ -336,9 +345,13 @@ fn texts(output: &Output) -> (String, String) {
 
 fn feed(command: &mut Command, stdin: &str) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A program that does not read its input is no failure.
-    drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
-    child.wait_with_output().unwrap()
+    let mut input = child.stdin.take().unwrap();
+    let stdin = stdin.to_owned();
+    // Beside what it prints, which may be more than a pipe holds. A program that does not read its input is no failure.
+    let writer = thread::spawn(move || drop(input.write_all(stdin.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
 }
 
 /// A text in base64, in lines of this many digits or, with 0, in one.
@@ -412,6 +425,7 @@ mod tests {
         }
         let said = caller(Version::V7).run_network("sriov", "pre", &["hostA"], "<VM/>").ok();
         assert_eq!(said, "<hostA>PFZNLz4=\n");
+        assert_eq!(caller(Version::V7).run_vnet("sriov", "pre", 3, "<VNET/>").ok(), "<3>PFZORVQvPg==");
     }
 
     #[test]

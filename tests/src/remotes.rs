@@ -77,14 +77,21 @@ impl Remotes {
     }
 }
 
-/// What there is a program for, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`, and what the driver starts
-/// itself.
+/// The steps of a network driver that OpenNebula runs on a host.
+pub const HOST_STEPS: [&str; 5] = ["pre", "post", "clean", "update_sg", "update_nic"];
+
+/// Those that it runs on the front-end.
+pub const FRONT_END_STEPS: [&str; 2] = ["vnet_create", "vnet_delete"];
+
+/// What there is a program or a script for, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`, and what the
+/// driver starts itself.
 pub fn programs() -> Vec<String> {
-    let sources = fs::read_dir(project().join("shims/src/bin")).unwrap();
-    let name = |file: PathBuf| {
-        file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph").replace("vnm_", "vnm/sriov/")
+    let sources = ["shims/src/bin", "shims/remotes/vnm/sriov"].map(|dir| fs::read_dir(project().join(dir)).unwrap());
+    let name = |file: PathBuf| match file.extension() {
+        Some(_) => file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph").replace("vnm_", "vnm/sriov/"),
+        None => format!("vnm/sriov/{}", file.file_name().unwrap().to_str().unwrap()),
     };
-    let mut names: Vec<String> = sources.map(|file| name(file.unwrap().path())).collect();
+    let mut names: Vec<String> = sources.into_iter().flatten().map(|file| name(file.unwrap().path())).collect();
     names.sort();
     names
 }

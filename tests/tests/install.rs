@@ -5,29 +5,34 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::{Duration, SystemTime};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
-use kvm_sriov_tests::project;
-use kvm_sriov_tests::remotes::{Remotes, programs};
+use kvm_sriov_tests::caller::{Caller, Version};
+use kvm_sriov_tests::remotes::{FRONT_END_STEPS, HOST_STEPS, Remotes, programs};
+use kvm_sriov_tests::{project, until};
 
 /// Where a program lies.
 fn place(remotes: &Remotes, program: &str) -> PathBuf {
-    match program {
-        _ if program.starts_with("vnm/") => remotes.path().join(program),
-        "sriov_probe" => remotes.path().join("im/kvm-probes.d/vm/monitor").join(program),
-        _ => remotes.driver().join(program),
-    }
+    let place = if program.starts_with("vnm/") { remotes.path() } else { &remotes.driver() };
+    place.join(program)
+}
+
+/// What OpenNebula's monitoring runs.
+const PROBE: &str = "im/kvm-probes.d/vm/monitor/sriov_probe";
+
+/// The names in a directory, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.collect();
+    names.sort();
+    names
 }
 
 #[test]
 fn lays_out_what_opennebula_calls() {
     let remotes = Remotes::default();
-    let mut found: Vec<_> = fs::read_dir(remotes.driver())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    found.sort();
+    let found = names(&remotes.driver());
     let mut expected = programs();
     expected.retain(|program| place(&remotes, program).starts_with(remotes.driver()));
     expected.push("vf_maps".into());
@@ -38,16 +43,24 @@ fn lays_out_what_opennebula_calls() {
         // OpenNebula copies every one of them to every host.
         assert!(metadata.len() <= 1_000_000, "{action} has {} bytes", metadata.len());
     }
+    let mut steps = [&HOST_STEPS[..], &FRONT_END_STEPS].concat();
+    steps.sort_unstable();
+    assert_eq!(names(&remotes.path().join("vnm/sriov")), steps, "a network driver has all of these");
+    assert_eq!(names(&remotes.path().join("im/kvm-probes.d/vm/monitor")), ["sriov_probe"]);
     assert!(remotes.path().join("etc/vmm/kvm-sriov/kvmrc").is_file());
 }
 
-/// The programs that put a host right, with the arguments that they get.
-const HEALERS: [(&str, &[&str]); 2] = [("sriov_probe", &["kvm", "3", "host3"]), ("vnm/sriov/clean", &["host3"])];
+/// What puts a host right and is run where it must never fail, with the arguments that it gets.
+const HEALERS: [(&str, &str); 2] = [(PROBE, "kvm 3 host3"), ("vnm/sriov/clean", "'host3'")];
 
-/// Runs one of them as OpenNebula does.
-fn heal(remotes: &Remotes, (program, args): (&str, &[&str]), kvmrc: &str) -> Output {
-    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
-    Command::new(place(remotes, program)).args(args).output().unwrap()
+/// Runs one of them as OpenNebula does. It is over when nobody holds its pipes any more.
+#[track_caller]
+fn heal(remotes: &Remotes, (program, args): (&str, &str)) {
+    let line = format!("{} {args}", remotes.path().join(program).display());
+    let begin = Instant::now();
+    let said = Command::new("bash").args(["-c", &line]).stdin(Stdio::null()).output().unwrap();
+    assert!(said.status.success() && said.stdout.is_empty() && said.stderr.is_empty(), "{program}: {said:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{program}: {:?}", begin.elapsed());
 }
 
 #[test]
@@ -62,21 +75,115 @@ fn the_probe_frees_what_nobody_backs_and_says_nothing() {
         claim.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
         fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
         let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
-        let said = heal(&remotes, healer, &kvmrc);
-        assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
-        assert!(!state.join("ib0/0").exists(), "{said:?}");
+        fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+        heal(&remotes, healer);
+        until("the claim is freed", || !state.join("ib0/0").exists());
     }
 }
 
 #[test]
-fn the_probe_never_fails() {
-    for (healer, name) in HEALERS.into_iter().zip(["sriov_probe", "vnm clean"]) {
-        let remotes = Remotes::default();
-        let said = heal(&remotes, healer, "LIBVIRT_URI=qemu+unix:///system?socket=/nonexistent\n");
-        assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
-        let text = String::from_utf8(said.stderr).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.starts_with(&format!("WARN: {name}: ")) && text.contains("/nonexistent"), "{text}");
+fn the_probe_itself_never_fails() {
+    let remotes = Remotes::default();
+    let kvmrc = "LIBVIRT_URI=qemu+unix:///system?socket=/nonexistent\n";
+    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+    let said = Command::new(remotes.driver().join("sriov_probe")).output().unwrap();
+    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+    let text = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("WARN: sriov_probe: ") && text.contains("/nonexistent"), "{text}");
+}
+
+/// Monitoring runs its probes on every host, and the first that fails puts the host into ERROR; a `clean` that fails makes a VM's end a
+/// failure.
+#[test]
+fn where_the_probe_can_not_start_monitoring_goes_on() {
+    let remotes = Remotes::default();
+    let program = remotes.driver().join("sriov_probe");
+    let whole = fs::read(&program).unwrap();
+    let machine = if whole[18] == 0xb7 { 0x3e } else { 0xb7 };
+    let patched = |at: usize, byte: u8| [&whole[..at], &[byte], &whole[at + 1..]].concat();
+    let library = whole.windows(12).position(|window| window == b"libvirt.so.0").unwrap();
+    for (what, bytes) in [
+        ("another architecture", patched(18, machine)),
+        ("no libvirt", patched(library + 11, b'9')),
+        ("no program", b"\0\0\0\0".to_vec()),
+        ("it fails", b"#!/bin/sh\nexit 1\n".to_vec()),
+        ("it speaks", b"#!/bin/sh\necho out; echo err >&2\n".to_vec()),
+        // Not for long, if the test fails.
+        ("it hangs", b"#!/bin/sh\nexec sleep 20\n".to_vec()),
+    ] {
+        // Renamed: what hangs still has the old one.
+        fs::write(program.with_extension("new"), bytes).unwrap();
+        fs::set_permissions(program.with_extension("new"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(program.with_extension("new"), &program).unwrap();
+        println!("{what}");
+        HEALERS.into_iter().for_each(|healer| heal(&remotes, healer));
+    }
+    fs::remove_dir_all(remotes.driver()).unwrap();
+    HEALERS.into_iter().for_each(|healer| heal(&remotes, healer));
+}
+
+#[test]
+fn the_probe_has_a_limit_and_a_session_of_its_own() {
+    let remotes = Remotes::default();
+    let told = remotes.path().join("told");
+    let spy = format!(
+        "#!/bin/sh\nread -r line </proc/$$/stat; set -- $line; echo \"$6 $1\" >{0}.new\n\
+         tr '\\0' ' ' </proc/$4/cmdline >>{0}.new; mv {0}.new {0}\n",
+        told.display()
+    );
+    fs::write(remotes.driver().join("sriov_probe"), spy).unwrap();
+    for healer in HEALERS {
+        heal(&remotes, healer);
+        until("it is started", || told.exists());
+        let text = fs::read_to_string(&told).unwrap();
+        let (sessions, parent) = text.split_once('\n').unwrap();
+        let (session, own) = sessions.split_once(' ').unwrap();
+        let test = fs::read_to_string("/proc/self/stat").unwrap().rsplit_once(')').unwrap().1.to_owned();
+        assert_ne!(Some(session), test.split_whitespace().nth(3), "the session of the test");
+        assert!(session.parse::<u32>().unwrap() <= own.parse::<u32>().unwrap(), "{text}");
+        assert!(parent.starts_with("timeout -k 10 3600 "), "{text}");
+        fs::remove_file(&told).unwrap();
+    }
+}
+
+/// A network as its step on the front-end is told of it.
+const VNET: &str =
+    "<VNET><ID>3</ID><NAME>infiniband</NAME><VN_MAD><![CDATA[sriov]]></VN_MAD><BRIDGE>sriov_ib0</BRIDGE></VNET>";
+
+/// A front-end has no libvirt and no libvirtd, and it may have another architecture than the hosts: what runs there is no program of ours.
+#[test]
+fn a_network_is_made_and_removed_on_a_front_end_without_libvirt() {
+    let remotes = Remotes::default();
+    let caller = Caller::new(Version::V7, remotes.path());
+    // More than a pipe holds: who does not read it makes its caller fail.
+    for padding in ["", &" ".repeat(200_000)] {
+        for step in FRONT_END_STEPS {
+            let answer = caller.run_vnet("sriov", step, 3, &format!("{VNET}{padding}"));
+            assert_eq!((answer.code, answer.stdout.as_str(), answer.stderr.as_str()), (0, "", ""), "{step}");
+            let text = fs::read(remotes.path().join("vnm/sriov").join(step)).unwrap();
+            assert!(text.starts_with(b"#!/bin/sh\n"), "{step}");
+        }
+    }
+}
+
+/// They are run for every VN_MAD of a VM, and the first that fails ends the update of all.
+#[test]
+fn an_update_of_groups_or_networks_is_never_held_up() {
+    for version in Version::FORMS {
+        let remotes = Remotes::of(version);
+        let caller = Caller::new(version, remotes.path());
+        for (step, args) in [
+            ("update_sg", &["one-42"][..]),
+            ("update_nic", &["one-42", "3"]),
+            ("post", &["one-42", "node1"]),
+            ("clean", &["node1"]),
+        ] {
+            let vm = format!("<VM><ID>42</ID>{}</VM>", "<NIC/>".repeat(10_000));
+            let answer = caller.run_network("sriov", step, args, &vm);
+            let said = (answer.code, answer.stdout.as_str(), answer.stderr.as_str());
+            assert_eq!(said, (0, "", "ExitCode: 0\n"), "{step} of {version}");
+        }
     }
 }
 

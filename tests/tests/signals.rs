@@ -20,7 +20,7 @@ use kvm_sriov_tests::lab::Said;
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::site::{Recorded, Site};
-use kvm_sriov_tests::until;
+use kvm_sriov_tests::{hand_over, until};
 
 /// What an action may be told, by the names that kill(1) has for it.
 const SIGNALS: [&str; 2] = ["TERM", "HUP"];
@@ -155,6 +155,7 @@ fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
     let silent = site.remotes().path().join("silent");
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
+    hand_over(site.remotes().path());
     let mut child = Command::new(target().join("release/kvm-sriov"))
         .arg("--driver")
         .arg(site.remotes().driver())
@@ -212,15 +213,21 @@ fn poll_puts_the_host_right_once_in_a_while() {
     let poll = || assert!(site.caller(0).run("poll", &["test", "node1"], "").ok().starts_with("STATE=a "));
     leave_claim();
     poll();
-    assert!(!claim.exists(), "the first poll frees it");
+    until("the first poll frees it", || !claim.exists());
+    // Nobody waits for the probe that it started: it has the turn until it ends.
+    let turn = site.state().join(".locks/probe");
+    let is_over = || {
+        let lock = fs::File::open(&turn).unwrap();
+        lock.try_lock_shared().is_ok()
+    };
+    until("the probe is over", is_over);
     leave_claim();
     poll();
-    assert!(claim.exists(), "the next one comes too soon");
-    let turn = site.state().join(".locks/poll");
     let last: u64 = fs::read_to_string(&turn).unwrap().trim().parse().unwrap();
+    assert!(claim.exists(), "the next one comes too soon");
     fs::write(&turn, format!("{}\n", last - 31)).unwrap();
     poll();
-    assert!(!claim.exists(), "half a minute later it is done again");
+    until("half a minute later it is freed again", || !claim.exists());
     // A host that can't be put right answers all the same.
     fs::set_permissions(site.state(), fs::Permissions::from_mode(0o777)).unwrap();
     poll();

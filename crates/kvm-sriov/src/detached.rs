@@ -12,26 +12,38 @@ pub(crate) const WATCHER: &str = "sriov_watcher";
 /// Sets the clock of a guest that stood still.
 pub(crate) const CLOCK: &str = "sriov_clock";
 
+/// Puts the host right.
+pub(crate) const PROBE: &str = "sriov_probe";
+
 /// Starts one of the driver's programs for a domain, without any tie to this process but its parenthood: OpenNebula waits
 /// until nobody holds its pipes any more. It makes itself a session of its own. Where it can't be started, a line in the
 /// log says so: nothing that it does is lost, only late.
 pub(crate) fn start(host: &Host, program: &str, domain: &DomainRef) {
+    start_with(host, program, Some(domain.uuid.as_str()), domain.name.as_str());
+}
+
+/// Starts the probe in the same way.
+pub(crate) fn start_probe(host: &Host) {
+    start_with(host, PROBE, None, "this host");
+}
+
+fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
     let path = host.driver_dir().join(program);
     if !path.is_file() {
         // Not left to the start to find out: until a program has begun, or failed to, its process holds a copy of every lock.
-        log::warn!("{} was not started for {}: there is no such program", path.display(), domain.name);
+        log::warn!("{} was not started for {subject}: there is no such program", path.display());
         return;
     }
     let started = Command::new(&path)
-        .arg(domain.uuid.as_str())
+        .args(arg)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
     match started {
-        Ok(child) => log::debug!("{program} runs for {} (pid {})", domain.name, child.id()),
-        Err(error) => log::warn!("{} was not started for {}: {error}", path.display(), domain.name),
+        Ok(child) => log::debug!("{program} runs for {subject} (pid {})", child.id()),
+        Err(error) => log::warn!("{} was not started for {subject}: {error}", path.display()),
     }
 }
 

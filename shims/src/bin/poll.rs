@@ -4,7 +4,8 @@ use kvm_sriov::{actions, probe, wire};
 fn main() -> std::process::ExitCode {
     wire::run("poll", |call| {
         let id = call.arg(0, "deploy id")?;
-        probe::run_with_poll(call.driver_dir());
-        actions::poll(&call.host_lenient()?, &id, call.caller()).map(Some)
+        let host = call.host_lenient()?;
+        probe::start_in_turn(&host);
+        actions::poll(&host, &id, call.caller()).map(Some)
     })
 }

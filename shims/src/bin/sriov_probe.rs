@@ -1,4 +1,4 @@
-//! `sriov_probe`: puts the host right. Run by OpenNebula's monitoring.
+//! `sriov_probe`: puts the host right. Started by OpenNebula's monitoring, and when a VM has left.
 fn main() -> std::process::ExitCode {
-    kvm_sriov::probe::run("sriov_probe")
+    kvm_sriov::probe::run()
 }

@@ -709,7 +709,9 @@ fn monitoring_frees_what_a_crash_left(host: LabHost) {
     deploy(host, &vm);
     let probe = || {
         let said = host.oneadmin("/var/tmp/one/im/kvm-probes.d/vm/monitor/sriov_probe kvm 1 host1 </dev/null");
-        assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
+        // Nobody waits for what it starts.
+        host.wait("the probe to end", SOON, |host| host.root("pgrep -x sriov_probe").code == 1);
     };
     probe();
     assert_eq!(host.claims(), ["pf0/0", "pf1/0"], "the probe took a VF of a running VM");

@@ -202,18 +202,17 @@ impl ClaimStore {
         // Before it is made: nothing of ours is left where it can't be.
         Self::check_place_on(dir, look)?;
         safe::make_dir(dir)?;
-        safe::make_dir(&dir.join(".locks"))?;
         Ok(Self { dir: dir.into() })
     }
 
-    /// The state directory at `dir`; `None` when it is not there.
+    /// The state directory at `dir`; `None` when it is not there. Makes nothing.
     ///
     /// # Errors
     /// As [`ClaimStore::create`].
     pub fn open(dir: &Path) -> Result<Option<Self>, ClaimError> {
         match fs::symlink_metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            _ => Self::create(dir).map(Some),
+            _ => safe::check_dir(dir).map(|()| Some(Self { dir: dir.into() })),
         }
     }
 
@@ -222,8 +221,15 @@ impl ClaimStore {
         &self.dir
     }
 
-    fn locks(&self) -> PathBuf {
+    fn locks_dir(&self) -> PathBuf {
         self.dir.join(".locks")
+    }
+
+    /// The directory of the locks, made by whoever takes the first one: who only looks makes nothing.
+    fn locks(&self) -> Result<PathBuf, ClaimError> {
+        let dir = self.locks_dir();
+        safe::make_dir(&dir)?;
+        Ok(dir)
     }
 
     /// Takes the lock of a VM for an action, waiting at most `timeout` for another action.
@@ -231,7 +237,7 @@ impl ClaimStore {
     /// # Errors
     /// [`ClaimError::Busy`] names the action that has it. Nothing was changed.
     pub fn lock_vm(&self, vm: &DomainName, action: &str, timeout: Duration) -> Result<VmLock, ClaimError> {
-        VmLock::take(&self.locks(), vm, action, timeout)
+        VmLock::take(&self.locks()?, vm, action, timeout)
     }
 
     /// Takes the lock of a VM that has been locked before, if nobody has it.
@@ -241,18 +247,18 @@ impl ClaimStore {
     /// # Errors
     /// The lock can't be used. Nothing was changed.
     pub fn lock_vm_again(&self, vm: &DomainName, action: &str) -> Result<Option<VmLock>, ClaimError> {
-        match VmLock::take_known(&self.locks(), vm, action) {
+        match VmLock::take_known(&self.locks_dir(), vm, action) {
             Err(ClaimError::Busy { .. }) => Ok(None),
             taken => taken,
         }
     }
 
-    /// The turn of `poll` at putting the host right; `None` when another one has it, or had it less than `every` ago.
+    /// The turn of a probe at putting the host right; `None` when another one has it, or had it less than `every` ago.
     ///
     /// # Errors
     /// Its file can't be used; nothing was changed.
-    pub(crate) fn poll_turn(&self, every: Duration) -> Result<Option<Turn>, ClaimError> {
-        Turn::take(&self.locks().join("poll"), every)
+    pub(crate) fn probe_turn(&self, every: Duration) -> Result<Option<Turn>, ClaimError> {
+        Turn::take(&self.locks()?.join("probe"), every)
     }
 
     /// Who holds the lock of a VM.
@@ -260,7 +266,7 @@ impl ClaimStore {
     /// # Errors
     /// The lock can't be read. Nothing was changed.
     pub fn vm_holder(&self, vm: &DomainName) -> Result<Option<Holder>, ClaimError> {
-        lock::holder(&self.locks(), vm)
+        lock::holder(&self.locks_dir(), vm)
     }
 
     /// Records the wish that the action of this holder ends: see [`VmLock::cancelled`].
@@ -268,7 +274,7 @@ impl ClaimStore {
     /// # Errors
     /// The wish can't be written. Nothing was changed.
     pub fn request_cancel(&self, vm: &DomainName, holder: &Holder) -> Result<(), ClaimError> {
-        lock::wish(&self.locks(), vm, holder.process)
+        lock::wish(&self.locks()?, vm, holder.process)
     }
 
     /// Every claim, by root and index.
@@ -614,7 +620,7 @@ impl ClaimStore {
     }
 
     fn lock(&self) -> Result<fs::File, ClaimError> {
-        let path = self.locks().join("claims");
+        let path = self.locks()?.join("claims");
         lock::acquire(&path, LOCK_TIMEOUT)?.ok_or(ClaimError::Locked { path, seconds: LOCK_TIMEOUT.as_secs() })
     }
 }
