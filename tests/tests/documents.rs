@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,13 +113,82 @@ fn shell_samples_are_shell() {
 fn files_that_the_readme_copies_are_there() {
     let readme = fs::read_to_string(project().join("README.md")).unwrap();
     let mut copied = 0;
-    for line in blocks(&readme, "sh").concat().lines().filter(|line| line.starts_with("cp ")) {
+    let is_copy = |line: &&str| line.starts_with("cp ") || line.starts_with("cat ");
+    for line in blocks(&readme, "sh").concat().lines().filter(is_copy) {
         let file = line.split_whitespace().nth(1).unwrap();
         let path = file.strip_prefix("target/").map_or_else(|| project().join(file), |built| target().join(built));
         assert!(path.is_file(), "{file} is not there");
         copied += 1;
     }
-    assert_eq!(copied, 3);
+    assert_eq!(copied, 4);
+}
+
+/// A section of oned.conf as OpenNebula reads it: names and values.
+fn section(text: &str, name: &str) -> BTreeMap<String, String> {
+    let parts: Vec<&str> = text.split(&format!("\n{name} = [")).collect();
+    assert_eq!(parts.len(), 2, "one {name}");
+    let pairs = parts[1].split(']').next().unwrap().split(",\n").map(|pair| pair.split_once('=').unwrap());
+    pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches('"').to_owned())).collect()
+}
+
+/// What OpenNebula needs to be told, or it takes it for "no": nobody notices what a missing attribute switches off.
+#[test]
+fn oned_conf_is_complete_and_every_copy_is_the_same() {
+    let shipped = fs::read_to_string(project().join("dist/opennebula/oned.conf")).unwrap();
+    let driver = section(&shipped, "VM_MAD");
+    for (name, value) in [
+        ("NAME", "kvm_sriov"),
+        ("EXECUTABLE", "one_vmm_exec"),
+        ("ARGUMENTS", "-t 15 -r 0 kvm-sriov -p"),
+        ("DEFAULT", "vmm_exec/vmm_exec_kvm.conf"),
+        ("TYPE", "kvm"),
+        ("KEEP_SNAPSHOTS", "yes"),
+        ("LIVE_RESIZE", "yes"),
+        ("SUPPORT_SHAREABLE", "yes"),
+    ] {
+        assert_eq!(driver.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let network = section(&shipped, "VN_MAD_CONF");
+    assert_eq!(network, [("NAME", "sriov"), ("BRIDGE_TYPE", "linux")].map(|(a, b)| (a.into(), b.into())).into());
+    // No other document has lines of its own, which somebody would follow.
+    let lines = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(|l| l.trim().to_owned()).collect();
+    let (shipped, mut copies): (Vec<String>, _) = (lines(&shipped), 0);
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let own = blocks(&text, "oned");
+        for block in &own {
+            assert_eq!(lines(block), shipped, "{}", path.display());
+        }
+        copies += own.len();
+        assert_eq!(text.matches("VM_MAD = [").count(), own.len(), "{}: lines of its own", path.display());
+        assert_eq!(text.matches("VN_MAD_CONF = [").count(), own.len(), "{}: lines of its own", path.display());
+    }
+    assert_eq!(copies, 1, "docs/install.md");
+    let readme = fs::read_to_string(project().join("README.md")).unwrap();
+    assert!(readme.contains("cat dist/opennebula/oned.conf >>/etc/one/oned.conf"));
+}
+
+#[test]
+fn live_disk_snapshots_are_allowed_for_the_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vmm_execrc");
+    let mut shown = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for line in text.lines().map(str::trim).filter(|line| line.starts_with("sed ") && line.ends_with("vmm_execrc"))
+        {
+            let other = "VNMAD_LOCAL_ACTIONS=\"elastic-post\"\n";
+            fs::write(&file, format!("LIVE_DISK_SNAPSHOTS=\"kvm-qcow2 kvm-lvm_thin qemu-qcow2 lxc-ssh\"\n{other}"))
+                .unwrap();
+            let line = line.replace("/etc/one/vmm_exec/vmm_execrc", file.to_str().unwrap());
+            assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+            let pairs = "kvm-qcow2 kvm_sriov-qcow2 kvm-lvm_thin kvm_sriov-lvm_thin qemu-qcow2 lxc-ssh";
+            let expected = format!("LIVE_DISK_SNAPSHOTS=\"{pairs}\"\n{other}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), expected, "{}", path.display());
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 2, "README.md and docs/install.md");
 }
 
 #[test]

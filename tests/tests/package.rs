@@ -82,6 +82,8 @@ fn the_front_end_gets_what_the_installer_lays_out() {
     assert!(Remotes::run_install(installed.path()).status.success());
     assert_eq!(files(&dir.path().join("var/lib/one/remotes")), files(installed.path()));
     assert_eq!(field(&front_end, "Version"), env!("CARGO_PKG_VERSION"));
+    let sample = dir.path().join("usr/share/doc/kvm-sriov/oned.conf");
+    assert_eq!(fs::read(sample).unwrap(), fs::read(project().join("dist/opennebula/oned.conf")).unwrap());
     let control = unpacked("dpkg-deb", &["-e"], &front_end);
     let kept = fs::read_to_string(control.path().join("conffiles")).unwrap();
     assert_eq!(kept, "/var/lib/one/remotes/etc/vmm/kvm-sriov/kvmrc\n", "an upgrade keeps the configuration");
