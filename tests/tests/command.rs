@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use kvm_sriov_tests::hand_over;
 use kvm_sriov_tests::remotes::target;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,6 +40,7 @@ impl Site {
              <test:runstate>{state}</test:runstate></domain></node>"
         );
         fs::write(node, domain).unwrap();
+        hand_over(dir.path());
         Self { dir }
     }
 
@@ -117,7 +119,12 @@ fn a_vm_in_doubt_waits_for_a_word() {
     assert!(known["there"]["says"].is_null() && known["there"]["problem"].is_string(), "{known}");
     let (_, text) = site.run(&["resolve", "one-42"]);
     assert!(text.contains("--here") && text.contains("--there"), "{text}");
-    let here = site.json(&["resolve", "one-42", "--here"], 0);
+    // Nor does a word: it may run there.
+    let unsure = site.json(&["resolve", "one-42", "--here"], 3);
+    assert_eq!(unsure["done"], Value::Array(Vec::new()));
+    let (_, text) = site.run(&["resolve", "one-42", "--here"]);
+    assert!(text.contains("nobody knows whether one-42 runs there") && text.contains("--here --force"), "{text}");
+    let here = site.json(&["resolve", "one-42", "--here", "--force"], 0);
     assert_eq!(here["done"][0], "let its CPUs run");
     let there = site.json(&["resolve", "one-42", "--there"], 0);
     assert_eq!(there["done"][0], "destroy the domain");
@@ -129,6 +136,7 @@ fn reconciliation_ends_although_libvirtd_hangs() {
     let site = Site::with(RUNNING, "");
     let socket = site.dir.path().join("hangs");
     let _listener = UnixListener::bind(&socket).unwrap();
+    hand_over(&socket);
     let state = site.dir.path().join("state");
     let uri = format!("qemu+unix:///system?socket={}", socket.display());
     // One call may take five minutes, which is the default.
@@ -148,6 +156,8 @@ fn wrong_usage_and_what_is_not_there_have_codes_of_their_own() {
     let site = in_doubt();
     for (args, code) in [
         (&["resolve", "one-42", "--here", "--there"][..], 2),
+        (&["resolve", "one-42", "--force"], 2),
+        (&["resolve", "one-42", "--there", "--force"], 2),
         (&["explain"], 2),
         (&["explain", "one/42"], 2),
         (&["explain", "one-43"], 1),
@@ -165,8 +175,119 @@ fn a_vf_of_a_vm_shows_what_is_open_on_it() {
     fs::create_dir_all(&claims).unwrap();
     let claim = "kvm-sriov-claim 1\nvm=one-42\nuuid=7f1c2a52-64d6-4c0c-9b0e-000000000042\nvf=0000:07:00.2\nboot=x\n";
     fs::write(claims.join("1"), claim).unwrap();
+    hand_over(site.dir.path());
     let vfs = site.json(&["list"], 0);
     assert_eq!((&vfs[1]["operation"], &vfs[1]["in_doubt"]), (&"migrate".into(), &true.into()));
     assert_eq!((&vfs[0]["operation"], &vfs[0]["in_doubt"]), (&Value::Null, &false.into()));
     assert!(site.run(&["list"]).1.contains("migrate, in doubt"));
+}
+
+#[test]
+fn a_number_is_that_of_opennebula() {
+    // libvirt's number of the domain is 1.
+    let site = in_doubt();
+    for args in [["explain", "42"], ["resolve", "42"]] {
+        let (out, text) = site.run(&args);
+        assert_eq!(out.status.code(), Some(3), "{args:?}: {text}");
+        assert!(text.starts_with("one-42"), "{args:?}: {text}");
+    }
+    for args in [&["explain", "1"][..], &["resolve", "1", "--there"]] {
+        let (out, text) = site.run(args);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("there is no domain one-1 on this host"), "{args:?}: {text}");
+    }
+}
+
+/// Every command that looks at a host or changes it.
+const COMMANDS: [&[&str]; 6] = [
+    &["list"],
+    &["check"],
+    &["reconcile"],
+    &["reconcile", "--dry-run"],
+    &["explain", "one-42"],
+    &["resolve", "one-42", "--there"],
+];
+
+#[test]
+fn without_a_driver_nothing_is_made() {
+    let site = Site::with(RUNNING, "");
+    let missing = site.dir.path().join("vmm/other");
+    // A file in its place, and root's: when the test is not root's, its own file is refused for what it is.
+    let file = site.driver().join("kvmrc");
+    for driver in [&missing, &file] {
+        for args in COMMANDS {
+            let (out, text) = run(driver, args);
+            assert_eq!(out.status.code(), Some(1), "{args:?}: {text}");
+            assert!(text.contains("there is no driver in") && text.contains("nothing was changed"), "{args:?}: {text}");
+        }
+    }
+    for driver in ["/", "/usr"] {
+        for args in COMMANDS {
+            let (out, text) = run(Path::new(driver), args);
+            assert_eq!(out.status.code(), Some(1), "{args:?}: {text}");
+            assert!(text.contains("belongs to") && text.contains("nothing was changed"), "{args:?}: {text}");
+        }
+    }
+    assert!(!site.dir.path().join("state").exists());
+}
+
+#[test]
+fn who_only_looks_makes_nothing() {
+    let site = Site::with(RUNNING, &ours("<sriov:operation kind='save'/>"));
+    let state = site.dir.path().join("state");
+    let looks = || {
+        for args in [&["list"][..], &["check"], &["reconcile", "--dry-run"], &["explain", "42"], &["resolve", "42"]] {
+            site.run(args);
+        }
+    };
+    looks();
+    assert!(!state.exists(), "it was made by somebody who only looked");
+    // Nor in it, where it is empty.
+    fs::create_dir(&state).unwrap();
+    hand_over(&state);
+    looks();
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+    site.run(&["reconcile"]);
+    assert!(state.join(".locks").exists());
+}
+
+#[test]
+fn a_state_directory_of_another_user_is_left_alone() {
+    let site = Site::with(RUNNING, "");
+    let state = site.dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    // Only root can make one that is not its own.
+    if !Command::new("chown").arg("4711").arg(&state).status().unwrap().success() {
+        return;
+    }
+    for args in [&["list"][..], &["check"], &["reconcile"]] {
+        let (out, text) = site.run(args);
+        assert_eq!(out.status.code(), Some(1), "{text}");
+        assert!(text.contains("belongs to user 4711 instead of 65534; leave it as it is"), "{text}");
+        assert!(!text.contains("remove") && !text.contains("chown"), "{text}");
+    }
+}
+
+#[test]
+fn a_check_names_every_line_of_kvmrc_that_is_odd() {
+    let site = Site::with(RUNNING, "");
+    let kvmrc = site.driver().join("kvmrc");
+    let good = fs::read_to_string(&kvmrc).unwrap();
+    fs::write(&kvmrc, format!("{good}DUMY_BRIDGE=br0\nFORCE_DESTROY=true\nX=$(id)\nSRIOV_LOCK_TIMEOUT=-1\n")).unwrap();
+    hand_over(&kvmrc);
+    let findings = site.json(&["check"], 1);
+    let said = |result: &str| {
+        let of = |finding: &&Value| finding["check"] == "kvmrc" && finding["result"] == result;
+        let found = findings.as_array().unwrap().iter().filter(of);
+        found.map(|finding| finding["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let fail = said("fail");
+    assert_eq!(fail.len(), 2, "{fail:?}");
+    assert!(
+        fail.iter().any(|text| text.contains("line 4: FORCE_DESTROY: expected yes or no, found \"true\"")),
+        "{fail:?}"
+    );
+    let warn = said("warn");
+    assert!(warn[0].contains("line 3: DUMY_BRIDGE sets nothing; is DUMMY_BRIDGE meant?"), "{warn:?}");
+    assert!(warn[1].contains("line 5: ") && warn.len() == 2, "{warn:?}");
 }

@@ -284,8 +284,8 @@ fn causes() -> Vec<(&'static str, Cause)> {
             "deploy",
             Cause::Claims(ClaimError::Unsafe {
                 path: "/tmp/vf_interfaces".into(),
-                what: text("belongs to uid 1000"),
-                advice: text("remove it"),
+                what: text("is a link"),
+                advice: text("set VF_STATE_DIR in kvmrc to a directory that is none"),
             }),
         ),
         ("deploy", Cause::Claims(ClaimError::Shared { path: "/var/lib/one/vf_interfaces".into(), kind: text("NFS") })),

@@ -9,7 +9,7 @@ use kvm_sriov::kvmrc::Kvmrc;
 use kvm_sriov::libvirt::{Hypervisor, Libvirt, MigrationOptions};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::vf_map::MapDirs;
-use kvm_sriov::{Host, PciAddress};
+use kvm_sriov::{Host, PciAddress, become_drivers_user};
 use serde::Serialize;
 
 use crate::Failure;
@@ -64,18 +64,35 @@ pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Wri
 
 fn look(driver: &Path) -> Vec<Finding> {
     let sysfs = Sysfs::default();
+    let user = become_drivers_user(driver);
+    let is_user = user.is_ok();
+    let mut findings = vec![Finding::of("driver", user.map(|()| driver.display().to_string()))];
     let places = Kvmrc::places(driver);
     let kvmrc = Kvmrc::load(&places);
-    let mut findings = vec![
-        Finding::of("kvmrc", kvmrc.problems().first().map_or_else(|| Ok(read_files(&places)), Err)),
-        Finding::of("dummy", dummy(&kvmrc, &sysfs)),
-    ];
+    findings.extend(check_kvmrc(&kvmrc, &places));
+    findings.push(Finding::of("dummy", dummy(&kvmrc, &sysfs)));
     findings.extend(migrate_options(&kvmrc));
     let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
     findings.extend(check_maps(&maps, &sysfs));
     findings.push(vfio(&sysfs));
     findings.push(Finding::of("libvirt", libvirt(&kvmrc)));
-    findings.push(Finding::of("state", state(&kvmrc)));
+    // Whose the state directory must be is known with the driver's user.
+    if is_user {
+        findings.push(Finding::of("state", state(&kvmrc)));
+    }
+    findings
+}
+
+/// Everything that can't be read, and everything that may be a slip of the pen.
+fn check_kvmrc(kvmrc: &Kvmrc, places: &[PathBuf]) -> Vec<Finding> {
+    let finding = |result, text| Finding { check: "kvmrc", result, text };
+    let problems = kvmrc.problems().iter().map(|problem| finding(Verdict::Fail, problem.to_string()));
+    let misspelt = kvmrc.misspelt().iter().map(|misspelt| finding(Verdict::Warn, misspelt.to_string()));
+    let warnings = kvmrc.warnings().iter().map(|line| finding(Verdict::Warn, format!("{line}; the line is left out")));
+    let mut findings: Vec<Finding> = problems.chain(misspelt).chain(warnings).collect();
+    if kvmrc.problems().is_empty() {
+        findings.insert(0, finding(Verdict::Ok, read_files(places)));
+    }
     findings
 }
 

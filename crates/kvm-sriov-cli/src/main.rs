@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use kvm_sriov::reconcile::Verdict;
-use kvm_sriov::{Cause, DeployId, become_owner_of, hold_signals};
+use kvm_sriov::{Cause, DeployId, DomainName, NotTheDriversUser, become_drivers_user, hold_signals};
 
 const EXIT_CODES: &str = "Exit codes: 0 as it should be, 1 something is wrong or left to be done, 2 wrong usage, \
     3 a VM is in doubt: a person must say where it lives (kvm-sriov resolve).";
 
 /// Shows, checks and repairs the SR-IOV virtual functions that OpenNebula's VMs use on this host.
 ///
-/// Run as root, it works as the user the driver belongs to, so that both share one state.
+/// Run as root, it works as the user the driver belongs to, so that both share one state. Only root and that user can run it.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Arguments {
@@ -63,7 +63,8 @@ enum Command {
     },
     /// Says of one VM what it wants, has and claims, which operation is open, and what reconcile would do and why.
     Explain {
-        /// The VM: its domain's name, UUID or number.
+        /// The VM: its number in OpenNebula, its domain's name (one-42) or UUID.
+        #[arg(value_parser = vm)]
         vm: DeployId,
         /// Prints JSON: an object with the VM's state, nics, claims, and what is left with its reason.
         #[arg(long)]
@@ -75,11 +76,15 @@ enum Command {
     /// word. Look first: a VM whose CPUs run on two hosts destroys its disks.
     #[command(group = ArgGroup::new("word").args(["here", "there"]))]
     Resolve {
-        /// The VM: its domain's name, UUID or number.
+        /// The VM: its number in OpenNebula, its domain's name (one-42) or UUID.
+        #[arg(value_parser = vm)]
         vm: DeployId,
         /// It lives here, and has never run elsewhere: it is let run, with its VFs.
         #[arg(long)]
         here: bool,
+        /// With --here: also when the other host can't be asked. It may run there.
+        #[arg(long, requires = "here", conflicts_with = "there")]
+        force: bool,
         /// It lives elsewhere, or nowhere: what is here of it is destroyed, and its VFs are freed.
         #[arg(long)]
         there: bool,
@@ -102,6 +107,9 @@ enum Failure {
     /// The host could not be looked at.
     #[error(transparent)]
     Host(#[from] Cause),
+    /// The command can't work as the driver's user.
+    #[error(transparent)]
+    User(#[from] NotTheDriversUser),
     /// The output could not be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
@@ -130,6 +138,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// The VM that a person names. OpenNebula's users know a VM by its number, nobody knows libvirt's.
+fn vm(text: &str) -> Result<DeployId, String> {
+    match text.parse().map_err(|error: kvm_sriov::ParseError| error.to_string())? {
+        DeployId::Id(number) => Ok(DeployId::Name(DomainName::of_vm(number))),
+        id => Ok(id),
+    }
+}
+
 /// What a verdict is as an exit code.
 fn exit_code(verdict: Verdict) -> ExitCode {
     match verdict {
@@ -142,13 +158,14 @@ fn exit_code(verdict: Verdict) -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut out = io::stdout().lock();
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    if !matches!(arguments.command, Command::Completion { .. } | Command::Man) {
-        become_owner_of(&arguments.driver)?;
+    let driver = &arguments.driver;
+    // What `check` finds wrong with the driver is one of its findings.
+    if !matches!(arguments.command, Command::Completion { .. } | Command::Man | Command::Check { .. }) {
+        become_drivers_user(driver)?;
     }
     if matches!(arguments.command, Command::Reconcile { .. } | Command::Resolve { .. }) {
         hold_signals();
     }
-    let driver = &arguments.driver;
     match &arguments.command {
         Command::List { json } => list::list(driver, *json, &mut out),
         Command::Check { json } => check::check(driver, *json, colours, &mut out),
@@ -157,9 +174,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             reconcile::reconcile(driver, timeout, *dry_run, *json, colours, &mut out)
         }
         Command::Explain { vm, json } => explain::explain(driver, vm, *json, colours, &mut out),
-        Command::Resolve { vm, here, there, json } => {
+        Command::Resolve { vm, here, force, there, json } => {
             let word = match (here, there) {
-                (true, _) => Some(resolve::Word::Here),
+                (true, _) => Some(resolve::Word::Here { force: *force }),
                 (_, true) => Some(resolve::Word::There),
                 _ => None,
             };

@@ -17,7 +17,10 @@ use crate::{Failure, exit_code, explain};
 /// A person's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Word {
-    Here,
+    /// `force`: also when the other host can't be asked.
+    Here {
+        force: bool,
+    },
     There,
 }
 
@@ -38,7 +41,7 @@ struct ThereView {
 
 /// The other end of a move, and where the VM is, seen from there.
 struct There {
-    host: HostName,
+    host: String,
     says: Result<Presence, String>,
 }
 
@@ -46,7 +49,7 @@ impl There {
     /// Asks the other end. `None` when no move is what the doubt is about.
     ///
     /// The domain looks the same at both ends; but what has come stands as if its user had paused it, and what goes does not.
-    /// Of one that its user had paused before, both are asked: this host among them says nothing new.
+    /// Of one that its user had paused before, both are asked: this host among them says nothing new. An end that can't be asked may run it.
     fn ask(driver: &Path, explanation: &Explanation) -> Option<Self> {
         let uuid = explanation.report.owner.uuid.as_ref()?;
         let OperationKind::Migrate { to, from, stands, .. } = &explanation.wanted.operation.as_ref()?.kind else {
@@ -58,12 +61,16 @@ impl There {
             Some(from) if has_come => vec![from],
             _ => vec![to],
         };
-        let ask = |host: HostName| {
-            let says = ask_state(&Ssh::new(driver), &host, uuid).map_err(|error| error.to_string());
-            Self { host, says }
+        let ask = |name: &String| {
+            let says = name
+                .parse::<HostName>()
+                .map_err(|error| error.to_string())
+                .and_then(|host| ask_state(&Ssh::new(driver), &host, uuid).map_err(|error| error.to_string()));
+            Self { host: name.clone(), says }
         };
-        let mut asked: Vec<Self> = ends.into_iter().filter_map(|name| name.parse().ok()).map(ask).collect();
-        let at = asked.iter().position(Self::runs).unwrap_or(0);
+        let mut asked: Vec<Self> = ends.into_iter().map(ask).collect();
+        let is_silent = |there: &Self| there.says.is_err();
+        let at = asked.iter().position(Self::runs).or_else(|| asked.iter().position(is_silent)).unwrap_or(0);
         (at < asked.len()).then(|| asked.swap_remove(at))
     }
 
@@ -81,7 +88,7 @@ impl There {
 
     fn view(&self) -> ThereView {
         ThereView {
-            host: self.host.to_string(),
+            host: self.host.clone(),
             says: self.says.as_ref().ok().map(ToString::to_string),
             problem: self.says.as_ref().err().cloned(),
         }
@@ -107,11 +114,18 @@ pub(crate) fn resolve(
     let there = if word == Some(Word::There) { None } else { There::ask(driver, &explanation) };
     let runs_there = there.as_ref().is_some_and(There::runs);
     let elsewhere = match word {
-        Some(Word::Here) if runs_there => {
+        Some(Word::Here { .. }) if runs_there => {
             let said = format!("{name} runs there, so it does not live here; nothing was changed");
             return show(&explanation, there.as_ref(), &[said], json, colours, out);
         }
-        Some(Word::Here) => Elsewhere::Never,
+        Some(Word::Here { force: false }) if there.as_ref().is_some_and(|there| there.says.is_err()) => {
+            let said = [
+                format!("nobody knows whether {name} runs there: look at that host; nothing was changed"),
+                format!("  kvm-sriov resolve {name} --here --force   it does not, and never has: it is let run here"),
+            ];
+            return show(&explanation, there.as_ref(), &said, json, colours, out);
+        }
+        Some(Word::Here { .. }) => Elsewhere::Never,
         Some(Word::There) => Elsewhere::Runs,
         None if runs_there => Elsewhere::Runs,
         None => {

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User, geteuid, initgroups, setgid, setuid};
 
@@ -21,6 +21,62 @@ pub fn become_owner_of(path: &Path) -> Result<(), Cause> {
     }
     let uid = Uid::from_raw(metadata.uid());
     change_to(uid).map_err(|source| Cause::Identity { path: path.to_owned(), uid: uid.as_raw(), source })
+}
+
+/// Why a command that a person runs can't work as the driver's user. Nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotTheDriversUser {
+    /// There is no driver.
+    #[error(
+        "there is no driver in {} ({source}): OpenNebula copies it to a host (onehost sync -f), and --driver names another \
+         place; nothing was changed",
+        path.display()
+    )]
+    NoDriver {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is there.
+        source: io::Error,
+    },
+    /// The driver belongs to root, whom OpenNebula never is.
+    #[error(
+        "the driver in {} belongs to root, and OpenNebula would find files of root's that it can't use: let OpenNebula's \
+         user copy it (onehost sync -f); nothing was changed",
+        path.display()
+    )]
+    Roots {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The caller is neither root nor the driver's user.
+    #[error("the driver in {} belongs to user {owner}: run this as root or as that user; nothing was changed", path.display())]
+    Stranger {
+        /// Where it is.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Root can't become that user.
+    #[error(transparent)]
+    Change(#[from] Cause),
+}
+
+/// Makes a command that a person runs work as the user that the driver in `path` belongs to: what anybody else makes, a state
+/// directory for example, the driver could not use.
+///
+/// # Errors
+/// There is no driver, or it is root's; or the caller is neither root nor its user.
+pub fn become_drivers_user(path: &Path) -> Result<(), NotTheDriversUser> {
+    let found = path
+        .metadata()
+        .and_then(|found| if found.is_dir() { Ok(found) } else { Err(io::ErrorKind::NotADirectory.into()) });
+    let owner = found.map_err(|source| NotTheDriversUser::NoDriver { path: path.into(), source })?.uid();
+    if owner == 0 {
+        return Err(NotTheDriversUser::Roots { path: path.into() });
+    }
+    become_owner_of(path)?;
+    if geteuid().as_raw() == owner { Ok(()) } else { Err(NotTheDriversUser::Stranger { path: path.into(), owner }) }
 }
 
 fn change_to(uid: Uid) -> io::Result<()> {

@@ -44,7 +44,7 @@ pub mod xml;
 pub use error::{ActionError, Cause, HostState};
 pub use hook::Hook;
 pub use host::{Host, Vf, VfState};
-pub use identity::become_owner_of;
+pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 pub use mac::{DummyMacPrefix, MacAddress, Position};
 pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub use pci::{ParseError, PciAddress};

@@ -30,14 +30,21 @@ pub(super) fn check_dir(path: &Path) -> Result<(), ClaimError> {
         |what: String, advice: &str| Err(ClaimError::Unsafe { path: path.into(), what, advice: advice.into() });
     let metadata = fs::symlink_metadata(path).map_err(ClaimError::file("look at", path))?;
     if metadata.is_symlink() {
-        return unsafe_dir("is a link".into(), "remove it, or set VF_STATE_DIR in kvmrc to a directory of your own");
+        return unsafe_dir("is a link".into(), "set VF_STATE_DIR in kvmrc to a directory that is none");
     }
     if !metadata.is_dir() {
-        return unsafe_dir("is no directory".into(), "remove it: the driver makes the directory it needs");
+        return unsafe_dir(
+            "is no directory".into(),
+            "set VF_STATE_DIR in kvmrc to a directory; one that is not there is made",
+        );
     }
     if metadata.uid() != geteuid().as_raw() {
         let what = format!("belongs to user {} instead of {}", metadata.uid(), geteuid());
-        return unsafe_dir(what, "remove it or give it to the driver's user (chown), or set VF_STATE_DIR in kvmrc");
+        return unsafe_dir(
+            what,
+            "leave it as it is, because VMs that run may be noted in it: run this as its user, or set VF_STATE_DIR in kvmrc \
+             to a directory that no other user's driver has",
+        );
     }
     if metadata.mode() & 0o077 != 0 {
         fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(ClaimError::file("close to others", path))?;
