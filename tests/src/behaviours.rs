@@ -104,7 +104,7 @@ impl Shared {
 }
 
 /// What one host shows.
-pub const ON_A_HOST: [(&str, Behaviour); 24] = [
+pub const ON_A_HOST: [(&str, Behaviour); 25] = [
     ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
     ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
     ("metadata_lose_their_prefix_and_get_it_back", OnDeaf(metadata_lose_their_prefix_and_get_it_back)),
@@ -114,6 +114,7 @@ pub const ON_A_HOST: [(&str, Behaviour); 24] = [
     ("a_domain_is_there_once", OnDeaf(a_domain_is_there_once)),
     ("pause_and_resume_are_told", OnDeaf(pause_and_resume_are_told)),
     ("a_device_that_asks_for_nothing_gets_name_and_place", OnDeaf(a_device_that_asks_for_nothing_gets_name_and_place)),
+    ("a_mac_may_be_there_twice", OnDeaf(a_mac_may_be_there_twice)),
     ("a_domain_gets_no_more_than_it_was_started_for", OnDeaf(a_domain_gets_no_more_than_it_was_started_for)),
     ("a_disk_has_a_target_and_a_size_of_its_own", OnDeaf(a_disk_has_a_target_and_a_size_of_its_own)),
     ("a_disk_is_copied_and_switched", OnDeaf(a_disk_is_copied_and_switched)),
@@ -343,6 +344,21 @@ fn a_vf_that_is_not_there_is_refused_by_its_address(rig: &dyn Rig, domain: &Doma
     let error = plug(rig, domain, 1, absent).unwrap_err();
     assert!(error.text().contains(&absent.to_string()), "{error}");
     assert_eq!(live(rig, domain).hostdevs.len(), 1);
+}
+
+fn a_mac_may_be_there_twice(rig: &dyn Rig, domain: &DomainRef) {
+    let mac = "02:00:0a:00:3f:09";
+    let aliases = ["ua-nic-8-02000a003f09", "ua-nic-9-02000a003f09"];
+    for alias in aliases {
+        let interface = format!(
+            "<interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/><alias name='{alias}'/>\
+             </interface>"
+        );
+        attach(rig, domain, &interface).unwrap();
+    }
+    let live = live(rig, domain);
+    let there = live.interfaces.iter().filter(|interface| interface.mac.to_string() == mac);
+    assert_eq!(there.filter_map(|interface| interface.alias.as_deref()).collect::<Vec<_>>(), aliases);
 }
 
 fn a_place_is_taken_once(rig: &dyn Rig, domain: &DomainRef) {

@@ -488,6 +488,11 @@ impl LabHost {
         self.begin_detach(vm, nic).finish()
     }
 
+    /// Detaches a NIC as OpenNebula before 5.0 does: of which only the MAC is said.
+    pub fn detach_by_mac(self, vm: &Vm, nic: usize) -> Said {
+        self.action("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, "")
+    }
+
     /// Begins to detach the NIC with this number, which `vm` still lists.
     pub fn begin_detach(self, vm: &Vm, nic: usize) -> Running {
         let stdin = vm.action_data(&self.name()).attach(nic).xml();

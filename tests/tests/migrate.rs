@@ -212,6 +212,36 @@ fn there_and_back_the_guest_sees_the_same_devices() {
     assert_eq!(looks(&hosts[0]), before);
 }
 
+/// All NICs have one MAC, one of them has no VF, and a USB device of the host is beside them: libvirt takes it along.
+#[test]
+fn nics_of_one_mac_and_a_usb_device_move() {
+    let here = ModelHost::default();
+    let there = here.beside("host2", 4);
+    let hosts = [here, there];
+    let bridges = ["sriov_ib0", "br0", "sriov_ib1", "sriov_ib0"];
+    let twins = bridges.iter().fold(Vm::new(43), |vm, bridge| vm.nic_with_mac_of(0, bridge));
+    deploy(&hosts[0], &twins);
+    let usb =
+        "<hostdev mode='subsystem' type='usb'><source><vendor id='0x1234'/><product id='0xbeef'/></source></hostdev>";
+    let id = twins.uuid().parse().unwrap();
+    let domain = hosts[0].model().find(&id).unwrap().unwrap();
+    hosts[0].model().attach(&domain, usb, CALL_LIMIT).unwrap();
+    let nics = |host: &ModelHost| -> Vec<String> {
+        let live = host.domain("one-43").unwrap();
+        assert!(host.model().live_xml(&domain).unwrap().unwrap().contains("0xbeef"));
+        let wanted = live.wanted.clone().unwrap().unwrap().nics;
+        let guest = |nic| live.device_of(nic).unwrap().guest.unwrap();
+        wanted.iter().map(|nic| format!("{} {} {} {}", nic.position, nic.root, nic.mac, guest(nic))).collect()
+    };
+    let before = nics(&hosts[0]);
+    assert_eq!(before.len(), 3);
+    for (from, to) in [(0, 1), (1, 0)] {
+        migrate(&hosts[from], &hosts[to], &twins).unwrap();
+        assert_eq!(nics(&hosts[to]), before);
+        hosts.check();
+    }
+}
+
 /// One call for each VF and each way, one look at all of them, one connection besides libvirt's own.
 #[test]
 fn calls_of_a_move_grow_by_one_for_each_vf() {

@@ -615,6 +615,32 @@ fn a_q35_keeps_the_order_of_its_vfs() {
     host.check();
 }
 
+/// What libvirt took is known by the alias that it was given: all else may be missing in the description, or be shown otherwise.
+#[test]
+fn a_nic_is_found_again_whatever_its_description_lacks() {
+    let host = a_plain_vm();
+    let id: DeployId = plain().uuid().parse().unwrap();
+    for (number, rest) in
+        [(1, "<NETWORK_MODE>dummy</NETWORK_MODE>"), (2, "<BRIDGE_TYPE>openvswitch_dpdk</BRIDGE_TYPE>")]
+    {
+        let mac = plain().mac(number);
+        let text = format!(
+            "<VM><TEMPLATE><NIC><ATTACH>YES</ATTACH><BRIDGE>br0</BRIDGE><MAC>{mac}</MAC><NIC_ID>{number}</NIC_ID>{rest}</NIC>\
+             </TEMPLATE></VM>"
+        );
+        let data = VmData::parse(&text).unwrap();
+        for _ in 0..2 {
+            let arguments = NicArgs { target: None, ..arguments(&plain(), number, "br0") };
+            actions::attach_nic(&host.host(), &id, &arguments, Some(&data)).unwrap();
+            assert_eq!(host.domain("one-42").unwrap().interfaces.len(), 2);
+        }
+        for _ in 0..2 {
+            actions::detach_nic(&host.host(), &id, mac.parse().unwrap(), Some(&data)).unwrap();
+            assert_eq!(host.domain("one-42").unwrap().interfaces.len(), 1);
+        }
+    }
+}
+
 /// Two NICs of one VM may have one MAC: the one that OpenNebula names by its target leaves.
 #[test]
 fn of_two_nics_with_one_mac_the_named_one_leaves() {

@@ -395,17 +395,37 @@ fn a_vm_of_the_driver_of_2013_is_adopted() {
         )
     };
     let devices = pair(0, "ib0", 2) + &pair(2, "ib1", 1) + &pair(3, "ib0", 1) + "</devices>";
-    let xml = host.deployment(&plain).replace("one-42-0", "one-42-1").replacen("</devices>", &devices, 1);
+    // And what OpenNebula describes itself: a VF as a PCI device, and a NIC with a MAC as dummies have.
+    let passed = host.vfs("ib0")[3];
+    let own = format!(
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source></hostdev>\
+         <interface type='bridge'><source bridge='dummy_br'/><mac address='aa:00:00:00:00:01'/></interface>",
+        passed.to_attributes(),
+    );
+    let xml = host.deployment(&plain).replace("one-42-0", "one-42-1").replacen("</devices>", &(own + &devices), 1);
     host.model().create(&xml, CALL_LIMIT).unwrap();
-    detach(&host, &vm(), 3).unwrap();
+    let described = format!(
+        "<PCI><DOMAIN>{:04x}</DOMAIN><BUS>{:02x}</BUS><SLOT>{:02x}</SLOT><FUNCTION>{}</FUNCTION></PCI>\
+         <NIC><BRIDGE>dummy_br</BRIDGE><MAC>aa:00:00:00:00:01</MAC><NIC_ID>9</NIC_ID></NIC><OS>",
+        passed.domain(),
+        passed.bus(),
+        passed.slot(),
+        passed.function()
+    );
+    let text = vm().action_data("host1").attach(3).xml().replacen("<OS>", &described, 1);
+    let (id, mac) = (vm().uuid().parse().unwrap(), vm().mac(3).parse().unwrap());
+    actions::detach_nic(&host.host(), &id, mac, Some(&VmData::parse(&text).unwrap())).unwrap();
     let live = host.domain("one-42").unwrap();
+    assert!(live.hostdevs.iter().any(|device| device.vf == passed));
     let wanted = live.wanted.clone().unwrap().unwrap();
     let nics: Vec<_> =
         wanted.nics.iter().map(|nic| (nic.nic_id, nic.root.to_string(), live.device_of(nic).unwrap().vf)).collect();
     let expected = [(Some(0), "ib0".to_owned(), host.vfs("ib0")[2]), (Some(2), "ib1".to_owned(), host.vfs("ib1")[1])];
     assert_eq!(nics, expected);
     let mut targets: Vec<_> = live.interfaces.iter().filter_map(|interface| interface.target.clone()).collect();
+    targets.retain(|target| target.starts_with("one-"));
     targets.sort();
     assert_eq!(targets, ["one-42-0", "one-42-1", "one-42-2"]);
-    assert_eq!(host.claims().len(), 2);
+    // The third is of the device that OpenNebula gives away: nobody else gets it.
+    assert_eq!(host.claims().len(), 3);
 }

@@ -25,6 +25,7 @@ struct View {
 #[derive(Serialize)]
 struct NicView {
     position: u8,
+    nic_id: Option<u32>,
     mac: Option<String>,
     root: Option<String>,
     guest: Option<String>,
@@ -87,6 +88,7 @@ fn nic_view(explanation: &Explanation, nic: &Nic) -> NicView {
     let guest = device.and_then(|device| device.guest).or_else(|| wanted.and_then(|wanted| wanted.guest));
     NicView {
         position: nic.position.number(),
+        nic_id: wanted.and_then(|wanted| wanted.nic_id),
         mac: wanted.map(|wanted| wanted.mac.to_string()),
         root: wanted.map(|wanted| wanted.root.to_string()),
         guest: guest.map(|guest| guest.to_string()),
@@ -112,11 +114,12 @@ pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Wri
     writeln!(out, "works on it: {holder}")?;
     let nics: Vec<NicView> = report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
     if !nics.is_empty() {
-        let mut table = view::table(&["POSITION", "MAC", "ROOT", "GUEST", "WANTED", "VF", "CLAIM", "DUMMY"]);
+        let mut table = view::table(&["POSITION", "NIC_ID", "MAC", "ROOT", "GUEST", "WANTED", "VF", "CLAIM", "DUMMY"]);
         let (or_none, yes) = (|text: &Option<String>| text.clone().unwrap_or_else(|| "-".into()), yes_or_no);
         for nic in &nics {
             table.add_row([
                 nic.position.to_string(),
+                nic.nic_id.map_or_else(|| "-".to_owned(), |id| id.to_string()),
                 or_none(&nic.mac),
                 or_none(&nic.root),
                 or_none(&nic.guest),

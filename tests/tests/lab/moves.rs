@@ -308,7 +308,8 @@ pub(super) fn vm_without_vfs_migrates(host1: LabHost) {
 
 pub(super) fn storage_that_is_not_shared_moves_along(host1: LabHost) {
     let host2 = second_host();
-    let vm = Vm::new(72).datastore(PRIVATE).with_guest().disk().nic("sriov_pf0").nic("sriov_pf1");
+    // Both NICs have one MAC.
+    let vm = Vm::new(72).datastore(PRIVATE).with_guest().disk().nic("sriov_pf0").nic_with_mac_of(0, "sriov_pf1");
     let disk = format!("{}/disk.0", vm.dir());
     host1.oneadmin(&format!("mkdir -p {} && head -c 2M /dev/urandom >{disk}", vm.dir())).ok();
     let sum = |host: LabHost| host.root(&format!("sha256sum {disk}")).ok();

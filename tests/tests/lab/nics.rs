@@ -16,17 +16,18 @@ fn done(said: &kvm_sriov_tests::lab::Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
+/// Three NICs have one MAC, as OpenNebula makes them with the same lease in several networks.
 fn nics_come_and_go(host: LabHost, first: Vm) {
     boot(host, &first, 2);
     let begin = guest_addresses(&host.live_xml(&first));
-    let two = first.clone().nic("sriov_pf1");
+    let two = first.clone().nic_with_mac_of(0, "sriov_pf1");
     done(&host.attach_nic(&two, 1));
     shows(host, &two, 4, GUEST_ANSWERS);
     // OpenNebula may ask twice.
     done(&host.attach_nic(&two, 1));
     let three = two.clone().nic("sriov_pf0");
     done(&host.attach_nic(&three, 2));
-    let four = three.clone().nic("br0");
+    let four = three.clone().nic_with_mac_of(0, "br0");
     done(&host.attach_nic(&four, 3));
     shows(host, &four, 7, GUEST_ANSWERS);
     let all = guest_addresses(&host.live_xml(&four));
@@ -43,6 +44,9 @@ fn nics_come_and_go(host: LabHost, first: Vm) {
     assert_eq!(guest_addresses(&host.live_xml(&four)), [all[0].clone(), all[2].clone()]);
     assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
     done(&host.detach_nic(&four, 1));
+    // Its MAC alone is that of two others.
+    let said = host.detach_by_mac(&four, 0);
+    assert!(said.code != 0 && said.message().contains("has several NICs with MAC"), "{said:?}");
     done(&host.attach_nic(&four, 1));
     assert_eq!(guest_addresses(&host.live_xml(&four)), all);
     shows(host, &four, 7, GUEST_ANSWERS);

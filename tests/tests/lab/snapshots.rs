@@ -24,7 +24,8 @@ fn snapshots(host: LabHost, vm: &Vm) -> Vec<String> {
 
 pub(super) fn snapshots_of_a_vm_with_vfs(host: LabHost) {
     let one = Vm::new(66).with_guest().disk_of("qcow2").nic("sriov_pf0");
-    let vm = one.clone().nic("sriov_pf1");
+    // Both have one MAC.
+    let vm = one.clone().nic_with_mac_of(0, "sriov_pf1");
     make_disk(host, &vm);
     let before = identity(&boot(host, &vm, 4));
     let boot_id = host.wait_tick(&vm).boot;

@@ -12,12 +12,14 @@ use crate::{MacAddress, Position};
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
 
 /// The host devices of a domain without metadata of ours that are VFs of our maps, with the dummies that stand for them:
-/// the k-th with the k-th. None when there are no dummies: then the VF is somebody else's business.
-pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, LiveInterface)> {
+/// the k-th with the k-th. None when there are no dummies: then the VF is somebody else's business. What OpenNebula describes, a
+/// PCI device or a NIC with the MAC of a dummy, is its own.
+pub(super) fn adoptable(host: &Host, live: &LiveDomain, data: Option<&VmData>) -> Vec<(LiveHostdev, LiveInterface)> {
     let Some(prefix) = host.kvmrc().dummy_mac_prefix().filter(|_| !live.hostdevs.is_empty()) else { return Vec::new() };
     let is_dummy = |interface: &&LiveInterface| {
         interface.mac.has_prefix(prefix)
             && !interface.is_ours()
+            && !data.is_some_and(|data| data.macs().any(|mac| mac == interface.mac))
             && interface.bridge.as_deref() == host.kvmrc().dummy_bridge()
     };
     let dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
@@ -30,7 +32,10 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain) -> Vec<(LiveHostdev, Liv
         log::warn!("{problem}; a VF that only this map lists is not adopted");
     }
     let is_vf = |device: &&LiveHostdev| {
-        !device.is_ours() && map_of(&maps, device).is_some() && host.sysfs().check_vf(device.vf).is_ok()
+        !device.is_ours()
+            && !data.is_some_and(|data| data.has_pci(device.vf))
+            && map_of(&maps, device).is_some()
+            && host.sysfs().check_vf(device.vf).is_ok()
     };
     let devices: Vec<_> = live.hostdevs.iter().filter(is_vf).cloned().collect();
     ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect()
@@ -55,7 +60,7 @@ fn may_be(nic: &VmNic, maps: &[VfMap], device: &LiveHostdev, dummy: &LiveInterfa
 /// # Errors
 /// libvirt refused the metadata; the domain is as it was.
 pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause> {
-    let found = adoptable(vm.host, &vm.live);
+    let found = adoptable(vm.host, &vm.live, data);
     if found.is_empty() {
         return Ok(());
     }

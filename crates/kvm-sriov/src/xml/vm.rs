@@ -194,6 +194,11 @@ impl VmData {
         self.pcis.iter().find(|pci| pci.attach)
     }
 
+    /// Whether it is a PCI device of the host that OpenNebula gives the VM itself.
+    pub fn has_pci(&self, address: PciAddress) -> bool {
+        self.pcis.iter().any(|pci| pci.device == PciDevice::Function(address))
+    }
+
     /// Whether the action is about an alias with this MAC: another address of a NIC, without a device of its own.
     pub fn attaches_alias(&self, mac: MacAddress) -> bool {
         self.aliases.iter().any(|alias| alias.attach && alias.mac == mac)
