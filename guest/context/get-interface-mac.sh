@@ -5,9 +5,12 @@
 # context knows, and a dummy is left out. So a renderer configures the VF, and the dummy stays down and without an address.
 if [ -z "${sriov_original:-}" ]; then
     get_interface_mac() (
-        # shellcheck source=guest/vfs.sh
-        . "${SRIOV_LIB:-/usr/lib/kvm-sriov-guest}/vfs.sh"
-        sriov_look || judged=
+        lib=${SRIOV_LIB:-/usr/lib/kvm-sriov-guest} judged=
+        if [ -r "$lib/vfs.sh" ]; then
+            # shellcheck source=guest/vfs.sh
+            . "$lib/vfs.sh"
+            sriov_look || judged=
+        fi
         # What an upgrade of the package changes in it holds.
         sriov_original=yes
         # shellcheck disable=SC1091
