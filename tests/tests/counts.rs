@@ -192,7 +192,7 @@ fn calls_grow_by_one_for_each_vf() {
 }
 
 /// Where the program waits without being told of an end: in which file, how often, and why.
-const SLEEPS: [(&str, usize, &str); 17] = [
+const SLEEPS: [(&str, usize, &str); 16] = [
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
     ("vm/mod.rs", 1, "after a failed call only: libvirt may still work on the domain"),
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
@@ -215,7 +215,6 @@ const SLEEPS: [(&str, usize, &str); 17] = [
         "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again",
     ),
     ("host.rs", 1, "libvirtd is away, and is tried again"),
-    ("claims/lock.rs", 1, "a lock of flock that somebody else holds has no deadline of its own"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
 ];

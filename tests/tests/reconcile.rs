@@ -1023,3 +1023,23 @@ fn a_dry_run_changes_nothing() {
         assert!(done.starts_with(&planned), "{name}: {planned:?}, {done:?}");
     }
 }
+
+#[test]
+fn locks_of_vms_that_are_gone_do_not_pile_up() {
+    let host = ModelHost::default();
+    let locks = || -> Vec<String> {
+        let names = fs::read_dir(host.state_dir().join(".locks")).unwrap();
+        let mut names: Vec<String> = names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let vms = [40, 41, 42].map(|number| Vm::new(number).nic("sriov_ib0"));
+    for vm in &vms {
+        actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).unwrap();
+    }
+    for vm in &vms[..2] {
+        actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(vm.id)).unwrap();
+    }
+    host.reconcile().unwrap();
+    assert_eq!(locks(), ["claims", "vm-one-42"]);
+}

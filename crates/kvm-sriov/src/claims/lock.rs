@@ -1,20 +1,24 @@
 //! One action at a time for a VM.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt;
 
-use super::{ClaimError, Process, process, safe};
+use super::{ClaimError, Process, entries, process, safe};
 use crate::DomainName;
 
-/// Between two tries of a lock that is held.
-const AGAIN: Duration = Duration::from_millis(50);
+/// How the file of a VM's lock begins.
+const LOCK: &str = "vm-";
+
+/// How the file of the wish begins that an action ends.
+const WISH: &str = "cancel-";
 
 /// The program that this process is, when it is one of the driver's that works on one VM and on nothing else.
 static PROGRAM: OnceLock<Program> = OnceLock::new();
@@ -125,12 +129,7 @@ impl VmLock {
             return Err(ClaimError::Busy { vm: vm.clone(), holder });
         };
         // A wish for an earlier holder is of no account, and nobody can have one for us yet.
-        match std::fs::remove_file(&wish) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(ClaimError::file("remove", wish)(error));
-            }
-            _ => {}
-        }
+        safe::remove_file(&wish)?;
         let program = program_for(action);
         let text = Holder { action: action.into(), process: Process::this(), since: now(), program }.to_text();
         file.set_len(0)
@@ -168,10 +167,7 @@ impl Turn {
 /// Who holds the lock of a VM; `None` when nobody does.
 pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, ClaimError> {
     let path = lock_path(locks, vm);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let file = safe::open_lock(&path).map_err(ClaimError::file("open", &path))?;
+    let Some(file) = safe::open(&path).map_err(ClaimError::file("open", &path))? else { return Ok(None) };
     // A shared lock, so that those who only look do not see each other.
     if FileExt::try_lock_shared(&file).is_ok() {
         return Ok(None);
@@ -182,7 +178,8 @@ pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, Cl
 
 /// Records the wish that this process ends its action.
 pub(super) fn wish(locks: &Path, vm: &DomainName, process: Process) -> Result<(), ClaimError> {
-    safe::write(&wish_path(locks, vm), wish_for(process).as_bytes(), true)
+    let path = wish_path(locks, vm);
+    safe::Unnamed::write(&path, wish_for(process).as_bytes())?.name(&path, true)
 }
 
 fn wish_for(process: Process) -> String {
@@ -192,29 +189,74 @@ fn wish_for(process: Process) -> String {
 /// Locks the file at `path`, which is made when it is not there; `None` when it was held all the time.
 pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, ClaimError> {
     let failed = || ClaimError::file("lock", path);
-    let begin = Instant::now();
+    let end = Instant::now() + timeout;
     loop {
         let file = safe::open_lock(path).map_err(failed())?;
-        match FileExt::try_lock_exclusive(&file) {
-            // Somebody may have removed the file meanwhile; then others lock another one of that name.
-            Ok(()) if safe::is_at(&file, path).map_err(failed())? => return Ok(Some(file)),
-            Ok(()) => continue,
-            Err(error) if error.kind() == fs2::lock_contended_error().kind() => {}
+        let locked = match FileExt::try_lock_exclusive(&file) {
+            Ok(()) => Some(file),
+            Err(error) if error.kind() == fs2::lock_contended_error().kind() => wait(file, end).map_err(failed())?,
             Err(error) => return Err(failed()(error)),
+        };
+        match locked {
+            // Who had it may have removed the file; then others lock another one of that name.
+            Some(file) if !safe::is_at(&file, path).map_err(failed())? => {}
+            other => return Ok(other),
         }
-        if begin.elapsed() >= timeout {
-            return Ok(None);
-        }
-        thread::sleep(AGAIN.min(timeout));
     }
 }
 
+/// Waits until the file is locked, or until `end`. The kernel's wait for a lock has no end of its own, so it is on a thread: one that is
+/// waited for no longer lets go of the lock at once when it gets it.
+fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Ok(None);
+    }
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new().name("lock".into()).spawn(move || {
+        let locked = loop {
+            match FileExt::lock_exclusive(&file) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other.map(|()| file),
+            }
+        };
+        // What nobody takes is closed, and unlocked with that.
+        drop(sender.send(locked));
+    })?;
+    match receiver.recv_timeout(left) {
+        Ok(locked) => locked.map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Removes the files that locks of VMs left that are not here any more. A lock that somebody has stays.
+///
+/// With the lock in hand nobody else has it. Who waits for it then gets the lock of a file without a name, sees that, and takes the one of
+/// the file that has the name.
+pub(super) fn sweep(locks: &Path, here: &[&DomainName]) -> Result<(), ClaimError> {
+    let here: BTreeSet<String> = here.iter().map(|vm| file_name(vm)).collect();
+    let mut gone = BTreeSet::new();
+    for name in entries::names(locks)? {
+        entries::discard_unfinished(locks, &name);
+        let vm = name.strip_prefix(LOCK).or_else(|| name.strip_prefix(WISH));
+        gone.extend(vm.filter(|vm| !here.contains(*vm)).map(str::to_owned));
+    }
+    for vm in gone {
+        let path = locks.join(format!("{LOCK}{vm}"));
+        if let Some(_lock) = acquire(&path, Duration::ZERO)? {
+            safe::remove_file(&locks.join(format!("{WISH}{vm}")))?;
+            safe::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 fn lock_path(locks: &Path, vm: &DomainName) -> PathBuf {
-    locks.join(format!("vm-{}", file_name(vm)))
+    locks.join(format!("{LOCK}{}", file_name(vm)))
 }
 
 fn wish_path(locks: &Path, vm: &DomainName) -> PathBuf {
-    locks.join(format!("cancel-{}", file_name(vm)))
+    locks.join(format!("{WISH}{}", file_name(vm)))
 }
 
 /// A domain's name as part of a file's name: one name, one file, however odd or long the name is.
@@ -239,8 +281,10 @@ fn file_name(vm: &DomainName) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods)]
+
     use super::*;
-    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     #[test]
     fn every_name_has_a_file_of_its_own() {
@@ -305,6 +349,65 @@ mod tests {
         let _lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
         std::fs::remove_file(lock_path(dir.path(), &vm)).unwrap();
         VmLock::take(dir.path(), &vm, "cancel", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn who_waited_too_long_keeps_nobody_else_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("claims");
+        let held = acquire(&path, Duration::ZERO).unwrap().unwrap();
+        for _ in 0..8 {
+            assert!(acquire(&path, Duration::from_millis(5)).unwrap().is_none());
+        }
+        drop(held);
+        // Those that gave up get the lock one after the other, and let go of it.
+        assert!(acquire(&path, Duration::from_secs(30)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_is_one_vms_alone_while_its_file_is_removed_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (locks, vm): (_, DomainName) = (dir.path(), "one-42".parse().unwrap());
+        let (inside, ended, taken) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let lock = VmLock::take(locks, &vm, "deploy", Duration::from_secs(60)).unwrap();
+                        assert!(!inside.swap(true, Ordering::SeqCst), "two had the lock");
+                        thread::yield_now();
+                        inside.store(false, Ordering::SeqCst);
+                        drop(lock);
+                        taken.fetch_add(1, Ordering::SeqCst);
+                    }
+                    ended.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            scope.spawn(|| {
+                while ended.load(Ordering::SeqCst) < 6 {
+                    sweep(locks, &[]).unwrap();
+                }
+            });
+        });
+        assert_eq!(taken.into_inner(), 1200);
+        sweep(locks, &[]).unwrap();
+        assert_eq!(std::fs::read_dir(locks).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_use_or_of_a_vm_that_is_here_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let [here, busy, gone] = ["one-1", "one-2", "one-3"].map(|name| name.parse::<DomainName>().unwrap());
+        let _lock = VmLock::take(dir.path(), &busy, "deploy", Duration::ZERO).unwrap();
+        for vm in [&here, &gone] {
+            VmLock::take(dir.path(), vm, "save", Duration::ZERO).unwrap();
+            wish(dir.path(), vm, Process::this()).unwrap();
+        }
+        acquire(&dir.path().join("claims"), Duration::ZERO).unwrap();
+        sweep(dir.path(), &[&here]).unwrap();
+        let mut names = entries::names(dir.path()).unwrap();
+        names.sort();
+        assert_eq!(names, ["cancel-one-1", "claims", "vm-one-1", "vm-one-2"]);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! neither a running domain nor a living process backs is stale, and whoever looks next removes it.
 //!
 //! * `store` - [`ClaimStore`]: claims are made, released and repaired under one lock, held for milliseconds
+//! * `entries` - what lies in the state directory
 //! * `lock` - [`VmLock`]: one action at a time for a VM; wishes to end it
 //! * `record` - what a file says; `process` - who wrote it; `safe` - files that nobody else can have put there
 //! * `shared` - file systems that other hosts may have mounted, too
 
+mod entries;
 mod lock;
 mod process;
 mod record;
@@ -20,10 +22,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+pub use entries::Entry;
 pub(crate) use lock::this_is_program;
 pub use lock::{Holder, VmLock};
 pub use process::Process;
-pub use store::{ClaimStore, Entry};
+pub use store::ClaimStore;
 
 use crate::sysfs::{NoVf, Sysfs};
 use crate::vf_map::{AlsoListed, NoVfs, VfMap};
@@ -112,12 +115,14 @@ pub struct Claim {
     pub position: Option<Position>,
     /// The MAC of that NIC; unknown for a domain that was found with the VF.
     pub mac: Option<MacAddress>,
+    /// The number of its file when it was last seen; a map that is reordered gives it another one.
+    pub index: Option<usize>,
 }
 
 impl Claim {
     /// A claim for this NIC.
     pub fn new(owner: Owner, root: RootName, vf: PciAddress, nic: NicKey) -> Self {
-        Self { root, vf, owner, position: Some(nic.position), mac: Some(nic.mac) }
+        Self { root, vf, owner, position: Some(nic.position), mac: Some(nic.mac), index: None }
     }
 
     /// Whether it is for this NIC of its VM. One without a position is for every NIC with its MAC.

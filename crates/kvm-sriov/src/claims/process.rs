@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -91,7 +93,19 @@ fn start_of(pid: u32) -> Option<u64> {
 
 /// The id of this boot of the host; empty when the kernel does not say.
 pub(super) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    static ID: OnceLock<String> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned());
+    ID.get_or_init(|| read().unwrap_or_default()).clone()
+}
+
+/// When this host was booted; `None` when the kernel does not say.
+///
+/// # Source
+/// proc(5), `/proc/stat`: btime, in seconds since 1970.
+pub(super) fn booted() -> Option<SystemTime> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// The id of this host; `None` when it has none yet.

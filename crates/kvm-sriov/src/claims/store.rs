@@ -1,16 +1,19 @@
 //! The claims of a host: made, released and repaired under one lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use tempfile::TempPath;
+
+use super::entries::{Entries, Entry};
 use super::lock::{self, Holder, Turn, VmLock};
 use super::record::{Content, Record};
+use super::safe::Unnamed;
 use super::shared::FileSystem;
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
-use crate::order::ascending;
 use crate::vf_map::{NoVfs, Supply, VfMap};
 use crate::{DomainName, DomainUuid, PciAddress, RootName};
 
@@ -50,56 +53,6 @@ pub struct ClaimStore {
     dir: PathBuf,
 }
 
-/// A claim's file, as it was when it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    root: RootName,
-    index: usize,
-    content: Content,
-    bytes: Vec<u8>,
-    inode: u64,
-}
-
-impl Entry {
-    /// The root in whose directory it lies.
-    pub fn root(&self) -> &RootName {
-        &self.root
-    }
-
-    /// The number it is named by.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// The VF that it claims; `None` for one that does not say.
-    pub fn vf(&self) -> Option<PciAddress> {
-        match &self.content {
-            Content::Ours(record) => Some(record.vf),
-            Content::Original | Content::Elsewhere(_) | Content::Unreadable { .. } => None,
-        }
-    }
-
-    /// Who claims, for people.
-    pub fn user(&self) -> String {
-        match &self.content {
-            Content::Ours(record) => record.vm.to_string(),
-            Content::Original => "a VM of the driver of 2013".into(),
-            Content::Elsewhere(record) => format!("{} of another host", record.vm),
-            Content::Unreadable { why } => format!("{}/{}, which can't be read: {why}", self.root, self.index),
-        }
-    }
-
-    /// The VF that it claims, by the map of its root when it does not say.
-    fn vf_by(&self, maps: &[VfMap]) -> Option<PciAddress> {
-        let by_map = || maps.iter().find(|map| *map.root() == self.root)?.vfs().get(self.index).copied();
-        self.vf().or_else(by_map)
-    }
-
-    fn is_of(&self, owner: &Owner) -> bool {
-        matches!(&self.content, Content::Ours(record) if record.owner().is(owner))
-    }
-}
-
 /// The claims, judged by what libvirt says.
 struct Judged {
     /// To be freed.
@@ -118,7 +71,7 @@ impl Judged {
         let first = |root: &RootName, vf| {
             maps.iter().find(|map| map.index_of(vf).is_some()).is_some_and(|map| map.root() == root)
         };
-        let is_claimed = |vf| kept.iter().any(|entry| entry.vf_by(maps) == Some(vf));
+        let claimed: BTreeSet<PciAddress> = kept.iter().filter_map(|entry| entry.vf_by(maps)).collect();
         let has = |entries: &[Entry], claim: &Claim| {
             entries.iter().any(|entry| entry.vf() == Some(claim.vf) && entry.is_of(&claim.owner))
         };
@@ -127,21 +80,27 @@ impl Judged {
             let owner = backing.user(vf)?.clone();
             Some(match backing.nics.get(&vf) {
                 Some(nic) => Claim::new(owner, root.clone(), vf, *nic),
-                None => Claim { root: root.clone(), vf, owner, position: None, mac: None },
+                None => Claim { root: root.clone(), vf, owner, position: None, mac: None, index: None },
             })
         };
         let missing = vfs
-            .filter(|(root, vf)| first(root, *vf) && !is_claimed(*vf))
-            .filter_map(of)
+            .filter(|(_, vf)| !claimed.contains(vf))
+            .filter_map(|(root, vf)| first(root, vf).then(|| of((root, vf)))?)
             // A claim that was there and is gone was released since: the domain that libvirt spoke of has gone, too.
             .filter(|claim| !has(seen, claim) || has(&stale, claim))
             .collect();
         Self { stale, kept, missing }
     }
+
+    /// The claims whose VF has another place in its map than their file says.
+    fn astray<'a>(&'a self, maps: &'a [VfMap]) -> impl Iterator<Item = &'a Entry> {
+        let place = |entry: &Entry| maps.iter().find(|map| *map.root() == entry.root)?.index_of(entry.vf()?);
+        self.kept.iter().filter(move |entry| place(entry).is_some_and(|place| place != entry.index))
+    }
 }
 
 impl Record {
-    fn owner(&self) -> Owner {
+    pub(super) fn owner(&self) -> Owner {
         Owner { vm: self.vm.clone(), uuid: self.uuid.clone() }
     }
 
@@ -165,8 +124,10 @@ impl Record {
         }
     }
 
-    fn claim(&self, root: &RootName) -> Claim {
-        Claim { root: root.clone(), vf: self.vf, owner: self.owner(), position: self.position, mac: self.mac }
+    /// The claim in the file with this number.
+    fn claim(&self, root: &RootName, index: usize) -> Claim {
+        let (root, index) = (root.clone(), Some(index));
+        Claim { root, vf: self.vf, owner: self.owner(), position: self.position, mac: self.mac, index }
     }
 }
 
@@ -212,7 +173,7 @@ impl ClaimStore {
     pub fn open(dir: &Path) -> Result<Option<Self>, ClaimError> {
         match fs::symlink_metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            _ => safe::check_dir(dir).map(|()| Some(Self { dir: dir.into() })),
+            _ => Self::check_place(dir).and_then(|()| safe::check_dir(dir)).map(|()| Some(Self { dir: dir.into() })),
         }
     }
 
@@ -277,21 +238,23 @@ impl ClaimStore {
         lock::wish(&self.locks()?, vm, holder.process)
     }
 
+    /// Removes the files that the locks of VMs left which are not here any more.
+    ///
+    /// * `here` - the VMs that are, and those that claim VFs
+    ///
+    /// # Errors
+    /// A file can't be removed; it and those after it are still there.
+    pub(crate) fn sweep_locks(&self, here: &[&DomainName]) -> Result<(), ClaimError> {
+        lock::sweep(&self.locks()?, here)
+    }
+
     /// Every claim, by root and index.
     ///
     /// # Errors
-    /// A directory or file can't be read, or is not safe. Nothing was changed.
+    /// The state directory can't be read. Nothing was changed. The directory of a root that can't be read, or is not safe, is passed
+    /// over.
     pub fn entries(&self) -> Result<Vec<Entry>, ClaimError> {
-        let mut entries = Vec::new();
-        for name in names(&self.dir)? {
-            let dir = self.dir.join(&name);
-            // The driver of 2013 has a file `lock` here; a directory that is no root has no claims.
-            if let (Ok(root), false) = (name.parse::<RootName>(), dir.is_file() && !dir.is_symlink()) {
-                safe::check_dir(&dir)?;
-                read_root(&root, &dir, &mut entries)?;
-            }
-        }
-        Ok(ascending(entries, |a, b| (&a.root, a.index).cmp(&(&b.root, b.index))))
+        Ok(Entries::read(&self.dir, &[])?.all)
     }
 
     /// Whether a VM claims anything.
@@ -323,8 +286,14 @@ impl ClaimStore {
     /// Nothing is claimed: [`ClaimError::Exhausted`] says who has the VFs; others, what can't be written.
     pub fn claim_all(&self, request: &Request<'_>, backing: &Backing) -> Result<Vec<Claim>, ClaimError> {
         let supplies = supplies(request)?;
+        let seen = self.entries()?;
         let _lock = self.lock()?;
-        let entries = self.entries()?;
+        let Entries { all: entries, unreadable } = Entries::read(&self.dir, &seen)?;
+        for (root, error) in unreadable {
+            if supplies.contains_key(&root) {
+                return Err(error);
+            }
+        }
         let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
         users.extend(request.refused.iter().map(|vf| (*vf, "refused by libvirt".to_owned())));
         users.extend(backing.devices.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
@@ -335,13 +304,15 @@ impl ClaimStore {
             let free = supply.vfs.iter().find(|vf| !users.contains_key(vf));
             let vf = free.ok_or_else(|| exhausted(root, supply, request, &users))?;
             users.insert(*vf, request.owner.vm.to_string());
-            chosen.push(Claim::new(request.owner.clone(), root.clone(), *vf, *nic));
+            let index = map_of(request.maps, root)?.index_of(*vf);
+            chosen.push(Claim { index, ..Claim::new(request.owner.clone(), root.clone(), *vf, *nic) });
         }
         self.put_in_place(&entries, request.maps)?;
         for (written, claim) in chosen.iter().enumerate() {
-            if let Err(error) = self.write_claim(claim, Some(Process::this()), request.maps, false) {
+            let made = self.prepare(claim, Some(Process::this()), request.maps, false);
+            if let Err(error) = made.and_then(|(path, file)| file.name(&path, false)) {
                 for claim in chosen.iter().take(written) {
-                    self.remove(claim)?;
+                    drop(self.unname(claim)?);
                 }
                 return Err(error);
             }
@@ -355,7 +326,8 @@ impl ClaimStore {
     /// # Errors
     /// A claim can't be written; those before it are held by this process, which changes nothing for others.
     pub fn hold(&self, owner: &Owner, image: Option<&Path>) -> Result<Vec<Claim>, ClaimError> {
-        self.rewrite(owner, |record| {
+        // A power failure during the save may leave that file as the only copy of the VM's memory: it must be found again.
+        self.rewrite(owner, image.is_some(), |record| {
             record.holder = Some(Process::this());
             record.boot = process::boot_id();
             record.image = image.map(Path::to_owned);
@@ -367,23 +339,55 @@ impl ClaimStore {
     /// # Errors
     /// A claim can't be written; it is still there, held by this process.
     pub fn settle(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
-        self.rewrite(owner, |record| {
+        self.rewrite(owner, false, |record| {
             record.holder = None;
             record.image = None;
         })
     }
 
-    fn rewrite(&self, owner: &Owner, change: impl Fn(&mut Record)) -> Result<Vec<Claim>, ClaimError> {
-        let _lock = self.lock()?;
-        let mut claims = Vec::new();
-        for entry in self.entries()?.into_iter().filter(|entry| entry.is_of(owner)) {
-            if let Content::Ours(old) = &entry.content {
+    /// Changes what the claims of a VM say.
+    ///
+    /// * `lasts` - whether it must outlive a power failure; what a new boot voids need not
+    fn rewrite(&self, owner: &Owner, lasts: bool, change: impl Fn(&mut Record)) -> Result<Vec<Claim>, ClaimError> {
+        let changed = |entry: &Entry| match &entry.content {
+            Content::Ours(old) if entry.is_of(owner) => {
                 let mut record = old.clone();
                 change(&mut record);
-                if record != *old {
-                    safe::write(&self.path(&entry.root, entry.index), record.to_text().as_bytes(), true)?;
-                }
-                claims.push(record.claim(&entry.root));
+                Some((record != *old, record))
+            }
+            _ => None,
+        };
+        let write = |entry: &Entry, record: &Record| {
+            let path = self.path(&entry.root, entry.index);
+            let file = Unnamed::write(&path, record.to_text().as_bytes())?;
+            if lasts { file.sync(&path).map(|()| file) } else { Ok(file) }
+        };
+        // Written and synced while others may claim: with the lock in hand they only get their names.
+        let seen = self.entries()?;
+        let mut ready = Vec::new();
+        for entry in &seen {
+            if let Some((true, record)) = changed(entry) {
+                ready.push((entry, write(entry, &record)?));
+            }
+        }
+        let mut claims = Vec::new();
+        let lock = self.lock()?;
+        for entry in Entries::read(&self.dir, &seen)?.all {
+            let Some((is_new, record)) = changed(&entry) else { continue };
+            if is_new {
+                let file = match ready.iter().position(|(before, _)| **before == entry) {
+                    Some(at) => ready.swap_remove(at).1,
+                    None => write(&entry, &record)?,
+                };
+                file.name(&self.path(&entry.root, entry.index), true)?;
+            }
+            claims.push(record.claim(&entry.root, entry.index));
+        }
+        drop(lock);
+        if lasts {
+            let roots: BTreeSet<PathBuf> = claims.iter().map(|claim| self.dir.join(claim.root.as_str())).collect();
+            for dir in roots.iter().chain([&self.dir]) {
+                safe::sync(dir).map_err(ClaimError::file("sync", dir))?;
             }
         }
         Ok(claims)
@@ -397,7 +401,7 @@ impl ClaimStore {
         let mut claimants: Vec<Claimant> = Vec::new();
         for entry in self.entries()? {
             let Content::Ours(record) = &entry.content else { continue };
-            let claim = record.claim(&entry.root);
+            let claim = record.claim(&entry.root, entry.index);
             match claimants.iter_mut().find(|claimant| claimant.owner.is(&claim.owner)) {
                 Some(claimant) => {
                     claimant.held |= record.is_held();
@@ -424,7 +428,7 @@ impl ClaimStore {
     pub fn claims_of(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
         let entries = self.entries()?;
         let of = |entry: &Entry| match &entry.content {
-            Content::Ours(record) if entry.is_of(owner) => Some(record.claim(&entry.root)),
+            Content::Ours(record) if entry.is_of(owner) => Some(record.claim(&entry.root, entry.index)),
             _ => None,
         };
         Ok(entries.iter().filter_map(of).collect())
@@ -435,11 +439,10 @@ impl ClaimStore {
     /// # Errors
     /// A claim can't be written; it is still there, held by this process.
     pub fn commit(&self, claims: &[Claim], maps: &[VfMap]) -> Result<(), ClaimError> {
+        let files: Vec<_> =
+            claims.iter().map(|claim| self.prepare(claim, None, maps, true)).collect::<Result<_, _>>()?;
         let _lock = self.lock()?;
-        for claim in claims {
-            self.write_claim(claim, None, maps, true)?;
-        }
-        Ok(())
+        files.into_iter().try_for_each(|(path, file)| file.name(&path, true))
     }
 
     /// Releases claims. One that is gone already, or is another VM's now, is left alone.
@@ -447,8 +450,13 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be removed; it and those after it are still there.
     pub fn release(&self, claims: &[Claim]) -> Result<(), ClaimError> {
+        // Dropped after the lock is: what is released is removed while others may claim.
+        let mut released = Vec::new();
         let _lock = self.lock()?;
-        claims.iter().try_for_each(|claim| self.remove(claim))
+        for claim in claims {
+            released.extend(self.unname(claim)?);
+        }
+        Ok(())
     }
 
     /// Releases everything that a VM claims, and returns it.
@@ -456,12 +464,15 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be removed; it and those after it are still there.
     pub fn release_domain(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+        let seen = self.entries()?;
+        let (mut released, mut files) = (Vec::new(), Vec::new());
         let _lock = self.lock()?;
-        let mut released = Vec::new();
-        for entry in self.entries()? {
+        let Entries { all, unreadable } = Entries::read(&self.dir, &seen)?;
+        warn(&unreadable);
+        for entry in all {
             if let (true, Content::Ours(record)) = (entry.is_of(owner), &entry.content) {
-                remove_file(&self.path(&entry.root, entry.index))?;
-                released.push(record.claim(&entry.root));
+                files.push(safe::unname(&self.path(&entry.root, entry.index))?);
+                released.push(record.claim(&entry.root, entry.index));
             }
         }
         Ok(released)
@@ -477,18 +488,26 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be read, written or removed. What was put right until then is right.
     pub fn recover(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
+        // Nearly always there is nothing to do: then nobody is kept waiting.
+        let at_first = self.judge(seen.to_vec(), seen, backing, maps);
+        if at_first.stale.is_empty() && at_first.missing.is_empty() && at_first.astray(maps).next().is_none() {
+            return Ok(Vec::new());
+        }
         let _lock = self.lock()?;
         let mut repairs = Vec::new();
-        let Judged { stale, kept, missing } = self.judge(seen, backing, maps)?;
+        let Entries { all, unreadable } = Entries::read(&self.dir, seen)?;
+        let Judged { stale, kept, mut missing } = self.judge(all, seen, backing, maps);
+        missing.retain(|claim| unreadable.iter().all(|(root, _)| *root != claim.root));
         for entry in &stale {
-            remove_file(&self.path(&entry.root, entry.index))?;
+            safe::remove_file(&self.path(&entry.root, entry.index))?;
             if let Content::Ours(record) = &entry.content {
-                repairs.push(Repair::Freed(record.claim(&entry.root)));
+                repairs.push(Repair::Freed(record.claim(&entry.root, entry.index)));
             }
         }
         repairs.extend(self.put_in_place(&kept, maps)?);
         for claim in missing {
-            self.write_claim(&claim, None, maps, false)?;
+            let (path, file) = self.prepare(&claim, None, maps, false)?;
+            file.name(&path, false)?;
             repairs.push(Repair::Adopted(claim));
         }
         Ok(repairs)
@@ -499,23 +518,20 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be read.
     pub fn inspect(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<Repair>, ClaimError> {
-        let Judged { stale, kept, missing } = self.judge(seen, backing, maps)?;
+        let judged = self.judge(self.entries()?, seen, backing, maps);
         let of = |entry: &Entry| match &entry.content {
-            Content::Ours(record) => Some(record.claim(&entry.root)),
+            Content::Ours(record) => Some(record.claim(&entry.root, entry.index)),
             _ => None,
         };
-        let mut repairs: Vec<Repair> = stale.iter().filter_map(of).map(Repair::Freed).collect();
-        let place = |entry: &Entry| maps.iter().find(|map| *map.root() == entry.root)?.index_of(entry.vf()?);
-        let astray = kept.iter().filter(|entry| place(entry).is_some_and(|place| place != entry.index));
-        repairs.extend(astray.filter_map(of).map(Repair::Moved));
-        repairs.extend(missing.into_iter().map(Repair::Adopted));
+        let mut repairs: Vec<Repair> = judged.stale.iter().filter_map(of).map(Repair::Freed).collect();
+        repairs.extend(judged.astray(maps).filter_map(of).map(Repair::Moved));
+        repairs.extend(judged.missing.into_iter().map(Repair::Adopted));
         Ok(repairs)
     }
 
-    /// Reads the claims as they are now, and judges them.
-    fn judge(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Judged, ClaimError> {
-        let (stale, kept) = self.entries()?.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
-        Ok(Judged::new(stale, kept, seen, backing, maps))
+    fn judge(&self, now: Vec<Entry>, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Judged {
+        let (stale, kept) = now.into_iter().partition(|entry| self.is_stale(entry, seen, backing, maps));
+        Judged::new(stale, kept, seen, backing, maps)
     }
 
     /// Neither a domain nor a living process backs it, and it did not change since before libvirt was asked.
@@ -523,7 +539,7 @@ impl ClaimStore {
         let stale = match &entry.content {
             // An image that was not finished may hold the VM: reconciliation looks at it first.
             Content::Ours(record) => {
-                !record.is_held() && record.image.is_none() && !backing.backs(&record.claim(&entry.root))
+                record.image.is_none() && !backing.backs(&record.claim(&entry.root, entry.index)) && !record.is_held()
             }
             Content::Original => self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none()),
             Content::Elsewhere(_) | Content::Unreadable { .. } => false,
@@ -534,7 +550,9 @@ impl ClaimStore {
     fn is_old(&self, entry: &Entry) -> bool {
         let written =
             fs::symlink_metadata(self.path(&entry.root, entry.index)).and_then(|metadata| metadata.modified());
-        written.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE))
+        // An empty file of an earlier boot may be one of ours as well, whose content a power failure took.
+        let is_old = |at: SystemTime| SystemTime::now().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE);
+        written.is_ok_and(|at| is_old(at) || process::booted().is_some_and(|booted| at < booted))
     }
 
     /// Gives every claim whose VF is elsewhere in its map now the name of its place. A name that is taken is left first by
@@ -568,7 +586,7 @@ impl ClaimStore {
                         self.rename(map.root(), index, place)?;
                         taken.retain(|(old, _)| *old != index);
                         taken.push((place, entry));
-                        moved.push(Repair::Moved(record.claim(map.root())));
+                        moved.push(Repair::Moved(record.claim(map.root(), place)));
                     }
                 }
             }
@@ -581,13 +599,16 @@ impl ClaimStore {
         fs::rename(&from, &to).map_err(ClaimError::file("rename", from))
     }
 
-    fn write_claim(
+    /// Writes the file of a claim, which has yet to get the name that is returned with it.
+    ///
+    /// * `replace` - what a later version wrote into a claim of the VM that is there stays in it
+    fn prepare(
         &self,
         claim: &Claim,
         holder: Option<Process>,
         maps: &[VfMap],
         replace: bool,
-    ) -> Result<(), ClaimError> {
+    ) -> Result<(PathBuf, Unnamed), ClaimError> {
         let index = map_of(maps, &claim.root)?.index_of(claim.vf);
         let index = index.ok_or_else(|| ClaimError::NoMap { root: claim.root.clone() })?;
         let path = self.path(&claim.root, index);
@@ -595,24 +616,38 @@ impl ClaimStore {
         let mut record = Record::of(claim, holder);
         if let (true, Ok(Some((bytes, _)))) = (replace, safe::read(&path)) {
             match Content::parse(&bytes, process::machine_id().as_deref()) {
-                Content::Ours(old) if old.claim(&claim.root).owner.is(&claim.owner) => record.unknown = old.unknown,
+                Content::Ours(old) if old.owner().is(&claim.owner) => record.unknown = old.unknown,
                 Content::Elsewhere(Record { vm, host, .. }) => {
                     return Err(ClaimError::Elsewhere { path, vm, host: host.unwrap_or_default() });
                 }
                 _ => {}
             }
         }
-        safe::write(&path, record.to_text().as_bytes(), replace)
+        let file = Unnamed::write(&path, record.to_text().as_bytes())?;
+        Ok((path, file))
     }
 
-    /// Removes the file of a claim, whatever number it has by now.
-    fn remove(&self, claim: &Claim) -> Result<(), ClaimError> {
+    /// Takes the file of a claim its name, whatever number it has by now. To be called with the lock.
+    ///
+    /// * returns what is removed when it is dropped
+    fn unname(&self, claim: &Claim) -> Result<Vec<TempPath>, ClaimError> {
+        let is_it = |path: &Path| match safe::read(path) {
+            Ok(Some((bytes, _))) => match Content::parse(&bytes, process::machine_id().as_deref()) {
+                Content::Ours(record) => record.vf == claim.vf && record.owner().is(&claim.owner),
+                _ => false,
+            },
+            _ => false,
+        };
+        if let Some(path) = claim.index.map(|index| self.path(&claim.root, index)).filter(|path| is_it(path)) {
+            return Ok(safe::unname(&path)?.into_iter().collect());
+        }
+        let mut files = Vec::new();
         for entry in self.entries()? {
             if entry.root == claim.root && entry.vf() == Some(claim.vf) && entry.is_of(&claim.owner) {
-                remove_file(&self.path(&entry.root, entry.index))?;
+                files.extend(safe::unname(&self.path(&entry.root, entry.index))?);
             }
         }
-        Ok(())
+        Ok(files)
     }
 
     fn path(&self, root: &RootName, index: usize) -> PathBuf {
@@ -640,6 +675,13 @@ fn supplies(request: &Request<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimEr
     Ok(supplies)
 }
 
+/// Names roots whose claims are not known.
+fn warn(unreadable: &[(RootName, ClaimError)]) {
+    for (root, error) in unreadable {
+        log::warn!("{error}; the claims of {root} are passed over");
+    }
+}
+
 fn exhausted(
     root: &RootName,
     supply: &Supply,
@@ -664,55 +706,9 @@ fn map_of<'a>(maps: &'a [VfMap], root: &RootName) -> Result<&'a VfMap, ClaimErro
     maps.iter().find(|map| map.root() == root).ok_or_else(|| ClaimError::NoMap { root: root.clone() })
 }
 
-/// The names in a directory that are text; nothing of ours has another.
-fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(ClaimError::file("read", dir))? {
-        let entry = entry.map_err(ClaimError::file("read", dir))?;
-        names.extend(entry.file_name().into_string());
-    }
-    Ok(names)
-}
-
-fn read_root(root: &RootName, dir: &Path, entries: &mut Vec<Entry>) -> Result<(), ClaimError> {
-    let host = process::machine_id();
-    for name in names(dir)? {
-        let path = dir.join(&name);
-        if name.starts_with(".new-") {
-            discard_unfinished(&path);
-        }
-        // Only names that we print: `07` is none.
-        let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
-        let (content, bytes, inode) = match safe::read(&path) {
-            Ok(Some((bytes, inode))) => (Content::parse(&bytes, host.as_deref()), bytes, inode),
-            Ok(None) => continue,
-            Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), 0),
-        };
-        entries.push(Entry { root: root.clone(), index, content, bytes, inode });
-    }
-    Ok(())
-}
-
-/// What a process that was killed left of a file it never finished. A file of a living one is younger than this.
-fn discard_unfinished(path: &Path) {
-    let age = fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
-    if age.is_some_and(|age| age > Duration::from_secs(60)) {
-        if let Err(error) = fs::remove_file(path) {
-            log::warn!("cannot remove {}: {error}", path.display());
-        }
-    }
-}
-
-fn remove_file(path: &Path) -> Result<(), ClaimError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ClaimError::file("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::disallowed_methods)]
 
     use super::super::NicKey;
     use super::*;
@@ -832,5 +828,110 @@ mod tests {
         assert!(matches!(store.commit(&[ours], &maps), Err(ClaimError::Elsewhere { .. })));
         store.release_domain(&owner).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
+    }
+
+    /// A store with four VFs on one root, all free.
+    struct Four {
+        dir: tempfile::TempDir,
+        store: ClaimStore,
+        maps: [VfMap; 1],
+        sysfs: crate::sysfs::Sysfs,
+    }
+
+    impl Four {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = ClaimStore::create(&dir.path().join("vf_interfaces")).unwrap();
+            let text = b"0x07 0x00 0x01\n0x07 0x00 0x02\n0x07 0x00 0x03\n0x07 0x00 0x04\n";
+            let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), text).unwrap()];
+            for vf in maps[0].vfs() {
+                fs::create_dir_all(dir.path().join(format!("sys/bus/pci/devices/{vf}/physfn"))).unwrap();
+            }
+            let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
+            Self { dir, store, maps, sysfs }
+        }
+
+        fn claim(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+            let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
+            let nics = [("ib0".parse().unwrap(), nic)];
+            let request = Request { owner, nics: &nics, maps: &self.maps, sysfs: &self.sysfs, refused: &[] };
+            self.store.claim_all(&request, &Backing::default())
+        }
+    }
+
+    fn one(number: u32) -> Owner {
+        Owner { vm: DomainName::of_vm(number), uuid: None }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_look_that_finds_nothing_to_do() {
+        let four = Four::new();
+        let claims = four.claim(&one(42)).unwrap();
+        let _held = four.store.lock().unwrap();
+        let seen = four.store.entries().unwrap();
+        assert_eq!(four.store.recover(&seen, &Backing::default(), &four.maps).unwrap(), []);
+        assert_eq!(four.store.claims_of(&one(42)).unwrap(), claims);
+    }
+
+    #[test]
+    fn a_release_reads_its_own_file_alone() {
+        let four = Four::new();
+        let [first, second, third] = [40, 41, 42].map(|number| four.claim(&one(number)).unwrap());
+        // The others can't even be listed.
+        std::os::unix::fs::symlink(four.dir.path(), four.store.dir().join("ib1")).unwrap();
+        fs::write(four.store.dir().join("ib0/1"), "garbage").unwrap();
+        four.store.release(&first).unwrap();
+        assert!(!four.store.dir().join("ib0/0").exists());
+        // What is another VM's by now stays; a claim whose file was moved is found.
+        four.store.release(&second).unwrap();
+        assert!(four.store.dir().join("ib0/1").exists());
+        fs::rename(four.store.dir().join("ib0/2"), four.store.dir().join("ib0/9")).unwrap();
+        four.store.release(&third).unwrap();
+        assert!(!four.store.dir().join("ib0/9").exists());
+    }
+
+    #[test]
+    fn no_vf_is_given_twice_however_many_ask() {
+        let four = Four::new();
+        let given = std::sync::Mutex::new(BTreeSet::new());
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let (four, given) = (&four, &given);
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        let claims = match four.claim(&one(number)) {
+                            Ok(claims) => claims,
+                            Err(ClaimError::Exhausted { .. }) => continue,
+                            Err(error) => panic!("{error}"),
+                        };
+                        assert!(given.lock().unwrap().insert(claims[0].vf), "{} is given twice", claims[0].vf);
+                        four.store.commit(&claims, &four.maps).unwrap();
+                        four.store.hold(&one(number), Some(Path::new("/x"))).unwrap();
+                        four.store.settle(&one(number)).unwrap();
+                        assert!(given.lock().unwrap().remove(&claims[0].vf));
+                        four.store.release(&claims).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(four.store.entries().unwrap(), []);
+        let left = fs::read_dir(four.store.dir().join("ib0")).unwrap().count();
+        assert_eq!(left, 0, "unfinished files are left");
+    }
+
+    #[test]
+    fn what_a_power_failure_emptied_is_freed_after_the_boot() {
+        let four = Four::new();
+        let claims = four.claim(&one(42)).unwrap();
+        let path = four.store.dir().join("ib0/0");
+        fs::write(&path, "").unwrap();
+        let look = || four.store.recover(&four.store.entries().unwrap(), &Backing::default(), &four.maps).unwrap();
+        look();
+        assert!(path.exists(), "the driver of 2013 may be about to start the domain");
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(process::booted().unwrap() - Duration::from_secs(1)).unwrap();
+        look();
+        assert!(!path.exists());
+        assert_eq!(four.claim(&one(43)).unwrap()[0].vf, claims[0].vf);
     }
 }

@@ -105,8 +105,15 @@ pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
     }
     let owners: Vec<Owner> = domains.iter().map(DomainRef::owner).collect();
     let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;
-    let gone = claimants.into_iter().map(|claimant| claimant.owner).filter(|own| !owners.iter().any(|o| o.is(own)));
-    let subjects = domains.into_iter().map(Subject::Domain).chain(gone.map(Subject::Gone));
+    let gone: Vec<Owner> =
+        claimants.into_iter().map(|claimant| claimant.owner).filter(|own| !owners.iter().any(|o| o.is(own))).collect();
+    if let Some(store) = store.filter(|_| !options.dry_run) {
+        let here: Vec<&DomainName> = owners.iter().chain(&gone).map(|owner| &owner.vm).collect();
+        if let Err(error) = store.sweep_locks(&here) {
+            report.problems.push(error.into());
+        }
+    }
+    let subjects = domains.into_iter().map(Subject::Domain).chain(gone.into_iter().map(Subject::Gone));
     let look = Look { host, dry_run: options.dry_run, until, elsewhere: Elsewhere::Unknown };
     let (vms, problems) = look.at_all(subjects.collect());
     report.vms = vms;

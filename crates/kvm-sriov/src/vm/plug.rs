@@ -125,7 +125,7 @@ impl Vm<'_> {
     /// * `before` - what the VM claimed before: what it has lost for a moment is not to be another's
     fn give_up(&self, before: &[Claim], claims: &[Claim], done: usize, cause: Cause) -> Cause {
         let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
-        let is_new = |claim: &&Claim| !before.contains(claim);
+        let is_new = |claim: &&Claim| !before.iter().any(|old| old.vf == claim.vf);
         let unused: Vec<Claim> = claims.iter().skip(done).filter(is_new).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,

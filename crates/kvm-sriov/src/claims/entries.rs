@@ -1,0 +1,152 @@
+//! What lies in the state directory: read at once, and looked at again when the claims' lock is held.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::process;
+use super::record::Content;
+use super::safe::{self, Stamp};
+use super::{ClaimError, Owner};
+use crate::order::ascending;
+use crate::vf_map::VfMap;
+use crate::{PciAddress, RootName};
+
+/// A claim's file, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub(super) root: RootName,
+    pub(super) index: usize,
+    pub(super) content: Content,
+    bytes: Vec<u8>,
+    /// `None` for one that can't be opened.
+    stamp: Option<Stamp>,
+}
+
+impl Entry {
+    /// The root in whose directory it lies.
+    pub fn root(&self) -> &RootName {
+        &self.root
+    }
+
+    /// The number it is named by.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The VF that it claims; `None` for one that does not say.
+    pub fn vf(&self) -> Option<PciAddress> {
+        match &self.content {
+            Content::Ours(record) => Some(record.vf),
+            Content::Original | Content::Elsewhere(_) | Content::Unreadable { .. } => None,
+        }
+    }
+
+    /// Who claims, for people.
+    pub fn user(&self) -> String {
+        match &self.content {
+            Content::Ours(record) => record.vm.to_string(),
+            Content::Original => "a VM of the driver of 2013".into(),
+            Content::Elsewhere(record) => format!("{} of another host", record.vm),
+            Content::Unreadable { why } => format!("{}/{}, which can't be read: {why}", self.root, self.index),
+        }
+    }
+
+    /// The VF that it claims, by the map of its root when it does not say.
+    pub(super) fn vf_by(&self, maps: &[VfMap]) -> Option<PciAddress> {
+        let by_map = || maps.iter().find(|map| *map.root() == self.root)?.vfs().get(self.index).copied();
+        self.vf().or_else(by_map)
+    }
+
+    pub(super) fn is_of(&self, owner: &Owner) -> bool {
+        matches!(&self.content, Content::Ours(record) if record.owner().is(owner))
+    }
+}
+
+/// The claims of all roots.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    /// By root and index.
+    pub(super) all: Vec<Entry>,
+    /// Roots whose directory can't be read, or is not safe: who has their VFs is not known.
+    pub(super) unreadable: Vec<(RootName, ClaimError)>,
+}
+
+impl Entries {
+    /// Reads the claims below the state directory.
+    ///
+    /// * `seen` - claims as they were read before: those whose files are still the same are not read again
+    pub(super) fn read(state: &Path, seen: &[Entry]) -> Result<Self, ClaimError> {
+        let mut entries = Self::default();
+        let host = process::machine_id();
+        let seen: BTreeMap<_, _> = seen.iter().map(|entry| ((&entry.root, entry.index), entry)).collect();
+        for name in names(state)? {
+            let dir = state.join(&name);
+            // The driver of 2013 has a file `lock` here; a directory that is no root has no claims.
+            if let (Ok(root), false) = (name.parse::<RootName>(), dir.is_file() && !dir.is_symlink()) {
+                let before = |index: usize, stamp: Stamp| {
+                    let known = seen.get(&(&root, index)).filter(|known| known.stamp == Some(stamp));
+                    known.map(|known| (*known).clone())
+                };
+                if let Err(error) = entries.read_root(&root, &dir, host.as_deref(), &before) {
+                    entries.unreadable.push((root, error));
+                }
+            }
+        }
+        entries.all = ascending(entries.all, |a, b| (&a.root, a.index).cmp(&(&b.root, b.index)));
+        Ok(entries)
+    }
+
+    fn read_root(
+        &mut self,
+        root: &RootName,
+        dir: &Path,
+        host: Option<&str>,
+        before: &dyn Fn(usize, Stamp) -> Option<Entry>,
+    ) -> Result<(), ClaimError> {
+        safe::check_dir(dir)?;
+        for name in names(dir)? {
+            let path = dir.join(&name);
+            discard_unfinished(dir, &name);
+            // Only names that we print: `07` is none.
+            let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
+            if let Some(known) = Stamp::at(&path).and_then(|stamp| before(index, stamp)) {
+                self.all.push(known);
+                continue;
+            }
+            let (content, bytes, stamp) = match safe::read(&path) {
+                Ok(Some((bytes, stamp))) => (Content::parse(&bytes, host), bytes, Some(stamp)),
+                Ok(None) => continue,
+                Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), None),
+            };
+            self.all.push(Entry { root: root.clone(), index, content, bytes, stamp });
+        }
+        Ok(())
+    }
+}
+
+/// The names in a directory that are text; nothing of ours has another.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(ClaimError::file("read", dir))? {
+        let entry = entry.map_err(ClaimError::file("read", dir))?;
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Removes what a process that was killed left of a file it never finished. A file of a living one is younger than this.
+pub(super) fn discard_unfinished(dir: &Path, name: &str) {
+    if !name.starts_with(safe::UNNAMED) {
+        return;
+    }
+    let path = dir.join(name);
+    let age =
+        fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+    if age.is_some_and(|age| age > Duration::from_secs(60)) {
+        if let Err(error) = fs::remove_file(&path) {
+            log::warn!("cannot remove {}: {error}", path.display());
+        }
+    }
+}
