@@ -24,11 +24,12 @@ fn debian(id: u32) -> Vm {
 
 /// Starts it; `words` are for its kernel. The dummy's MAC is as the driver makes it.
 fn start(site: Site, vm: &Vm, words: &str) {
+    // The context in the words has the NIC's own MAC.
     let text = vm
         .deployment()
         .replace("guest.cpio.gz", "debian.cpio.zst")
-        .replace("mitigations=off", &format!("mitigations=off {words}"))
-        .replace(&vm.mac(1), &vm.dummy_mac(0, 1));
+        .replace(&vm.mac(1), &vm.dummy_mac(0, 1))
+        .replace("mitigations=off", &format!("mitigations=off {words}"));
     site.run(vm, "deploy", &[&vm.deployment_file(), &site.host.name()], &text);
 }
 
