@@ -938,7 +938,9 @@ fn no_disk_of_the_directory_is_passed_over() {
         (block("@/disk.6"), "it leads to no block device of this host"),
         (block("@/disk.2").replace("'raw'", "'qcow2'"), "only raw disks are copied to another device"),
         (disk_of("block", "lun", "dev='@/disk.2'", "sdd", ""), "is a lun on /dev/vg-one-0/lv-one-42-2"),
-        (disk_of("dir", "disk", "dir='@/sub'", "vdb", "<readonly/>"), "vdb is read-only, which libvirt does not copy"),
+        (disk_of("dir", "disk", "dir='@/sub'", "vdb", "<readonly/>"), "of the kind dir"),
+        (disk_of("block", "disk", "dev='@/disk.2'", "vdb", "<readonly/>"), "vdb is read-only, which libvirt does not copy"),
+        (cd("@/disk.1", "<readonly/><encryption format='luks'/>"), "sda is read-only, which libvirt does not copy"),
         (disk_of("dir", "floppy", "dir='@/sub'", "fda", "<readonly/>"), "of the kind dir"),
         (disk_of("vhostuser", "disk", "type='unix' path='@/base'", "vdb", ""), "of the kind vhostuser"),
         (disk_of("volume", "disk", "pool='default' volume='x'", "vdb", ""), "is a volume of a storage pool"),
@@ -1015,7 +1017,14 @@ fn a_volume_that_is_too_small_or_the_same_is_no_destination() {
     fs::remove_file(&node).unwrap();
     std::os::unix::fs::symlink("dm-2", &node).unwrap();
     refused("is the same one");
-    // To another host a logical volume goes only where both see it.
+    // What is only read goes along to another host as it is.
+    let (here, vm, dir) = a_vm_with(&disk_of("file", "disk", "file='@/disk.1'", "vdb", "<readonly/>"));
+    let there = here.beside("host2", 4);
+    let reach = Threads::to(&there);
+    migrate_with(&reach, &here, &there, &vm, Some(&description(&dir, &dir, "NO"))).unwrap();
+    assert!(reach.copied.lock().unwrap().contains(&"disk.1".to_owned()));
+    there.check();
+    // A logical volume goes there only where both see it.
     let there = host.beside("host2", 4);
     let data = description(&from, &from, "NO");
     let error = migrate_with(&Threads::to(&there), &host, &there, &vm, Some(&data)).unwrap_err().to_string();

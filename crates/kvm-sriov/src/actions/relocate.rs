@@ -83,6 +83,18 @@ impl<'a> Relocation<'a> {
                 return Err(Cause::NoMove { vm: name.clone(), how });
             }
         }
+        let readonly = self.storage.readonly.iter().map(|(disk, _)| disk);
+        let readonly =
+            readonly.chain(self.storage.volumes.iter().map(|(disk, _)| disk).filter(|disk| disk.is_readonly));
+        for disk in readonly {
+            // A drive gets its new medium by its name alone.
+            if !disk.is_drive() || disk.is_encrypted || disk.is_slice {
+                let why =
+                    "is read-only, which libvirt does not copy, and no drive with a whole image that could be changed";
+                let how = format!("live: its disk {} {why}", disk.target);
+                return Err(Cause::NoMove { vm: name.clone(), how });
+            }
+        }
         for (disk, link) in &self.storage.linked {
             log::warn!(
                 "{name}: its disk {} stays where it is; until the VM starts anew, the domain knows it by the old link {}",

@@ -37,7 +37,7 @@ pub(crate) struct Storage {
     pub(crate) written: Vec<(Disk, Image)>,
     /// Disks on logical volumes.
     pub(crate) volumes: Vec<(Disk, Volume)>,
-    /// Media that the guest only reads, in drives, and where they are below the directory.
+    /// Disks that it only reads, and where they are below the directory.
     pub(crate) readonly: Vec<(Disk, PathBuf)>,
     /// Disks that stay where they are, but that the domain knows by links in the directory.
     pub(crate) linked: Vec<(Disk, PathBuf)>,
@@ -136,16 +136,9 @@ impl Storage {
                 }
             }
         }
-        if matches!(place, Place::Within(_) | Place::Volume(_)) {
-            if disk.is_encrypted || disk.is_slice {
-                let what = if disk.is_encrypted { "is encrypted" } else { "is a part of an image" };
-                return Err(no_move(format!("{what}, and a copy of it would not be")));
-            }
-            if disk.is_readonly && !disk.is_drive() {
-                return Err(no_move(
-                    "is read-only, which libvirt does not copy, and no drive whose medium changes".into(),
-                ));
-            }
+        if is_copied && (disk.is_encrypted || disk.is_slice) {
+            let what = if disk.is_encrypted { "is encrypted" } else { "is a part of an image" };
+            return Err(no_move(format!("{what}, and a copy of it would not be")));
         }
         match place {
             Place::Elsewhere => {}
