@@ -291,3 +291,26 @@ fn a_check_names_every_line_of_kvmrc_that_is_odd() {
     assert!(warn[0].contains("line 3: DUMY_BRIDGE sets nothing; is DUMMY_BRIDGE meant?"), "{warn:?}");
     assert!(warn[1].contains("line 5: ") && warn.len() == 2, "{warn:?}");
 }
+
+#[test]
+fn check_names_every_word_that_a_migration_would_refuse() {
+    let site = Site::with(RUNNING, "");
+    let path = site.driver().join("kvmrc");
+    let before = fs::read_to_string(&path).unwrap();
+    for (options, result, words) in [
+        ("", "ok", vec!["no MIGRATE_OPTIONS"]),
+        ("--unsafe", "ok", vec!["--unsafe"]),
+        ("--postcopy --postcopy-after-precopy", "warn", vec!["no post-copy for a VM with VFs"]),
+        ("--unsave --p2p --timeout 0", "fail", vec!["\"--unsave\"", "\"--p2p\"", "\"--timeout 0\""]),
+    ] {
+        fs::write(&path, format!("{before}MIGRATE_OPTIONS=\"{options}\"\n")).unwrap();
+        let findings = site.json(&["check"], 1);
+        let of_moves = |finding: &&Value| finding["check"] == "migrate";
+        let found: Vec<&Value> = findings.as_array().unwrap().iter().filter(of_moves).collect();
+        assert_eq!(found.len(), words.len(), "{found:?}");
+        for (finding, word) in found.iter().zip(words) {
+            assert_eq!(finding["result"], result, "{finding}");
+            assert!(finding["text"].as_str().unwrap().contains(word), "{finding}");
+        }
+    }
+}

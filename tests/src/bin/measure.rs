@@ -24,6 +24,7 @@ struct Span {
     kind: String,
     begin: u64,
     end: u64,
+    name: String,
 }
 
 /// What one action took, in microseconds.
@@ -38,6 +39,8 @@ struct Shares {
     after: u64,
     /// From the last removal event to the next call of libvirt.
     next: Option<u64>,
+    /// From libvirt's word that the VM is at its destination until its CPUs run there.
+    pause: Option<u64>,
     /// From request to removal event, of each VF.
     vfs: Vec<u64>,
 }
@@ -48,7 +51,7 @@ fn spans(host: LabHost) -> Vec<Span> {
     let read = |line: &str| {
         let mut words = line.split(' ');
         let mut next = || words.next().unwrap().to_owned();
-        Span { kind: next(), begin: next().parse().unwrap(), end: next().parse().unwrap() }
+        Span { kind: next(), begin: next().parse().unwrap(), end: next().parse().unwrap(), name: next() }
     };
     for line in text.lines() {
         eprintln!("{} {line}", host.name());
@@ -70,6 +73,17 @@ fn covered(spans: &[Span], kinds: &[&str], from: u64, to: u64) -> u64 {
         until = until.max(end);
     }
     sum
+}
+
+/// How long a guest stands for the hand-over of its move: the source looks, tells the agent, and that lets it run. The clocks of
+/// hosts differ, so the whole way there and back is counted, not only the way there.
+fn pause(here: &[Span], there: &[Span]) -> Option<u64> {
+    let copied = here.iter().rfind(|span| span.name == "virDomainMigrate3")?;
+    let asked = here.iter().rfind(|span| span.kind == "asked")?;
+    let answered = there.iter().rfind(|span| span.kind == "request")?;
+    let resumed = there.iter().rfind(|span| span.name == "virDomainResume")?;
+    let way = (asked.end - asked.begin).saturating_sub(answered.end - answered.begin);
+    Some(asked.begin.saturating_sub(copied.end) + way + resumed.end.saturating_sub(answered.begin))
 }
 
 /// What an action spent its time on.
@@ -96,7 +110,7 @@ fn shares(here: &[Span], there: &[Span]) -> Shares {
         Some(begins.filter(|begin| *begin >= at).min()? - at)
     });
     let vfs = devices.iter().map(|span| span.end - span.begin).collect();
-    Shares { total, guest, call, copy, ssh, ours, after, next, vfs }
+    Shares { total, guest, call, copy, ssh, ours, after, next, pause: pause(here, there), vfs }
 }
 
 /// How many times longer a program of ours takes in the host than here, to start and do nothing.
@@ -121,7 +135,7 @@ fn ms(microseconds: u64) -> String {
 
 fn row(vfs: usize, action: &str, said: &Said, shares: &Shares) {
     assert_eq!(said.code, 0, "{}", said.err);
-    let Shares { total, guest, call, copy, ssh, ours, after, next, vfs: each } = shares;
+    let Shares { total, guest, call, copy, ssh, ours, after, next, pause, vfs: each } = shares;
     assert!(action == "restore" || each.len() == vfs, "{action}: {} removals instead of {vfs}", each.len());
     let each: Vec<String> = each.iter().map(|time| ms(*time)).collect();
     let next = next.map(|next| format!("{}.{}", next / 1000, next % 1000 / 100));
@@ -137,6 +151,7 @@ fn row(vfs: usize, action: &str, said: &Said, shares: &Shares) {
         ms(*ssh),
         ms(*ours),
         after,
+        pause.map(ms).unwrap_or_default(),
         ms(*total),
     ];
     println!("| {} |", columns.join(" | "));
@@ -161,9 +176,11 @@ fn main() {
          - copy: libvirt moves memory into the file, out of it, or to the other host\n\
          - ssh: the agent at the destination is started, and libvirt reaches the destination's libvirtd; two connections\n\
          - ours: everything else, at the destination and between the hosts as well\n\
-         - gap: of ours, what lies between the last removal event and libvirt's copy\n\n\
-         | VFs | action | VFs leave | next | guest | calls | copy | ssh | ours | gap | total |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|"
+         - gap: of ours, what lies between the last removal event and libvirt's copy\n\
+         - pause: how much longer a guest stands for the hand-over of its move: from libvirt's word that it is at its destination, through a\n  \
+           look here, one round trip to the agent and its look there, until its CPUs run\n\n\
+         | VFs | action | VFs leave | next | guest | calls | copy | ssh | ours | gap | pause | total |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     let mut worst = (0, 0);
     for (vfs, id) in [(1, 81), (2, 82), (3, 83)] {
