@@ -11,8 +11,10 @@ use std::thread;
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::agent::{self, AgentError, Link, Reach};
 use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, Host, HostName, PciAddress, VfState, network};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::vm::Vm;
@@ -234,4 +236,70 @@ fn pre_counts_what_can_be_given() {
     );
     host.vanishes(free[0]);
     assert!(network::pre(&host.host(), &data(3)).is_err());
+}
+
+/// A domain of somebody else, with this name and these devices.
+fn wild(name: &str, number: u32, devices: &str) -> String {
+    format!(
+        "<domain type='kvm'><name>{name}</name><uuid>7f1c2a52-64d6-4c0c-9b0e-00000001{number:04}</uuid><memory>65536</memory>\
+         <vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>{devices}</devices></domain>"
+    )
+}
+
+#[test]
+fn domains_of_others_that_are_odd_stop_nothing() {
+    let host = ModelHost::default();
+    deploy(&host, &vm()).unwrap();
+    host.model().create(&wild(&"x".repeat(239), 1, ""), CALL_LIMIT).unwrap();
+    host.model().create(&wild("with&#9;a tab", 2, ""), CALL_LIMIT).unwrap();
+    // What libvirt shows and we can't read.
+    host.model().create(&wild("odd", 3, "<hostdev mode='subsystem' type='pci'/>"), CALL_LIMIT).unwrap();
+    assert!(host.host().backing().unwrap().unreadable.iter().any(|owner| owner.vm.as_str() == "odd"));
+    deploy(&host, &Vm::new(7).nic("sriov_ib0")).unwrap();
+    attach(&host, &vm(), 2).unwrap();
+    assert!(host.host().vfs().unwrap().iter().any(|vf| vf.state == VfState::Free));
+    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    assert_eq!(report.vms.len(), 2);
+    let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
+    assert!(problem.to_string().starts_with("the live XML of odd: "), "{problem}");
+    let there = host.beside("host2", 4);
+    there.model().create(&wild("odd", 4, "<hostdev mode='subsystem' type='pci'/>"), CALL_LIMIT).unwrap();
+    migrate(&host, &there, &vm()).unwrap();
+    assert_eq!(vfs(&there).len(), 3);
+}
+
+#[test]
+fn claims_of_a_domain_that_cannot_be_read_stay_its() {
+    let host = ModelHost::default();
+    let first = host.vfs("ib0")[0];
+    std::fs::create_dir_all(host.state_dir().join("ib0")).unwrap();
+    let claim = format!("kvm-sriov-claim 1\nvm=odd\nvf={first}\nboot=x\n");
+    std::fs::write(host.state_dir().join("ib0/0"), &claim).unwrap();
+    host.model().create(&wild("odd", 3, "<hostdev mode='subsystem' type='pci'/>"), CALL_LIMIT).unwrap();
+    deploy(&host, &vm()).unwrap();
+    assert_eq!(vfs(&host), host.vfs("ib0")[1..3]);
+    assert_eq!(host.claims().get("ib0/0"), Some(&claim));
+}
+
+#[test]
+fn claims_that_cannot_be_read_stop_nothing_and_are_named() {
+    let host = ModelHost::default();
+    let state = host.state_dir();
+    std::fs::create_dir_all(state.join("ib0")).unwrap();
+    std::fs::write(state.join("ib0/0"), "hello").unwrap();
+    // Another root's directory is somebody's trap.
+    std::os::unix::fs::symlink(host.run_dir(), state.join("ib1")).unwrap();
+    deploy(&host, &vm()).unwrap();
+    assert_eq!(vfs(&host), host.vfs("ib0")[1..3]);
+    let error = deploy(&host, &Vm::new(7).nic("sriov_ib1")).unwrap_err().to_string();
+    assert!(error.contains("ib1 is a link"), "{error}");
+    let report = reconcile(&host.host(), &Options::default()).unwrap();
+    let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(
+        problems[0].contains("ib0/0 can't be read as a claim") && problems[1].contains("is a link"),
+        "{problems:?}"
+    );
+    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+    assert_eq!(host.claims().keys().collect::<Vec<_>>(), ["ib0/0"]);
 }

@@ -291,6 +291,13 @@ fn causes() -> Vec<(&'static str, Cause)> {
         ("deploy", Cause::Claims(ClaimError::Shared { path: "/var/lib/one/vf_interfaces".into(), kind: text("NFS") })),
         (
             "deploy",
+            Cause::Claims(ClaimError::Unreadable {
+                path: "/tmp/vf_interfaces/ib0/0".into(),
+                why: text("vf is missing"),
+            }),
+        ),
+        (
+            "deploy",
             Cause::Claims(ClaimError::Elsewhere {
                 path: "/tmp/vf_interfaces/ib0/0".into(),
                 vm: vm(),

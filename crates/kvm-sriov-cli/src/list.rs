@@ -30,6 +30,8 @@ pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<Ex
     let rows: Vec<Row<'_>> = vfs.iter().map(|vf| row(vf, &report)).collect();
     if json {
         view::json(&rows, out)?;
+        // An array of VFs has no place for them.
+        report.problems.iter().for_each(|problem| eprintln!("kvm-sriov: {problem}"));
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
@@ -44,6 +46,9 @@ pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<Ex
         table.add_row([row.root, &index, &row.address, row.state, row.vm.unwrap_or("-"), &operation]);
     }
     writeln!(out, "{}", table.trim_fmt())?;
+    for problem in &report.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -214,15 +214,24 @@ impl Host {
     /// What every running domain of this host shows and wants.
     ///
     /// # Errors
-    /// libvirtd does not answer, or a domain's XML can't be read. Nothing was changed.
+    /// libvirtd does not answer. Nothing was changed. A domain whose XML can't be read is in [`Backing::unreadable`].
     pub fn backing(&self) -> Result<Backing, Cause> {
         let mut backing = Backing::default();
         for domain in self.hypervisor.domains()? {
             // None: it ended since it was listed.
             let Some(text) = self.hypervisor.live_xml(&domain)? else { continue };
-            let live = LiveDomain::parse(&text)
-                .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;
             let owner = domain.owner();
+            let live = match LiveDomain::parse(&text) {
+                Ok(live) => live,
+                Err(error) => {
+                    log::warn!("the live XML of {}: {error}; what it claims stays its", domain.name);
+                    backing.unreadable.push(owner);
+                    continue;
+                }
+            };
+            if live.wanted.is_err() {
+                backing.unreadable.push(owner.clone());
+            }
             backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
             let wanted = live.wanted.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |wanted| &wanted.nics);
             backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.key()))));
@@ -234,7 +243,7 @@ impl Host {
     /// Every VF of every root, in the order of the maps, and what it is used for.
     ///
     /// # Errors
-    /// A map, the state directory or libvirtd can't be read. Nothing was changed.
+    /// The state directory or libvirtd can't be read. Nothing was changed. A map that can't be read is named in the log.
     pub fn vfs(&self) -> Result<Vec<Vf>, Cause> {
         let (maps, problems) = self.readable_maps();
         for problem in problems {

@@ -11,7 +11,8 @@ use crate::pci::ParseError;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootName(String);
 
-/// The name of a libvirt domain, such as `one-42`: 1 to 200 bytes, no control characters, no `/`, not `.` or `..`.
+/// The name of a libvirt domain, such as `one-42`: 1 to 255 bytes, no control characters but tabs, no `/`, not `.` or `..`. Others'
+/// domains have names that OpenNebula gives to none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainName(String);
 
@@ -90,8 +91,8 @@ impl FromStr for DomainName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let fits = (1..=200).contains(&text.len())
-            && !text.chars().any(|c| c.is_control() || c == '/')
+        let fits = (1..=255).contains(&text.len())
+            && !text.chars().any(|c| (c.is_control() && c != '\t') || c == '/')
             && text != "."
             && text != "..";
         if fits { Ok(Self(text.to_owned())) } else { Err(ParseError::new("a domain name such as one-42", text)) }
@@ -258,6 +259,16 @@ mod tests {
         assert!("1700000000".parse::<SnapshotName>().is_ok());
         for bad in ["", "../x", "a/b", ".x", "-x", "a b", "a\0"] {
             assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_domain_of_others_may_have_an_odd_name() {
+        for good in ["one-42", "a b", "with\ta tab", &"x".repeat(255)] {
+            assert_eq!(good.parse::<DomainName>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "a\nb", "a\0b", &"x".repeat(256)] {
+            assert!(bad.parse::<DomainName>().is_err(), "{bad:?} was taken");
         }
     }
 

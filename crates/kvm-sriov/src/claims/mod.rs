@@ -69,6 +69,9 @@ pub struct Backing {
     pub nics: BTreeMap<PciAddress, NicKey>,
     /// The NICs that a domain should have a VF for and has none: a VF that is on its way out or in stays the VM's.
     pub wanting: Vec<(Owner, NicKey)>,
+    /// The domains whose XML, or what we keep in it, can't be read: what they claim stays theirs. Which devices they have is not
+    /// known; libvirt gives nobody a device that is in use.
+    pub unreadable: Vec<Owner>,
 }
 
 impl Backing {
@@ -81,7 +84,10 @@ impl Backing {
     pub fn backs(&self, claim: &Claim) -> bool {
         match self.user(claim.vf) {
             Some(user) => user.is(&claim.owner),
-            None => self.wanting.iter().any(|(who, nic)| who.is(&claim.owner) && claim.is_for(nic)),
+            None => {
+                self.wanting.iter().any(|(who, nic)| who.is(&claim.owner) && claim.is_for(nic))
+                    || self.unreadable.iter().any(|who| who.is(&claim.owner))
+            }
         }
     }
 }
@@ -199,6 +205,14 @@ pub enum ClaimError {
         path: PathBuf,
         /// The file system.
         kind: String,
+    },
+    /// A file in the place of a claim says something else.
+    #[error("{} can't be read as a claim ({why}): its VF counts as used; look at it, then remove it", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// In the place of a claim is one that another host made.
     #[error(

@@ -257,6 +257,25 @@ impl ClaimStore {
         Ok(Entries::read(&self.dir, &[])?.all)
     }
 
+    /// What there can't be read, or is another host's: it keeps nothing else from being used.
+    ///
+    /// # Errors
+    /// The state directory can't be read. Nothing was changed.
+    pub fn problems(&self) -> Result<Vec<ClaimError>, ClaimError> {
+        let Entries { all, unreadable } = Entries::read(&self.dir, &[])?;
+        let of = |entry: Entry| {
+            let path = self.path(&entry.root, entry.index);
+            match entry.content {
+                Content::Unreadable { why } => Some(ClaimError::Unreadable { path, why }),
+                Content::Elsewhere(Record { vm, host, .. }) => {
+                    Some(ClaimError::Elsewhere { path, vm, host: host.unwrap_or_default() })
+                }
+                Content::Ours(_) | Content::Original => None,
+            }
+        };
+        Ok(all.into_iter().filter_map(of).chain(unreadable.into_iter().map(|(_, error)| error)).collect())
+    }
+
     /// Whether a VM claims anything.
     ///
     /// # Errors
@@ -762,7 +781,7 @@ mod tests {
         // The first shows its VF, the second waits for one, the third is not wanted any more: all have one MAC.
         let devices = BTreeMap::from([(claims[0].vf, owner.clone())]);
         let nics = BTreeMap::from([(claims[0].vf, at(0))]);
-        let backing = Backing { devices, nics, wanting: vec![(owner.clone(), at(1))] };
+        let backing = Backing { devices, nics, wanting: vec![(owner.clone(), at(1))], ..Backing::default() };
         let repairs = store.recover(&store.entries().unwrap(), &backing, &maps).unwrap();
         assert_eq!(repairs, [Repair::Freed(claims[2].clone())]);
         assert_eq!(store.claims_of(&owner).unwrap(), claims[..2]);

@@ -685,7 +685,12 @@ fn found<T>(result: Result<T, Error>, absent: ErrorNumber) -> Result<Option<T>, 
 impl Hypervisor for Libvirt {
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError> {
         self.call("virConnectListAllDomains", |connect| {
-            connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?.iter().map(reference).collect()
+            let all = connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?;
+            // One that ended meanwhile, or whose name none of ours can have, keeps nobody from the others.
+            let known = |domain: &Domain| {
+                reference(domain).inspect_err(|error| log::warn!("a domain is passed over: {error}")).ok()
+            };
+            Ok(all.iter().filter_map(known).collect())
         })
     }
 

@@ -102,6 +102,7 @@ pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
             Ok(claims) => report.claims = claims,
             Err(cause) => report.problems.push(cause),
         }
+        report.problems.extend(store.problems()?.into_iter().map(Cause::from));
     }
     let owners: Vec<Owner> = domains.iter().map(DomainRef::owner).collect();
     let claimants = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::claimants)?;

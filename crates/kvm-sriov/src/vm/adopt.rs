@@ -14,8 +14,16 @@ const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
 /// The host devices of a domain without metadata of ours that are VFs of our maps, with the dummies that stand for them:
 /// the k-th with the k-th. None when there are no dummies: then the VF is somebody else's business. What OpenNebula describes, a
 /// PCI device or a NIC with the MAC of a dummy, is its own.
-pub(super) fn adoptable(host: &Host, live: &LiveDomain, data: Option<&VmData>) -> Vec<(LiveHostdev, LiveInterface)> {
-    let Some(prefix) = host.kvmrc().dummy_mac_prefix().filter(|_| !live.hostdevs.is_empty()) else { return Vec::new() };
+///
+/// # Errors
+/// A map can't be read, and one of the dummies may stand for a VF that only this map lists: then nobody knows which is the k-th.
+pub(super) fn adoptable(
+    host: &Host,
+    live: &LiveDomain,
+    data: Option<&VmData>,
+) -> Result<Vec<(LiveHostdev, LiveInterface)>, Cause> {
+    let prefix = host.kvmrc().dummy_mac_prefix().filter(|_| !live.hostdevs.is_empty());
+    let Some(prefix) = prefix else { return Ok(Vec::new()) };
     let is_dummy = |interface: &&LiveInterface| {
         interface.mac.has_prefix(prefix)
             && !interface.is_ours()
@@ -24,13 +32,10 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain, data: Option<&VmData>) -
     };
     let dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
     if dummies.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let dummies = ascending(dummies, |a, b| a.mac.octets().cmp(&b.mac.octets()));
     let (maps, problems) = host.readable_maps();
-    for problem in problems {
-        log::warn!("{problem}; a VF that only this map lists is not adopted");
-    }
     let is_vf = |device: &&LiveHostdev| {
         !device.is_ours()
             && !data.is_some_and(|data| data.has_pci(device.vf))
@@ -38,7 +43,12 @@ pub(super) fn adoptable(host: &Host, live: &LiveDomain, data: Option<&VmData>) -
             && host.sysfs().check_vf(device.vf).is_ok()
     };
     let devices: Vec<_> = live.hostdevs.iter().filter(is_vf).cloned().collect();
-    ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect()
+    if devices.len() != dummies.len() {
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem.into());
+        }
+    }
+    Ok(ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect())
 }
 
 fn map_of<'a>(maps: &'a [VfMap], device: &LiveHostdev) -> Option<&'a VfMap> {
@@ -58,9 +68,9 @@ fn may_be(nic: &VmNic, maps: &[VfMap], device: &LiveHostdev, dummy: &LiveInterfa
 /// Makes such a domain one of ours: its metadata say from now on what it should have.
 ///
 /// # Errors
-/// libvirt refused the metadata; the domain is as it was.
+/// libvirt refused the metadata, or a map can't be read that may list one of its VFs; the domain is as it was.
 pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause> {
-    let found = adoptable(vm.host, &vm.live, data);
+    let found = adoptable(vm.host, &vm.live, data)?;
     if found.is_empty() {
         return Ok(());
     }

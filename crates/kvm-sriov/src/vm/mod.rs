@@ -243,8 +243,9 @@ impl<'a> Vm<'a> {
         let lock = Self::lock_as_before(host, action, &domain);
         let live = read(host, &domain)?;
         // A device with our alias alone: the action that brought it died before it could say so.
-        let has_ours = || !live.positions().is_empty() || !adopt::adoptable(host, &live, data).is_empty();
-        if wanted(&live)?.is_none() && !has_ours() {
+        let has_ours =
+            || Ok::<_, Cause>(!live.positions().is_empty() || !adopt::adoptable(host, &live, data)?.is_empty());
+        if wanted(&live)?.is_none() && !has_ours()? {
             return Ok(Found::Plain(domain, Box::new(live)));
         }
         let vm = match lock {
