@@ -375,7 +375,7 @@ fn an_alias_is_given_once(rig: &dyn Rig, domain: &DomainRef) {
 }
 
 fn a_device_that_is_not_there_can_not_leave(rig: &dyn Rig, domain: &DomainRef) {
-    let result = rig.libvirt().detach_alias(domain, &alias(0));
+    let result = rig.libvirt().detach_alias(domain, &alias(0), CALL_LIMIT);
     assert_eq!(result.as_ref().map_err(LibvirtError::kind), Err(LibvirtErrorKind::NoDevice));
     refused(result, 1, &["no device found", &alias(0)]);
 }
@@ -430,10 +430,10 @@ fn a_disk_is_copied_and_switched(rig: &dyn Rig, domain: &DomainRef) {
 
 fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig, domain: &DomainRef) {
     let events = rig.libvirt().watch(domain).unwrap();
-    rig.libvirt().detach_alias(domain, &alias(0)).unwrap();
+    rig.libvirt().detach_alias(domain, &alias(0), CALL_LIMIT).unwrap();
     assert!(!hears_soon(&events, &Event::DeviceRemoved(alias(0))));
     assert!(device(rig, domain, &alias(0)).is_some());
-    match rig.libvirt().detach_alias(domain, &alias(0)) {
+    match rig.libvirt().detach_alias(domain, &alias(0), CALL_LIMIT) {
         Err(error) if error.kind() != LibvirtErrorKind::UnplugInProgress => panic!("{error}"),
         _ => {}
     }
@@ -442,7 +442,7 @@ fn a_deaf_guest_keeps_its_vf(rig: &dyn Rig, domain: &DomainRef) {
 
 fn a_reset_carries_out_what_was_asked(rig: &dyn Rig, domain: &DomainRef) {
     let events = rig.libvirt().watch(domain).unwrap();
-    rig.libvirt().detach_alias(domain, &alias(0)).unwrap();
+    rig.libvirt().detach_alias(domain, &alias(0), CALL_LIMIT).unwrap();
     rig.libvirt().reset(domain).unwrap();
     hear(&events, &Event::DeviceRemoved(alias(0)), rig.patience());
     assert_eq!(device(rig, domain, &alias(0)), None);
@@ -469,7 +469,7 @@ fn a_saved_domain_comes_back_paused_and_takes_a_vf(rig: &dyn Rig) {
     let saved = LiveDomain::parse(&text).unwrap();
     assert_eq!((&saved.name, &saved.uuid), (&deaf.domain.name, &deaf.domain.uuid));
     assert_eq!(saved.wanted, Ok(Some(Wanted::parse(OURS).unwrap())));
-    rig.libvirt().restore(&file, &text, true).unwrap();
+    rig.libvirt().restore(&file, &text, true, CALL_LIMIT).unwrap();
     assert_eq!(rig.libvirt().state(&deaf.domain).unwrap(), Some(RunState::PausedForMigration));
     assert_eq!(rig.libvirt().job(&deaf.domain).unwrap(), None);
     plug(rig, &deaf.domain, 0, rig.vfs()[0]).unwrap();
@@ -517,7 +517,7 @@ fn a_domain_that_ended_is_nowhere(rig: &dyn Rig) {
     assert_eq!(libvirt.state(&deaf.domain).unwrap(), None);
     assert_eq!(libvirt.job(&deaf.domain).unwrap(), None);
     let gone = [
-        libvirt.detach_alias(&deaf.domain, "net0"),
+        libvirt.detach_alias(&deaf.domain, "net0", CALL_LIMIT),
         libvirt.destroy(&deaf.domain),
         set_ours(rig, &deaf.domain, None),
         libvirt.watch(&deaf.domain).map(drop),
@@ -595,7 +595,7 @@ fn vfs_that_are_asked_for_together_leave_one_by_one(rig: &dyn Rig, domain: &Doma
 
 fn ask_until_taken(rig: &dyn Rig, domain: &DomainRef, alias: &str) {
     let begin = Instant::now();
-    while let Err(error) = rig.libvirt().detach_alias(domain, alias) {
+    while let Err(error) = rig.libvirt().detach_alias(domain, alias, CALL_LIMIT) {
         let busy = error.kind() == LibvirtErrorKind::GuestBusy && begin.elapsed() < rig.patience();
         assert!(busy, "{error}");
         std::thread::sleep(Duration::from_secs(1));

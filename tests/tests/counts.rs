@@ -9,6 +9,7 @@ use std::path::Path;
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{DeployId, MacAddress, actions};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::until;
@@ -32,7 +33,7 @@ fn all_leave(host: &ModelHost, vfs: usize) {
     let domain = host.model().find(&id()).unwrap().unwrap();
     for number in 0..vfs {
         let alias = format!("ua-sriov-{number}");
-        host.model().detach_alias(&domain, &alias).unwrap();
+        host.model().detach_alias(&domain, &alias, CALL_LIMIT).unwrap();
         until("the guest releases it", || !host.domain("one-42").unwrap().shows(&alias));
     }
 }
@@ -194,9 +195,8 @@ fn calls_grow_by_one_for_each_vf() {
 /// Where the program waits without being told of an end: in which file, how often, and why.
 const SLEEPS: [(&str, usize, &str); 16] = [
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
-    ("vm/mod.rs", 1, "after a failed call only: libvirt may still work on the domain"),
+    ("vm/mod.rs", 2, "after a failed call only: libvirt may still work on the domain, or on a save that is aborted"),
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
-    ("actions/save.rs", 1, "after a failed call only: libvirt may still work on the save"),
     ("actions/restore.rs", 1, "after a failed call only: the stock driver tries again"),
     (
         "actions/block_job.rs",

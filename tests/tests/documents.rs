@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -261,4 +261,52 @@ fn every_test_file_is_run_by_the_check() {
     let names = files.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
     let forgotten: Vec<String> = names.filter(|name| !check.contains(&format!("--test {name}"))).collect();
     assert_eq!(forgotten, Vec::<String>::new());
+}
+
+/// The times of the source, by file and name, in milliseconds. What stands behind `mod tests` is no wait of the program.
+fn times() -> BTreeMap<String, u64> {
+    let source = project().join("crates/kvm-sriov/src");
+    let mut times = BTreeMap::new();
+    let mut dirs = vec![source.clone()];
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let file = path.strip_prefix(&source).unwrap().display().to_string();
+            let text = fs::read_to_string(&path).unwrap();
+            let program = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for line in program.lines().filter(|_| file != "libvirt/tests.rs") {
+                let Some((name, value)) = line.split_once(": Duration = Duration::from_") else { continue };
+                let name = name.rsplit(' ').next().unwrap();
+                let (unit, number) = value.trim_end_matches(");").split_once('(').unwrap();
+                let number: u64 = number.replace('_', "").parse().unwrap();
+                times.insert(format!("{file}: {name}"), if unit == "secs" { number * 1000 } else { number });
+            }
+        }
+    }
+    times
+}
+
+#[test]
+fn every_wait_has_its_line_and_its_time() {
+    let text = fs::read_to_string(project().join("docs/waits.md")).unwrap();
+    let (times, mut listed) = (times(), BTreeSet::new());
+    assert!(times.len() > 25, "{times:?}");
+    for row in text.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let place = cells.last().unwrap().trim_matches('`');
+        let file = place.split(": ").next().unwrap();
+        assert!(project().join("crates/kvm-sriov/src").join(file).is_file(), "{row}");
+        if !place.contains(": ") {
+            continue;
+        }
+        let time = *times.get(place).unwrap_or_else(|| panic!("there is no {place}: {row}"));
+        let said = if time % 1000 == 0 { format!("{} s", time / 1000) } else { format!("{time} ms") };
+        assert!(cells[1].contains(&said), "{place} is {said}: {row}");
+        listed.insert(place.to_owned());
+    }
+    let missing: Vec<&String> = times.keys().filter(|place| !listed.contains(*place)).collect();
+    assert!(missing.is_empty(), "docs/waits.md does not have {missing:?}");
 }

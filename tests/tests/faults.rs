@@ -467,7 +467,7 @@ fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
     // The look after the last of the three is plugged in.
     host.faults().before(13, move || {
         let domain = model.find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
-        model.detach_alias(&domain, "ua-sriov-0").unwrap();
+        model.detach_alias(&domain, "ua-sriov-0", CALL_LIMIT).unwrap();
         until("it leaves", || !model.live_xml(&domain).unwrap().unwrap().contains("'ua-sriov-0'"));
     });
     actions::snapshot_create(&host.host(), &vm().uuid().parse().unwrap(), 0, None).unwrap();
@@ -519,7 +519,7 @@ fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then()
         host.model().boots("one-42");
         // The guest forgot what it was asked: the next request for anything reminds it.
         let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
-        host.model().detach_alias(&domain, "ua-sriov-1").unwrap();
+        host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
     });
 }
 
@@ -553,7 +553,7 @@ fn what_leaves_right_after_it_was_plugged_back_comes_back() {
         while_watched(&host, || {
             let domain = host.model().find(&id()).unwrap().unwrap();
             for alias in ["ua-sriov-0", "ua-sriov-1"] {
-                host.model().detach_alias(&domain, alias).unwrap();
+                host.model().detach_alias(&domain, alias, CALL_LIMIT).unwrap();
             }
         });
         runs(&host);

@@ -59,7 +59,7 @@ fn devices(host: &ModelHost) -> (Vec<(PciAddress, String)>, Vec<String>) {
 fn what_stands_at_the_place_of_a_missing_vf_is_not_ours() {
     let host = a_running_vm();
     let foreign = host.vfs("ib1")[3];
-    host.model().detach_alias(&domain(&host), "ua-sriov-0").unwrap();
+    host.model().detach_alias(&domain(&host), "ua-sriov-0", CALL_LIMIT).unwrap();
     until("the VF has left", || host.domain("one-42").unwrap().hostdevs.len() == 1);
     plug_by_hand(&host, foreign, "<address type='pci' slot='0x10'/>");
     let there = vec![(foreign, "0000:00:10.0".to_owned())];
@@ -133,7 +133,7 @@ fn what_libvirt_does_not_save_is_named_before_anything_is_unplugged() {
         let live = host.domain("one-42").unwrap();
         let alias = live.mediated.into_iter().find_map(|(_, alias)| alias);
         let alias = alias.or(live.interfaces.into_iter().find(|it| it.vf.is_some()).and_then(|it| it.alias)).unwrap();
-        host.model().detach_alias(&domain(&host), &alias).unwrap();
+        host.model().detach_alias(&domain(&host), &alias, CALL_LIMIT).unwrap();
         until("the device has left", || !host.domain("one-42").unwrap().shows(&alias));
     }
     // QEMU takes this one out by itself: libvirt is asked.

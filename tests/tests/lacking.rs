@@ -13,6 +13,7 @@ use kvm_sriov::agent::{self, AgentError, Link, Reach};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, Host, HostName, SnapshotName};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::Course;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
@@ -62,7 +63,7 @@ fn running() -> ModelHost {
 fn lacking(why: Why) -> ModelHost {
     let host = running();
     let domain = host.model().find(&id()).unwrap().unwrap();
-    host.model().detach_alias(&domain, "ua-sriov-1").unwrap();
+    host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
     until("it leaves", || host.domain("one-42").unwrap().hostdevs.len() == 2);
     let own = host.claims().into_keys().find(|name| name.starts_with("ib1/")).unwrap();
     fs::remove_file(host.state_dir().join(own)).unwrap();
@@ -177,7 +178,7 @@ fn it_is_saved_and_nothing_is_plugged_that_would_leave_again() {
     // A VF that could be plugged would have to leave at once.
     let host = running();
     let domain = host.model().find(&id()).unwrap().unwrap();
-    host.model().detach_alias(&domain, "ua-sriov-1").unwrap();
+    host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
     until("it leaves", || host.domain("one-42").unwrap().hostdevs.len() == 2);
     for action in [save as Action, |host| snapshot(host, 1)] {
         host.faults().disarm();
@@ -189,7 +190,7 @@ fn it_is_saved_and_nothing_is_plugged_that_would_leave_again() {
         assert!(detach < attach, "{calls:?}");
         host.faults().disarm();
         host.check();
-        host.model().detach_alias(&domain, "ua-sriov-1").unwrap();
+        host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
         until("it leaves", || host.domain("one-42").unwrap().hostdevs.len() == 2);
     }
 }

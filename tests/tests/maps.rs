@@ -160,7 +160,7 @@ fn a_claimed_vf_that_vanished_is_given_up_for_another() {
     deploy(&host, &vm()).unwrap();
     // It left the guest unasked, and the VM is to get it back.
     let domain = host.host().find(&vm().uuid().parse().unwrap()).unwrap();
-    host.model().detach_alias(&domain, "ua-sriov-0").unwrap();
+    host.model().detach_alias(&domain, "ua-sriov-0", CALL_LIMIT).unwrap();
     host.model().answers();
     host.vanishes(host.vfs("ib0")[0]);
     host.reconcile().unwrap();

@@ -359,7 +359,7 @@ fn owner() -> Owner {
 
 /// A device leaves the guest.
 fn leaves(host: &ModelHost, alias: &str) {
-    host.model().detach_alias(&domain(host), alias).unwrap();
+    host.model().detach_alias(&domain(host), alias, CALL_LIMIT).unwrap();
     until("the guest releases it", || !host.domain("one-42").unwrap().shows(alias));
 }
 
@@ -434,7 +434,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     if operation.starts_with("restore") {
         model.save(&domain(host), &from).unwrap();
         let xml = model.image_xml(&from).unwrap();
-        model.restore(&from, &xml, true).unwrap();
+        model.restore(&from, &xml, true, CALL_LIMIT).unwrap();
         match operation {
             "restore, used" => fs::rename(&from, used(&from)).unwrap(),
             "restore, gone" => fs::remove_file(&from).unwrap(),

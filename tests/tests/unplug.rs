@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
 use kvm_sriov::vm::Outcome;
 use kvm_sriov::{actions, vm};
+use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::model::{Guest, Hotplug};
@@ -97,6 +98,21 @@ fn a_slot_that_stays_busy_was_never_asked() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Busy(_))), "{outcomes:?}");
 }
 
+/// libvirt waits 30 s for a domain that something else has, in each call; a libvirtd that hangs for ever.
+#[test]
+fn a_domain_that_is_busy_is_not_waited_for_once_for_each_device() {
+    for (busy, is_known) in [(Duration::from_millis(700), true), (Duration::from_secs(60), false)] {
+        let (host, domain, aliases) = a_vm(Guest::Silent);
+        host.faults().is_busy(busy);
+        let (outcomes, took) = unplug(&host, &domain, &aliases, 1);
+        assert!(took < Duration::from_millis(1600), "{took:?}");
+        assert_eq!(host.faults().count("detach_alias"), 1);
+        let is_busy = |outcome: &Outcome| matches!(outcome, Outcome::Busy(_));
+        assert_eq!(is_busy(&outcomes[0]), is_known, "{outcomes:?}");
+        assert!(outcomes[1..].iter().all(is_busy), "{outcomes:?}");
+    }
+}
+
 #[test]
 fn a_refusal_that_is_not_repeated_hides_no_request() {
     let (host, domain, aliases) = a_vm(Guest::Silent);
@@ -135,7 +151,7 @@ fn a_request_that_stands_is_waited_for() {
         let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(300)));
         host.model().set_hotplug(NAME, hotplug);
         for alias in &aliases {
-            host.model().detach_alias(&domain, alias).unwrap();
+            host.model().detach_alias(&domain, alias, CALL_LIMIT).unwrap();
         }
         let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
         assert_eq!(outcomes, RELEASED, "{hotplug:?}");

@@ -9,7 +9,7 @@ use crate::claims::{Backing, ClaimError, ClaimStore, Entry, Repair};
 use crate::error::Cause;
 use crate::journal::Journal;
 use crate::kvmrc::Kvmrc;
-use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError};
+use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError, copy_limit};
 use crate::sysfs::{NoVf, Sysfs, denied_vfio_device};
 use crate::vf_map::{MapDirs, VfMap, VfMapError};
 use crate::xml::LiveDomain;
@@ -284,6 +284,11 @@ impl Host {
     pub fn call_limit(&self, memory_kib: u64) -> Duration {
         let gib = u32::try_from(memory_kib.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
         self.kvmrc.call_timeout().saturating_add(PER_GIB.saturating_mul(gib))
+    }
+
+    /// How long a domain with this much memory, in KiB, may take to start from a save image: SRIOV_CALL_TIMEOUT, and 50 s for each GiB.
+    pub fn copy_limit(&self, memory_kib: u64) -> Duration {
+        copy_limit(self.kvmrc.call_timeout(), memory_kib)
     }
 
     /// Does what may fail while libvirtd is away for a moment, until it succeeds, fails otherwise, or SRIOV_CALL_TIMEOUT has

@@ -1,18 +1,26 @@
 //! One line in the journal for every claim, release and repair.
 
 use std::fmt;
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::{DomainName, PciAddress, RootName};
 
 /// Facility daemon, severity informational, as syslog numbers them.
 const PRIORITY: u8 = 3 * 8 + 6;
 
+/// How long the journal may take to make room for a line. One that takes longer stands still, and is not waited for again.
+const ROOM: Duration = Duration::from_millis(500);
+
 /// Writes to the host's syslog socket, which is the journal's where systemd runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
     socket: PathBuf,
+    stands: Arc<AtomicBool>,
 }
 
 impl Default for Journal {
@@ -24,7 +32,7 @@ impl Default for Journal {
 impl Journal {
     /// A journal behind another socket.
     pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, stands: Arc::default() }
     }
 
     /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
@@ -39,16 +47,43 @@ impl Journal {
 
     fn write(&self, text: fmt::Arguments<'_>) {
         let line = format!("<{PRIORITY}>kvm-sriov[{}]: {text}", std::process::id());
-        let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), &self.socket));
-        if let Err(error) = sent {
+        if let Err(error) = self.send(&line) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.stands.store(true, Ordering::Relaxed);
+            }
             log::debug!("no journal at {}: {error}", self.socket.display());
         }
+    }
+
+    fn send(&self, line: &str) -> io::Result<usize> {
+        let socket = UnixDatagram::unbound()?;
+        if self.stands.load(Ordering::Relaxed) {
+            socket.set_nonblocking(true)?;
+        } else {
+            socket.set_write_timeout(Some(ROOM))?;
+        }
+        socket.send_to(line.as_bytes(), &self.socket)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_journal_that_stands_still_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        let (journal, vm) = (Journal::at(path), "one-42".parse().unwrap());
+        let begin = std::time::Instant::now();
+        // More than any host's net.unix.max_dgram_qlen and the socket's memory hold.
+        for _ in 0..20_000 {
+            journal.vm("deploy", &vm, "x");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        drop(receiver);
+    }
 
     #[test]
     fn a_line_names_vm_root_vf_action_and_result() {

@@ -65,6 +65,8 @@ struct Book {
     dead: bool,
     at_death: Option<Box<dyn Fn() + Send>>,
     before: Vec<(usize, Box<dyn FnOnce() + Send>)>,
+    /// How long each request to release a device takes until it fails.
+    busy: Option<Duration>,
 }
 
 impl Book {
@@ -101,6 +103,11 @@ impl Faults {
     /// Counts from 1 again, as for a new process, and lets the first call of this name go wrong.
     pub fn arm_first(&self, name: &'static str, fault: Fault) {
         self.begin(Some((Which::First(name), fault)));
+    }
+
+    /// Each request to release a device takes so long, and fails then because something else has the domain; or it is given up before.
+    pub fn is_busy(&self, for_each: Duration) {
+        self.book().busy = Some(for_each);
     }
 
     /// Counts from 1 again, as for a new process, and lets nothing go wrong.
@@ -311,8 +318,16 @@ impl Hypervisor for Faults {
         self.call("attach", |inner| inner.attach(domain, device_xml, limit))
     }
 
-    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {
-        self.call("detach_alias", |inner| inner.detach_alias(domain, alias))
+    fn detach_alias(&self, domain: &DomainRef, alias: &str, limit: Duration) -> Result<(), LibvirtError> {
+        let busy = self.book().busy;
+        self.call("detach_alias", |inner| match busy {
+            None => inner.detach_alias(domain, alias, limit),
+            Some(busy) => {
+                thread::sleep(busy.min(limit));
+                let kind = if busy < limit { LibvirtErrorKind::DomainBusy } else { LibvirtErrorKind::NoAnswer };
+                Err(Self::injected("detach_alias", kind))
+            }
+        })
     }
 
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
@@ -332,8 +347,8 @@ impl Hypervisor for Faults {
         self.call("image_xml", |inner| inner.image_xml(file))
     }
 
-    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
-        self.call("restore", |inner| inner.restore(file, xml, paused))
+    fn restore(&self, file: &Path, xml: &str, paused: bool, limit: Duration) -> Result<(), LibvirtError> {
+        self.call("restore", |inner| inner.restore(file, xml, paused, limit))
     }
 
     fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError> {

@@ -234,7 +234,7 @@ impl Hypervisor for Model {
         Ok(())
     }
 
-    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {
+    fn detach_alias(&self, domain: &DomainRef, alias: &str, _: Duration) -> Result<(), LibvirtError> {
         self.enter()?.ask(self.site, &domain.uuid, alias)
     }
 
@@ -284,7 +284,7 @@ impl Hypervisor for Model {
         Ok(Image::read(file)?.xml)
     }
 
-    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
+    fn restore(&self, file: &Path, xml: &str, paused: bool, _: Duration) -> Result<(), LibvirtError> {
         self.restore_from(file, xml, paused)
     }
 

@@ -140,7 +140,8 @@ impl Restoring<'_> {
         let checkpoint = self.image.checkpoint();
         let hypervisor = self.host.hypervisor();
         let mut tries = self.host.kvmrc().retries();
-        while let Err(source) = hypervisor.restore(checkpoint, xml, paused) {
+        let limit = self.host.copy_limit(self.saved.memory_kib);
+        while let Err(source) = hypervisor.restore(checkpoint, xml, paused, limit) {
             tries = tries.saturating_sub(1);
             let failed = Cause::Call { what: format!("restore from {}", checkpoint.display()), source };
             if let Some(domain) = self.running()? {

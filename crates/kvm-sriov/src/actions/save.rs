@@ -3,15 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::block_job;
 use crate::DeployId;
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::{Host, POLL};
+use crate::host::Host;
 use crate::image::{Image, is_complete};
-use crate::libvirt::{DomainRef, JobKind};
+use crate::libvirt::DomainRef;
 use crate::sudo::Sudo;
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
@@ -127,7 +126,8 @@ fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
     let (host, domain) = (vm.host, &vm.domain);
     // Whatever the call said: only a domain that is gone and an image that is complete are a save.
     if let Err(cause) = write(host, domain, &image.unfinished()) {
-        let ended = end_job(vm);
+        // Devices can't be changed while libvirt still works on a save that broke.
+        let ended = vm::abort_save(host, domain, Instant::now() + host.kvmrc().call_timeout());
         let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
         if !is_saved {
             let cause = while_saving(domain, image.checkpoint(), cause);
@@ -176,32 +176,6 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
         }
         Err(undo) => failed_twice(cause, undo, left(&vm)),
     }
-}
-
-/// Devices can't be changed while libvirt still works on a save that broke.
-///
-/// # Errors
-/// [`Cause::JobRuns`] when it goes on although it was aborted: QEMU does not answer.
-fn end_job(vm: &Vm<'_>) -> Result<(), Cause> {
-    let hypervisor = vm.host.hypervisor();
-    let end = Instant::now() + vm.host.kvmrc().call_timeout();
-    let mut asked = false;
-    vm.host.patiently(|| {
-        while hypervisor.job(&vm.domain)?.is_some_and(|job| job.kind == JobKind::Save) {
-            if !asked {
-                match hypervisor.abort_job(&vm.domain) {
-                    Ok(()) => asked = true,
-                    // It may have come to its end just now: only the next look counts.
-                    Err(error) => log::debug!("cannot abort the save of {}: {error}", vm.domain.name),
-                }
-            }
-            if Instant::now() >= end {
-                return Err(Cause::JobRuns { vm: vm.domain.name.clone(), what: "its save" });
-            }
-            thread::sleep(POLL);
-        }
-        Ok(())
-    })
 }
 
 fn left(vm: &Vm<'_>) -> String {

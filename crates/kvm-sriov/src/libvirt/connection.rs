@@ -32,6 +32,12 @@ const KEEPALIVE_COUNT: u32 = 6;
 /// How long a call without a deadline may go on after its connection broke: libvirt itself ends it at once.
 const AFTER_CLOSE: Duration = Duration::from_secs(5);
 
+/// Between two looks at a call that copies.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// How long a GiB of memory may take on its way into a file or out of it.
+const COPY_PER_GIB: Duration = Duration::from_secs(50);
+
 /// How long the end of a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -204,8 +210,9 @@ impl Libvirt {
         self.call(name, move |connect| Ok(work(&connect.lookup_domain_by_uuid_string(&uuid)?)?))
     }
 
-    /// A call that takes as long as a guest's memory or disks take. It ends early only when its connection breaks.
-    pub(super) fn long_call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
+    /// A call that takes as long as a guest's memory or disks take. It ends early when its connection breaks, and when its watch
+    /// says so: then [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still take effect.
+    pub(super) fn long_call<T, F>(&self, name: &'static str, mut watch: Watch, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
@@ -220,10 +227,20 @@ impl Libvirt {
         let worker = Arc::clone(&connection);
         let work = move || place.put(work(&worker.connect).map_err(|error| worker.judge(error)));
         worker::work(name, Box::new(work), Ending(sender))?;
-        match receiver.recv() {
-            // libvirt itself ends the call at once: it may still have something to say.
-            Ok(Signal::Closed) => drop(receiver.recv_timeout(AFTER_CLOSE)),
-            Ok(Signal::Ended) | Err(_) => {}
+        loop {
+            match receiver.recv_timeout(watch.next()) {
+                // libvirt itself ends the call at once: it may still have something to say.
+                Ok(Signal::Closed) => {
+                    drop(receiver.recv_timeout(AFTER_CLOSE));
+                    break;
+                }
+                Ok(Signal::Ended) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(seconds) = watch.is_over(&connection) {
+                        return Err(LibvirtError::no_answer(name, seconds));
+                    }
+                }
+            }
         }
         answer.take().unwrap_or_else(|| {
             let broke = connection.closing.is_closed();
@@ -238,8 +255,64 @@ impl Libvirt {
         F: FnOnce(&Domain) -> Result<T, LibvirtError> + Send + 'static,
     {
         let uuid = domain.uuid.to_string();
-        self.long_call(name, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
+        let watch = Watch::progress_of(uuid.clone(), self.patience.call);
+        self.long_call(name, watch, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
     }
+}
+
+/// When a long call is not waited for any longer.
+pub(super) enum Watch {
+    /// After this time.
+    Limit(Duration),
+    /// When nothing of the domain's memory or disks has moved for too long: QEMU stands still, and libvirtd answers all the same.
+    Progress {
+        uuid: String,
+        /// How much was left at the last look, and since when it has not changed.
+        seen: (Option<ffi::JobStats>, Instant),
+        /// How long that may be, whatever memory the domain has.
+        least: Duration,
+    },
+}
+
+impl Watch {
+    pub(super) fn progress_of(uuid: String, least: Duration) -> Self {
+        Self::Progress { uuid, seen: (None, Instant::now()), least }
+    }
+
+    /// How long nothing is looked at.
+    fn next(&self) -> Duration {
+        match self {
+            Self::Limit(limit) => *limit,
+            Self::Progress { least, .. } => LOOK.min(*least),
+        }
+    }
+
+    /// Looks. For how many seconds nothing has moved, when that is too long.
+    fn is_over(&mut self, connection: &Arc<Connection>) -> Option<u64> {
+        let (uuid, seen, least) = match self {
+            Self::Limit(limit) => return Some(limit.as_secs()),
+            Self::Progress { uuid, seen, least } => (uuid.clone(), seen, *least),
+        };
+        let connection = Arc::clone(connection);
+        let looked = with_deadline("virDomainGetJobStats", LOOK, move || {
+            let domain = connection.connect.lookup_domain_by_uuid_string(&uuid)?;
+            Ok((ffi::job_stats(&domain, false)?, domain.info()?.max_mem))
+        });
+        // What can't be seen has not moved, and of the memory nothing is known.
+        let (now, memory_kib) = looked.unwrap_or((seen.0, 0));
+        if now != seen.0 {
+            *seen = (now, Instant::now());
+        }
+        let quiet = seen.1.elapsed();
+        (quiet >= copy_limit(least, memory_kib)).then_some(quiet.as_secs())
+    }
+}
+
+/// How long memory of this size may take on its way into a file or out of one, or into a snapshot, of which libvirt tells nothing:
+/// a call's time, and 50 s for each GiB, which is 20 MiB/s.
+pub(crate) fn copy_limit(call: Duration, memory_kib: u64) -> Duration {
+    let gib = u32::try_from(memory_kib.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+    call.saturating_add(COPY_PER_GIB.saturating_mul(gib))
 }
 
 impl Drop for Libvirt {
@@ -842,9 +915,12 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError> {
+    fn detach_alias(&self, domain: &DomainRef, alias: &str, limit: Duration) -> Result<(), LibvirtError> {
         let alias = c_text(alias)?;
-        self.on_domain("virDomainDetachDeviceAlias", domain, move |domain| ffi::detach_alias(domain, &alias))
+        let (uuid, limit) = (domain.uuid.to_string(), limit.min(self.patience.call));
+        self.call_within(limit, "virDomainDetachDeviceAlias", move |connect| {
+            Ok(ffi::detach_alias(&connect.lookup_domain_by_uuid_string(&uuid)?, &alias)?)
+        })
     }
 
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError> {
@@ -875,11 +951,11 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError> {
+    fn restore(&self, file: &Path, xml: &str, paused: bool, limit: Duration) -> Result<(), LibvirtError> {
         without_nul(xml)?;
         let (file, xml) = (path_text(file)?.to_owned(), xml.to_owned());
         let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { 0 };
-        self.long_call("virDomainRestoreFlags", move |connect| {
+        self.long_call("virDomainRestoreFlags", Watch::Limit(limit), move |connect| {
             Ok(connect.restore_domain_flags(&file, Some(&xml), flags)?)
         })
     }

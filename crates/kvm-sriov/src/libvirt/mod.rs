@@ -22,6 +22,7 @@ mod watch;
 mod worker;
 
 pub use connection::Libvirt;
+pub(crate) use connection::copy_limit;
 pub use error::{LibvirtError, LibvirtErrorKind};
 pub use migration::{Migration, MigrationOptions};
 
@@ -257,7 +258,10 @@ pub trait Hypervisor: Send + Sync {
     ///   device: all of the domain's for a host device
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError>;
     /// Asks the guest to release the device with this alias. `Ok` means "asked".
-    fn detach_alias(&self, domain: &DomainRef, alias: &str) -> Result<(), LibvirtError>;
+    ///
+    /// * `limit` - how long it may take; never longer than any other call. libvirt waits 30 s for a domain that is busy, then 5 s for the
+    ///   guest
+    fn detach_alias(&self, domain: &DomainRef, alias: &str, limit: Duration) -> Result<(), LibvirtError>;
     /// Takes out the device that this XML describes, for devices that have no alias of their own to name.
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;
     /// Changes the medium of a drive, as this XML of its `<disk>` says, even while the guest has locked it.
@@ -268,7 +272,9 @@ pub trait Hypervisor: Send + Sync {
     fn image_xml(&self, file: &Path) -> Result<String, LibvirtError>;
     /// Starts a domain from a save image, with this XML in place of the image's own. `paused`: its CPUs stand until
     /// [`Hypervisor::resume`]; otherwise they run, or stand if they did when it was saved.
-    fn restore(&self, file: &Path, xml: &str, paused: bool) -> Result<(), LibvirtError>;
+    ///
+    /// * `limit` - how long it may take, such as [`Host::copy_limit`](crate::Host::copy_limit) of the domain's memory
+    fn restore(&self, file: &Path, xml: &str, paused: bool, limit: Duration) -> Result<(), LibvirtError>;
     /// Lets the CPUs of a paused domain run.
     fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
     /// Wakes a guest that suspended itself to memory.

@@ -9,7 +9,7 @@ use std::{fs, thread};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::connection::{Patience, Subscription};
+use super::connection::{Patience, Subscription, Watch};
 use super::watch::{self, count};
 use super::*;
 
@@ -131,7 +131,7 @@ fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
     let begin = Instant::now();
     let error = test
         .libvirt
-        .long_call("virSlow", move |_| {
+        .long_call("virSlow", Watch::Limit(TIMEOUT), move |_| {
             watch::closed(number);
             thread::sleep(Duration::from_secs(600));
             Ok(())
@@ -140,7 +140,8 @@ fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
     assert_eq!(error.kind(), LibvirtErrorKind::Disconnected);
     assert!(error.to_string().contains("virSlow"), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(300));
-    let error = test.libvirt.long_call("virOdd", |_| -> Result<(), _> { panic!("odd") }).unwrap_err();
+    let error =
+        test.libvirt.long_call("virOdd", Watch::Limit(TIMEOUT), |_| -> Result<(), _> { panic!("odd") }).unwrap_err();
     assert_eq!(error.to_string(), "virOdd ended by a panic");
 }
 
@@ -157,7 +158,7 @@ fn a_domain_goes_into_a_file_and_comes_back() {
     let image = test.libvirt.image_xml(&file).unwrap();
     assert!(image.contains("<name>one-1006</name>"), "{image}");
     // The test driver takes no other XML.
-    assert!(test.libvirt.restore(&file, &image, true).is_err());
+    assert!(test.libvirt.restore(&file, &image, true, TIMEOUT).is_err());
     Connect::open(Some("test:///default")).unwrap().restore_domain(file.to_str().unwrap()).unwrap();
     assert_eq!(test.libvirt.state(&test.domain).unwrap(), Some(RunState::Running));
     let error = test.libvirt.save(&test.domain, &dir.path().join("a\0b")).unwrap_err();
@@ -204,7 +205,7 @@ fn what_the_test_driver_has_and_what_it_lacks() {
     for (call, result) in [
         ("virDomainAbortJob", libvirt.abort_job(domain)),
         ("virDomainGetJobStats", libvirt.completed_job(domain).map(drop)),
-        ("virDomainDetachDeviceAlias", libvirt.detach_alias(domain, "ua-sriov-0")),
+        ("virDomainDetachDeviceAlias", libvirt.detach_alias(domain, "ua-sriov-0", TIMEOUT)),
         ("virDomainDetachDeviceFlags", libvirt.detach(domain, "<hostdev/>")),
         ("virDomainPMWakeup", libvirt.wake_up(domain)),
         ("virDomainMigrate3", libvirt.migrate(domain, &migration)),
@@ -223,7 +224,7 @@ fn what_the_test_driver_has_and_what_it_lacks() {
     assert_eq!(error.kind(), LibvirtErrorKind::Unreachable);
     let text = format!("cannot connect to the destination's libvirtd at {uri}: ");
     assert!(error.to_string().starts_with(&text), "{error}");
-    for nul in [libvirt.detach_alias(domain, "a\0"), libvirt.restore(Path::new("/x"), "\0", true)] {
+    for nul in [libvirt.detach_alias(domain, "a\0", TIMEOUT), libvirt.restore(Path::new("/x"), "\0", true, TIMEOUT)] {
         assert!(nul.unwrap_err().text().contains("NUL"));
     }
     let hostdev = "<hostdev mode='subsystem' type='pci' managed='yes'><source>\
@@ -234,6 +235,27 @@ fn what_the_test_driver_has_and_what_it_lacks() {
         // Before libvirt 10 the test driver has none of it.
         Err(error) => assert_eq!(error.code(), no_support, "{error}"),
     }
+}
+
+/// QEMU stands still in the middle of a save, and libvirtd answers all the same.
+#[test]
+fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
+    let test = TestDomain::new("one-1011");
+    let begin = Instant::now();
+    for watch in [
+        Watch::progress_of(test.domain.uuid.to_string(), Duration::from_millis(300)),
+        Watch::Limit(Duration::from_millis(300)),
+    ] {
+        let stands = |_: &Connect| {
+            thread::sleep(TIMEOUT);
+            Ok(())
+        };
+        let error = test.libvirt.long_call("virDomainSaveFlags", watch, stands).unwrap_err();
+        assert_eq!(error.kind(), LibvirtErrorKind::NoAnswer, "{error}");
+    }
+    assert!(begin.elapsed() < TIMEOUT / 2, "{:?}", begin.elapsed());
+    // 8 GiB may take 400 s longer.
+    assert_eq!(copy_limit(Duration::from_secs(300), 8 << 20), Duration::from_secs(700));
 }
 
 /// Whether libvirt gives the reference back is not known when it refuses a registration: it is kept, and given back at most once.
@@ -408,7 +430,7 @@ mod daemon {
         thread::scope(|scope| {
             let (begun, has_begun) = mpsc::channel();
             let long = scope.spawn(|| {
-                libvirt.long_call("virLong", move |connect| {
+                libvirt.long_call("virLong", Watch::Limit(TIMEOUT), move |connect| {
                     begun.send(()).unwrap();
                     // As a save does: it comes back when the connection breaks.
                     while connect.is_alive().unwrap() {

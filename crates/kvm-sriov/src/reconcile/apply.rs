@@ -8,9 +8,8 @@ use super::facts::{Elsewhere, Facts};
 use super::report::VmReport;
 use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
 use crate::error::Cause;
-use crate::host::{Host, POLL};
+use crate::host::Host;
 use crate::image::Image;
-use crate::libvirt::{Event, JobKind, LibvirtErrorKind};
 use crate::vm::gone;
 use crate::vm::{self, Device, DeviceKind, Vm, unplug};
 use crate::vm_dir::VmDir;
@@ -125,7 +124,11 @@ impl Work<'_, '_> {
             Repair::Unplug(_) | Repair::UnplugDummy(_) | Repair::Leave(_) | Repair::InDoubt(_) => Ok(()),
             // Of a VM that has no domain.
             Repair::RestoreImage => Ok(()),
-            Repair::AbortSave => self.abort_save(),
+            Repair::AbortSave => {
+                vm::abort_save(host, &self.vm.domain, self.until)?;
+                self.journal("save-aborted");
+                Ok(())
+            }
             Repair::Release(vf) => self.release(*vf),
             Repair::Claim(position) => self.claim(*position),
             Repair::Plug(position) => self.plug(*position),
@@ -317,37 +320,6 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Ends a save that libvirt still works on although nobody waits for it. It may be too late: then the domain is gone.
-    fn abort_save(&self) -> Result<(), Cause> {
-        let (host, domain) = (self.vm.host, &self.vm.domain);
-        let watch = || match host.hypervisor().watch(domain) {
-            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => Ok(None),
-            other => other.map(Some),
-        };
-        let Some(mut events) = watch()? else { return Ok(()) };
-        let mut asked = false;
-        while host.hypervisor().job(domain)?.is_some_and(|job| job.kind == JobKind::Save) {
-            if !asked {
-                match host.hypervisor().abort_job(domain) {
-                    Err(error) if error.kind() == LibvirtErrorKind::NoDomain => break,
-                    // It may have ended by itself just now: only the next look counts.
-                    Err(error) => log::debug!("cannot abort the save of {}: {error}", domain.name),
-                    Ok(()) => asked = true,
-                }
-            }
-            if Instant::now() >= self.until {
-                return Err(self.not_as_asked("its save goes on although it was aborted".into()));
-            }
-            // Any event may be the end of the job; libvirt tells of it, but not while it is away.
-            if events.next(POLL) == Some(Event::Disconnected) {
-                let Some(anew) = host.patiently(|| Ok(watch()?))? else { break };
-                events = anew;
-            }
-        }
-        self.journal("save-aborted");
-        Ok(())
-    }
-
     fn remove_image(&self) -> Result<(), Cause> {
         let owner = self.vm.owner();
         let claimants = self.vm.store.claimants()?;
@@ -447,7 +419,7 @@ impl<'a> Gone<'a> {
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
         let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
         // A claim that names an image is nobody else's to free: it needs no holder.
-        hypervisor.restore(path, &xml, true).map_err(|source| Cause::Call {
+        hypervisor.restore(path, &xml, true, self.host.copy_limit(saved.memory_kib)).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),
             source,
         })?;

@@ -37,7 +37,7 @@ use crate::claims::{ClaimStore, NicKey, Owner, VmLock};
 use crate::detached;
 use crate::error::Cause;
 use crate::host::{Host, POLL};
-use crate::libvirt::{DomainRef, RunState};
+use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
 use crate::{DeployId, Position};
 
@@ -182,6 +182,31 @@ pub(crate) fn let_run(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     host.patiently(|| {
         let Err(error) = hypervisor.resume(domain) else { return Ok(()) };
         if hypervisor.state(domain)?.is_some_and(RunState::runs) { Ok(()) } else { Err(error.into()) }
+    })
+}
+
+/// Ends a save that libvirt still works on although nobody waits for it any more. It may be too late: then the domain is gone.
+///
+/// # Errors
+/// [`Cause::JobRuns`] when it goes on until `end` although it was aborted, because QEMU does not answer; or libvirtd does not.
+pub(crate) fn abort_save(host: &Host, domain: &DomainRef, end: Instant) -> Result<(), Cause> {
+    let hypervisor = host.hypervisor();
+    let mut asked = false;
+    host.patiently_for(end.saturating_duration_since(Instant::now()), || {
+        while hypervisor.job(domain)?.is_some_and(|job| job.kind == JobKind::Save) {
+            if !asked {
+                match hypervisor.abort_job(domain) {
+                    Ok(()) => asked = true,
+                    // It may have come to its end just now: only the next look counts.
+                    Err(error) => log::debug!("cannot abort the save of {}: {error}", domain.name),
+                }
+            }
+            if Instant::now() >= end {
+                return Err(Cause::JobRuns { vm: domain.name.clone(), what: "its save" });
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
     })
 }
 

@@ -20,6 +20,12 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Linux `drivers/pci/hotplug/pciehp_ctrl.c`; PCI Express Base Specification, "attention button".
 const NEVER_SOONER: Duration = Duration::from_millis(5_100);
 
+/// What a request has at the least when the deadline is near.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// Why a guest was not asked for the last ones.
+const NO_TIME: &str = "no time was left to ask the guest";
+
 /// Between two tries to reach a libvirtd that went away.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -109,6 +115,11 @@ impl<'a> Request<'a> {
         self.outcome.is_none()
     }
 
+    /// The clock is read after what is due at once was: that is never later.
+    fn is_due(&self) -> bool {
+        self.due().is_some_and(|due| due <= Instant::now())
+    }
+
     fn due(&self) -> Option<Instant> {
         self.is_open().then(|| self.asked.map_or_else(Instant::now, |asked| asked + self.again))
     }
@@ -156,7 +167,8 @@ impl Engine<'_> {
         }
         let rest = if events.is_some() { Outcome::Pending } else { Outcome::DaemonGone };
         let outcome = |request: Request<'_>| {
-            let busy = request.busy.filter(|_| !request.was_asked).map(Outcome::Busy);
+            let no_time = || events.as_ref().filter(|_| request.asked.is_none()).map(|_| NO_TIME.to_owned());
+            let busy = request.busy.or_else(no_time).filter(|_| !request.was_asked).map(Outcome::Busy);
             let refused = request.refused.map(Outcome::Refused);
             request.outcome.or(refused).or(busy).unwrap_or_else(|| rest.clone())
         };
@@ -181,15 +193,18 @@ impl Engine<'_> {
         }
     }
 
-    /// Asks for every device that is due.
+    /// Asks for every device that is due, as long as there is time.
     fn ask(&mut self) -> Option<Next> {
-        // The clock is read after what is due at once was: that is never later.
-        let is_due = |request: &&mut Request<'_>| request.due().is_some_and(|due| due <= Instant::now());
-        for request in self.requests.iter_mut().filter(is_due) {
+        for at in 0..self.requests.len() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let Some(request) = self.requests.get_mut(at).filter(|_| !left.is_zero()) else { break };
+            if !request.is_due() {
+                continue;
+            }
             request.asked = Some(Instant::now());
             request.again = ASK_AGAIN;
             request.on_its_way.get_or_insert_with(|| Span::begin(Kind::Device, request.alias.to_owned()));
-            let asked = self.hypervisor.detach_alias(self.domain, request.alias);
+            let asked = self.hypervisor.detach_alias(self.domain, request.alias, left.max(LEAST));
             let Err(error) = asked else {
                 (request.was_asked, request.refused) = (true, None);
                 continue;
@@ -197,9 +212,13 @@ impl Engine<'_> {
             match error.kind() {
                 // It was asked before, by us or by somebody else: that request stands.
                 LibvirtErrorKind::UnplugInProgress => (request.was_asked, request.refused) = (true, None),
-                LibvirtErrorKind::GuestBusy | LibvirtErrorKind::DomainBusy => {
+                LibvirtErrorKind::GuestBusy => {
                     request.busy = Some(error.text().to_owned());
                     request.again = NEVER_SOONER;
+                }
+                LibvirtErrorKind::DomainBusy => {
+                    self.all_busy(at, error.text());
+                    return None;
                 }
                 LibvirtErrorKind::NoDevice => return Some(Next::Look),
                 LibvirtErrorKind::NoAnswer => {
@@ -226,6 +245,19 @@ impl Engine<'_> {
             }
         }
         None
+    }
+
+    /// What holds the domain holds it for every device: libvirt has waited 30 s for it, and would wait as long for each of the others.
+    ///
+    /// # Source
+    /// libvirt `QEMU_JOB_WAIT_TIME`.
+    fn all_busy(&mut self, asked: usize, why: &str) {
+        for (at, request) in self.requests.iter_mut().enumerate() {
+            if at == asked || request.is_due() {
+                request.busy = Some(why.to_owned());
+                (request.asked, request.again) = (Some(Instant::now()), NEVER_SOONER);
+            }
+        }
     }
 
     /// Waits for an event, until something is due.
