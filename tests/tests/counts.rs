@@ -193,7 +193,7 @@ fn calls_grow_by_one_for_each_vf() {
 }
 
 /// Where the program waits without being told of an end: in which file, how often, and why.
-const SLEEPS: [(&str, usize, &str); 16] = [
+const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
     ("vm/mod.rs", 2, "after a failed call only: libvirt may still work on the domain, or on a save that is aborted"),
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
