@@ -433,16 +433,21 @@ fn vf_held_by_a_foreign_domain(host: LabHost) {
 
 fn vf_that_vanished_is_skipped(host: LabHost) {
     let vfs = map(host, "pf0");
-    host.root("sed -i '1i 0x01 0x1f 0x07' /etc/kvm-sriov/vf_maps/pf0").ok();
+    let (gone, adapter) = ("0x01 0x1f 0x07", "0x01 0x00 0x00");
+    host.root(&format!("sed -i '1i {gone}\\n{adapter}' /etc/kvm-sriov/vf_maps/pf0")).ok();
     let vm = Vm::new(9).nic("sriov_pf0");
     let said = host.deploy(&vm);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.err.contains("WARN: deploy: VF 0000:01:1f.7 was refused"), "{}", said.err);
+    let no_vfs = "0000:01:1f.7 (missing), 0000:01:00.0 (not a VF)";
+    assert!(said.err.contains(&format!("WARN: deploy: pf0: skipped what no VM can have: {no_vfs}")), "{}", said.err);
     assert_eq!(plugged(&host.live_xml(&vm))[0].host, vfs[0]);
-    assert_eq!(host.claims(), ["pf0/1"]);
+    assert_eq!(host.claims(), ["pf0/2"]);
+    let listed = host.root("kvm-sriov list").ok();
+    assert!(listed.contains("missing") && listed.contains("not a VF"), "{listed}");
     cancel(host, &vm);
-    host.write("/etc/kvm-sriov/vf_maps/pf0", "0x01 0x1f 0x07\n");
-    deploy_fails(host, &vm, &["no free VF on pf0", "refused by libvirt: 0000:01:1f.7", "nothing was started"]);
+    host.write("/etc/kvm-sriov/vf_maps/pf0", &format!("{gone}\n{adapter}\n"));
+    let reason = format!("no free VF on pf0 for one-9: its map lists no VF of this host: {no_vfs}");
+    deploy_fails(host, &vm, &[&reason, "nothing was started"]);
     nothing_is_there(host, &vm);
 }
 

@@ -686,7 +686,7 @@ fn supplies(request: &Request<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimEr
         if !supplies.contains_key(root) {
             let supply = map_of(request.maps, root)?.supply(request.sysfs);
             if !supply.no_vfs.is_empty() {
-                log::warn!("{root}: skipped, because no VM can have it: {}", NoVfs(&supply.no_vfs));
+                log::warn!("{root}: skipped what no VM can have: {}", NoVfs(&supply.no_vfs));
             }
             supplies.insert(root.clone(), supply);
         }
