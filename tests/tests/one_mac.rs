@@ -6,7 +6,7 @@ use std::fs;
 
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::Hypervisor;
-use kvm_sriov::xml::{VmData, alias_of};
+use kvm_sriov::xml::{Adopted, VmData, Wanted, alias_of};
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::check::Stage;
@@ -427,5 +427,18 @@ fn a_vm_of_the_driver_of_2013_is_adopted() {
     targets.sort();
     assert_eq!(targets, ["one-42-0", "one-42-1", "one-42-2"]);
     // The third is of the device that OpenNebula gives away: nobody else gets it.
+    assert_eq!(host.claims().len(), 3);
+    // Written by an earlier version, which found devices by place and MAC, and named none.
+    let mut earlier = wanted.clone();
+    for nic in &mut earlier.nics {
+        nic.adopted = Adopted::default();
+    }
+    let domain = host.model().find(&id).unwrap().unwrap();
+    let text = earlier.to_unqualified_xml();
+    host.model().set_metadata(&domain, Some(&text), Wanted::PREFIX, Wanted::NAMESPACE).unwrap();
+    host.reconcile().unwrap();
+    let again = host.domain("one-42").unwrap();
+    assert_eq!(again.wanted.clone().unwrap().unwrap().nics[0].adopted, wanted.nics[0].adopted);
+    assert_eq!((again.hostdevs.len(), again.interfaces.len()), (live.hostdevs.len(), live.interfaces.len()));
     assert_eq!(host.claims().len(), 3);
 }

@@ -200,6 +200,7 @@ impl<'a> Departure<'a> {
 
     fn run(mut self) -> Result<(), ActionError> {
         let (moved, cause) = match self.depart() {
+            Ok(()) if self.is_cancelled() => (true, Cause::Cancelled { name: self.traveller.domain().name.clone() }),
             Ok(()) if self.is_gone() => return self.hand_over(),
             Ok(()) => (true, self.still_here()),
             Err(cause) => (false, cause),
@@ -239,7 +240,6 @@ impl<'a> Departure<'a> {
             let devices = vm.plugged();
             vm.unplug(&devices)?;
         }
-        self.migration.xml = self.xml_there()?;
         for _ in 1..BLOCK_JOB_TRIES {
             match self.call() {
                 Err(Cause::Call { source, .. }) if source.kind() == LibvirtErrorKind::ActiveBlockJob => {
@@ -329,9 +329,10 @@ impl<'a> Departure<'a> {
         let (to, host) = (self.agent.host().to_string(), self.host);
         let Some(vm) = self.traveller.with_vfs() else { return Ok(()) };
         let absent = || Cause::Absent { id: vm.domain.name.to_string() };
-        if !host.hypervisor().state(&vm.domain)?.ok_or_else(absent)?.runs() {
-            vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), true)))?;
-        }
+        let stands = !host.hypervisor().state(&vm.domain)?.ok_or_else(absent)?.runs();
+        vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), stands)))?;
+        // The XML of the domain there says so, too.
+        self.migration.xml = self.xml_there()?;
         match self.agent.ask(&Request::Go)? {
             Answer::Done => Ok(()),
             other => Err(self.agent.unexpected(&other).into()),
@@ -509,8 +510,8 @@ impl<'a> Departure<'a> {
             Ok(Answer::Left(what)) => log::warn!("{name} is on {to}, but {what}"),
             Ok(other) => log::warn!("{name} is on {to}; its agent answered {other}"),
             Err(error) if self.migration.paused => log::error!(
-                "{error}; {name} is on {to} and stands there until its agent has asked this host; if it stays so, \
-                 kvm-sriov resolve {name} there lets it run"
+                "{error}; {name} is on {to} and may stand there until its agent has asked this host; if it stays so, run \
+                 kvm-sriov resolve {name} --here on {to}"
             ),
             Err(error) => log::warn!("{error}; {name} runs on {to}, what it lacks there is left to reconciliation"),
         }

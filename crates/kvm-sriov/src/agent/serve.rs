@@ -15,7 +15,7 @@ use crate::claims::{ClaimError, ClaimStore, NicKey, Owner, Request as ClaimReque
 use crate::error::Cause;
 use crate::host::{Host, POLL};
 use crate::libvirt::{DomainRef, Event, Events, JobKind, RunState};
-use crate::reconcile::{self, Elsewhere};
+use crate::reconcile::{self, Elsewhere, Repair, Why};
 use crate::span::{Kind, Span};
 use crate::sudo::Sudo;
 use crate::vf_map::VfMap;
@@ -233,18 +233,41 @@ impl Desk<'_> {
         let host = self.host;
         // One that did not come, or can't run, stays expected: what was made for it goes, or it is tried again.
         let Some(domain) = domain else { return Err(Cause::Absent { id: uuid.to_string() }) };
+        if !matches!(presence, Presence::Running | Presence::Paused) {
+            return Err(Cause::NotAsAsked { name: domain.name, what: format!("it is still {presence} here") });
+        }
         let left = self.expected()?.receive(host, &domain, presence)?;
         self.expected = None;
         Ok(if left.is_empty() { Answer::Done } else { Answer::Left(left.join("; ")) })
     }
 
-    /// As [`Desk::finish`], for a VM whose own agent was lost with the connection to its source.
+    /// As [`Desk::finish`], for a VM whose own agent was lost with the connection to its source. That agent may still live and hold
+    /// the VM's lock: the CPUs do not wait for the lock, only the VFs do.
     fn finish_for_another(&mut self, uuid: &DomainUuid, id: &str) -> Result<Answer, Cause> {
         let Some(domain) = self.host.hypervisor().find(&DeployId::Uuid(uuid.clone()))? else {
             return Err(Cause::NothingPrepared);
         };
-        moved_by(&domain, &vm::read(self.host, &domain)?, id)?;
-        let report = reconcile::resolve(self.host, &DeployId::Uuid(uuid.clone()), Elsewhere::Never)?;
+        let live = vm::read(self.host, &domain)?;
+        let (presence, _) = presence(self.host, uuid)?;
+        let is_closed = vm::wanted(&live)?.is_some_and(|wanted| wanted.operation.is_none());
+        if is_closed && presence == Presence::Running {
+            // Its own agent had heard it.
+            return Ok(Answer::Done);
+        }
+        let stands = moved_by(&domain, &live, id)?;
+        if presence == Presence::Paused && !stands {
+            vm::let_run(self.host, &domain)?;
+            self.host.journal().vm(ACTION, &domain.name, "resumed");
+        }
+        // Until its own agent has noticed the loss and has asked the source.
+        let end = Instant::now() + Pulse::default().silence + ASKING + self.host.kvmrc().lock_timeout();
+        let report = loop {
+            let report = reconcile::resolve(self.host, &DeployId::Uuid(uuid.clone()), Elsewhere::Never)?;
+            if !report.left.contains(&Repair::Leave(Why::Locked)) || Instant::now() >= end {
+                break report;
+            }
+            thread::sleep(POLL);
+        };
         let failures = report.failures.iter().map(|failure| format!("cannot {}: {}", failure.repair, failure.cause));
         let left: Vec<String> = failures.chain(report.left.iter().map(ToString::to_string)).collect();
         Ok(if left.is_empty() { Answer::Done } else { Answer::Left(left.join("; ")) })

@@ -560,7 +560,12 @@ impl ClaimStore {
             Content::Ours(record) => {
                 record.image.is_none() && !backing.backs(&record.claim(&entry.root, entry.index)) && !record.is_held()
             }
-            Content::Original => self.is_old(entry) && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none()),
+            // It names no VM: one that can't be read may have the VF.
+            Content::Original => {
+                backing.unreadable.is_empty()
+                    && self.is_old(entry)
+                    && entry.vf_by(maps).is_some_and(|vf| backing.user(vf).is_none())
+            }
             Content::Elsewhere(_) | Content::Unreadable { .. } => false,
         };
         stale && seen.contains(entry)

@@ -1,6 +1,7 @@
 //! A domain that was started by the stock driver, or by the driver of 2013, becomes one of ours at its first action.
 
 use super::{Plugged, Vm};
+use crate::claims::Claim;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::order::ascending;
@@ -47,6 +48,14 @@ pub(super) fn adoptable(
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem.into());
         }
+    }
+    if devices.len() > dummies.len() {
+        let (vfs, dummies) = (devices.len(), dummies.len());
+        log::warn!(
+            "{} has {vfs} VFs and {dummies} dummies: nobody knows which are whose, and none is adopted",
+            live.name
+        );
+        return Ok(Vec::new());
     }
     Ok(ascending(devices, |a, b| a.guest.cmp(&b.guest)).into_iter().zip(dummies).collect())
 }
@@ -105,4 +114,47 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
     vm.write_wanted()?;
     let maps = vm.host.maps_of(vm.wanted.nics.iter().map(|nic| &nic.root))?;
     vm.host.recover(&vm.store, &maps, vm.action).map(drop)
+}
+
+/// Names the devices of an adopted domain whose metadata do not: an earlier version found a VF by its guest address, and a dummy by its
+/// MAC. A VF is taken only if the VM claims it for this NIC: what merely stands there is somebody else's. What has left is not named
+/// any longer.
+///
+/// # Errors
+/// The claims can't be read; the domain is as it was. Metadata that libvirt refuses are written by the next action.
+pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
+    let live = &vm.live;
+    let is_whole = |nic: &WantedNic| live.device_of(nic).is_some() && live.dummy_of(nic).is_some();
+    if vm.wanted.nics.iter().all(is_whole) {
+        return Ok(());
+    }
+    let claims = vm.store.claims_of(&vm.owner())?;
+    let (prefix, bridge) = (vm.host.kvmrc().dummy_mac_prefix(), vm.host.kvmrc().dummy_bridge());
+    let before = vm.wanted.clone();
+    let named = |mac| before.nics.iter().any(|nic| nic.adopted.dummy == Some(mac));
+    for nic in vm.wanted.nics.iter_mut() {
+        if live.device_of(nic).is_none() {
+            let is_claimed = |vf| claims.iter().any(|claim: &Claim| claim.vf == vf && claim.is_for(&nic.key()));
+            let is_there =
+                |device: &&LiveHostdev| !device.is_ours() && nic.guest.is_some() && device.guest == nic.guest;
+            let device = live.hostdevs.iter().find(|device| is_there(device) && is_claimed(device.vf));
+            nic.adopted.vf = device.map(|device| device.vf);
+        }
+        if live.dummy_of(nic).is_none() {
+            let is_dummy = |interface: &&LiveInterface| {
+                prefix.is_some_and(|prefix| interface.mac.has_prefix(prefix))
+                    && interface.mac.tail() == nic.mac.tail()
+                    && interface.bridge.as_deref() == bridge
+                    && !interface.is_ours()
+                    && !named(interface.mac)
+            };
+            nic.adopted.dummy = live.interfaces.iter().find(is_dummy).map(|interface| interface.mac);
+        }
+    }
+    if vm.wanted != before {
+        if let Err(cause) = vm.write_wanted() {
+            log::warn!("{cause}; the devices that {} was adopted with are named by the next action", vm.domain.name);
+        }
+    }
+    Ok(())
 }

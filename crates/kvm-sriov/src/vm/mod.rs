@@ -341,7 +341,9 @@ impl<'a> Vm<'a> {
         let is_ours = known.is_some();
         let wanted = known.unwrap_or_default();
         let mut vm = Self { host, action, domain, live, wanted, store, lock, noted: Vec::new(), lacking: Vec::new() };
-        if !is_ours {
+        if is_ours {
+            adopt::complete(&mut vm)?;
+        } else {
             adopt::adopt(&mut vm, data)?;
         }
         vm.note_lacking();
