@@ -211,8 +211,9 @@ const SLEEPS: &[(&str, usize, &str)] = &[
     ("sysfs.rs", 1, "udev's queue has no event that a library of ours hears"),
     (
         "agent/serve.rs",
-        2,
-        "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again",
+        3,
+        "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again; an agent \
+         that has lost its source holds the VM's lock until it has noticed",
     ),
     ("host.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),

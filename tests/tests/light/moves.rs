@@ -73,7 +73,7 @@ pub(super) fn the_front_end_moves_a_vm(site: Site) {
 }
 
 /// A file, and two logical volumes as OpenNebula's fs_lvm_ssh has them: a disk, and a CD. What is theirs alone is then removed, as its
-/// `postmigrate` does.
+/// `postmigrate` does. A process keeps each volume: its device goes with it.
 pub(super) fn another_datastore_of_the_host(site: Site) {
     let vm = guest(42).disk().nic("br0");
     make_disks(site, &vm);
@@ -84,7 +84,7 @@ pub(super) fn another_datastore_of_the_host(site: Site) {
             "set -e; mkdir -p /dev/vg-one-{SHARED} /dev/vg-one-{SHARED_TOO}; \
              for lv in {SHARED}/lv-one-42-2 {SHARED}/lv-one-42-3 {SHARED_TOO}/lv-one-42-2 {SHARED_TOO}/lv-one-42-3; do \
              image=/lab/$(echo $lv | tr / -).img; truncate -s 16M $image; loop=$(losetup -f --show $image); \
-             sleep 600 <$loop >/dev/null 2>&1 & losetup -d $loop; chown oneadmin: $loop; ln -sfn $loop /dev/vg-one-$lv; done; \
+             exec 9<$loop; sleep 600 <&9 >/dev/null 2>&1 & exec 9<&-; losetup -d $loop; chown oneadmin: $loop; ln -sfn $loop /dev/vg-one-$lv; done; \
              head -c 1M /dev/urandom >/dev/vg-one-{SHARED}/lv-one-42-2; echo a-volume >/dev/vg-one-{SHARED}/lv-one-42-3"
         ))
         .ok();
