@@ -49,8 +49,11 @@ const RUN_DIR: &str = "/var/run/one";
 /// ```
 /// use std::{sync::Arc, time::Duration};
 /// use kvm_sriov::{Host, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+/// let dir = tempfile::tempdir()?;
+/// std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
+/// let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
 /// let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-/// let host = Host::new(Kvmrc::load(&[]), Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
+/// let host = Host::new(kvmrc, Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
 /// for vf in host.vfs()? {
 ///     println!("{} {} {}", vf.root, vf.address, vf.state);
 /// }

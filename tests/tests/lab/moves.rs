@@ -480,6 +480,8 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: LabHost) {
     }
     assert_eq!(host1.state(&vm), "paused");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
+    assert_eq!((said.code, host1.state(&vm).as_str()), (3, "paused"), "{said:?}");
+    let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here --force"));
     assert_eq!(said.code, 0, "{said:?}");
     host2.power_on();
     is_only_at(&vm, host1, host2, 2);

@@ -7,8 +7,10 @@
 //! use std::{sync::Arc, time::Duration};
 //! use kvm_sriov::{Host, actions, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
 //! let dir = tempfile::tempdir()?;
+//! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
+//! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
 //! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-//! let host = Host::new(Kvmrc::load(&[]), Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//! let host = Host::new(kvmrc, Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
 //!
 //! let xml = "<domain type='test'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
 //! let domain = actions::deploy(&host, &dir.path().join("42/deployment.0"), xml)?;
@@ -21,7 +23,7 @@
 //! let vf = xml.replace("</domain>", "<devices><interface type='bridge'><source bridge='sriov_ib0'/>\
 //!     <mac address='02:00:c0:a8:01:05'/></interface></devices></domain>");
 //! let error = actions::deploy(&host, &dir.path().join("42/deployment.1"), &vf).unwrap_err();
-//! assert!(error.to_string().starts_with("deploy: DUMMY_BRIDGE is not set"));
+//! assert!(error.to_string().starts_with("deploy: DUMMY_MAC_PREFIX is not set"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
