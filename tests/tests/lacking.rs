@@ -3,18 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::thread;
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::agent::{self, AgentError, Link, Reach};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, Host, HostName, SnapshotName};
+use kvm_sriov::{ActionError, DeployId, SnapshotName};
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model::Course;
+use kvm_sriov_tests::model::agent::OneAgent;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::faults::Fault;
 use kvm_sriov_tests::model::host::ModelHost;
@@ -281,28 +277,10 @@ fn it_ends() {
     }
 }
 
-/// The agent on a thread of this process.
-struct Agent(Mutex<Option<Host>>);
-
-impl Reach for Agent {
-    fn start(&self, _: &HostName) -> Result<Link, AgentError> {
-        let host = self.0.lock().unwrap().take().unwrap();
-        let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        // Nobody is asked: no source is lost here.
-        let back = agent::Ssh::new("/none".as_ref()).with_program("false".into());
-        thread::spawn(move || agent::serve(|| Ok(host), &back, input, output));
-        Ok(Link::new(from, to))
-    }
-
-    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
-        Ok(())
-    }
-}
-
 fn migrate(from: &ModelHost, to: &ModelHost) -> Result<(), ActionError> {
     let name = |host: &ModelHost| host.model().name().parse().unwrap();
     let route = actions::Route { from: Some(name(from)), to: name(to) };
-    actions::migrate(&from.host(), &id(), &route, None, &Agent(Mutex::new(Some(to.host()))))
+    actions::migrate(&from.host(), &id(), &route, None, &OneAgent::of(to.host()))
 }
 
 #[test]

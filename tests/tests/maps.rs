@@ -3,18 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::thread;
-
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::agent::{self, AgentError, Link, Reach};
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, Host, HostName, PciAddress, VfState, network};
+use kvm_sriov::{ActionError, PciAddress, VfState, network};
 use kvm_sriov_tests::CALL_LIMIT;
+use kvm_sriov_tests::model::agent::OneAgent;
 use kvm_sriov_tests::model::check::Stage;
 use kvm_sriov_tests::model::host::ModelHost;
 use kvm_sriov_tests::vm::Vm;
@@ -60,26 +55,8 @@ fn vfs(host: &ModelHost) -> Vec<PciAddress> {
     host.domain("one-42").unwrap().vfs().collect()
 }
 
-/// The agent of the other host on a thread.
-struct Other(Mutex<Option<Host>>);
-
-impl Reach for Other {
-    fn start(&self, _: &HostName) -> Result<Link, AgentError> {
-        let host = self.0.lock().unwrap().take().unwrap();
-        let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        // Nobody is asked: no source is lost here.
-        let back = agent::Ssh::new("/none".as_ref()).with_program("false".into());
-        thread::spawn(move || agent::serve(|| Ok(host), &back, input, output));
-        Ok(Link::new(from, to))
-    }
-
-    fn copy(&self, _: &[PathBuf], _: &HostName, _: &Path) -> Result<(), AgentError> {
-        Ok(())
-    }
-}
-
 fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
-    let reach = Other(Mutex::new(Some(to.host())));
+    let reach = OneAgent::of(to.host());
     let route = actions::Route { from: None, to: to.model().name().parse().unwrap() };
     actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, None, &reach)
 }

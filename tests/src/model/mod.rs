@@ -11,7 +11,9 @@
 //! * [`faults`] - any [`Hypervisor`](kvm_sriov::libvirt::Hypervisor) whose call `n` fails, or is the last of its process
 //! * [`host`] - a [`kvm_sriov::Host`] around a model; [`check`] - what must be true of it
 //! * [`every`] - an action with every call failing in turn
+//! * [`agent`] - the agent of a model host, on a thread
 
+pub mod agent;
 pub mod check;
 mod definition;
 mod device;

@@ -442,8 +442,8 @@ impl Expected {
         self.is_under_way && !self.witness.came && !is_cancelled
     }
 
-    /// The lock of the VM, and a VF for every NIC that has one where it comes from, or none at all; then one for each of the others, as far as there
-    /// are.
+    /// Takes the lock of the VM and claims a VF for every NIC that has one where it comes from, or none at all. Then it claims one for
+    /// each of the other NICs that can have one.
     fn claim(&mut self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let store = host.claims()?;
         let lock = store.lock_vm(&self.visitor.name, ACTION, host.kvmrc().lock_timeout())?;
