@@ -92,7 +92,7 @@ sriov_nics() {
     done
 }
 
-# Judges the network devices (docs/guest.md has the rules) and pairs VFs with dummies. Prints, a line each:
+# Judges the network devices (docs/howto/guest.md has the rules) and pairs VFs with dummies. Prints, a line each:
 #   dummy DEVICE KEY              a dummy; its KEY is 0<position>:<last four bytes of the NIC's MAC>
 #   pair ADDRESS KEY DEVICE KIND  the VF at this PCI address belongs to this dummy
 #   keep ADDRESS KEY              is to be remembered

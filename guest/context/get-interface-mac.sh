@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Read at the end of loc-10-network.d/functions of OpenNebula's context packages, which every renderer reads (see docs/guest.md).
+# Read at the end of loc-10-network.d/functions of OpenNebula's context packages, which every renderer reads (see docs/howto/guest.md).
 
 # Prints what the function of that name in the same file prints, "device MAC" for each Ethernet link; but a VF has the MAC that the
 # context knows, and a dummy is left out. So a renderer configures the VF, and the dummy stays down and without an address.

@@ -5,7 +5,8 @@
 //! the front-end, with their input in base64.
 //!
 //! # Source
-//! OpenNebula's `one_vmm_exec.rb`, `ssh_stream.rb`, `CommandManager.rb` and `DriverExecHelper.rb` of 4.0 to 7.4; docs/versions.md.
+//! OpenNebula's `one_vmm_exec.rb`, `ssh_stream.rb`, `CommandManager.rb` and `DriverExecHelper.rb` of 4.0 to 7.4;
+//! docs/reference/versions.md.
 
 use std::fmt;
 use std::io::Write;

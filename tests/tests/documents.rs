@@ -17,13 +17,19 @@ use kvm_sriov_tests::remotes::target;
 /// Every document of the project.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for dir in ["", "docs", "docs/decisions", "tests/lab", "tests/fixtures"] {
-        for entry in fs::read_dir(project().join(dir)).unwrap() {
-            let path = entry.unwrap().path();
+    let mut dirs = vec![project().join("docs"), project().join("tests")];
+    let mut read = |dir: &Path, dirs: &mut Vec<PathBuf>| {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
             if path.extension().is_some_and(|e| e == "md") {
                 found.push(path);
+            } else if path.is_dir() {
+                dirs.push(path);
             }
         }
+    };
+    read(&project(), &mut Vec::new());
+    while let Some(dir) = dirs.pop() {
+        read(&dir, &mut dirs);
     }
     assert!(found.len() > 10, "{found:?}");
     found
@@ -163,7 +169,7 @@ fn oned_conf_is_complete_and_every_copy_is_the_same() {
         assert_eq!(text.matches("VM_MAD = [").count(), own.len(), "{}: lines of its own", path.display());
         assert_eq!(text.matches("VN_MAD_CONF = [").count(), own.len(), "{}: lines of its own", path.display());
     }
-    assert_eq!(copies, 1, "docs/install.md");
+    assert_eq!(copies, 1, "docs/howto/install.md");
     let readme = fs::read_to_string(project().join("README.md")).unwrap();
     assert!(readme.contains("cat dist/opennebula/oned.conf >>/etc/one/oned.conf"));
 }
@@ -188,7 +194,7 @@ fn live_disk_snapshots_are_allowed_for_the_driver() {
             shown += 1;
         }
     }
-    assert_eq!(shown, 2, "README.md and docs/install.md");
+    assert_eq!(shown, 2, "README.md and docs/howto/install.md");
 }
 
 #[test]
@@ -213,10 +219,10 @@ fn rows(document: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn every_program_has_its_row() {
-    let rows = rows("docs/actions.md");
+    let rows = rows("docs/reference/actions.md");
     let mut named: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
     named.sort();
-    assert_eq!(named, programs(), "docs/actions.md and shims/src/bin differ");
+    assert_eq!(named, programs(), "docs/reference/actions.md and shims/src/bin differ");
 }
 
 /// Fails unless each of the names `file: test` in this text is that of a test.
@@ -241,14 +247,14 @@ fn assert_tests(row: &str, text: &str) {
 
 #[test]
 fn what_shows_an_action_is_a_test() {
-    for row in rows("docs/actions.md") {
+    for row in rows("docs/reference/actions.md") {
         assert_tests(&row[0], row.last().unwrap());
     }
 }
 
 #[test]
 fn what_shows_a_change_between_versions_is_a_test() {
-    let text = fs::read_to_string(project().join("docs/versions.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/reference/versions.md")).unwrap();
     for row in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
         assert_tests(row, row.trim_end_matches('|').rsplit('|').next().unwrap());
     }
@@ -291,7 +297,7 @@ fn times() -> BTreeMap<String, u64> {
 
 #[test]
 fn every_wait_has_its_line_and_its_time() {
-    let text = fs::read_to_string(project().join("docs/waits.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/reference/waits.md")).unwrap();
     let (times, mut listed) = (times(), BTreeSet::new());
     assert!(times.len() > 25, "{times:?}");
     for row in text.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
@@ -308,5 +314,5 @@ fn every_wait_has_its_line_and_its_time() {
         listed.insert(place.to_owned());
     }
     let missing: Vec<&String> = times.keys().filter(|place| !listed.contains(*place)).collect();
-    assert!(missing.is_empty(), "docs/waits.md does not have {missing:?}");
+    assert!(missing.is_empty(), "docs/reference/waits.md does not have {missing:?}");
 }

@@ -597,7 +597,7 @@ fn a_wrong_call_says_what_is_right() {
     assert!(scripts.starts_with("#!/bin/sh\n"));
 }
 
-// --- packages, and what docs/guest.md says ---------------------------------------------------------------------------
+// --- packages, and what docs/howto/guest.md says ---------------------------------------------------------------------------
 
 /// The packages that `dist/package-guest` makes.
 fn packages() -> TempDir {
@@ -615,9 +615,9 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// The commands of docs/guest.md that begin so.
+/// The commands of docs/howto/guest.md that begin so.
 fn documented(begin: &str) -> String {
-    let text = fs::read_to_string(project().join("docs/guest.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/howto/guest.md")).unwrap();
     let blocks = text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
     let found: Vec<&str> = blocks.filter(|block| block.starts_with(begin)).collect();
     assert_eq!(found.len(), 1, "{begin}");
@@ -699,7 +699,7 @@ fn everybody_can_read_what_is_installed_whatever_the_umask_is() {
 
 #[test]
 fn the_documents_sample_and_the_script_of_2013_do_what_it_says() {
-    let text = fs::read_to_string(project().join("docs/guest.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/howto/guest.md")).unwrap();
     let sample = text.split("```guest_conf\n").nth(1).unwrap().split("```").next().unwrap();
     let mut guest = Guest::bare();
     dummies(&mut guest, &[0, 1]);

@@ -273,9 +273,9 @@ fn newest_symbol(remotes: &Remotes, library: &str) -> (u32, u32, u32) {
     newest
 }
 
-/// The version in the row of docs/support.md that begins with this name.
+/// The version in the row of docs/reference/support.md that begins with this name.
 fn documented(name: &str) -> (u32, u32, u32) {
-    let text = fs::read_to_string(project().join("docs/support.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/reference/support.md")).unwrap();
     let row = text.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap();
     let mut numbers = row.split('|').nth(2).unwrap().trim().split('.').map(|n| n.parse().unwrap());
     (numbers.next().unwrap(), numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
@@ -287,7 +287,7 @@ fn programs_need_no_newer_library_than_documented() {
     for (name, library) in [("glibc", "GLIBC"), ("libvirt", "LIBVIRT")] {
         let (needed, oldest) = (newest_symbol(&remotes, library), documented(name));
         assert!(needed > (0, 0, 0), "no symbol of {name} was found");
-        assert!(needed <= oldest, "a program needs {name} {needed:?}, docs/support.md says {oldest:?}");
+        assert!(needed <= oldest, "a program needs {name} {needed:?}, docs/reference/support.md says {oldest:?}");
     }
 }
 

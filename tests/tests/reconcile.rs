@@ -1,4 +1,5 @@
-//! Reconciliation: docs/reconcile.md is complete, the program follows it, and every row comes true on a model host.
+//! Reconciliation: docs/reference/reconcile.md is complete, the program follows it, and every row comes true on a
+//! model host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -25,7 +26,7 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
-/// A table of docs/reconcile.md.
+/// A table of docs/reference/reconcile.md.
 struct Table {
     /// The columns that a row is chosen by, and every value that each can have.
     columns: Vec<(&'static str, Vec<&'static str>)>,
@@ -40,7 +41,7 @@ struct Row {
 impl Table {
     /// Reads the table under the heading `### Table <number>`, whose last two columns are what is done, and why.
     fn read(number: usize, columns: Vec<(&'static str, Vec<&'static str>)>) -> Self {
-        let text = fs::read_to_string(project().join("docs/reconcile.md")).unwrap();
+        let text = fs::read_to_string(project().join("docs/reference/reconcile.md")).unwrap();
         let section = text.split(&format!("\n### Table {number}:")).nth(1).unwrap().split("\n#").next().unwrap();
         let cells = |line: &str| -> Vec<String> {
             line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()

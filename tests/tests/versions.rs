@@ -1,4 +1,4 @@
-//! What changed between versions of OpenNebula, each change from both sides: docs/versions.md has them all.
+//! What changed between versions of OpenNebula, each change from both sides: docs/reference/versions.md has them all.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -344,7 +344,7 @@ fn poll_says_one_line_to_versions_that_ask() {
 
 #[test]
 fn every_change_has_its_row() {
-    let text = fs::read_to_string(project().join("docs/versions.md")).unwrap();
+    let text = fs::read_to_string(project().join("docs/reference/versions.md")).unwrap();
     let tests = fs::read_to_string(project().join("tests/tests/versions.rs")).unwrap();
     let named = |name: &str| text.contains(&format!("`versions: {name}`"));
     let forgotten: Vec<&str> = tests
@@ -353,5 +353,5 @@ fn every_change_has_its_row() {
         .map(|test| test.split('(').next().unwrap())
         .filter(|name| !named(name) && *name != "every_change_has_its_row")
         .collect();
-    assert_eq!(forgotten, Vec::<&str>::new(), "docs/versions.md does not name these");
+    assert_eq!(forgotten, Vec::<&str>::new(), "docs/reference/versions.md does not name these");
 }

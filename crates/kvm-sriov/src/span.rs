@@ -1,7 +1,7 @@
 //! Where the time of an action goes: to the guest, to libvirt, to the copy, to ssh, and what is left is ours.
 //!
 //! A program that finds SRIOV_SPANS in its environment appends a line `<kind> <begin> <end> <name>` to that file for each span, in
-//! microseconds since the program began. docs/measurements.md is made from them.
+//! microseconds since the program began. docs/reference/measurements.md is made from them.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};

@@ -1,7 +1,8 @@
-//! docs/measurements.md: where the time of save, restore and migrate goes, for 1, 2 and 3 VFs, measured in the lab.
+//! docs/reference/measurements.md: where the time of save, restore and migrate goes, for 1, 2 and 3 VFs, measured
+//! in the lab.
 //!
-//! `cargo run --release -p kvm-sriov-tests --bin measure >docs/measurements.md`, when `cargo build --release` has
-//! made the programs. It starts the lab's hosts if they do not run.
+//! `cargo run --release -p kvm-sriov-tests --bin measure >docs/reference/measurements.md`, when
+//! `cargo build --release` has made the programs. It starts the lab's hosts if they do not run.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 

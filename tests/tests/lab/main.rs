@@ -616,10 +616,10 @@ fn commands_of_the_documents(host: LabHost) {
     let typed = "editor() { echo '0x01 0x10 0x00' >$1; }; EDITOR=editor";
     let out = run(block_with("README.md", "sriov_numvfs"), typed);
     assert!(out.contains("this host is ready"), "{out}");
-    let out = run(block_with("docs/configuration.md", "virtfn"), "");
+    let out = run(block_with("docs/reference/configuration.md", "virtfn"), "");
     assert!(out.contains("ib0 (/etc/kvm-sriov/vf_maps/ib0): 4 VFs"), "{out}");
     // There is no systemd in the lab, so no journalctl.
-    let state = block_with("docs/state.md", "kvm-sriov list").replace("journalctl", "true");
+    let state = block_with("docs/reference/state.md", "kvm-sriov list").replace("journalctl", "true");
     host.root("mkdir -p /tmp/vf_interfaces/ib0; chown -R oneadmin: /tmp/vf_interfaces").ok();
     let out = run(state, "");
     assert!(out.contains("0000:01:10.0"), "{out}");

@@ -6,8 +6,8 @@
 //! * `serve` - the end that answers: claims, plugs, and looks what is true when nobody asks any more
 //! * `errand` - the move of a VM of the agent's own host, for the front-end
 //!
-//! docs/agent.md describes the lines. A message is a word and `name=value` pairs; nothing of a value is ever a part of a
-//! command line.
+//! docs/reference/agent.md describes the lines. A message is a word and `name=value` pairs; nothing of a value is ever
+//! a part of a command line.
 
 mod client;
 mod conversation;
@@ -486,11 +486,11 @@ mod tests {
 
     #[test]
     fn the_lines_are_those_of_the_document() {
-        let document = include_str!("../../../../docs/agent.md");
+        let document = include_str!("../../../../docs/reference/agent.md");
         let all = requests("", 0, true).iter().map(ToString::to_string).collect::<Vec<_>>();
         for line in all.into_iter().chain(answers("").iter().map(ToString::to_string)) {
             let word = line.split(' ').next().unwrap();
-            assert!(document.contains(&format!("`{word}")), "{word} is not in docs/agent.md");
+            assert!(document.contains(&format!("`{word}")), "{word} is not in docs/reference/agent.md");
         }
         assert!(document.contains(&format!("{MAGIC} {VERSION} ")));
     }

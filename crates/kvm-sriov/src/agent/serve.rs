@@ -50,7 +50,7 @@ const GIVEN_UP: Duration = Duration::from_secs(30);
 /// * `reach` - how the source is reached, to be asked when it was lost
 ///
 /// # Source
-/// docs/agent.md.
+/// docs/reference/agent.md.
 pub fn serve(
     open: impl FnOnce() -> Result<Host, Cause>,
     reach: &dyn Reach,

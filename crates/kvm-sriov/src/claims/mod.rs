@@ -1,7 +1,7 @@
 //! Claims: which VM has which VF, in files that outlive a process and that every process of the host shares.
 //!
-//! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/state.md describes the files. A claim that
-//! neither a running domain nor a living process backs is stale, and whoever looks next removes it.
+//! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/reference/state.md describes the files. A claim
+//! that neither a running domain nor a living process backs is stale, and whoever looks next removes it.
 //!
 //! * `store` - [`ClaimStore`]: claims are made, released and repaired under one lock, held for milliseconds
 //! * `entries` - what lies in the state directory

@@ -1,4 +1,4 @@
-//! The rules: which repairs a VM needs, from what is known of it. docs/reconcile.md has them as tables.
+//! The rules: which repairs a VM needs, from what is known of it. docs/reference/reconcile.md has them as tables.
 
 use std::fmt;
 
@@ -215,7 +215,7 @@ fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
 }
 
 impl Repair {
-    /// What it is in one or two words, as in docs/reconcile.md.
+    /// What it is in one or two words, as in docs/reference/reconcile.md.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Leave(_) => "leave",

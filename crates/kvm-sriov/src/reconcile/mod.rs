@@ -2,7 +2,7 @@
 //!
 //! An action that was killed, a host that lost its power, a guest that answered too late: each leaves a difference between
 //! the three, or an operation that nobody goes on with. [`reconcile`] puts all VMs of a host right, and every action puts
-//! its own VM right before it begins. [`decide`] holds the rules, which docs/reconcile.md lists.
+//! its own VM right before it begins. [`decide`] holds the rules, which docs/reference/reconcile.md lists.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! Which OpenNebula calls, as far as it changes what is read and answered.
 //!
-//! Nothing else in the driver knows of versions. docs/versions.md has every change that matters, from 4.0 on.
+//! Nothing else in the driver knows of versions. docs/reference/versions.md has every change that matters, from 4.0 on.
 
 use std::fs;
 use std::path::{Path, PathBuf};

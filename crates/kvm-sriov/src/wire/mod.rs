@@ -5,7 +5,7 @@
 //! `ERROR:`, `INFO:`, `WARN:` or `DEBUG:` becomes the message a user sees. So a failure is exactly one such line.
 //!
 //! # Source
-//! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/wire.md.
+//! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/reference/wire.md.
 
 mod caller;
 

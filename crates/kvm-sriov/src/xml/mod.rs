@@ -5,8 +5,8 @@
 //! [`Wanted`] the element that we keep in the domain.
 //!
 //! # Source
-//! docs/wire.md for what arrives; libvirt's formatdomain for the domain; docs/decisions/0003-metadata-in-the-domain.md
-//! for our element.
+//! docs/reference/wire.md for what arrives; libvirt's formatdomain for the domain;
+//! docs/decisions/0003-metadata-in-the-domain.md for our element.
 
 mod deployment;
 mod disk;
