@@ -65,7 +65,7 @@ sriov_dummy_prefix() {
 }
 
 # What QEMU emulates beside virtio, by the guest's drivers: a dummy has the model of its NIC, which can be one of these. They drive no
-# VFs; but a vmxnet3 that nobody names counts as one, as it stands for a VF where a guest is tried without (tests/tests/light).
+# VFs; but a vmxnet3 that nobody names counts as one, as it stands for a VF where a guest is tried without (tests/scenarios/light).
 sriov_emulated='8139cp 8139too e100 e1000 e1000e igb ne2k-pci pcnet32 tulip vmxnet3'
 
 # Every network device that belongs to a PCI function, a line each. What is not known is "-". A device may go while it is read.

@@ -9,9 +9,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::lab::Said;
 use crate::project;
 use crate::remotes::target;
+use crate::rig_host::Said;
 
 /// Enters the tree: ROOT, the guest's own DIR, a shell SCRIPT. Everything that is written stays in DIR.
 const ENTER: &str = r#"
@@ -87,9 +87,9 @@ impl Guest {
         for (from, to) in
             [("one-contextd", "/usr/sbin/one-contextd"), ("loc-10-network", "/etc/one-context.d/loc-10-network")]
         {
-            guest.copy(&project().join("tests/context").join(from), to);
+            guest.copy(&project().join("tests/rigs/context").join(from), to);
         }
-        for entry in fs::read_dir(project().join("tests/context/loc-10-network.d")).unwrap() {
+        for entry in fs::read_dir(project().join("tests/rigs/context/loc-10-network.d")).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             guest.copy(&path, &format!("/etc/one-context.d/loc-10-network.d/{name}"));

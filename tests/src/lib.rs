@@ -9,10 +9,10 @@ pub mod caller;
 pub mod daemon;
 pub mod guest;
 mod guest_cpu;
-pub mod lab;
 pub mod model;
 pub mod remotes;
-pub mod scenarios;
+pub mod rig_host;
+pub mod runner;
 pub mod site;
 pub mod vm;
 

@@ -8,8 +8,8 @@ use std::{env, fs};
 use tempfile::TempDir;
 
 use crate::caller::Version;
-use crate::lab::Said;
 use crate::project;
+use crate::rig_host::Said;
 
 /// A remotes directory that `shims/install` filled.
 pub struct Remotes {

@@ -6,8 +6,8 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use kvm_sriov_tests::lab::{GuestNic, LabHost, Said};
 use kvm_sriov_tests::remotes::Remotes;
+use kvm_sriov_tests::rig_host::{GuestNic, RigHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
 /// A guest boots in about 20 s in the emulated host.
@@ -42,7 +42,7 @@ fn call(text: &str, action: impl FnOnce() -> Said) {
 }
 
 /// The host's own view of its VFs.
-fn show(host: LabHost) {
+fn show(host: RigHost) {
     println!("\n  {}$ kvm-sriov list", host.name());
     for line in host.root("kvm-sriov list").ok().lines() {
         println!("  {line}");
@@ -51,7 +51,7 @@ fn show(host: LabHost) {
 }
 
 /// Waits until the guest's context scripts have configured its VFs and the guest on the other host answers it.
-fn ping(host: LabHost, vm: &Vm, peer: &Vm) {
+fn ping(host: RigHost, vm: &Vm, peer: &Vm) {
     host.wait_addresses(vm, &[vm.ip(1), vm.ip(2)]);
     let vfs: Vec<String> = host.console(vm).vfs().into_iter().map(|(nic, ip)| format!("{nic} {ip}")).collect();
     let text = format!("{} answers its VFs: {}", peer.ip(0), vfs.join(", "));
@@ -59,7 +59,7 @@ fn ping(host: LabHost, vm: &Vm, peer: &Vm) {
 }
 
 /// Waits until the guest shows all its NICs, and keeps what host and guest show.
-fn look(host: LabHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Moment {
+fn look(host: RigHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Moment {
     let mut inside = Vec::new();
     step(text, || {
         host.wait("the guest's NICs", limit, |host| {
@@ -71,7 +71,7 @@ fn look(host: LabHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Mom
 }
 
 fn main() {
-    let [host1, host2] = LabHost::start_both();
+    let [host1, host2] = RigHost::start_both();
     let neighbour = Vm::new(7).with_context().nic("sriov_pf0");
     let stays = Vm::new(8).with_context().nic("sriov_pf1");
     let vm = Vm::new(42)

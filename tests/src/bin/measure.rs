@@ -8,8 +8,8 @@
 
 use std::process::Command;
 
-use kvm_sriov_tests::lab::{GUEST_BOOT, LabHost, Said};
 use kvm_sriov_tests::remotes::{Remotes, target};
+use kvm_sriov_tests::rig_host::{GUEST_BOOT, RigHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
 /// Where a host's programs write their spans.
@@ -47,7 +47,7 @@ struct Shares {
 }
 
 /// What the programs of a host have written since this was asked last. Standard error gets it as it is.
-fn spans(host: LabHost) -> Vec<Span> {
+fn spans(host: RigHost) -> Vec<Span> {
     let text = host.root(&format!("if [ -e {SPANS} ]; then cat {SPANS} && rm {SPANS}; fi")).ok();
     let read = |line: &str| {
         let mut words = line.split(' ');
@@ -115,7 +115,7 @@ fn shares(here: &[Span], there: &[Span]) -> Shares {
 }
 
 /// How many times longer a program of ours takes in the host than here, to start and do nothing.
-fn slowness(host: LabHost) -> f64 {
+fn slowness(host: RigHost) -> f64 {
     let starts = |program: &str| {
         format!(
             "a=$(date +%s%N); for n in 1 2 3 4 5 6 7 8 9 10; do {program} --help >/dev/null; done; b=$(date +%s%N); echo $((b - a))"
@@ -159,7 +159,7 @@ fn row(vfs: usize, action: &str, said: &Said, shares: &Shares) {
 }
 
 fn main() {
-    let [host1, host2] = LabHost::start_both();
+    let [host1, host2] = RigHost::start_both();
     for host in [host1, host2] {
         host.clean();
         host.install(&Remotes::default());
@@ -188,7 +188,7 @@ fn main() {
         let roots = ["sriov_pf0", "sriov_pf1", "sriov_pf0"];
         let vm = roots.iter().take(vfs).fold(Vm::new(id).machine("q35").with_guest(), |vm, root| vm.nic(root));
         let shown =
-            |host: LabHost| host.wait("the guest's NICs", GUEST_BOOT, |host| host.guest_nics(&vm).len() == 2 * vfs);
+            |host: RigHost| host.wait("the guest's NICs", GUEST_BOOT, |host| host.guest_nics(&vm).len() == 2 * vfs);
         host1.deploy(&vm).ok();
         shown(host1);
         host1.wait_tick(&vm);

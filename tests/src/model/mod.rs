@@ -2,7 +2,7 @@
 //!
 //! The lab shows what works; here is shown what must not happen when something else does. One model stands for the
 //! libvirtd of one host; several may be joined to one world, between which domains migrate. Guests answer after
-//! milliseconds. `tests/tests/behaviours.rs` holds the model and the lab to the same list of behaviours.
+//! milliseconds. `tests/model/behaviours.rs` holds the model and the lab to the same list of behaviours.
 //!
 //! * `world` - what is true: hosts, domains, requests that a guest has not answered, memories that must run once
 //! * `definition`, `element`, `device`, `slots` - a domain's XML, completed as libvirt does

@@ -1,0 +1,332 @@
+//! The documents: links lead somewhere, samples are read as the text says, names of files are right.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kvm_sriov::RootName;
+use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::vf_map::VfMap;
+use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::programs;
+use kvm_sriov_tests::remotes::target;
+
+/// Every document of the project.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![project().join("docs"), project().join("tests")];
+    let mut read = |dir: &Path, dirs: &mut Vec<PathBuf>| {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
+            } else if path.is_dir() {
+                dirs.push(path);
+            }
+        }
+    };
+    read(&project(), &mut Vec::new());
+    while let Some(dir) = dirs.pop() {
+        read(&dir, &mut dirs);
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+/// The code blocks of a document in this language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() == format!("```{language}") {
+            found
+                .push(lines.by_ref().take_while(|line| line.trim() != "```").map(|line| format!("{line}\n")).collect());
+        } else if line.trim().starts_with("```") {
+            lines.by_ref().take_while(|line| line.trim() != "```").for_each(drop);
+        }
+    }
+    found
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap().split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            assert!(path.parent().unwrap().join(target).exists(), "{}: {target} is not there", path.display());
+        }
+    }
+}
+
+#[test]
+fn kvmrc_samples_are_read_without_a_word() {
+    let mut samples = 0;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kvmrc");
+    let mut read = |from: &Path, text: &str| {
+        fs::write(&file, text).unwrap();
+        let kvmrc = Kvmrc::load(std::slice::from_ref(&file));
+        assert!(kvmrc.problems().is_empty(), "{}: {:?}", from.display(), kvmrc.problems());
+        samples += 1;
+    };
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "kvmrc") {
+            read(&path, &block);
+        }
+    }
+    let example = project().join("kvmrc.example");
+    read(&example, &fs::read_to_string(&example).unwrap());
+    assert!(samples > 1, "no document has a sample of kvmrc");
+}
+
+#[test]
+fn map_samples_are_maps() {
+    let root: RootName = "ib0".parse().unwrap();
+    let mut samples = 0;
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "vf_map") {
+            VfMap::parse(root.clone(), &path, block.as_bytes()).unwrap();
+            samples += 1;
+        }
+    }
+    assert!(samples > 0, "no document has a sample of a map");
+    for entry in fs::read_dir(project().join("vf_maps")).unwrap() {
+        let path = entry.unwrap().path();
+        VfMap::load(path.file_name().unwrap().to_str().unwrap().parse().unwrap(), &path).unwrap();
+    }
+}
+
+#[test]
+fn shell_samples_are_shell() {
+    let mut samples = 0;
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "sh") {
+            let status = Command::new("bash").args(["-n", "-c", &block]).status().unwrap();
+            assert!(status.success(), "{}: {block}", path.display());
+            samples += 1;
+        }
+    }
+    assert!(samples > 2);
+}
+
+#[test]
+fn files_that_the_readme_copies_are_there() {
+    let readme = fs::read_to_string(project().join("README.md")).unwrap();
+    let mut copied = 0;
+    let is_copy = |line: &&str| line.starts_with("cp ") || line.starts_with("cat ");
+    for line in blocks(&readme, "sh").concat().lines().filter(is_copy) {
+        let file = line.split_whitespace().nth(1).unwrap();
+        let path = file.strip_prefix("target/").map_or_else(|| project().join(file), |built| target().join(built));
+        assert!(path.is_file(), "{file} is not there");
+        copied += 1;
+    }
+    assert_eq!(copied, 4);
+}
+
+/// A section of oned.conf as OpenNebula reads it: names and values.
+fn section(text: &str, name: &str) -> BTreeMap<String, String> {
+    let parts: Vec<&str> = text.split(&format!("\n{name} = [")).collect();
+    assert_eq!(parts.len(), 2, "one {name}");
+    let pairs = parts[1].split(']').next().unwrap().split(",\n").map(|pair| pair.split_once('=').unwrap());
+    pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches('"').to_owned())).collect()
+}
+
+/// What OpenNebula needs to be told, or it takes it for "no": nobody notices what a missing attribute switches off.
+#[test]
+fn oned_conf_is_complete_and_every_copy_is_the_same() {
+    let shipped = fs::read_to_string(project().join("dist/opennebula/oned.conf")).unwrap();
+    let driver = section(&shipped, "VM_MAD");
+    for (name, value) in [
+        ("NAME", "kvm_sriov"),
+        ("EXECUTABLE", "one_vmm_exec"),
+        ("ARGUMENTS", "-t 15 -r 0 kvm-sriov -p"),
+        ("DEFAULT", "vmm_exec/vmm_exec_kvm.conf"),
+        ("TYPE", "kvm"),
+        ("KEEP_SNAPSHOTS", "yes"),
+        ("LIVE_RESIZE", "yes"),
+        ("SUPPORT_SHAREABLE", "yes"),
+    ] {
+        assert_eq!(driver.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let network = section(&shipped, "VN_MAD_CONF");
+    assert_eq!(network, [("NAME", "sriov"), ("BRIDGE_TYPE", "linux")].map(|(a, b)| (a.into(), b.into())).into());
+    // No other document has lines of its own, which somebody would follow.
+    let lines = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(|l| l.trim().to_owned()).collect();
+    let (shipped, mut copies): (Vec<String>, _) = (lines(&shipped), 0);
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let own = blocks(&text, "oned");
+        for block in &own {
+            assert_eq!(lines(block), shipped, "{}", path.display());
+        }
+        copies += own.len();
+        assert_eq!(text.matches("VM_MAD = [").count(), own.len(), "{}: lines of its own", path.display());
+        assert_eq!(text.matches("VN_MAD_CONF = [").count(), own.len(), "{}: lines of its own", path.display());
+    }
+    assert_eq!(copies, 1, "docs/howto/install.md");
+    let readme = fs::read_to_string(project().join("README.md")).unwrap();
+    assert!(readme.contains("cat dist/opennebula/oned.conf >>/etc/one/oned.conf"));
+}
+
+#[test]
+fn live_disk_snapshots_are_allowed_for_the_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vmm_execrc");
+    let mut shown = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for line in text.lines().map(str::trim).filter(|line| line.starts_with("sed ") && line.ends_with("vmm_execrc"))
+        {
+            let other = "VNMAD_LOCAL_ACTIONS=\"elastic-post\"\n";
+            fs::write(&file, format!("LIVE_DISK_SNAPSHOTS=\"kvm-qcow2 kvm-lvm_thin qemu-qcow2 lxc-ssh\"\n{other}"))
+                .unwrap();
+            let line = line.replace("/etc/one/vmm_exec/vmm_execrc", file.to_str().unwrap());
+            assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+            let pairs = "kvm-qcow2 kvm_sriov-qcow2 kvm-lvm_thin kvm_sriov-lvm_thin qemu-qcow2 lxc-ssh";
+            let expected = format!("LIVE_DISK_SNAPSHOTS=\"{pairs}\"\n{other}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), expected, "{}", path.display());
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 2, "README.md and docs/howto/install.md");
+}
+
+#[test]
+fn every_command_has_a_page_and_a_completion() {
+    let command = target().join("release/kvm-sriov");
+    let run = |args: &[&str]| Command::new(&command).args(args).output().unwrap();
+    let page = String::from_utf8(run(&["man"]).stdout).unwrap();
+    for name in ["list", "check", "reconcile", "explain", "resolve", "completion"] {
+        assert!(page.contains(name), "{name} is not in the manual page");
+        assert!(run(&[name, "--help"]).status.success());
+    }
+    assert!(String::from_utf8(run(&["completion", "bash"]).stdout).unwrap().contains("_kvm-sriov"));
+    assert_eq!(run(&["nonsense"]).status.code(), Some(2));
+}
+
+/// The cells of the table rows of a document whose first cell is in backquotes.
+fn rows(document: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(project().join(document)).unwrap();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    text.lines().filter(|line| line.starts_with("| `")).map(cells).collect()
+}
+
+#[test]
+fn every_program_has_its_row() {
+    let rows = rows("docs/reference/actions.md");
+    let mut named: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+    named.sort();
+    assert_eq!(named, programs(), "docs/reference/actions.md and shims/src/bin differ");
+}
+
+/// Fails unless each of the names `file: test` in this text is that of a test.
+fn assert_tests(row: &str, text: &str) {
+    let scenarios = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
+    let shown: Vec<&str> = text.split('`').filter(|part| part.contains(": ")).collect();
+    assert!(!shown.is_empty(), "{row}: nothing shows it");
+    for name in shown {
+        let (file, test) = name.split_once(": ").unwrap();
+        let is_there = if file == "lab" {
+            scenarios.lines().any(|line| line == test)
+        } else if file == "light" {
+            let text = fs::read_to_string(project().join("tests/scenarios/light/main.rs")).unwrap();
+            text.contains(&format!("\n    {test},\n"))
+        } else {
+            let path = tests_of_a_tier().remove(file).unwrap_or_else(|| panic!("{row}: there is no test file {file}"));
+            let text = fs::read_to_string(project().join("tests").join(path)).unwrap();
+            text.contains(&format!("#[test]\nfn {test}() {{"))
+        };
+        assert!(is_there, "{row}: there is no {name}");
+    }
+}
+
+#[test]
+fn what_shows_an_action_is_a_test() {
+    for row in rows("docs/reference/actions.md") {
+        assert_tests(&row[0], row.last().unwrap());
+    }
+}
+
+#[test]
+fn what_shows_a_change_between_versions_is_a_test() {
+    let text = fs::read_to_string(project().join("docs/reference/versions.md")).unwrap();
+    for row in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        assert_tests(row, row.trim_end_matches('|').rsplit('|').next().unwrap());
+    }
+}
+
+/// The test files of the tiers host and model: name, and path below tests/. `check` runs each file of a tier's directory by its name.
+fn tests_of_a_tier() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for tier in ["host", "model"] {
+        for file in fs::read_dir(project().join("tests").join(tier)).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let twin = found.insert(name.clone(), format!("{tier}/{name}.rs"));
+            assert_eq!(twin, None, "two test files have the name {name}");
+        }
+    }
+    found
+}
+
+#[test]
+fn every_test_file_is_a_target_of_cargo() {
+    let manifest = fs::read_to_string(project().join("tests/Cargo.toml")).unwrap();
+    let target = |(name, path): &(String, String)| format!("[[test]]\nname = \"{name}\"\npath = \"{path}\"\n");
+    let missing: Vec<_> = tests_of_a_tier().into_iter().filter(|file| !manifest.contains(&target(file))).collect();
+    assert!(missing.is_empty(), "tests/Cargo.toml does not have {missing:?}");
+}
+
+/// The times of the source, by file and name, in milliseconds. What stands behind `mod tests` is no wait of the program.
+fn times() -> BTreeMap<String, u64> {
+    let source = project().join("crates/kvm-sriov/src");
+    let mut times = BTreeMap::new();
+    let mut dirs = vec![source.clone()];
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let file = path.strip_prefix(&source).unwrap().display().to_string();
+            let text = fs::read_to_string(&path).unwrap();
+            let program = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for line in program.lines().filter(|_| file != "libvirt/tests.rs") {
+                let Some((name, value)) = line.split_once(": Duration = Duration::from_") else { continue };
+                let name = name.rsplit(' ').next().unwrap();
+                let (unit, number) = value.trim_end_matches(");").split_once('(').unwrap();
+                let number: u64 = number.replace('_', "").parse().unwrap();
+                times.insert(format!("{file}: {name}"), if unit == "secs" { number * 1000 } else { number });
+            }
+        }
+    }
+    times
+}
+
+#[test]
+fn every_wait_has_its_line_and_its_time() {
+    let text = fs::read_to_string(project().join("docs/reference/waits.md")).unwrap();
+    let (times, mut listed) = (times(), BTreeSet::new());
+    assert!(times.len() > 25, "{times:?}");
+    for row in text.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let place = cells.last().unwrap().trim_matches('`');
+        let file = place.split(": ").next().unwrap();
+        assert!(project().join("crates/kvm-sriov/src").join(file).is_file(), "{row}");
+        if !place.contains(": ") {
+            continue;
+        }
+        let time = *times.get(place).unwrap_or_else(|| panic!("there is no {place}: {row}"));
+        let said = if time % 1000 == 0 { format!("{} s", time / 1000) } else { format!("{time} ms") };
+        assert!(cells[1].contains(&said), "{place} is {said}: {row}");
+        listed.insert(place.to_owned());
+    }
+    let missing: Vec<&String> = times.keys().filter(|place| !listed.contains(*place)).collect();
+    assert!(missing.is_empty(), "docs/reference/waits.md does not have {missing:?}");
+}

@@ -1,0 +1,290 @@
+//! An action is told to end, and loses who reads what it says: it finishes or undoes, never half.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use kvm_sriov::claims::ClaimStore;
+use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::{actions, wire};
+use kvm_sriov_tests::caller::Version;
+use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::remotes::target;
+use kvm_sriov_tests::rig_host::Said;
+use kvm_sriov_tests::site::{Recorded, Site};
+use kvm_sriov_tests::{hand_over, until};
+
+/// What an action may be told, by the names that kill(1) has for it.
+const SIGNALS: [&str; 2] = ["TERM", "HUP"];
+
+/// The signals that a process keeps waiting, one bit each.
+///
+/// # Source
+/// proc(5), `/proc/pid/status`.
+fn blocked(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    mask.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap())
+}
+
+/// SIGHUP is 1 and SIGTERM 15.
+const BOTH: u64 = 1 | 1 << 14;
+
+fn tell(child: &Child, signal: &str) {
+    let status = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Starts a program, waits until it holds its signals, and tells it all of them while it waits for its input.
+fn told_while_it_reads(command: &mut Command, stdin: &str) -> Said {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+    for signal in SIGNALS {
+        tell(&child, signal);
+    }
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), None, "{output:?}");
+    output.into()
+}
+
+#[test]
+fn an_action_that_is_told_to_end_finishes() {
+    let site = Site::new(Version::V7);
+    for (action, runs) in [("deploy", true), ("snapshot_create", true), ("detach_nic", true), ("save", false)] {
+        let call = Recorded::first(action).fit(&site);
+        let mut program = Command::new(site.remotes().driver().join(action));
+        let said = told_while_it_reads(program.args(&call.args).args(["0", "node1"]), &call.stdin);
+        assert_eq!(said.code, 0, "{action}: {said:?}");
+        assert_eq!(site.domain("one-0").is_some(), runs, "{action}");
+    }
+}
+
+#[test]
+fn an_action_that_fails_after_it_was_told_to_end_says_so() {
+    let site = Site::new(Version::V7);
+    let call = Recorded::first("save").fit(&site);
+    let said = told_while_it_reads(
+        Command::new(site.remotes().driver().join("save")).args(&call.args).args(["0", "node1"]),
+        &call.stdin,
+    );
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(
+        said.message().starts_with("save: there is no domain ") && said.message().ends_with("nothing was changed.")
+    );
+}
+
+#[test]
+fn an_action_is_told_to_end_at_any_time() {
+    let site = Site::new(Version::V7);
+    let deploy = Recorded::first("deploy").fit(&site);
+    let program = |action: &str, args: &[&str]| {
+        let mut program = Command::new(site.remotes().driver().join(action));
+        program.args(args).args(["0", "node1"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        program
+    };
+    for step in 0..12_u64 {
+        let mut child = program("deploy", &deploy.args()).spawn().unwrap();
+        until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+        child.stdin.take().unwrap().write_all(deploy.stdin.as_bytes()).unwrap();
+        // Wherever it is by then: the outcome is the same.
+        thread::sleep(Duration::from_millis(step * 5));
+        tell(&child, SIGNALS[usize::try_from(step % 2).unwrap()]);
+        let said: Said = child.wait_with_output().unwrap().into();
+        assert_eq!(said.code, 0, "{step}: {said:?}");
+        assert!(site.domain("one-0").is_some(), "{step}");
+        let said: Said = program("cancel", &["one-0", "node1"]).output().unwrap().into();
+        assert_eq!(said.code, 0, "{step}: {said:?}");
+    }
+}
+
+#[test]
+fn nobody_reads_what_an_action_says() {
+    let site = Site::new(Version::V7);
+    let run = |action: &str, args: &str, closed: &str, stdin: &str| {
+        let line = format!("exec {}/{action} {args} 0 node1 {closed}", site.remotes().driver().display());
+        let mut child = Command::new("sh").args(["-c", &line]).stdin(Stdio::piped()).spawn().unwrap();
+        drop(child.stdin.take().unwrap().write_all(stdin.as_bytes()));
+        child.wait().unwrap()
+    };
+    let call = Recorded::first("deploy").fit(&site);
+    for closed in [">&- 2>&-", ">/dev/full 2>/dev/full"] {
+        let status = run("deploy", &call.args.join(" "), closed, &call.stdin);
+        assert_eq!(status.signal(), None, "{closed}");
+        assert!(site.domain("one-0").is_some(), "{closed}: it has finished");
+        assert_eq!(run("reboot", "one-0 node1", closed, "").code(), Some(0), "{closed}");
+        assert_eq!(run("cancel", "one-0 node1", closed, "").code(), Some(0), "{closed}");
+        assert_eq!(site.domain("one-0"), None, "{closed}");
+        assert_eq!(run("reboot", "one-0 node1", closed, "").code(), Some(1), "{closed}");
+    }
+}
+
+/// The reader is gone, as it is when the connection is lost: a write into the pipe would raise SIGPIPE.
+#[test]
+fn a_pipe_that_nobody_reads_any_more_ends_no_action() {
+    let site = Site::new(Version::V7);
+    let call = Recorded::first("deploy").fit(&site);
+    let mut child = Command::new(site.remotes().driver().join("deploy"))
+        .args(&call.args)
+        .args(["0", "node1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    child.stdin.take().unwrap().write_all(call.stdin.as_bytes()).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), None);
+    assert!(site.domain("one-0").is_some());
+}
+
+#[test]
+fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
+    let site = Site::new(Version::V7);
+    // With a libvirtd that never answers it takes its time.
+    let silent = site.remotes().path().join("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
+    hand_over(site.remotes().path());
+    let mut child = Command::new(target().join("release/kvm-sriov"))
+        .arg("--driver")
+        .arg(site.remotes().driver())
+        .args(["reconcile", "--timeout", "3"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+    tell(&child, "HUP");
+    tell(&child, "TERM");
+    let status = child.wait().unwrap();
+    assert_eq!((status.signal(), status.success()), (None, false), "it ends by itself, and says what it could not do");
+}
+
+#[test]
+fn what_outlives_its_action_ends_when_it_is_told_to() {
+    // With a libvirtd that never answers they wait.
+    let site = Site::new(Version::V7);
+    let silent = site.remotes().path().join("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
+    for program in ["sriov_watcher", "sriov_clock"] {
+        // As an action starts them: with what it holds, held.
+        let mut child = Command::new("env")
+            .arg("--block-signal=TERM,HUP")
+            .arg(site.remotes().driver().join(program))
+            .arg("56e14855-0118-420f-b565-26fe35d8493d")
+            .spawn()
+            .unwrap();
+        // It is at work when it has a session of its own.
+        let session = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+            stat.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned()
+        };
+        until("it has a session of its own", || session() == child.id().to_string());
+        // For the moment that a thread is started glibc holds all signals back.
+        until("it holds no signals", || blocked(child.id()) & BOTH == 0);
+        tell(&child, "TERM");
+        assert_eq!(child.wait().unwrap().signal(), Some(15), "{program}");
+    }
+}
+
+#[test]
+fn poll_puts_the_host_right_once_in_a_while() {
+    let site = Site::new(Version::V5_10);
+    let claim = site.state().join("ib0/0");
+    fs::write(site.remotes().driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
+    // As the driver of 2013 left it long ago.
+    let leave_claim = || {
+        fs::create_dir_all(claim.parent().unwrap()).unwrap();
+        fs::set_permissions(site.state(), fs::Permissions::from_mode(0o700)).unwrap();
+        let file = fs::File::create(&claim).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    };
+    let poll = || assert!(site.caller(0).run("poll", &["test", "node1"], "").ok().starts_with("STATE=a "));
+    leave_claim();
+    poll();
+    until("the first poll frees it", || !claim.exists());
+    // Nobody waits for the probe that it started: it has the turn until it ends.
+    let turn = site.state().join(".locks/probe");
+    let is_over = || {
+        let lock = fs::File::open(&turn).unwrap();
+        lock.try_lock_shared().is_ok()
+    };
+    until("the probe is over", is_over);
+    leave_claim();
+    poll();
+    let last: u64 = fs::read_to_string(&turn).unwrap().trim().parse().unwrap();
+    assert!(claim.exists(), "the next one comes too soon");
+    fs::write(&turn, format!("{}\n", last - 31)).unwrap();
+    poll();
+    until("half a minute later it is freed again", || !claim.exists());
+    // A host that can't be put right answers all the same.
+    fs::set_permissions(site.state(), fs::Permissions::from_mode(0o777)).unwrap();
+    poll();
+    assert_eq!(site.daemon().libvirt().domains().unwrap().len(), 1);
+}
+
+/// Holds the lock of one-42 in the state directory that the environment names, until somebody wishes that it ends.
+fn hold_the_lock(action: &str) {
+    let store = ClaimStore::create(Path::new(&env::var("STATE").unwrap())).unwrap();
+    let lock = store.lock_vm(&"one-42".parse().unwrap(), action, Duration::ZERO).unwrap();
+    until("the wish comes", || lock.cancelled());
+}
+
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn program() {
+    wire::run("save", |_| {
+        hold_the_lock("save");
+        Ok(None)
+    });
+}
+
+/// As a probe does it, or `poll`, which puts the whole host right.
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn program_with_other_work() {
+    wire::run("poll", |_| {
+        hold_the_lock("reconcile");
+        Ok(None)
+    });
+}
+
+/// As a program does it that embeds the library.
+#[test]
+#[ignore = "part of cancel_kills_only_programs_of_the_driver"]
+fn embedder() {
+    hold_the_lock("save");
+}
+
+#[test]
+fn cancel_kills_only_programs_of_the_driver() {
+    for (child, is_killed) in [("program", true), ("program_with_other_work", false), ("embedder", false)] {
+        let host = ModelHost::default();
+        let vm = "one-42".parse().unwrap();
+        let store = host.host().claims().unwrap();
+        let mut holder = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "--ignored", child])
+            .env("STATE", host.state_dir())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the lock is held", || {
+            store.vm_holder(&vm).unwrap().is_some_and(|other| other.process.pid() == holder.id())
+        });
+        actions::cancel(&host.host(), &"one-42".parse().unwrap(), Some(42)).unwrap();
+        let status = holder.wait().unwrap();
+        assert_eq!((status.signal() == Some(9), status.success()), (is_killed, !is_killed), "{child}: {status}");
+    }
+}
