@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use kvm_sriov::PciAddress;
 use kvm_sriov::libvirt::{DomainRef, Hypervisor};
+use kvm_sriov_model::Guest;
+use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::behaviours::{self, Rig};
-use kvm_sriov_tests::model::Guest;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 /// A model host, alone or with another one.

@@ -10,11 +10,12 @@ use kvm_sriov::actions;
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState};
 use kvm_sriov::xml::Sizes;
 use kvm_sriov::{ActionError, DeployId};
-use kvm_sriov_tests::model::Guest;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_model::Guest;
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::every::Scenario;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 /// The VM, which has two VFs, and a disk.

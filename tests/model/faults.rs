@@ -9,12 +9,13 @@ use std::thread;
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::reconcile::Verdict;
 use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::every::Scenario;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::{Ended, ModelHost};
+use kvm_sriov_model::{Course, Guest};
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::{Ended, ModelHost};
-use kvm_sriov_tests::model::{Course, Guest};
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 

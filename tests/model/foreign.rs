@@ -5,9 +5,10 @@
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{DomainRef, Hypervisor};
 use kvm_sriov::{ActionError, DeployId, PciAddress};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 

@@ -10,9 +10,10 @@ use kvm_sriov::actions::{self, Ceph};
 use kvm_sriov::libvirt::RunState;
 use kvm_sriov::wire::Caller;
 use kvm_sriov::{ActionError, DomainName};
-use kvm_sriov_tests::model::Guest;
-use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_model::Guest;
+use kvm_sriov_model::every::Scenario;
+use kvm_sriov_model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 fn vm() -> DomainName {

@@ -8,12 +8,13 @@ use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, SnapshotName};
+use kvm_sriov_model::Course;
+use kvm_sriov_model::agent::OneAgent;
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::Course;
-use kvm_sriov_tests::model::agent::OneAgent;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 

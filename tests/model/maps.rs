@@ -8,10 +8,11 @@ use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, PciAddress, VfState, network};
+use kvm_sriov_model::agent::OneAgent;
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::agent::OneAgent;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 /// A VM with two VFs of one root.

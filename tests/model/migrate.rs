@@ -17,12 +17,13 @@ use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState, Snapshots};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::every::MOST_CALLS;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::{Ended, ModelHost};
+use kvm_sriov_model::{Course, Guest, Phase};
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::every::MOST_CALLS;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::{Ended, ModelHost};
-use kvm_sriov_tests::model::{Course, Guest, Phase};
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 

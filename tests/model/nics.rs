@@ -6,12 +6,13 @@ use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, HostState, PciAddress};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::every::Scenario;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::ModelHost;
+use kvm_sriov_model::{Guest, Hotplug};
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::ModelHost;
-use kvm_sriov_tests::model::{Guest, Hotplug};
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 /// The VM, which has two VFs of one root, one of the other, and a NIC that is none.

@@ -8,10 +8,11 @@ use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov::xml::{Adopted, VmData, Wanted, alias_of};
 use kvm_sriov::{ActionError, SnapshotName};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::every::Scenario;
+use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::every::Scenario;
-use kvm_sriov_tests::model::host::ModelHost;
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 /// All NICs have the MAC of the first: two VFs of one root, one of the other, and a NIC that is none.

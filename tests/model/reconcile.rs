@@ -17,11 +17,12 @@ use kvm_sriov::reconcile::{
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{PciAddress, Position, actions};
+use kvm_sriov_model::check::Stage;
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::{Ended, ModelHost};
+use kvm_sriov_model::{Course, Guest, Phase};
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::check::Stage;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::{Ended, ModelHost};
-use kvm_sriov_tests::model::{Course, Guest, Phase};
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;

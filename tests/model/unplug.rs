@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
 use kvm_sriov::vm::Outcome;
 use kvm_sriov::{actions, vm};
+use kvm_sriov_model::faults::Fault;
+use kvm_sriov_model::host::ModelHost;
+use kvm_sriov_model::{Guest, Hotplug};
 use kvm_sriov_tests::CALL_LIMIT;
-use kvm_sriov_tests::model::faults::Fault;
-use kvm_sriov_tests::model::host::ModelHost;
-use kvm_sriov_tests::model::{Guest, Hotplug};
+use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
 const NAME: &str = "one-42";

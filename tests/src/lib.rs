@@ -9,7 +9,7 @@ pub mod caller;
 pub mod daemon;
 pub mod guest;
 mod guest_cpu;
-pub mod model;
+pub mod model_host;
 pub mod remotes;
 pub mod rig_host;
 pub mod runner;

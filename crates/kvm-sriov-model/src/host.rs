@@ -20,16 +20,12 @@ use tempfile::TempDir;
 
 use super::Model;
 use super::faults::{Faults, Killed};
-use crate::vm::Vm;
 
 /// The roots of a model host.
 pub const ROOTS: [&str; 2] = ["ib0", "ib1"];
 
 /// The bridges of a model host, the dummies' last.
 const BRIDGES: [&str; 2] = ["br0", "dummy_br"];
-
-/// Where deployment files of tests say that a VM's directory is.
-const DATASTORE: &str = "/var/lib/one//datastores/0";
 
 /// A model host.
 pub struct ModelHost {
@@ -153,13 +149,6 @@ impl ModelHost {
         }
     }
 
-    /// Installs the udev rule that gives vfio devices to QEMU's user.
-    pub fn add_vfio_rule(&self) {
-        fs::create_dir_all(self.at("root/etc/udev/rules.d")).unwrap();
-        let rule = "80-kvm-sriov-vfio.rules";
-        fs::copy(crate::project().join("dist/udev").join(rule), self.at("root/etc/udev/rules.d").join(rule)).unwrap();
-    }
-
     /// The host as a process sees it that starts now.
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
@@ -220,19 +209,14 @@ impl ModelHost {
         fs::remove_dir_all(self.device(vf)).unwrap();
     }
 
-    /// The directory of a VM.
-    pub fn vm_dir(&self, vm: &Vm) -> PathBuf {
-        self.datastore.join(vm.id.to_string())
+    /// The directory that stands for the host's `/`, with its `sys`, `proc`, `dev` and `etc`.
+    pub fn root_dir(&self) -> PathBuf {
+        self.at("root")
     }
 
-    /// Where OpenNebula wants the deployment file of a VM.
-    pub fn deployment_file(&self, vm: &Vm) -> PathBuf {
-        self.vm_dir(vm).join("deployment.0")
-    }
-
-    /// The deployment file of a VM.
-    pub fn deployment(&self, vm: &Vm) -> String {
-        vm.deployment().replace(DATASTORE, &self.datastore.display().to_string())
+    /// The directory with the directories of VMs. Hosts that were made with [`beside`](Self::beside) share it.
+    pub fn datastore(&self) -> &Path {
+        &self.datastore
     }
 
     /// A domain that runs here.
