@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kvm_sriov::claims::{Backing, ClaimStore, NicKey, Owner, Request};
+use kvm_sriov::claims::{Backing, ClaimStore, Request};
+use kvm_sriov::config::VfMap;
 use kvm_sriov::sysfs::Sysfs;
-use kvm_sriov::vf_map::VfMap;
-use kvm_sriov::{PciAddress, Position, RootName};
+use kvm_sriov::{NicKey, Owner, PciAddress, Position, RootName};
 
 /// What a process does in a round, one after the other.
 const CALLS: [&str; 4] = ["recover", "claim", "commit", "release"];

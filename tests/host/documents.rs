@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kvm_sriov::RootName;
-use kvm_sriov::kvmrc::Kvmrc;
-use kvm_sriov::vf_map::VfMap;
+use kvm_sriov::config::Kvmrc;
+use kvm_sriov::config::VfMap;
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::programs;
 use kvm_sriov_tests::remotes::target;

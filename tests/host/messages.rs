@@ -9,15 +9,16 @@ use std::fmt::Write;
 use std::time::Duration;
 use std::{fs, io};
 
+use kvm_sriov::AgentError;
+use kvm_sriov::Outcome;
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::agent::AgentError;
 use kvm_sriov::claims::{ClaimError, Holder, Process};
+use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::reconcile::{Doubt, Why};
 use kvm_sriov::sysfs::NoVf;
-use kvm_sriov::vm::Outcome;
 use kvm_sriov::xml::{Deployment, Mode};
-use kvm_sriov::{ActionError, Cause, HostState, Position, wire};
+use kvm_sriov::{ActionError, Cause, HostState, Position};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
@@ -156,7 +157,7 @@ impl Seen {
     fn note(&self, messages: &mut Messages, what: &str, error: &ActionError) {
         let code = i32::from(error.exit_code());
         let [old, middle, new] = &self.remotes.each_ref().map(|(version, remotes)| {
-            let text = wire::Caller::detect(&remotes.driver()).failure(&error.to_string());
+            let text = OneVersion::detect(&remotes.driver()).failure(&error.to_string());
             version.message(&format!("{text}ExitCode: {code}\n"))
         });
         assert_eq!(middle, &format!("{old} ExitCode: {code}"), "{what}");
@@ -409,7 +410,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
         ("save", Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Why::Newer }),
         ("attach_nic", Cause::JobRuns { vm: vm(), what: "migrates it" }),
         ("migrate", agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
-        ("migrate", agent(AgentError::Version { host: host(), found: text("3") })),
+        ("migrate", agent(AgentError::Version { host: host(), found: text("3"), own: 2 })),
         ("migrate", agent(AgentError::Refused { host: host(), why: text("no free VF") })),
         ("migrate", agent(AgentError::Lost { host: host(), why: text(": ssh ended") })),
         ("migrate", agent(AgentError::Unexpected { host: host(), what: text("\"x\"") })),
@@ -453,8 +454,8 @@ fn what_is_said_of_every_cause() {
         let kvmrc = dir.path().join("kvmrc");
         fs::write(&kvmrc, format!("DUMMY_BRIDGE=$(id){text}\n")).unwrap();
         fs::write(dir.path().join("ib0"), map).unwrap();
-        let kvmrc = kvm_sriov::kvmrc::Kvmrc::load(&[kvmrc]).strict().unwrap_err();
-        let map = kvm_sriov::vf_map::MapDirs::new(vec![dir.path().into()]).load(&"ib0".parse().unwrap()).unwrap_err();
+        let kvmrc = kvm_sriov::config::Kvmrc::load(&[kvmrc]).strict().unwrap_err();
+        let map = kvm_sriov::config::MapDirs::new(vec![dir.path().into()]).load(&"ib0".parse().unwrap()).unwrap_err();
         for cause in [Cause::Kvmrc(kvmrc), Cause::Map(map)] {
             let what = name(&cause);
             let error = ActionError::untouched("deploy", cause).to_string().replace(&place, "<dir>");
@@ -462,7 +463,7 @@ fn what_is_said_of_every_cause() {
             shown.insert(what);
         }
     }
-    let source = fs::read_to_string(project().join("crates/kvm-sriov/src/error.rs")).unwrap();
+    let source = fs::read_to_string(project().join("crates/kvm-sriov/src/error/cause.rs")).unwrap();
     let body = source.split("pub enum Cause {").nth(1).unwrap().split("\n}\n").next().unwrap();
     let declared: BTreeSet<String> = body
         .lines()

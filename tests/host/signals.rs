@@ -12,9 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use kvm_sriov::actions;
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::libvirt::Hypervisor;
-use kvm_sriov::{actions, wire};
+use kvm_sriov::opennebula;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::remotes::target;
@@ -244,7 +245,7 @@ fn hold_the_lock(action: &str) {
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn program() {
-    wire::run("save", |_| {
+    opennebula::run("save", |_| {
         hold_the_lock("save");
         Ok(None)
     });
@@ -254,7 +255,7 @@ fn program() {
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn program_with_other_work() {
-    wire::run("poll", |_| {
+    opennebula::run("poll", |_| {
         hold_the_lock("reconcile");
         Ok(None)
     });

@@ -200,7 +200,7 @@ const SLEEPS: &[(&str, usize, &str)] = &[
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
     ("actions/restore.rs", 1, "after a failed call only: the stock driver tries again"),
     (
-        "actions/block_job.rs",
+        "vm/block_job.rs",
         1,
         "after a refusal only: a block job of the VM's disks ends by itself, without an event for others",
     ),
@@ -216,7 +216,7 @@ const SLEEPS: &[(&str, usize, &str)] = &[
         "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again; an agent \
          that has lost its source holds the VM's lock until it has noticed",
     ),
-    ("host.rs", 1, "libvirtd is away, and is tried again"),
+    ("host/mod.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
 ];

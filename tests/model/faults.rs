@@ -481,7 +481,7 @@ fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
 /// Lets the watcher of the VM see what happens, to its end.
 fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
     thread::scope(|scope| {
-        let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+        let watching = scope.spawn(|| kvm_sriov::reconcile::watch(&host.host(), &vm().uuid().parse().unwrap()));
         // It must be watching before anything happens.
         until("it watches", || host.model().watches() > 0);
         happens();

@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kvm_sriov::actions::{self, Ceph};
+use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::RunState;
-use kvm_sriov::wire::Caller;
 use kvm_sriov::{ActionError, DomainName};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::every::Scenario;
@@ -128,11 +128,11 @@ fn what_does_not_run_is_cancelled() {
 }
 
 /// What calls from a version of OpenNebula.
-fn caller(version: &str) -> Caller {
+fn caller(version: &str) -> OneVersion {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("VERSION"), version).unwrap();
     fs::create_dir_all(dir.path().join("vmm/kvm-sriov")).unwrap();
-    Caller::detect(&dir.path().join("vmm/kvm-sriov"))
+    OneVersion::detect(&dir.path().join("vmm/kvm-sriov"))
 }
 
 #[test]

@@ -5,9 +5,10 @@
 
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::opennebula::network;
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, PciAddress, VfState, network};
+use kvm_sriov::{ActionError, PciAddress, VfState};
 use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;

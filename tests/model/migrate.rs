@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::agent::{self, AgentError, Link, Presence, Reach, ask_state};
+use kvm_sriov::agent::{self, Link, Presence, Reach, ask_state};
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState, Snapshots};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
-use kvm_sriov::{ActionError, Cause, DeployId, Host, HostName, HostState, actions};
+use kvm_sriov::{ActionError, AgentError, Cause, DeployId, Host, HostName, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::MOST_CALLS;
 use kvm_sriov_model::faults::Fault;

@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::claims::Owner;
 use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
 use kvm_sriov::reconcile::{
     Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open, Options, Repair, Report, Verdict, VmReport, Why,
     decide, reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
-use kvm_sriov::{PciAddress, Position, actions};
+use kvm_sriov::{Owner, PciAddress, Position, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::{Ended, ModelHost};
@@ -959,7 +958,7 @@ fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
         let pending = OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
         assert_eq!(wanted(&host).operation.unwrap().kind, pending);
         thread::scope(|scope| {
-            let watching = scope.spawn(|| kvm_sriov::vm::watch(&host.host(), &vm().uuid().parse().unwrap()));
+            let watching = scope.spawn(|| kvm_sriov::reconcile::watch(&host.host(), &vm().uuid().parse().unwrap()));
             until("it watches", || host.model().watches() > 0);
             host.model().guest_reboots("one-42");
             watching.join().unwrap().unwrap();

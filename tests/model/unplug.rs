@@ -5,8 +5,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_sriov::Outcome;
 use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
-use kvm_sriov::vm::Outcome;
 use kvm_sriov::{actions, vm};
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::ModelHost;

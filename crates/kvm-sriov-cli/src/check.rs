@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kvm_sriov::claims::ClaimStore;
-use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::config::Kvmrc;
+use kvm_sriov::config::MapDirs;
 use kvm_sriov::libvirt::{Hypervisor, Libvirt, MigrationOptions};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
-use kvm_sriov::vf_map::MapDirs;
 use kvm_sriov::{Host, PciAddress, become_drivers_user};
 use serde::Serialize;
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
-use kvm_sriov::agent::{self, AgentError, Link, Reach};
+use kvm_sriov::AgentError;
+use kvm_sriov::agent::{self, Link, Reach};
 use kvm_sriov::{Host, HostName};
 
 /// Reaches one host, once. Its agent can ask nobody back: no source is lost here.

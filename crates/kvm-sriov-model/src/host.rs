@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::claims::Owner;
-use kvm_sriov::kvmrc::Kvmrc;
+use kvm_sriov::config::Kvmrc;
+use kvm_sriov::config::MapDirs;
 use kvm_sriov::libvirt::Hypervisor;
 use kvm_sriov::reconcile::{Busy, Options, Report, reconcile};
 use kvm_sriov::sysfs::Sysfs;
-use kvm_sriov::vf_map::MapDirs;
 use kvm_sriov::xml::LiveDomain;
-use kvm_sriov::{Cause, Host, PciAddress};
+use kvm_sriov::{Cause, Host, Owner, PciAddress};
 use tempfile::TempDir;
 
 use super::Model;

@@ -5,47 +5,43 @@
 //! frees them when the domain is gone. OpenNebula's programs (package `kvm-sriov-shims`) and the command `kvm-sriov` only
 //! call it.
 //!
-//! * [`actions`] - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...
-//! * [`agent`] - the driver's process on the other host of a migration
-//! * [`network`] - the companion network driver
-//! * [`Host`] - the host they run on: its kvmrc, libvirtd, VF maps and claims
-//! * [`wire`] - how OpenNebula calls and reads the answer
-//! * [`claims`], [`kvmrc`], [`vf_map`], [`xml`], [`libvirt`], [`sysfs`] - the parts, each of use alone
+//! # Storeys
+//!
+//! The crate is built in storeys, listed here from the top down. A module imports only from modules below it; the test
+//! `storeys` reads the imports and this list.
+//!
+//! * `opennebula` - how OpenNebula calls the driver's programs and reads their answers
+//! * `actions` - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...; one file per action
+//! * `agent` - the driver's process on the other host of a migration
+//! * `reconcile` - repairs what an action left unfinished: wanted, claimed and plugged VFs are made equal
+//! * `vm` - one VM in the hands of one action: locked, read, plugged, unplugged
+//! * `host` - [`Host`]: one host's configuration, libvirtd, VF maps, claims and journal
+//! * `error` - [`ActionError`]: what failed, on what, why, and the state of the host
+//! * `claims` - which VM has which VF, in files
+//! * `libvirt` - libvirtd through its C API
+//! * `xml` - libvirt's and OpenNebula's documents, read into types and rewritten by splices
+//! * `config` - kvmrc, VF maps, the version of OpenNebula
+//! * `sysfs` - what the kernel says of PCI functions, bridges and memory
+//! * `base` - names, addresses, positions, and the owner of a claim
 
 pub mod actions;
 pub mod agent;
+mod base;
 pub mod claims;
-mod detached;
+pub mod config;
 mod error;
-mod hook;
 mod host;
-mod identity;
-mod image;
-mod journal;
-pub mod kvmrc;
 pub mod libvirt;
-mod mac;
-mod names;
-pub mod network;
-mod order;
-mod pci;
-pub mod probe;
+pub mod opennebula;
 pub mod reconcile;
-mod signals;
-mod span;
-mod sudo;
 pub mod sysfs;
-pub mod vf_map;
 pub mod vm;
-mod vm_dir;
-pub mod wire;
 pub mod xml;
 
-pub use error::{ActionError, Cause, HostState};
-pub use hook::Hook;
-pub use host::{Host, Vf, VfState};
-pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
-pub use mac::{DummyMacPrefix, MacAddress, Position};
-pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
-pub use pci::{ParseError, PciAddress};
-pub use signals::hold as hold_signals;
+pub use base::signals::hold as hold_signals;
+pub use base::{
+    DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError, PciAddress,
+    Position, RootName, SnapshotName,
+};
+pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Outcome, Why};
+pub use host::{Hook, Host, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};

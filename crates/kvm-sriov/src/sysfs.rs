@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::PciAddress;
-use crate::host::POLL;
+use crate::base::{POLL, PciAddress};
 
 /// How many bytes one of the kernel's sectors has.
 const SECTOR: u64 = 512;

@@ -1,11 +1,11 @@
 //! `poll`: what a VM uses, and a host that is put right (OpenNebula up to 5.10).
-use kvm_sriov::{actions, probe, wire};
+use kvm_sriov::{actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    wire::run("poll", |call| {
+    opennebula::run("poll", |call| {
         let id = call.arg(0, "deploy id")?;
         let host = call.host_lenient()?;
-        probe::start_in_turn(&host);
+        opennebula::probe::start_in_turn(&host);
         actions::poll(&host, &id, call.caller()).map(Some)
     })
 }

@@ -1,8 +1,8 @@
 //! `reboot`: asks a guest to reboot.
-use kvm_sriov::{actions, wire};
+use kvm_sriov::{actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    wire::run("reboot", |call| {
+    opennebula::run("reboot", |call| {
         let id = call.arg(0, "deploy id")?;
         actions::reboot(&call.host_lenient()?, &id).map(|()| None)
     })

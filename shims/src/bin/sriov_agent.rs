@@ -1,8 +1,8 @@
 //! `sriov_agent`: the driver's end on another host of a migration. Started by the driver itself, through ssh.
-use kvm_sriov::{Host, agent, wire};
+use kvm_sriov::{Host, agent, opennebula};
 
 fn main() -> std::process::ExitCode {
-    wire::run("sriov_agent", |call| {
+    opennebula::run("sriov_agent", |call| {
         let ssh = agent::Ssh::new(call.driver_dir());
         agent::serve(|| Host::open(call.driver_dir()), &ssh, std::io::stdin(), std::io::stdout());
         Ok(None)

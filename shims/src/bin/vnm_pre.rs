@@ -1,9 +1,9 @@
 //! `vnm/sriov/pre`: looks whether the host can give a VM its networks.
-use kvm_sriov::{network, wire};
+use kvm_sriov::opennebula;
 
 fn main() -> std::process::ExitCode {
-    wire::run("vnm pre", |call| {
+    opennebula::run("vnm pre", |call| {
         let vm = call.network_data()?;
-        network::pre(&call.host()?, &vm).map(|()| None)
+        opennebula::network::pre(&call.host()?, &vm).map(|()| None)
     })
 }

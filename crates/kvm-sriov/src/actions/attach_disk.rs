@@ -1,11 +1,12 @@
 //! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
 
 use super::device::{self, Device};
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::vm::{self, Vm};
-use crate::vm_dir;
+use crate::reconcile;
+use crate::vm;
+use crate::vm::dir;
 use crate::xml::{DiskPlace, VmData, VmDisk};
 
 const ACTION: &str = "attach_disk";
@@ -37,7 +38,7 @@ pub fn attach_disk(
         .map_err(untouched)?;
     let place = without_link(disk.place(path));
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
-    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("attach {} ({target}) to {}", place.source(), domain.name);
     let live = found.live();
@@ -61,7 +62,7 @@ pub fn attach_disk(
 /// A file that is a link, as the disks of some datastores are: the image is what libvirt must lock and label.
 fn without_link(place: DiskPlace) -> DiskPlace {
     let file = place.file().map(|file| vec![file.into()]);
-    let linked = file.map(vm_dir::linked_disks).and_then(|links| links.into_iter().next());
+    let linked = file.map(dir::linked_disks).and_then(|links| links.into_iter().next());
     match linked.and_then(|(_, target)| target.into_os_string().into_string().ok()) {
         Some(target) => place.with_file(target),
         None => place,

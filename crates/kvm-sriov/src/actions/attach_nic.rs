@@ -3,14 +3,14 @@
 use std::slice;
 
 use super::device::{self, Device};
+use crate::base::{DeployId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
+use crate::reconcile;
 use crate::vm::{self, Vm, nic_defaults};
-use crate::wire::Call;
 use crate::xml::{
     LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias, pci_of,
 };
-use crate::{DeployId, MacAddress, RootName};
 
 const ACTION: &str = "attach_nic";
 
@@ -30,20 +30,6 @@ pub struct NicArgs {
 }
 
 impl NicArgs {
-    /// Reads them from a call.
-    ///
-    /// # Errors
-    /// Nothing was touched; the MAC is missing or is none.
-    pub fn of(call: &Call) -> Result<Self, ActionError> {
-        Ok(Self {
-            mac: call.arg(1, "MAC")?,
-            bridge: call.optional_arg(2, "bridge")?,
-            model: call.optional_arg(3, "model")?,
-            vn_mad: call.optional_arg(4, "network driver")?,
-            target: call.optional_arg(5, "target")?,
-        })
-    }
-
     /// The NIC as OpenNebula describes it, or as far as the arguments do.
     fn described(&self, data: Option<&VmData>) -> VmNic {
         let by_arguments = || {
@@ -136,7 +122,7 @@ fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
 fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
-    let found = Vm::open(host, ACTION, id, data).map_err(failed)?;
+    let found = reconcile::open(host, ACTION, id, data).map_err(failed)?;
     let domain = found.domain();
     let live = found.live();
     if new.is_in(live) {
@@ -175,7 +161,7 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
     let bridge = host.dummy_bridge().map_err(untouched)?;
     host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
     let domain = host.find(id).map_err(untouched)?;
-    let mut vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
+    let mut vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
     if let Some(known) = known(&vm, nic, &root, data).map_err(untouched)? {
         if vm.live.device_of(&known).is_none() {
             // Nobody could give it a VF before; here somebody asks for it.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crate::claims::{ClaimStore, Owner};
+use crate::base::{DeployId, DomainName, Owner};
+use crate::claims::ClaimStore;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::image::Image;
+use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
-use crate::sudo::Sudo;
+use crate::vm::checkpoint::Image;
 use crate::vm::gone::{self, LastLook};
-use crate::{DeployId, DomainName};
 
 /// How long `cancel` waits for an action that was told to end before it leaves the claims to reconciliation.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);

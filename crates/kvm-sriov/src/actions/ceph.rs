@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::config;
 use crate::error::{ActionError, Cause, HostState};
-use crate::image;
-use crate::kvmrc;
+use crate::vm::checkpoint;
 use crate::xml;
 
 /// A pool of Ceph, and how it is reached.
@@ -36,7 +36,7 @@ impl Ceph {
         let names = ["CEPH_USER", "CEPH_CONF", "POOL_NAME", "RBD_FORMAT"];
         let said = xml::datastore_values(message, names)
             .map_err(|source| Cause::Xml { what: "the XML on standard input".into(), source })?;
-        let defaults = kvmrc::variables(&driver_dir.join("../../etc/datastore/ceph/ceph.conf"));
+        let defaults = config::variables(&driver_dir.join("../../etc/datastore/ceph/ceph.conf"));
         let [user, conf, pool, format] = said;
         let or_default = |said: Option<String>, name: &str| said.or_else(|| defaults.get(name).cloned());
         Ok(Self {
@@ -122,7 +122,7 @@ pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), Actio
     remove().map_err(failed)?;
     let exported = ceph
         .rbd(&format!("export the checkpoint from {image}"), &["export", "--no-progress", &image, file])
-        .and_then(|()| match image::is_complete(&unfinished) {
+        .and_then(|()| match checkpoint::is_complete(&unfinished) {
             Ok(true) => fs::rename(&unfinished, checkpoint).map_err(Cause::file("rename", &unfinished)),
             Ok(false) => Err(Cause::BadImage { path: unfinished.clone() }),
             Err(error) => Err(Cause::file("read", &unfinished)(error)),

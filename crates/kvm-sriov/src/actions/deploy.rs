@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use crate::claims::{Claim, ClaimError, ClaimStore, NicKey, Owner, Request, VmLock};
+use crate::base::{DeployId, MacAddress, NicKey, Owner, RootName};
+use crate::claims::{Claim, ClaimError, ClaimStore, Request, VmLock};
+use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState, Refusal};
 use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
-use crate::sudo::Sudo;
-use crate::vf_map::VfMap;
+use crate::vm::dir::{self, VmDir};
 use crate::vm::gone;
 use crate::vm::{Attempt, Failure, with_refusals};
-use crate::vm_dir::{self, VmDir};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, SriovNic, VmData, VmNic, Wanted, dummy_alias_of};
-use crate::{DeployId, MacAddress, RootName};
 
 /// Starts the VM that `xml` describes and returns its domain.
 ///
@@ -30,8 +30,8 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
     let deployment = Deployment::parse(xml)
         .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
     let vm_dir = VmDir::of(file).map_err(untouched)?;
-    let disks = vm_dir::linked_disks(deployment.disk_files());
-    vm_dir::store(file, xml).map_err(untouched)?;
+    let disks = dir::linked_disks(deployment.disk_files());
+    dir::store(file, xml).map_err(untouched)?;
     let start = Start { host, deployment: &deployment, file, disks, vm_dir };
     let domain = if deployment.sriov_nics().is_empty() { start.without_vfs()? } else { start.with_vfs()? };
     start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
@@ -66,7 +66,7 @@ impl Start<'_> {
             sudo.compact_memory();
         }
         if let Some(nvram) = self.deployment.nvram() {
-            vm_dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
+            dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
         }
         sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
@@ -102,7 +102,7 @@ impl Start<'_> {
             .deployment
             .rewrite(&self.disks, nics, dummy_bridge)
             .map_err(|source| Cause::Xml { what: "the deployment file".into(), source })?;
-        vm_dir::store(self.file, &xml)?;
+        dir::store(self.file, &xml)?;
         Ok(xml)
     }
 
@@ -290,7 +290,7 @@ impl Claimed<'_> {
         &self,
         domain: &DomainRef,
         live: &LiveDomain,
-        guests: &[Option<crate::PciAddress>],
+        guests: &[Option<crate::base::PciAddress>],
     ) -> Result<(), Cause> {
         let wanted = live.wanted.clone().map_err(|source| Cause::Xml { what: "our metadata".into(), source })?;
         let missing = || Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() };

@@ -1,10 +1,11 @@
 //! `detach_disk`: takes a disk out of a running VM.
 
 use super::device;
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::vm::Vm;
+use crate::reconcile;
+
 use crate::xml::VmData;
 
 const ACTION: &str = "detach_disk";
@@ -22,7 +23,7 @@ const ACTION: &str = "detach_disk";
 pub fn detach_disk(host: &Host, id: &DeployId, target: &str, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
-    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let Some(alias) = found.live().disk(target).and_then(|disk| disk.alias.as_deref()) else {
         let what = format!("detach {target} from {}", domain.name);

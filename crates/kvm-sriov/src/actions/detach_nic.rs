@@ -1,14 +1,14 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
 use super::device;
-use crate::detached;
-use crate::error::{ActionError, Cause, HostState};
+use crate::base::{DeployId, MacAddress, Position};
+use crate::error::{ActionError, Cause, HostState, Outcome};
 use crate::host::Host;
+use crate::host::detached;
 use crate::reconcile;
 use crate::vm::gone;
-use crate::vm::{self, Device, Found, Outcome, Vm};
+use crate::vm::{self, Device, Found, Vm};
 use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic};
-use crate::{DeployId, MacAddress, Position};
 
 const ACTION: &str = "detach_nic";
 

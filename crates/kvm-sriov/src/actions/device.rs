@@ -2,11 +2,12 @@
 
 use std::slice;
 
-use crate::DeployId;
-use crate::error::{ActionError, Cause, HostState};
+use crate::base::DeployId;
+use crate::error::{ActionError, Cause, HostState, Outcome};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::vm::{self, Outcome, Vm};
+use crate::reconcile;
+use crate::vm;
 use crate::xml::{Medium, VmData};
 
 /// A device that is to be plugged in.
@@ -114,7 +115,7 @@ pub(super) fn change_medium(
     let what = || change.what.to_owned();
     let wanted = change.medium.map(|medium| medium.path.display().to_string());
     // The lock of a VM with VFs is held until this returns: a save would take the drive along half changed.
-    let found = Vm::open(host, action, id, data).map_err(untouched)?;
+    let found = reconcile::open(host, action, id, data).map_err(untouched)?;
     let domain = found.domain();
     let drive = || {
         let live = vm::read(host, domain)?;

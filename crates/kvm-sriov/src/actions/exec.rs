@@ -1,10 +1,10 @@
 //! `exec`: starts a command in a guest, through its agent.
 
 use super::guest_command::{self, Note};
+use crate::base::{DeployId, DomainName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::{DeployId, DomainName};
 
 const ACTION: &str = "exec";
 

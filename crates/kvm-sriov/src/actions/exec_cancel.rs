@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guest_command::{self, Note};
+use crate::base::{DeployId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::{Host, POLL};
+use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::{DeployId, DomainName};
 
 const ACTION: &str = "exec_cancel";
 

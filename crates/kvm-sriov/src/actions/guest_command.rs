@@ -9,9 +9,9 @@ use std::time::Instant;
 use fs2::FileExt;
 use serde_json::{Value, json};
 
-use crate::DomainName;
+use crate::base::{DomainName, POLL};
 use crate::error::Cause;
-use crate::host::{Host, POLL};
+use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError};
 
 /// libvirt's number for an agent that does not answer, or is not there.

@@ -5,17 +5,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::relocate::relocate;
-use super::storage::{Image, Storage, is_same};
-use crate::agent::{Agent, AgentError, Answer, Presence, Reach, Request, Visitor};
-use crate::error::{ActionError, Cause, HostState};
-use crate::host::{Host, POLL};
+use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
+use crate::base::span::{Kind, Span};
+use crate::base::{DeployId, HostName, POLL};
+use crate::error::{ActionError, AgentError, Cause, HostState};
+use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind, Migration, MigrationOptions, RunState};
-use crate::span::{Kind, Span};
-use crate::sudo::Sudo;
+use crate::reconcile;
 use crate::vm::gone;
-use crate::vm::{self, Found, Vm};
+use crate::vm::storage::{Image, Storage, is_same};
+use crate::vm::{self, Found};
 use crate::xml::{LiveDomain, OperationKind, VmData, Wanted, dummy_alias_of, image_for};
-use crate::{DeployId, HostName};
 
 /// A disk's block job ends by itself: how often and how long it is waited for.
 ///
@@ -67,9 +68,9 @@ pub fn migrate(
     let options = options(host, data).map_err(untouched)?;
     // The lock of a VM with VFs is held until this returns.
     if is_here {
-        return relocate(host, Vm::open(host, "migrate", id, data).map_err(untouched)?.domain(), data);
+        return relocate(host, reconcile::open(host, "migrate", id, data).map_err(untouched)?.domain(), data);
     }
-    let traveller = Vm::open_to_leave(host, "migrate", id, data).map_err(untouched)?;
+    let traveller = reconcile::open_to_leave(host, "migrate", id, data).map_err(untouched)?;
     Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
 }
 

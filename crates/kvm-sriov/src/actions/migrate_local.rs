@@ -1,9 +1,9 @@
 //! `migrate_local`: the front-end has a VM moved.
 
 use super::Route;
-use crate::DeployId;
-use crate::agent::{Agent, AgentError, Answer, Order, Reach, Request};
-use crate::error::{ActionError, Cause, HostState};
+use crate::agent::{Agent, Answer, Order, Reach, Request};
+use crate::base::DeployId;
+use crate::error::{ActionError, AgentError, Cause, HostState};
 
 /// Has the agent on the source move a running VM, as [`migrate`](super::migrate) does there. Nothing of the move is kept on
 /// the front-end: when this process or its connection ends, the move goes on and ends as it would.

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use kvm_sriov::{Host, actions, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+//! use kvm_sriov::{Host, actions, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
 //! let dir = tempfile::tempdir()?;
 //! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
 //! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
@@ -29,7 +29,6 @@
 
 mod attach_disk;
 mod attach_nic;
-mod block_job;
 mod cancel;
 mod ceph;
 mod deploy;
@@ -39,6 +38,7 @@ mod device;
 mod exec;
 mod exec_cancel;
 mod guest_command;
+mod input;
 mod migrate;
 mod migrate_local;
 mod poll;
@@ -55,7 +55,6 @@ mod shutdown;
 mod snapshot_create;
 mod snapshot_delete;
 mod snapshot_revert;
-pub(crate) mod storage;
 
 pub use attach_disk::attach_disk;
 pub use attach_nic::{NicArgs, attach_nic};
@@ -66,6 +65,7 @@ pub use detach_disk::detach_disk;
 pub use detach_nic::detach_nic;
 pub use exec::exec;
 pub use exec_cancel::exec_cancel;
+pub use input::Input;
 pub use migrate::{Route, migrate};
 pub use migrate_local::migrate_local;
 pub use poll::poll;

@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::DeployId;
+use crate::base::DeployId;
+use crate::config::OneVersion;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::libvirt::Usage;
 use crate::vm;
-use crate::wire::Caller;
 
 /// How long the use of CPUs is measured.
 ///
@@ -26,7 +26,7 @@ const MEASURED: Duration = Duration::from_secs(1);
 ///
 /// # Source
 /// OpenNebula's stock `poll` (5.10).
-pub fn poll(host: &Host, id: &DeployId, caller: &Caller) -> Result<String, ActionError> {
+pub fn poll(host: &Host, id: &DeployId, caller: &OneVersion) -> Result<String, ActionError> {
     match measure(host, id) {
         Ok((usage, cpu)) => Ok(line(&usage, cpu, caller)),
         Err(Cause::Absent { .. }) => Ok("STATE=-".into()),
@@ -51,7 +51,7 @@ fn measure(host: &Host, id: &DeployId) -> Result<(Usage, f64), Cause> {
     Ok((now, used.as_secs_f64() / passed.as_secs_f64() * 100.0))
 }
 
-fn line(usage: &Usage, cpu: f64, caller: &Caller) -> String {
+fn line(usage: &Usage, cpu: f64, caller: &OneVersion) -> String {
     let state = match (usage.is_paused, usage.is_stuck) {
         (true, is_stuck) => caller.paused(is_stuck),
         (false, true) => 'e',

@@ -1,7 +1,7 @@
 //! `prereconfigure`: takes the contextualization CD out of its drive, so that OpenNebula can write a new one.
 
 use super::device;
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::VmData;

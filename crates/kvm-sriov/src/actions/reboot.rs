@@ -1,6 +1,6 @@
 //! `reboot`: asks the guest to reboot.
 
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 

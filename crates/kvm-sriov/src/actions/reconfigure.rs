@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::device;
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::{Medium, VmData};

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use super::storage::{Storage, VOLUMES, Volume, is_same, make_image, run};
+use crate::base::POLL;
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::{Host, POLL};
+use crate::host::Host;
 use crate::libvirt::{DomainRef, Hypervisor};
 use crate::vm;
+use crate::vm::storage::{Storage, VOLUMES, Volume, is_same, make_image, run};
 use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE, VmData};
 
 /// The prefix of OpenNebula's element in a domain.

@@ -1,6 +1,6 @@
 //! `reset`: presses the reset button.
 
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 

@@ -1,12 +1,13 @@
 //! `resize`: a running VM gets more CPUs and memory, or less.
 
 use super::device::{self, Device};
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
-use crate::sudo::Sudo;
-use crate::vm::{self, Vm};
+use crate::reconcile;
+use crate::vm;
 use crate::xml::{Dimm, Resize, Sizes, VmData};
 
 const ACTION: &str = "resize";
@@ -33,7 +34,7 @@ pub fn resize(host: &Host, id: &DeployId, message: &str, data: Option<&VmData>) 
     let wanted = Resize::parse(message)
         .map_err(|source| untouched(Cause::Xml { what: "the XML on standard input".into(), source }))?;
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
-    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let resizing = Resizing { host, domain };
     let before = resizing.sizes().map_err(untouched)?;

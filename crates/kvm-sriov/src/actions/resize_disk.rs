@@ -1,10 +1,11 @@
 //! `resize_disk`: a disk of a running VM grows.
 
-use super::block_job;
-use crate::DeployId;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::vm::Vm;
+use crate::reconcile;
+use crate::vm::block_job;
+
 use crate::xml::{VmData, VmDisk};
 
 const ACTION: &str = "resize_disk";
@@ -41,7 +42,7 @@ pub fn resize_disk(
         })
         .map_err(untouched)?;
     // The lock of a VM with VFs is held until this returns: a save would stop the disk while it grows.
-    let found = Vm::open(host, ACTION, id, data).map_err(untouched)?;
+    let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("resize disk {disk} on {}", domain.name);
     let Some(there) = found.live().disk(&target) else {

@@ -5,18 +5,19 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crate::DeployId;
-use crate::claims::{Claim, ClaimStore, Owner, Request, VmLock};
+use super::Input;
+use crate::base::{DeployId, Owner};
+use crate::claims::{Claim, ClaimStore, Request, VmLock};
+use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::image::Image;
+use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, RunState};
-use crate::sudo::Sudo;
-use crate::vf_map::VfMap;
+use crate::reconcile;
+use crate::vm::checkpoint::Image;
+use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Vm};
-use crate::vm_dir::VmDir;
-use crate::wire::Input;
 use crate::xml::{LiveDomain, OperationKind, Wanted, image_for};
 
 /// Between two tries of a restore that failed.
@@ -90,7 +91,7 @@ fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
         let Ok(live) = vm::read(host, &domain) else { continue };
         if is_from(&live, image) {
             // Taking the lock puts it right: it is resumed.
-            Vm::lock(host, "restore", domain, None)?;
+            reconcile::lock(host, "restore", domain, None)?;
             return Ok(true);
         }
     }

@@ -5,16 +5,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::block_job;
-use crate::DeployId;
+use super::Input;
+use crate::base::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
-use crate::image::{Image, is_complete};
+use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
-use crate::sudo::Sudo;
+use crate::reconcile;
+use crate::vm::block_job;
+use crate::vm::checkpoint::{Image, is_complete};
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
-use crate::wire::Input;
 use crate::xml::OperationKind;
 
 /// Saves the domain into `checkpoint` and ends it. VFs are unplugged before, and free afterwards.
@@ -31,7 +32,7 @@ use crate::xml::OperationKind;
 /// # Source
 /// OpenNebula's stock `save`.
 pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
-    match Vm::open_to_leave(host, "save", id, input.map(|input| &input.vm))
+    match reconcile::open_to_leave(host, "save", id, input.map(|input| &input.vm))
         .map_err(|cause| ActionError::untouched("save", cause))?
     {
         Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,

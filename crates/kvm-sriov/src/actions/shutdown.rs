@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::DeployId;
-use crate::claims::{ClaimError, ClaimStore, Owner, VmLock};
+use crate::base::{DeployId, Owner, POLL};
+use crate::claims::{ClaimError, ClaimStore, VmLock};
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::{Host, POLL};
+use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
-use crate::sudo::Sudo;
 use crate::vm::gone::{self, LastLook};
 
 /// Shuts the domain down and frees its VFs once it is gone.

@@ -1,14 +1,15 @@
 //! `snapshot_create`: keeps a VM's disks and memory as they are now.
 
-use super::block_job;
+use crate::base::{DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::reconcile;
+use crate::vm::block_job;
+use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
-use crate::vm_dir::VmDir;
 use crate::xml::{LiveDomain, VmData};
-use crate::{DeployId, SnapshotName};
 
 const ACTION: &str = "snapshot_create";
 
@@ -36,7 +37,7 @@ pub fn snapshot_create(
 ) -> Result<SnapshotName, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let name = SnapshotName::of(number);
-    match Vm::open_to_leave(host, ACTION, id, data).map_err(untouched)? {
+    match reconcile::open_to_leave(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain, _) => {
             take(host, &domain, &name).map_err(|cause| match cause {
                 Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::Left(IN_DOUBT.into())),

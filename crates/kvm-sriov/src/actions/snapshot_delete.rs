@@ -1,12 +1,12 @@
 //! `snapshot_delete`: a snapshot is no longer needed.
 
-use super::block_job;
+use crate::base::{DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::vm::Vm;
-use crate::vm_dir::VmDir;
-use crate::{DeployId, SnapshotName};
+use crate::vm::block_job;
+use crate::vm::dir::VmDir;
 
 const ACTION: &str = "snapshot_delete";
 

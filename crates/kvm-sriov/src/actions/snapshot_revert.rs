@@ -1,18 +1,17 @@
 //! `snapshot_revert`: a VM's disks and memory become what they were.
 
-use super::block_job;
-use crate::claims::NicKey;
+use crate::base::{DeployId, NicKey, RootName, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::reconcile;
+use crate::vm::block_job;
+use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm, nic_defaults};
-use crate::vm_dir::VmDir;
 use crate::xml::{
     LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot,
 };
-use crate::{DeployId, RootName, SnapshotName};
 
 const ACTION: &str = "snapshot_revert";
 
@@ -44,7 +43,7 @@ pub fn snapshot_revert(
         Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
         // It had VFs then, or gets its first one.
         Found::Plain(domain, _) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
-            let vm = Vm::lock(host, ACTION, domain, data).map_err(untouched)?;
+            let vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
             Revert { vm, name, data, old, has_changed: false }.run()
         }
         Found::Plain(domain, _) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),

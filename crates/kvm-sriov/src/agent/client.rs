@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Heard, Pulse};
 use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION, logged};
-use crate::span::{Kind, Span};
-use crate::{DomainUuid, HostName};
+use crate::base::span::{Kind, Span};
+use crate::base::{DomainUuid, HostName};
+use crate::error::AgentError;
 
 /// How long an agent may take from ssh to its first line.
 const START: Duration = Duration::from_secs(60);
@@ -40,75 +41,6 @@ const SSH_OPTIONS: [&str; 6] = [
     "ControlMaster=no",
     "ControlPath=none",
 ];
-
-/// A failure around an agent.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AgentError {
-    /// The agent could not be started. Nothing was touched there.
-    #[error("cannot start the agent on {host}: {why}")]
-    NotStarted {
-        /// The host.
-        host: HostName,
-        /// What ssh or the system said.
-        why: String,
-    },
-    /// The agent is of another version. Nothing was touched there.
-    #[error(
-        "the agent on {host} speaks version {found} of the protocol, this host version {VERSION}: copy the drivers to \
-         all hosts (onehost sync -f)"
-    )]
-    Version {
-        /// The host.
-        host: HostName,
-        /// Its version.
-        found: String,
-    },
-    /// The agent refused. Nothing was changed there by what was asked.
-    #[error("{host}: {why}")]
-    Refused {
-        /// The host.
-        host: HostName,
-        /// Why.
-        why: String,
-    },
-    /// The connection to the agent was lost.
-    #[error("the agent on {host} was lost{why}")]
-    Lost {
-        /// The host.
-        host: HostName,
-        /// What is known, after a colon; or nothing.
-        why: String,
-    },
-    /// The agent did not answer in time. What it was asked for may be done all the same.
-    #[error("the agent on {host} has not answered \"{asked}\" for {seconds} s")]
-    NoAnswer {
-        /// The host.
-        host: HostName,
-        /// What it was asked.
-        asked: String,
-        /// How long it was waited for.
-        seconds: u64,
-    },
-    /// The agent said something that is no answer.
-    #[error("the agent on {host} said {what}")]
-    Unexpected {
-        /// The host.
-        host: HostName,
-        /// What it said.
-        what: String,
-    },
-    /// Files could not be copied to the other host.
-    #[error("cannot copy {what} to {host}: {why}")]
-    Copy {
-        /// The host.
-        host: HostName,
-        /// Which files.
-        what: String,
-        /// What rsync said.
-        why: String,
-    },
-}
 
 /// How other hosts are reached.
 pub trait Reach: Send + Sync {
@@ -326,7 +258,9 @@ impl Agent {
             match agent.conversation.next(end.saturating_duration_since(Instant::now())) {
                 Heard::Line(line) => match version(&line) {
                     Some(found) if found == VERSION.to_string() => return Ok(agent),
-                    Some(found) => return Err(AgentError::Version { host: host.clone(), found: found.to_owned() }),
+                    Some(found) => {
+                        return Err(AgentError::Version { host: host.clone(), found: found.to_owned(), own: VERSION });
+                    }
                     // A greeting of the host.
                     None => log::debug!("{host}: {line}"),
                 },

@@ -14,7 +14,7 @@ mod conversation;
 mod errand;
 mod serve;
 
-pub use client::{Agent, AgentError, Link, Reach, Ssh, ask_state};
+pub use client::{Agent, Link, Reach, Ssh, ask_state};
 pub use serve::serve;
 
 use std::fmt::{self, Display};
@@ -22,10 +22,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::base::ParseError;
+use crate::base::{DeployId, DomainName, DomainUuid, HostName, Position};
 use crate::error::Cause;
-use crate::pci::ParseError;
 use crate::xml::Wanted;
-use crate::{DeployId, DomainName, DomainUuid, HostName, Position};
 
 /// The version of the protocol. Two ends talk to each other only with the same one.
 pub(crate) const VERSION: u32 = 2;

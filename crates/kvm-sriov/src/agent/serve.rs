@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Pulse};
 use super::{Answer, MAGIC, Presence, Reach, Request, VERSION, Visitor, ask_state, errand};
-use crate::actions::storage::{Image, make_image};
-use crate::claims::{ClaimError, ClaimStore, NicKey, Owner, Request as ClaimRequest, VmLock};
+use crate::base::span::{Kind, Span};
+use crate::base::{DeployId, DomainName, DomainUuid, NicKey, Owner, POLL, Position, RootName};
+use crate::claims::{ClaimError, ClaimStore, Request as ClaimRequest, VmLock};
+use crate::config::VfMap;
 use crate::error::Cause;
-use crate::host::{Host, POLL};
+use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, Event, Events, JobKind, RunState};
 use crate::reconcile::{self, Elsewhere, Repair, Why};
-use crate::span::{Kind, Span};
-use crate::sudo::Sudo;
-use crate::vf_map::VfMap;
 use crate::vm::gone;
+use crate::vm::storage::{Image, make_image};
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic};
-use crate::{DeployId, DomainName, DomainUuid, Position, RootName};
 
 /// What the agent's locks and journal lines call it.
 const ACTION: &str = "migrate";

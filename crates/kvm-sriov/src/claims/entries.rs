@@ -9,9 +9,9 @@ use super::process;
 use super::record::Content;
 use super::safe::{self, Stamp};
 use super::{ClaimError, Owner};
-use crate::order::ascending;
-use crate::vf_map::VfMap;
-use crate::{PciAddress, RootName};
+use crate::base::ascending;
+use crate::base::{PciAddress, RootName};
+use crate::config::VfMap;
 
 /// A claim's file, as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fs2::FileExt;
 
 use super::{ClaimError, Process, entries, process, safe};
-use crate::DomainName;
+use crate::base::DomainName;
 
 /// How the file of a VM's lock begins.
 const LOCK: &str = "vm-";

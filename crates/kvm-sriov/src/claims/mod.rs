@@ -28,37 +28,9 @@ pub use lock::{Holder, VmLock};
 pub use process::Process;
 pub use store::ClaimStore;
 
+use crate::base::{DomainName, MacAddress, NicKey, Owner, PciAddress, Position, RootName};
+use crate::config::{AlsoListed, NoVfs, VfMap};
 use crate::sysfs::{NoVf, Sysfs};
-use crate::vf_map::{AlsoListed, NoVfs, VfMap};
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
-
-/// A VM that has VFs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// Its domain's name.
-    pub vm: DomainName,
-    /// Its domain's UUID, when it is known (OpenNebula writes it from 6.0 on).
-    pub uuid: Option<DomainUuid>,
-}
-
-impl Owner {
-    /// Whether both are the same VM: by UUID, or by name when one has none.
-    pub fn is(&self, other: &Self) -> bool {
-        match (&self.uuid, &other.uuid) {
-            (Some(mine), Some(theirs)) => mine == theirs,
-            _ => self.vm == other.vm,
-        }
-    }
-}
-
-/// A NIC of a VM, as claims know it. Two NICs of a VM may have the same MAC: OpenNebula gives the same lease in two networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NicKey {
-    /// Its place among the SR-IOV NICs of the VM: what tells it from the others.
-    pub position: Position,
-    /// OpenNebula's MAC: all that an older claim says.
-    pub mac: MacAddress,
-}
 
 /// What backs claims, by what libvirt says of every running domain of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

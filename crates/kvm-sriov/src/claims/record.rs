@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use super::process::Process;
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
+use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
 
 /// The first line of a claim; the number counts forms that an older version can't read.
 const HEADER: &str = "kvm-sriov-claim 1";
@@ -83,7 +83,7 @@ impl Record {
         for (index, line) in lines.enumerate() {
             let (key, value) =
                 line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
-            let wrong = |error: crate::ParseError| format!("{key}: {error}");
+            let wrong = |error: crate::base::ParseError| format!("{key}: {error}");
             match key {
                 "vm" => vm = Some(value.parse().map_err(wrong)?),
                 "uuid" => uuid = Some(value.parse().map_err(wrong)?),

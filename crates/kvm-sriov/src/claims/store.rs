@@ -14,8 +14,8 @@ use super::record::{Content, Record};
 use super::safe::Unnamed;
 use super::shared::FileSystem;
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
-use crate::vf_map::{NoVfs, Supply, VfMap};
-use crate::{DomainName, DomainUuid, PciAddress, RootName};
+use crate::base::{DomainName, DomainUuid, PciAddress, RootName};
+use crate::config::{NoVfs, Supply, VfMap};
 
 /// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,9 +27,10 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 ///
 /// ```
 /// use kvm_sriov::Position;
-/// use kvm_sriov::claims::{Backing, ClaimStore, NicKey, Owner, Request};
+/// use kvm_sriov::claims::{Backing, ClaimStore, Request};
+/// use kvm_sriov::{NicKey, Owner};
 /// use kvm_sriov::sysfs::Sysfs;
-/// use kvm_sriov::vf_map::VfMap;
+/// use kvm_sriov::config::VfMap;
 /// let dir = tempfile::tempdir()?;
 /// // In place of the host's kernel.
 /// std::fs::create_dir_all(dir.path().join("sys/bus/pci/devices/0000:07:00.1/physfn"))?;
@@ -736,7 +737,7 @@ mod tests {
 
     use super::super::NicKey;
     use super::*;
-    use crate::Position;
+    use crate::base::Position;
 
     #[test]
     fn what_was_released_since_libvirt_was_asked_is_not_adopted() {

@@ -21,8 +21,8 @@ use super::migration::Postcopy;
 use super::watch::{Closing, Sink, Ticket, lock};
 use super::worker::{self, Work};
 use super::{BlockJob, DomainRef, Event, Events, Hypervisor, Job, JobKind, Migration, RunState, Snapshots, Usage};
-use crate::span::{Kind, Span};
-use crate::{DeployId, DomainUuid};
+use crate::base::span::{Kind, Span};
+use crate::base::{DeployId, DomainUuid};
 
 /// libvirtd is asked for a sign of life this often, in seconds ...
 const KEEPALIVE_INTERVAL: i32 = 10;
@@ -742,7 +742,8 @@ fn postcopy_later(domain: Domain, when: Postcopy, end: Receiver<()>) -> Result<(
 
 fn reference(domain: &Domain) -> Result<DomainRef, LibvirtError> {
     let (name, uuid) = (domain.name()?, domain.uuid_string()?);
-    let odd = |error: crate::ParseError| LibvirtError::other(format!("libvirt names a domain that can't be: {error}"));
+    let odd =
+        |error: crate::base::ParseError| LibvirtError::other(format!("libvirt names a domain that can't be: {error}"));
     Ok(DomainRef { name: name.parse().map_err(odd)?, uuid: uuid.parse().map_err(odd)?, id: domain.id() })
 }
 

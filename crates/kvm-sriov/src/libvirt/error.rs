@@ -68,6 +68,11 @@ impl LibvirtError {
         Self::new(kind(known(Enum::from_raw(code)), &text), code, text)
     }
 
+    /// Whether libvirtd only went away for a moment, so that the call may be tried again at once.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self.kind, LibvirtErrorKind::Disconnected | LibvirtErrorKind::Unreachable)
+    }
+
     pub(super) fn no_answer(call: &str, seconds: u64) -> Self {
         Self::new(LibvirtErrorKind::NoAnswer, 0, format!("libvirt has not answered {call} for {seconds} s"))
     }

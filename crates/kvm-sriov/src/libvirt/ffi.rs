@@ -20,7 +20,7 @@ use virt::sys;
 
 use super::Event;
 use super::watch::{self, Sink};
-use crate::DomainUuid;
+use crate::base::DomainUuid;
 
 /// The events of a domain that are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use virt::sys;
 
 use super::error::LibvirtError;
 use super::ffi::{Parameter, Value};
-use crate::ParseError;
+use crate::base::ParseError;
 
 /// One move of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -30,8 +30,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use crate::claims::Owner;
-use crate::{DeployId, DomainName, DomainUuid};
+use crate::base::{DeployId, DomainName, DomainUuid, Owner};
 
 /// A domain, as it was when it was looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]

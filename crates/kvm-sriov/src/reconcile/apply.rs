@@ -6,15 +6,15 @@ use std::time::Instant;
 use super::decide::{Repair, decide};
 use super::facts::{Elsewhere, Facts};
 use super::report::VmReport;
-use crate::claims::{Claim, ClaimStore, Claimant, Owner, VmLock};
+use crate::base::{DeployId, Owner, PciAddress, Position};
+use crate::claims::{Claim, ClaimStore, Claimant, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
-use crate::image::Image;
+use crate::vm::checkpoint::Image;
+use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Device, DeviceKind, Vm, unplug};
-use crate::vm_dir::VmDir;
 use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
-use crate::{DeployId, PciAddress, Position};
 
 /// What is true is looked at anew after each round; an aborted save, or a domain that was started from its image, takes one
 /// more than others.

@@ -4,14 +4,14 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::base::ascending;
+use crate::base::{PciAddress, Position};
 use crate::claims::Claimant;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::image::{self, Image};
 use crate::libvirt::{DomainRef, JobKind, RunState};
-use crate::order::ascending;
+use crate::vm::checkpoint::{self, Image};
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
-use crate::{PciAddress, Position};
 
 /// What is known of a VM: what it wants, what it has, what it claims, and the operation that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,7 +259,7 @@ impl Noted {
         if Image::of_unfinished(path).is_none() {
             return Self::Unreadable;
         }
-        match image::is_complete(path) {
+        match checkpoint::is_complete(path) {
             Ok(false) => Self::Incomplete,
             Ok(true) if this_boot => Self::Complete,
             Ok(true) => Self::BeforeBoot,

@@ -7,7 +7,7 @@
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use kvm_sriov::reconcile::{Options, Verdict, reconcile};
-//! use kvm_sriov::{Host, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+//! use kvm_sriov::{Host, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
 //! let dir = tempfile::tempdir()?;
 //! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
 //! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
@@ -24,12 +24,16 @@
 //! * `facts` - what is known of a VM
 //! * `decide` - the rules
 //! * `apply` - repairs are done
+//! * `open` - an action takes its VM
+//! * `watcher` - plugs back what leaves after every action stopped waiting
 //! * `report` - what was found and done
 
 mod apply;
 mod decide;
 mod facts;
+mod open;
 mod report;
+mod watcher;
 
 use std::collections::VecDeque;
 use std::panic::resume_unwind;
@@ -37,21 +41,24 @@ use std::sync::Mutex;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-pub use decide::{Doubt, Repair, Why, decide};
+pub use crate::error::{Doubt, Why};
+pub use decide::{Repair, decide};
 pub use facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
+pub(crate) use open::{lock, open, open_to_leave};
 pub use report::{Failure, Report, Verdict, VmReport};
+pub use watcher::watch;
 
 use apply::Extent;
 
-use crate::claims::{Claim, ClaimError, ClaimStore, Holder, NicKey, Owner};
+use crate::base::ascending;
+use crate::base::{DeployId, DomainName, NicKey, Owner, Position};
+use crate::claims::{Claim, ClaimError, ClaimStore, Holder};
+use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::order::ascending;
-use crate::vf_map::VfMap;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
-use crate::{DeployId, DomainName, Position};
 
 /// What claims and the journal call it.
 const ACTION: &str = "reconcile";

@@ -1,9 +1,10 @@
 //! What was found and done.
 
-use super::decide::{Repair, Why};
+use super::decide::Repair;
 use super::facts::Facts;
-use crate::claims::{self, Owner};
-use crate::error::Cause;
+use crate::base::Owner;
+use crate::claims;
+use crate::error::{Cause, Why};
 
 /// What was found and done on a host.
 #[derive(Debug, Default)]

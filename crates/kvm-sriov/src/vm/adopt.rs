@@ -1,13 +1,13 @@
 //! A domain that was started by the stock driver, or by the driver of 2013, becomes one of ours at its first action.
 
 use super::{Plugged, Vm};
+use crate::base::ascending;
+use crate::base::{MacAddress, Position};
 use crate::claims::Claim;
+use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::order::ascending;
-use crate::vf_map::VfMap;
 use crate::xml::{Adopted, Kept, LiveDomain, LiveHostdev, LiveInterface, Mode, VmData, VmNic, WantedNic};
-use crate::{MacAddress, Position};
 
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];

@@ -1,6 +1,6 @@
 //! Whose fault it is that a domain does not get its VFs: one VF's, or the domain's or the host's, which every VF would meet.
 
-use crate::PciAddress;
+use crate::base::PciAddress;
 use crate::claims::ClaimError;
 use crate::error::{Cause, Refusal};
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};

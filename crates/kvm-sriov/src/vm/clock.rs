@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::DeployId;
-use crate::detached;
+use crate::base::DeployId;
 use crate::error::Cause;
 use crate::host::Host;
+use crate::host::detached;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 
 /// How often the guest's agent is asked, and how long it is given to come up in between.

@@ -1,7 +1,7 @@
 //! The dummies of a VM: interfaces that carry the IP addresses of its SR-IOV NICs into the guest.
 
 use super::Vm;
-use crate::MacAddress;
+use crate::base::MacAddress;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::xml::{LiveInterface, Mode, NicDefaults, VmNic, WantedNic, dummy_interface_of};

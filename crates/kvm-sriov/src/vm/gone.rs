@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::DeployId;
-use crate::claims::{ClaimError, ClaimStore, Owner};
+use crate::base::{DeployId, Owner, POLL};
+use crate::claims::{ClaimError, ClaimStore};
 use crate::error::Cause;
-use crate::host::{Host, POLL};
+use crate::host::Host;
+use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
-use crate::sudo::Sudo;
 use crate::xml::LiveDomain;
 
 /// How long a destroyed domain may stay: OpenNebula's stock driver asks 60 times, a second apart.

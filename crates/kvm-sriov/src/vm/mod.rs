@@ -8,38 +8,38 @@
 //! * `take_out` - devices that leave for good
 //! * `adopt` - a domain of the stock driver, or of the driver of 2013, becomes one of ours
 //! * `clock` - sets the clock of a guest that stood still
-//! * `watcher` - plugs back what leaves after everybody stopped waiting
 
 mod adopt;
 mod blame;
+pub(crate) mod block_job;
+pub(crate) mod checkpoint;
 pub(crate) mod clock;
+pub(crate) mod dir;
 mod dummy;
 pub(crate) mod gone;
 mod plug;
+pub(crate) mod storage;
 mod take_out;
 mod unplug;
-mod watcher;
 
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use clock::sync_clock;
-pub use unplug::{Outcome, unplug};
-pub use watcher::watch;
+pub use unplug::unplug;
 
 pub(crate) use blame::{Attempt, Failure, with_refusals};
 pub(crate) use dummy::nic_defaults;
 pub(crate) use take_out::{Device, DeviceKind, aliases};
-pub(crate) use unplug::is_passing;
 
-use crate::claims::{ClaimStore, NicKey, Owner, VmLock};
-use crate::detached;
-use crate::error::Cause;
-use crate::host::{Host, POLL};
+use crate::base::{DeployId, NicKey, Owner, POLL, Position};
+use crate::claims::{ClaimStore, VmLock};
+use crate::error::{Cause, Outcome};
+use crate::host::Host;
+use crate::host::detached;
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::xml::{LiveDomain, LiveHostdev, OperationKind, VmData, Wanted, WantedNic};
-use crate::{DeployId, Position};
 
 /// What an action finds when it looks for its VM.
 pub(crate) enum Found<'a> {
@@ -221,42 +221,12 @@ pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
 }
 
 impl<'a> Vm<'a> {
-    /// Finds the VM that OpenNebula means, takes its lock if it has VFs, and puts right what an earlier action left. A VF that
-    /// nobody can give it is a line in the log.
+    /// Finds the VM that OpenNebula means and takes its lock if it has VFs. What an earlier action left stays as it is.
     ///
     /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
     ///
     /// # Errors
-    /// Nothing was changed, or only what an earlier action had left undone: there is no such domain, another action of
-    /// the VM runs, its metadata were written by a newer version, or an earlier action's work can't be put right.
-    pub(crate) fn open(
-        host: &'a Host,
-        action: &'static str,
-        id: &DeployId,
-        data: Option<&VmData>,
-    ) -> Result<Found<'a>, Cause> {
-        let mut found = Self::open_as_is(host, action, id, data)?;
-        if let Found::WithVfs(vm) = &mut found {
-            crate::reconcile::mend(vm)?;
-        }
-        Ok(found)
-    }
-
-    /// As [`Vm::open`], but plugs no VF: for an action that would unplug it right away.
-    pub(crate) fn open_to_leave(
-        host: &'a Host,
-        action: &'static str,
-        id: &DeployId,
-        data: Option<&VmData>,
-    ) -> Result<Found<'a>, Cause> {
-        let mut found = Self::open_as_is(host, action, id, data)?;
-        if let Found::WithVfs(vm) = &mut found {
-            crate::reconcile::mend_to_leave(vm)?;
-        }
-        Ok(found)
-    }
-
-    /// As [`Vm::open`], but what an earlier action left stays as it is: for an action that would take it out again.
+    /// Nothing was changed: there is no such domain, another action of the VM runs, or a newer version wrote its metadata.
     pub(crate) fn open_as_is(
         host: &'a Host,
         action: &'static str,
@@ -288,22 +258,11 @@ impl<'a> Vm<'a> {
         Some((store, lock))
     }
 
-    /// Takes the lock of a VM that has VFs, or is about to get its first one, and puts right what an earlier action left.
+    /// Takes the lock of a VM that has VFs or is about to get its first one. What an earlier action left stays as it is.
     ///
     /// # Errors
-    /// As [`Vm::open`].
-    pub(crate) fn lock(
-        host: &'a Host,
-        action: &'static str,
-        domain: DomainRef,
-        data: Option<&VmData>,
-    ) -> Result<Self, Cause> {
-        let mut vm = Self::lock_as_is(host, action, domain, data)?;
-        crate::reconcile::mend(&mut vm)?;
-        Ok(vm)
-    }
-
-    fn lock_as_is(
+    /// As [`Vm::open_as_is`].
+    pub(crate) fn lock_as_is(
         host: &'a Host,
         action: &'static str,
         domain: DomainRef,

@@ -2,7 +2,7 @@
 
 use super::Vm;
 use super::blame::{Attempt, Failure, with_refusals};
-use crate::PciAddress;
+use crate::base::PciAddress;
 use crate::claims::{Claim, Request};
 use crate::error::{Cause, Refusal};
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};

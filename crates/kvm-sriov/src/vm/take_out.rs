@@ -1,10 +1,10 @@
 //! Devices that leave a VM for good.
 
-use super::{Outcome, Vm};
+use super::Vm;
+use crate::base::{MacAddress, PciAddress, Position};
 use crate::claims::Claim;
-use crate::error::Cause;
+use crate::error::{Cause, Outcome};
 use crate::xml::WantedNic;
-use crate::{MacAddress, PciAddress, Position};
 
 /// A device of ours that is to leave, and what it is: its VF, or its MAC.
 #[derive(Debug, Clone, PartialEq, Eq)]

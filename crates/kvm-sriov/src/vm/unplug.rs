@@ -1,11 +1,11 @@
 //! The unplug engine: asks a guest to release devices, and believes only the live XML.
 
-use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind};
-use crate::span::{Kind, Span};
+use crate::base::span::{Kind, Span};
+use crate::error::Outcome;
+use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtErrorKind};
 use crate::xml::{LiveDomain, XmlError};
 
 /// A guest that says nothing is asked again: one that still boots forgets what it was asked.
@@ -28,37 +28,6 @@ const NO_TIME: &str = "no time was left to ask the guest";
 
 /// Between two tries to reach a libvirtd that went away.
 const RECONNECT: Duration = Duration::from_millis(100);
-
-/// What became of the request to release one device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The live XML no longer shows it.
-    Released,
-    /// The guest did not answer in time; the request can't be taken back, so it may still leave.
-    Pending,
-    /// It was refused, by the guest or by libvirt.
-    Refused(String),
-    /// The guest was not asked, because something else had the device or the domain all the time: libvirt's text.
-    Busy(String),
-    /// The domain ended meanwhile.
-    DomainGone,
-    /// libvirtd did not come back in time, so it is not known.
-    DaemonGone,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Released => f.write_str("released"),
-            Self::Pending => f.write_str("not released in time"),
-            Self::Refused(why) => write!(f, "refused: {why}"),
-            Self::Busy(why) => write!(f, "busy: {why}"),
-            Self::DomainGone => f.write_str("the domain ended meanwhile"),
-            Self::DaemonGone => f.write_str("libvirtd went away and did not come back in time"),
-        }
-    }
-}
 
 /// Asks a running domain to release devices, all at once, and waits for all of them with one deadline.
 ///
@@ -328,9 +297,4 @@ impl Engine<'_> {
             request.outcome = Some(outcome.clone());
         }
     }
-}
-
-/// Whether a call that failed this way may be tried again at once, because libvirtd only went away for a moment.
-pub(crate) fn is_passing(error: &LibvirtError) -> bool {
-    matches!(error.kind(), LibvirtErrorKind::Disconnected | LibvirtErrorKind::Unreachable)
 }

@@ -11,8 +11,7 @@ use super::{
     Adopted, Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children,
     content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
 };
-use crate::claims::NicKey;
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
+use crate::base::{DomainName, DomainUuid, MacAddress, NicKey, PciAddress, Position, RootName};
 
 /// The domain XML of a VM that is to be started, as OpenNebula wrote it.
 ///

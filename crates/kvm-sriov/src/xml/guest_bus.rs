@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use roxmltree::Node;
 
 use super::{WantedNic, attribute, c_number, child, child_attribute, devices, guest_address};
-use crate::order::ascending;
-use crate::{PciAddress, Position};
+use crate::base::ascending;
+use crate::base::{PciAddress, Position};
 
 /// The guest addresses of a running domain that no device has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -2,7 +2,7 @@
 
 use super::vm::{Bandwidth, PciDevice, VmNic, VmPci};
 use super::{Escaped, dummy_alias_of};
-use crate::{MacAddress, PciAddress, Position};
+use crate::base::{MacAddress, PciAddress, Position};
 
 /// Where OpenNebula keeps the sockets of interfaces on a bridge that runs in user space (7.2 and later).
 const VHOST_SOCKETS: &str = "/var/run/one/vhost-socks";

@@ -9,8 +9,8 @@ use super::{
     children, content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, nic_alias,
     parse, pci_address, root, uuid_of,
 };
-use crate::order::ascending;
-use crate::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
+use crate::base::ascending;
+use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
 pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";

@@ -7,10 +7,9 @@ use std::str::FromStr;
 use roxmltree::Node;
 
 use super::{Escaped, Place, VmNic, XmlError, attribute, decimal, parse, position, required};
-use crate::claims::NicKey;
-use crate::order::ascending;
-use crate::pci::ParseError;
-use crate::{MacAddress, PciAddress, Position, RootName};
+use crate::base::ParseError;
+use crate::base::ascending;
+use crate::base::{MacAddress, NicKey, PciAddress, Position, RootName};
 
 /// The VFs a domain should have, and the operation that is under way on it.
 ///

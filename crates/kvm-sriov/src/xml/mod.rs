@@ -27,8 +27,8 @@ use std::thread;
 
 use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 
-use crate::pci::{ParseError, PciAddress};
-use crate::{DomainUuid, Position};
+use crate::base::{DomainUuid, Position};
+use crate::base::{ParseError, PciAddress};
 
 pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
 pub use disk::{Disk, Medium, Mention, mentions, with_system_datastore};
@@ -357,7 +357,7 @@ fn required<T>(
 }
 
 /// The MAC address of an `<interface>`.
-fn mac_of(interface: Node<'_, '_>) -> Result<crate::MacAddress, XmlError> {
+fn mac_of(interface: Node<'_, '_>) -> Result<crate::base::MacAddress, XmlError> {
     let mac = child(interface, "mac")
         .ok_or_else(|| XmlError::at(interface, "expected <mac address=...> in <interface>, found none"))?;
     required(mac, "address", str::parse)

@@ -2,7 +2,7 @@
 
 use super::splice::{Splice, apply};
 use super::{Wanted, XmlError, child, content, is_plain, parse, root};
-use crate::DomainUuid;
+use crate::base::DomainUuid;
 
 /// The snapshot's XML for a domain with this UUID: every `<uuid>` of a domain in it is replaced. OpenNebula gives a VM
 /// that was powered off a new domain, and libvirt takes only snapshots of the domain at hand.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::XmlError;
-use crate::order::ascending;
+use crate::base::ascending;
 
 /// What stands in a range of the text from now on. An empty range inserts.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::{XmlError, child, children, content, decimal, parse, root};
-use crate::{MacAddress, ParseError, PciAddress, RootName};
+use crate::base::{MacAddress, ParseError, PciAddress, RootName};
 
 /// What is read from the description of a VM.
 ///

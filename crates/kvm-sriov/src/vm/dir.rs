@@ -5,10 +5,10 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::SnapshotName;
+use crate::base::SnapshotName;
+use crate::base::ascending;
 use crate::error::Cause;
 use crate::libvirt::{DomainRef, Hypervisor};
-use crate::order::ascending;
 use crate::xml::{self, LiveDomain, Nvram, VmData};
 
 /// How a file of qcow2 form begins.
@@ -72,7 +72,7 @@ impl VmDir {
             xml::tpm_state(&text).map_err(|source| Cause::Xml { what: vm_xml.display().to_string(), source })?;
         let Some(state) = state else { return Ok(()) };
         let odd = || Cause::file("unpack", &tpm)(io::Error::other("TPM_STATE is not base64"));
-        let archive = crate::wire::base64(&state).ok_or_else(odd)?;
+        let archive = crate::base::base64(&state).ok_or_else(odd)?;
         let unfinished = tempfile::tempdir_in(&self.path).map_err(Cause::file("make", &tpm))?;
         unpack(&archive, unfinished.path()).map_err(Cause::file("unpack", &tpm))?;
         // The archive may have the directory itself, or only what is in it.
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_tpm_that_the_template_brings_is_unpacked_once() {
         // tar -cz tpm, with "sealed" in tpm/tpm2-00.permall
-        let state = include_str!("../tests/fixtures/tpm_state.base64");
+        let state = include_str!("../../tests/fixtures/tpm_state.base64");
         let dir = tempfile::tempdir().unwrap();
         let vm_dir = VmDir { path: dir.path().into() };
         vm_dir.provide_tpm().unwrap();

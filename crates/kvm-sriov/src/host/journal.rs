@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::{DomainName, PciAddress, RootName};
+use crate::base::{DomainName, PciAddress, RootName};
 
 /// Facility daemon, severity informational, as syslog numbers them.
 const PRIORITY: u8 = 3 * 8 + 6;

@@ -1,5 +1,11 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
+pub(crate) mod detached;
+mod hook;
+mod identity;
+mod journal;
+pub(crate) mod sudo;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -7,19 +13,20 @@ use std::time::{Duration, Instant};
 
 use crate::claims::{Backing, ClaimError, ClaimStore, Entry, Repair};
 use crate::error::Cause;
-use crate::journal::Journal;
-use crate::kvmrc::Kvmrc;
+use journal::Journal;
+
+pub use hook::Hook;
+pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
+
+use crate::base::{DeployId, DummyMacPrefix, MacAddress, POLL, ParseError, PciAddress, Position, RootName};
+use crate::config::Kvmrc;
+use crate::config::{MapDirs, VfMap, VfMapError};
 use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError, copy_limit};
 use crate::sysfs::{NoVf, Sysfs, denied_vfio_device};
-use crate::vf_map::{MapDirs, VfMap, VfMapError};
 use crate::xml::LiveDomain;
-use crate::{DeployId, DummyMacPrefix, MacAddress, ParseError, PciAddress, Position, RootName};
 
 /// Maps that belong to this host alone; the tree beside the driver is the same on all hosts.
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
-
-/// Between two looks where libvirt tells nothing by itself.
-pub(crate) const POLL: Duration = Duration::from_millis(100);
 
 /// How much longer than SRIOV_CALL_TIMEOUT a call may take for each GiB of memory that it pins.
 ///
@@ -48,7 +55,7 @@ const RUN_DIR: &str = "/var/run/one";
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
-/// use kvm_sriov::{Host, kvmrc::Kvmrc, libvirt::Libvirt, vf_map::MapDirs};
+/// use kvm_sriov::{Host, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
 /// let dir = tempfile::tempdir()?;
 /// std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
 /// let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);

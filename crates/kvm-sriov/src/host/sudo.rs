@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::DomainUuid;
+use crate::base::DomainUuid;
 
 /// What `sudo` allows this user.
 pub(crate) struct Sudo {

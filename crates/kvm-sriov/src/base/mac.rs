@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::pci::ParseError;
+use crate::base::ParseError;
 
 /// An Ethernet MAC address. Read without regard to case, printed in lower case with colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,9 +6,9 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::DomainName;
+use crate::base::DomainName;
+use crate::base::ascending;
 use crate::error::Cause;
-use crate::order::ascending;
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::xml::{self, Disk, Mention};
 
@@ -17,7 +17,7 @@ use crate::xml::{self, Disk, Mention};
 ///
 /// # Source
 /// OpenNebula `src/tm_mad/fs_lvm_ssh/{premigrate,postmigrate}`, which look at the links `disk.*` in the directory for it.
-pub(super) const VOLUMES: &str = "/dev/vg-one";
+pub(crate) const VOLUMES: &str = "/dev/vg-one";
 
 /// How many links may follow one another.
 ///
@@ -338,7 +338,7 @@ pub(crate) fn make_image(like: &Image, path: &Path) -> Result<(), Cause> {
 }
 
 /// Runs a program that makes files at `path`; what it says when it fails is the reason.
-pub(super) fn run(command: &mut Command, path: &Path) -> Result<(), Cause> {
+pub(crate) fn run(command: &mut Command, path: &Path) -> Result<(), Cause> {
     let failed = Cause::file("make", path);
     match command.stdin(Stdio::null()).output() {
         Ok(out) if out.status.success() => Ok(()),

@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Vm, is_passing};
-use crate::DeployId;
+use super::mend;
+use crate::base::DeployId;
 use crate::claims::ClaimError;
-use crate::error::Cause;
+use crate::error::{Cause, Why};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
-use crate::reconcile::{self, Why};
+use crate::vm::{self, Vm};
 use crate::xml::OperationKind;
 
 /// What locks and the journal call it.
@@ -33,7 +33,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
         let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };
         let events = match host.hypervisor().watch(&domain) {
             Ok(events) => events,
-            Err(error) if is_passing(&error) => continue,
+            Err(error) if error.is_passing() => continue,
             Err(error) if error.kind() == LibvirtErrorKind::NoDomain => return Ok(()),
             Err(error) => return Err(error.into()),
         };
@@ -61,7 +61,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
 /// Takes the note back that something is pending; who has the VM now ends its operation by itself.
 fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
-    reconcile::mend(&mut vm)?.only(&[])?;
+    mend(&mut vm)?.only(&[])?;
     if vm.pending().is_empty() {
         return Ok(());
     }
@@ -81,9 +81,9 @@ fn locked<'a>(host: &'a Host, domain: &DomainRef) -> Result<Option<Vm<'a>>, Caus
 
 /// Plugs back what is missing, if no action has the VM. Whether nothing is pending any more.
 fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
-    match super::read(host, domain) {
+    match vm::read(host, domain) {
         Ok(live) => {
-            let wanted = super::wanted(&live)?.unwrap_or_default();
+            let wanted = vm::wanted(&live)?.unwrap_or_default();
             let pending =
                 matches!(wanted.operation.as_ref().map(|o| &o.kind), Some(OperationKind::PendingUnplug { .. }));
             if !pending {
@@ -97,7 +97,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
         Err(cause) => return Err(cause),
     }
     let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
-    match reconcile::mend(&mut vm) {
+    match mend(&mut vm) {
         // libvirt copies or saves it: devices can be changed afterwards.
         Err(Cause::OpenOperation { why: Why::Job, .. }) => Ok(false),
         other => other?.only(&[]).map(|()| vm.pending().is_empty()),

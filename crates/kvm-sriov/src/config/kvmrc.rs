@@ -12,8 +12,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::DummyMacPrefix;
-use crate::wire::Caller;
+use crate::base::DummyMacPrefix;
+use crate::config::OneVersion;
 use lexer::{Line, Unreadable};
 
 /// The longest kvmrc that is read, in bytes.
@@ -23,7 +23,7 @@ const LIMIT: u64 = 256 * 1024;
 ///
 /// ```
 /// use std::time::Duration;
-/// let kvmrc = kvm_sriov::kvmrc::Kvmrc::load(&[]);
+/// let kvmrc = kvm_sriov::config::Kvmrc::load(&[]);
 /// assert_eq!(kvmrc.libvirt_uri(), "qemu:///system");
 /// assert_eq!(kvmrc.shutdown_timeout(), Duration::from_secs(180));
 /// assert_eq!(kvmrc.dummy_bridge(), None);
@@ -204,7 +204,7 @@ impl Kvmrc {
     pub fn places(driver_dir: &Path) -> Vec<PathBuf> {
         let remotes = driver_dir.parent().and_then(Path::parent).unwrap_or(Path::new("/var/tmp/one"));
         vec![
-            remotes.join(Caller::detect(driver_dir).stock_kvmrc()),
+            remotes.join(OneVersion::detect(driver_dir).stock_kvmrc()),
             remotes.join("etc/vmm/kvm-sriov/kvmrc"),
             driver_dir.join("kvmrc"),
             "/etc/kvm-sriov/kvmrc".into(),

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// # Source
 /// OpenNebula's drivers of 4.0 to 7.4.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub struct OneVersion {
     /// Major and minor number; `None` before 4.4, and where the driver lies outside of any remotes.
     version: Option<(u32, u32)>,
     error_block: bool,
 }
 
-impl Caller {
+impl OneVersion {
     /// Reads the version of OpenNebula's remotes that `driver_dir` lies in: `VERSION` (its last line) and
     /// `scripts_common.sh` two directories up. Neither there: the newest is assumed.
     pub fn detect(driver_dir: &Path) -> Self {
@@ -116,7 +116,7 @@ impl Caller {
 mod tests {
     use super::*;
 
-    fn caller(version: &str, common: Option<&str>) -> Caller {
+    fn caller(version: &str, common: Option<&str>) -> OneVersion {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("vmm/kvm-sriov")).unwrap();
         if !version.is_empty() {
@@ -125,7 +125,7 @@ mod tests {
         if let Some(text) = common {
             fs::write(dir.path().join("scripts_common.sh"), text).unwrap();
         }
-        Caller::detect(&dir.path().join("vmm/kvm-sriov"))
+        OneVersion::detect(&dir.path().join("vmm/kvm-sriov"))
     }
 
     const BLOCK: Option<&str> = Some("echo \"ERROR MESSAGE --8<------\"\n");

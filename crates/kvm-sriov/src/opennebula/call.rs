@@ -7,26 +7,25 @@
 //! # Source
 //! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/reference/wire.md.
 
-mod caller;
-
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub use caller::Caller;
-
-use crate::DomainName;
+use crate::actions::{Input, NicArgs};
+use crate::base::DomainName;
+use crate::base::base64;
+use crate::base::signals;
+use crate::base::span::{Kind, Span};
 use crate::claims;
-use crate::detached;
+use crate::config::OneVersion;
 use crate::error::{ActionError, Cause, HostState};
-use crate::hook::Hook;
+use crate::host::Hook;
 use crate::host::Host;
-use crate::identity;
+use crate::host::become_owner_of;
+use crate::host::detached;
 use crate::libvirt::DomainRef;
-use crate::signals;
-use crate::span::{Kind, Span};
 use crate::xml::VmData;
 
 /// The longest standard input that is read, in bytes. OpenNebula's largest messages are below 100 KiB.
@@ -35,24 +34,13 @@ const STDIN_LIMIT: u64 = 8 * 1024 * 1024;
 /// Log lines of one action on standard error; from 6.2 to 6.10 all of them end up in the user's error message.
 const LOG_LINES: usize = 20;
 
-/// What standard input said.
-#[derive(Debug, Clone)]
-pub struct Input {
-    /// OpenNebula's description of the VM.
-    pub vm: VmData,
-    /// The hook of this action for the VM's transfer driver, if there is one.
-    pub hook: Option<Hook>,
-    /// All of it, for what only one action looks at.
-    pub text: String,
-}
-
 /// One call of a driver program: its arguments and where it lies.
 #[derive(Debug, Clone)]
 pub struct Call {
     action: &'static str,
     args: Vec<String>,
     driver_dir: PathBuf,
-    caller: Caller,
+    caller: OneVersion,
 }
 
 impl Call {
@@ -61,7 +49,7 @@ impl Call {
             let problem = format!("expected UTF-8, found \"{}\"", arg.to_string_lossy().escape_debug());
             ActionError::untouched(action, Cause::Argument { name: "argument", problem })
         })?;
-        let caller = Caller::detect(&driver_dir);
+        let caller = OneVersion::detect(&driver_dir);
         Ok(Self { action, args, driver_dir, caller })
     }
 
@@ -76,7 +64,7 @@ impl Call {
     }
 
     /// What calls.
-    pub fn caller(&self) -> &Caller {
+    pub fn caller(&self) -> &OneVersion {
         &self.caller
     }
 
@@ -137,6 +125,20 @@ impl Call {
         })
     }
 
+    /// The NIC that the arguments of `attach_nic` describe.
+    ///
+    /// # Errors
+    /// Nothing was touched; the MAC is missing or is none.
+    pub fn nic(&self) -> Result<NicArgs, ActionError> {
+        Ok(NicArgs {
+            mac: self.arg(1, "MAC")?,
+            bridge: self.optional_arg(2, "bridge")?,
+            model: self.optional_arg(3, "model")?,
+            vn_mad: self.optional_arg(4, "network driver")?,
+            target: self.optional_arg(5, "target")?,
+        })
+    }
+
     /// OpenNebula's number of the VM: the first of the two arguments it appends; `None` when called by hand without it.
     pub fn vm_id(&self) -> Option<u32> {
         self.args.iter().rev().nth(1).and_then(|id| id.parse().ok())
@@ -172,7 +174,7 @@ impl Call {
     }
 
     /// OpenNebula's description of the VM on standard input; `None` from versions that send none to this
-    /// action: see [`Caller::reads_stdin`].
+    /// action: see [`OneVersion::reads_stdin`].
     ///
     /// # Errors
     /// Nothing was touched; it could not be read, or is no such description (because it was cut short, for example).
@@ -248,36 +250,6 @@ impl Call {
     }
 }
 
-/// The bytes that a text in base64 stands for, whatever blanks are in it; `None` for other texts.
-///
-/// # Source
-/// RFC 4648, section 4. OpenNebula up to 5.10 wraps the lines.
-pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let padding = digits.iter().rev().take_while(|byte| **byte == b'=').count();
-    if digits.len() % 4 != 0 || padding > 2 {
-        return None;
-    }
-    let value = |digit: u8| match digit {
-        b'A'..=b'Z' => Some(digit - b'A'),
-        b'a'..=b'z' => Some(digit - b'a' + 26),
-        b'0'..=b'9' => Some(digit - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let (mut bytes, mut bits, mut held) = (Vec::with_capacity(digits.len() / 4 * 3), 0_u32, 0_u32);
-    for digit in digits.iter().take(digits.len() - padding) {
-        held = (held << 6) | u32::from(value(*digit)?);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push(u8::try_from((held >> bits) & 0xff).ok()?);
-        }
-    }
-    Some(bytes)
-}
-
 /// Runs one action and answers as the caller's version expects. What a shim's `main` is.
 ///
 /// Run as root, the process first becomes the owner of the program's directory, so that root and OpenNebula's user
@@ -298,14 +270,14 @@ fn answer(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String
     log_to_stderr(action);
     let _span = Span::begin(Kind::Action, action);
     let driver_dir = driver_of(&std::env::current_exe().unwrap_or_default());
-    let outcome = identity::become_owner_of(&driver_dir)
+    let outcome = become_owner_of(&driver_dir)
         .map_err(|cause| ActionError::untouched(action, cause))
         .and_then(|()| Call::new(action, std::env::args_os().skip(1).collect(), driver_dir.clone()))
         .and_then(|call| body(&call));
     match outcome {
         Ok(answer) => answer.map_or(ExitCode::SUCCESS, |line| print_answer(action, &line)),
         Err(error) => {
-            let text = Caller::detect(&driver_dir).failure(&error.to_string());
+            let text = OneVersion::detect(&driver_dir).failure(&error.to_string());
             // With a closed stderr there is nobody left to tell; the exit code still says it.
             match io::stderr().write_all(text.as_bytes()) {
                 Ok(()) | Err(_) => ExitCode::from(error.exit_code()),
@@ -378,24 +350,6 @@ mod tests {
             assert_eq!(driver_of(&program), driver, "{}", program.display());
         }
         assert_eq!(driver_of(&second.join("deploy")), second);
-    }
-
-    #[test]
-    fn base64_is_read_in_one_line_or_in_many() {
-        for (text, bytes) in [
-            ("", Some("")),
-            ("Zg==", Some("f")),
-            ("Zm8=", Some("fo")),
-            ("Zm9v", Some("foo")),
-            ("PFZN\nPsO8\r\nPC9WTT4=\n", Some("<VM>ü</VM>")),
-            ("Zg", None),
-            ("Zg=a", None),
-            ("Z===", None),
-            ("Zm9\0", None),
-            ("Zm9é", None),
-        ] {
-            assert_eq!(base64(text).as_deref(), bytes.map(str::as_bytes), "{text:?}");
-        }
     }
 
     #[test]

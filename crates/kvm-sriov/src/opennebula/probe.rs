@@ -5,13 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::detached;
+use crate::base::signals;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::identity;
+use crate::host::become_owner_of;
+use crate::host::detached;
 use crate::reconcile::{Options, reconcile};
-use crate::signals;
-use crate::wire;
 
 /// After this time nothing is waited for.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,8 +27,8 @@ const EVERY: Duration = Duration::from_secs(30);
 /// script there starts this program, and waits for nothing.
 pub fn run() -> ExitCode {
     signals::hold();
-    wire::log_to_stderr(detached::PROBE);
-    let driver = wire::driver_of(&env::current_exe().unwrap_or_default());
+    super::call::log_to_stderr(detached::PROBE);
+    let driver = super::call::driver_of(&env::current_exe().unwrap_or_default());
     match heal(&driver) {
         Ok(()) => {}
         Err(cause) => log::warn!("{cause}; the host is put right by the next probe, or the next action"),
@@ -53,7 +52,7 @@ fn is_due(host: &Host) -> Result<bool, Cause> {
 }
 
 fn heal(driver: &Path) -> Result<(), Cause> {
-    identity::become_owner_of(driver)?;
+    become_owner_of(driver)?;
     let host = Host::open_lenient_until(driver, Instant::now() + LIMIT)?;
     // Who has the turn keeps it until its work is done, however long its VMs take.
     let turn = match host.existing_claims()? {

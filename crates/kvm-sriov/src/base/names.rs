@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::pci::ParseError;
+use crate::base::ParseError;
 
 /// The name of a root device: the file name of its VF map, and what follows `sriov_` in a bridge name.
 ///

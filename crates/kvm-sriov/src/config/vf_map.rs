@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::base::{PciAddress, RootName};
 use crate::sysfs::{NoVf, Sysfs};
-use crate::{PciAddress, RootName};
 
 /// The longest map that is read, in bytes: more than 4000 VFs.
 const LIMIT: u64 = 64 * 1024;
@@ -20,7 +20,7 @@ const EXPECTED: &str = "0xBUS 0xSLOT 0xFUNC";
 /// The VFs of one root.
 ///
 /// ```
-/// use kvm_sriov::vf_map::VfMap;
+/// use kvm_sriov::config::VfMap;
 /// let map = VfMap::parse("ib0".parse()?, "vf_maps/ib0".as_ref(), b"0x07 0x00 0x01\n0x07 0x00 0x02\n")?;
 /// assert_eq!(map.index_of("0000:07:00.2".parse()?), Some(1));
 /// let error = VfMap::parse("ib0".parse()?, "vf_maps/ib0".as_ref(), b"0x07 0x00\n").unwrap_err();

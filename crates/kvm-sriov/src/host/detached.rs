@@ -2,9 +2,9 @@
 
 use std::process::{Command, Stdio};
 
+use crate::base::signals;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::signals;
 
 /// Plugs back what leaves a domain after its action stopped waiting.
 pub(crate) const WATCHER: &str = "sriov_watcher";

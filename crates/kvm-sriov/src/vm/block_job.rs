@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::DomainName;
+use crate::base::DomainName;
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 
 /// How often it is tried.
@@ -16,7 +16,7 @@ const TRIES: usize = 3;
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Calls libvirt, and again while a block job runs on a disk of the domain.
-pub(super) fn wait_out<T>(
+pub(crate) fn wait_out<T>(
     vm: &DomainName,
     mut call: impl FnMut() -> Result<T, LibvirtError>,
 ) -> Result<T, LibvirtError> {

@@ -1,11 +1,11 @@
 //! The companion network driver `vnm/sriov`: what OpenNebula runs on a host for the networks of a VM, before the VM comes and after it is
 //! gone. The VFs themselves are the affair of the VM's actions.
 
+use crate::base::{Position, RootName};
+use crate::config::Supply;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
-use crate::vf_map::Supply;
 use crate::xml::{VmData, VmNic};
-use crate::{Position, RootName};
 
 /// The VN_MAD of a network that this driver serves.
 const VN_MAD: &str = "sriov";

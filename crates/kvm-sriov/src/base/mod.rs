@@ -1,0 +1,22 @@
+//! Names, addresses and small tools that know nothing of the rest of the crate.
+
+mod base64;
+mod mac;
+mod names;
+mod order;
+mod owner;
+mod pci;
+pub(crate) mod signals;
+pub(crate) mod span;
+
+use std::time::Duration;
+
+pub(crate) use base64::base64;
+pub use mac::{DummyMacPrefix, MacAddress, Position};
+pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
+pub(crate) use order::ascending;
+pub use owner::{NicKey, Owner};
+pub use pci::{ParseError, PciAddress};
+
+/// The time between two reads of a state that no event announces.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
