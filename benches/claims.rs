@@ -2,7 +2,7 @@
 //! after round, on a disk that another process flushes all the time.
 //!
 //! ```sh
-//! cargo bench -p kvm-sriov-tests --bench claims -- [DIRECTORY [PROCESSES...]]
+//! cargo bench --locked -p kvm-sriov-tests --bench claims -- [DIRECTORY [PROCESSES...]]
 //! ```
 //!
 //! `DIRECTORY` is on the disk that is measured (default: the system's for temporary files). Prints milliseconds for each call.

@@ -212,7 +212,7 @@ fn says_what_is_wrong_and_installs_nothing() {
         .output()
         .unwrap();
     let text = String::from_utf8(out.stderr).unwrap();
-    assert!(text.contains("run cargo build --release first"), "{text}");
+    assert!(text.contains("run cargo build --locked --release first"), "{text}");
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
 }
 

@@ -135,6 +135,9 @@ fn says_what_is_missing() {
         .output()
         .unwrap();
     let text = String::from_utf8(made.stderr).unwrap();
-    assert!(!made.status.success() && text.contains("run cargo build --release first; nothing was made"), "{text}");
+    assert!(
+        !made.status.success() && text.contains("run cargo build --locked --release first; nothing was made"),
+        "{text}"
+    );
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -14,7 +14,7 @@
 //! * [`agent`] - the agent of a model host, on a thread
 
 // A test stops at the first surprise: a model that is used wrongly panics.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::disallowed_methods)]
 
 pub mod agent;
 pub mod check;

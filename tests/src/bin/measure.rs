@@ -1,8 +1,8 @@
 //! docs/reference/measurements.md: where the time of save, restore and migrate goes, for 1, 2 and 3 VFs, measured
 //! in the lab.
 //!
-//! `cargo run --release -p kvm-sriov-tests --bin measure >docs/reference/measurements.md`, when
-//! `cargo build --release` has made the programs. It starts the lab's hosts if they do not run.
+//! `cargo run --locked --release -p kvm-sriov-tests --bin measure >docs/reference/measurements.md`, when
+//! `cargo build --locked --release` has made the programs. It starts the lab's hosts if they do not run.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -167,7 +167,7 @@ fn main() {
         host.root(&format!("echo 'export SRIOV_SPANS={SPANS}' >/var/lib/one/.bashrc")).ok();
     }
     println!(
-        "# Measurements\n\nMade by `cargo run --release -p kvm-sriov-tests --bin measure` in the lab, on two cores without KVM: processor, \
+        "# Measurements\n\nMade by `cargo run --locked --release -p kvm-sriov-tests --bin measure` in the lab, on two cores without KVM: processor, \
          memory and\nadapter are emulated, so every time is many times that of production, and only the shares say something of it. \
          Milliseconds of the\nprogram that OpenNebula calls, from spans in the code (`SRIOV_SPANS`, `crates/kvm-sriov/src/span.rs`).\n\n\
          - VFs leave: from the request to the removal event, of each VF; they are asked together\n\
