@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::actions::{Input, NicArgs};
@@ -311,24 +312,40 @@ fn print_answer(action: &str, line: &str) -> ExitCode {
     }
 }
 
-pub(crate) fn log_to_stderr(action: &'static str) {
-    static LINES: AtomicUsize = AtomicUsize::new(0);
-    let format = move |out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>| {
-        if LINES.fetch_add(1, Ordering::Relaxed) >= LOG_LINES {
-            return Ok(());
+/// Writes log lines on standard error in the form that OpenNebula filters: one line each, the severity first.
+struct StderrLog {
+    action: &'static str,
+    written: AtomicUsize,
+}
+
+impl log::Log for StderrLog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::LevelFilter::Info
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) || self.written.fetch_add(1, Ordering::Relaxed) >= LOG_LINES {
+            return;
         }
-        let severity = match record.level() {
-            log::Level::Error => "ERROR",
-            log::Level::Warn => "WARN",
-            log::Level::Info => "INFO",
-            log::Level::Debug | log::Level::Trace => "DEBUG",
-        };
         let text = record.args().to_string().replace('\n', " ");
-        writeln!(out, "{severity}: {action}: {text}")
-    };
-    let set = env_logger::Builder::new().filter_level(log::LevelFilter::Info).format(format).try_init();
-    // An embedder may have a logger of its own already: then its logger is the right place.
-    debug_assert!(set.is_ok() || log::max_level() >= log::LevelFilter::Error);
+        let line = format!("{}: {}: {text}\n", record.level(), self.action);
+        // With a closed standard error nobody reads log lines.
+        match io::stderr().write_all(line.as_bytes()) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends this program's log lines to standard error.
+pub(crate) fn log_to_stderr(action: &'static str) {
+    static LOG: OnceLock<StderrLog> = OnceLock::new();
+    let log = LOG.get_or_init(|| StderrLog { action, written: AtomicUsize::new(0) });
+    // A process that has a logger already keeps it, and its level.
+    if log::set_logger(log).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
 }
 
 #[cfg(test)]
