@@ -103,7 +103,7 @@ fn read_files(places: &[PathBuf]) -> String {
 
 /// Every word that a migration would refuse.
 fn migrate_options(kvmrc: &Kvmrc) -> Vec<Finding> {
-    let text = kvmrc.migrate_options();
+    let text = &kvmrc.settings().migrate_options;
     let (options, problems) = MigrationOptions::read(text);
     let finding = |result, text| Finding { check: "migrate", result, text };
     let wrong = |problem: &dyn std::fmt::Display| format!("MIGRATE_OPTIONS: {problem}");
@@ -118,8 +118,12 @@ fn migrate_options(kvmrc: &Kvmrc) -> Vec<Finding> {
 }
 
 fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {
-    let bridge = kvmrc.dummy_bridge().ok_or("DUMMY_BRIDGE is not set: name a bridge of this host in kvmrc")?;
-    let prefix = kvmrc.dummy_mac_prefix().ok_or("DUMMY_MAC_PREFIX is not set: for example aa")?;
+    let bridge = kvmrc
+        .settings()
+        .dummy_bridge
+        .as_deref()
+        .ok_or("DUMMY_BRIDGE is not set: name a bridge of this host in kvmrc")?;
+    let prefix = kvmrc.settings().dummy_mac_prefix.ok_or("DUMMY_MAC_PREFIX is not set: for example aa")?;
     if sysfs.is_bridge(bridge) {
         Ok(format!("bridge {bridge}, MAC prefix {prefix}"))
     } else {
@@ -171,16 +175,16 @@ fn vfio(sysfs: &Sysfs) -> Finding {
 }
 
 fn libvirt(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::libvirt::LibvirtError> {
-    let libvirt = Libvirt::open(kvmrc.libvirt_uri(), kvmrc.call_timeout())?;
-    Ok(format!("{}, {} running domains", kvmrc.libvirt_uri(), libvirt.domains()?.len()))
+    let libvirt = Libvirt::open(&kvmrc.settings().libvirt_uri, kvmrc.settings().call_timeout)?;
+    Ok(format!("{}, {} running domains", kvmrc.settings().libvirt_uri, libvirt.domains()?.len()))
 }
 
 fn state(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::claims::ClaimError> {
-    let dir = kvmrc.state_dir().display();
-    Ok(match ClaimStore::open(kvmrc.state_dir())? {
+    let dir = kvmrc.settings().state_dir.display();
+    Ok(match ClaimStore::open(&kvmrc.settings().state_dir)? {
         Some(store) => format!("{dir}, {} claims", store.entries()?.len()),
         None => {
-            ClaimStore::check_place(kvmrc.state_dir())?;
+            ClaimStore::check_place(&kvmrc.settings().state_dir)?;
             format!("{dir} is made by the first deploy")
         }
     })

@@ -152,7 +152,7 @@ impl ModelHost {
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
         let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
-        Host::new(kvmrc, hypervisor, MapDirs::new(vec![self.at("maps")]))
+        Host::new(kvmrc.into_settings(), hypervisor, MapDirs::new(vec![self.at("maps")]))
             .with_sysfs(Sysfs::at(self.at("root")))
             .with_run_dir(self.run_dir())
     }

@@ -51,7 +51,7 @@ pub fn attach_disk(
         let found = other.source.clone().unwrap_or_else(|| "an empty drive".into());
         return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what, found }));
     }
-    let xml = disk.to_xml(&place, target, &live.iothreads, &|name| host.kvmrc().disk_default(name));
+    let xml = disk.to_xml(&place, target, &live.iothreads, &|name| host.settings().disk_default(name));
     // Nothing was at this target before but, for a CD, an empty drive: what is there now is what libvirt took.
     let is_drive = live.disk(target).is_some();
     let is_in = || Ok(vm::read(host, domain)?.disk(target).is_some_and(|disk| !is_drive || disk.source.is_some()));

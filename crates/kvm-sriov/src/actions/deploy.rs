@@ -61,12 +61,12 @@ impl Start<'_> {
     /// What the stock driver does before it creates a domain.
     fn prepare(&self) -> Result<(), Cause> {
         let sudo = Sudo::ask();
-        let kvmrc = self.host.kvmrc();
-        if kvmrc.cleanup_memory_on_start() {
+        let settings = self.host.settings();
+        if settings.cleanup_memory_on_start {
             sudo.compact_memory();
         }
         if let Some(nvram) = self.deployment.nvram() {
-            dir::provide_nvram(&nvram, kvmrc.ovmf_nvram())?;
+            dir::provide_nvram(&nvram, &settings.ovmf_nvram)?;
         }
         sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
@@ -118,7 +118,7 @@ impl Start<'_> {
         let name = self.deployment.name();
         let needs = self.needs().map_err(untouched)?;
         let store = self.host.claims().map_err(|e| untouched(e.into()))?;
-        let timeout = self.host.kvmrc().lock_timeout();
+        let timeout = self.host.settings().lock_timeout;
         let lock = store.lock_vm(name, "deploy", timeout).map_err(|e| untouched(e.into()))?;
         let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
         if existing.is_some_and(|domain| domain.id.is_some()) {

@@ -71,7 +71,7 @@ pub(super) fn unplug(
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(action, cause);
     vm::check_answers(host, domain).map_err(untouched)?;
-    let timeout = host.kvmrc().unplug_timeout();
+    let timeout = host.settings().unplug_timeout;
     let alias = alias.to_owned();
     let outcomes = vm::unplug(host.hypervisor(), domain, slice::from_ref(&alias), timeout)
         .map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;

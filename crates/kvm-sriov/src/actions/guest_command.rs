@@ -35,7 +35,7 @@ impl<'a> Note<'a> {
     /// It can't be had in SRIOV_LOCK_TIMEOUT, or OpenNebula's directory is not there. Nothing was changed.
     pub(super) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
         let path = host.run_dir().join(".exec-lock");
-        let end = Instant::now() + host.kvmrc().lock_timeout();
+        let end = Instant::now() + host.settings().lock_timeout;
         let file = File::options().create(true).append(true).open(&path).map_err(Cause::file("open", &path))?;
         while let Err(error) = file.try_lock_exclusive() {
             if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= end {

@@ -80,7 +80,7 @@ fn options(host: &Host, data: Option<&VmData>) -> Result<MigrationOptions, Cause
         let what = what.to_owned();
         move |source| Cause::Value { what, source }
     };
-    let mut options = MigrationOptions::parse(host.kvmrc().migrate_options()).map_err(wrong("MIGRATE_OPTIONS"))?;
+    let mut options = MigrationOptions::parse(&host.settings().migrate_options).map_err(wrong("MIGRATE_OPTIONS"))?;
     if let Some(travel) = data.map(VmData::travel) {
         options
             .add_features(travel.auto_converge.as_deref(), travel.is_compressed)
@@ -175,7 +175,7 @@ impl<'a> Departure<'a> {
             // libvirt starts the source again when the destination's last answer is lost, although the domain is there
             // (virDomainMigrateVersion3Full). It stands there until it is seen to be gone here.
             paused: traveller.wanted().is_some(),
-            destination: format!("{}://{}/system", host.kvmrc().qemu_protocol(), route.to),
+            destination: format!("{}://{}/system", host.settings().qemu_protocol, route.to),
             copied_disks: storage.as_ref().map(copied).unwrap_or_default(),
             options,
             ..Migration::default()
@@ -190,7 +190,7 @@ impl<'a> Departure<'a> {
             lacking: traveller.lacking(),
             dir: storage.as_ref().map(|storage| storage.dir.clone()),
         };
-        let mut agent = Agent::start(reach, &route.to)?.with_call_timeout(host.kvmrc().call_timeout());
+        let mut agent = Agent::start(reach, &route.to)?.with_call_timeout(host.settings().call_timeout);
         let bridge = match agent.ask(&Request::Prepare(Box::new(visitor)))? {
             Answer::Ready { bridge } => bridge,
             other => return Err(agent.unexpected(&other).into()),
@@ -361,7 +361,7 @@ impl<'a> Departure<'a> {
         self.is_under_way = true;
         let mut progress = Progress::default();
         let mut stopped: Option<(Instant, Cause)> = None;
-        let timeout = self.host.kvmrc().call_timeout();
+        let timeout = self.host.settings().call_timeout;
         loop {
             if ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
                 let text = "the call that moves it ended by a panic";
@@ -516,7 +516,7 @@ impl<'a> Departure<'a> {
             ),
             Err(error) => log::warn!("{error}; {name} runs on {to}, what it lacks there is left to reconciliation"),
         }
-        if self.host.kvmrc().cleanup_memory_on_stop() {
+        if self.host.settings().cleanup_memory_on_stop {
             Sudo::ask().compact_memory();
         }
         Ok(())
@@ -531,7 +531,7 @@ impl<'a> Departure<'a> {
         };
         log::warn!("{error}; another one is started");
         let agent = Agent::start(self.reach, &self.agent.host().clone())?;
-        agent.with_call_timeout(self.host.kvmrc().call_timeout()).ask(&request)
+        agent.with_call_timeout(self.host.settings().call_timeout).ask(&request)
     }
 
     /// The VM stays here: undoes everything in reverse, or says exactly what is left.

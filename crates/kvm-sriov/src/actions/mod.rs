@@ -10,7 +10,7 @@
 //! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
 //! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
 //! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-//! let host = Host::new(kvmrc, Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//! let host = Host::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
 //!
 //! let xml = "<domain type='test'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
 //! let domain = actions::deploy(&host, &dir.path().join("42/deployment.0"), xml)?;

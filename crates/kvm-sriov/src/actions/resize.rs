@@ -79,12 +79,12 @@ impl Resizing<'_> {
 
     /// Does what needs memory in large pieces, or gives it back.
     fn compacted<T>(&self, work: impl FnOnce() -> Result<T, ActionError>) -> Result<T, ActionError> {
-        let kvmrc = self.host.kvmrc();
-        if kvmrc.cleanup_memory_on_start() {
+        let settings = self.host.settings();
+        if settings.cleanup_memory_on_start {
             Sudo::ask().compact_memory();
         }
         let done = work()?;
-        if kvmrc.cleanup_memory_on_stop() {
+        if settings.cleanup_memory_on_stop {
             Sudo::ask().compact_memory();
         }
         Ok(done)

@@ -125,22 +125,27 @@ impl Restoring<'_> {
     }
 
     fn prepare(&self) {
-        if self.host.kvmrc().cleanup_memory_on_start() {
+        if self.host.settings().cleanup_memory_on_start {
             Sudo::ask().compact_memory();
         }
     }
 
     fn xml(&self, wanted: Option<&Wanted>) -> Result<String, Cause> {
         let checkpoint = self.image.checkpoint();
-        image_for(self.text, checkpoint, wanted, self.host.kvmrc().dummy_bridge().filter(|_| wanted.is_some()))
-            .map_err(|source| Cause::Xml { what: format!("the domain in {}", checkpoint.display()), source })
+        image_for(
+            self.text,
+            checkpoint,
+            wanted,
+            self.host.settings().dummy_bridge.as_deref().filter(|_| wanted.is_some()),
+        )
+        .map_err(|source| Cause::Xml { what: format!("the domain in {}", checkpoint.display()), source })
     }
 
     /// Has libvirt start the domain, trying again as often as the stock driver does.
     fn start(&self, xml: &str, paused: bool) -> Result<DomainRef, Cause> {
         let checkpoint = self.image.checkpoint();
         let hypervisor = self.host.hypervisor();
-        let mut tries = self.host.kvmrc().retries();
+        let mut tries = self.host.settings().retries;
         let limit = self.host.copy_limit(self.saved.memory_kib);
         while let Err(source) = hypervisor.restore(checkpoint, xml, paused, limit) {
             tries = tries.saturating_sub(1);
@@ -188,7 +193,7 @@ impl Restoring<'_> {
     fn with_vfs(&self, wanted: Wanted) -> Result<DomainRef, ActionError> {
         let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
         let store = self.host.claims().map_err(|error| untouched(error.into()))?;
-        let timeout = self.host.kvmrc().lock_timeout();
+        let timeout = self.host.settings().lock_timeout;
         let lock = store.lock_vm(&self.saved.name, "restore", timeout).map_err(|error| untouched(error.into()))?;
         // Only now: another restore of the VM may have had the lock.
         self.check_absent().map_err(untouched)?;

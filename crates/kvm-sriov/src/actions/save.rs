@@ -38,7 +38,7 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
         Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,
         Found::WithVfs(vm) => with_vfs(*vm, checkpoint)?,
     }
-    if host.kvmrc().cleanup_memory_on_stop() {
+    if host.settings().cleanup_memory_on_stop {
         Sudo::ask().compact_memory();
     }
     if let Some(hook) = input.and_then(|input| input.hook.as_ref()) {
@@ -128,7 +128,7 @@ fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
     // Whatever the call said: only a domain that is gone and an image that is complete are a save.
     if let Err(cause) = write(host, domain, &image.unfinished()) {
         // Devices can't be changed while libvirt still works on a save that broke.
-        let ended = vm::abort_save(host, domain, Instant::now() + host.kvmrc().call_timeout());
+        let ended = vm::abort_save(host, domain, Instant::now() + host.settings().call_timeout);
         let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
         if !is_saved {
             let cause = while_saving(domain, image.checkpoint(), cause);

@@ -52,7 +52,7 @@ fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option
     let Some(store) = store else { return Ok(None) };
     let locked = store
         .has_any(owner)
-        .and_then(|any| any.then(|| store.lock_vm(&owner.vm, "shutdown", host.kvmrc().lock_timeout())).transpose());
+        .and_then(|any| any.then(|| store.lock_vm(&owner.vm, "shutdown", host.settings().lock_timeout)).transpose());
     match locked {
         Err(error) if !matches!(error, ClaimError::Busy { .. }) => {
             log::warn!("{error}; the VFs of {} are freed by the next action that looks", owner.vm);
@@ -63,14 +63,14 @@ fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option
 }
 
 fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Result<(), Cause> {
-    if host.kvmrc().cancel_no_acpi() && !last.mentions_acpi {
+    if host.settings().cancel_no_acpi && !last.mentions_acpi {
         return gone::destroy(host, domain);
     }
-    let timeout = host.kvmrc().shutdown_timeout();
+    let timeout = host.settings().shutdown_timeout;
     if ask(host, domain, id, timeout)? {
         return Ok(());
     }
-    if host.kvmrc().force_destroy() {
+    if host.settings().force_destroy {
         log::error!("Timeout shutting down {id}. Destroying it");
         return gone::destroy(host, domain);
     }

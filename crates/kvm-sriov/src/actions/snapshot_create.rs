@@ -62,7 +62,7 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     let Err(error) = create() else { return Ok(()) };
     let is_there = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
     // It may still be at it.
-    match vm::let_go(host, domain, host.kvmrc().call_timeout(), "its snapshot").and_then(|()| is_there()) {
+    match vm::let_go(host, domain, host.settings().call_timeout, "its snapshot").and_then(|()| is_there()) {
         Ok(false) => Err(failed(error)),
         Ok(true) => {
             log::info!("{} has a snapshot {name} that OpenNebula does not know of: it is replaced", domain.name);

@@ -157,11 +157,11 @@ impl Desk<'_> {
         match request {
             Request::Prepare(visitor) => self.prepare(*visitor),
             Request::Image { path, format, size } => {
-                let limit = self.host.kvmrc().call_timeout();
+                let limit = self.host.settings().call_timeout;
                 self.expected()?.make_image(Image { path, format, size }, limit)
             }
             Request::Symlink { path, target } => {
-                let limit = self.host.kvmrc().call_timeout();
+                let limit = self.host.settings().call_timeout;
                 self.expected()?.make_link(path, target, limit)
             }
             Request::Snapshot { is_current, xml } => {
@@ -213,7 +213,7 @@ impl Desk<'_> {
         let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
         match needs.map_or(Ok(()), |needs| expected.claim(host, &needs)) {
             Ok(()) => {
-                if host.kvmrc().cleanup_memory_on_start() {
+                if host.settings().cleanup_memory_on_start {
                     Sudo::ask().compact_memory();
                 }
                 self.expected = Some(expected);
@@ -229,7 +229,7 @@ impl Desk<'_> {
     /// The VM is here, and gone from its source: it runs, and gets what it was to get.
     fn finish(&mut self) -> Result<Answer, Cause> {
         let uuid = self.expected()?.visitor.uuid.clone();
-        let (presence, domain) = self.wait_until_settled(&uuid, self.host.kvmrc().call_timeout(), Duration::ZERO)?;
+        let (presence, domain) = self.wait_until_settled(&uuid, self.host.settings().call_timeout, Duration::ZERO)?;
         let host = self.host;
         // One that did not come, or can't run, stays expected: what was made for it goes, or it is tried again.
         let Some(domain) = domain else { return Err(Cause::Absent { id: uuid.to_string() }) };
@@ -260,7 +260,7 @@ impl Desk<'_> {
             self.host.journal().vm(ACTION, &domain.name, "resumed");
         }
         // Until its own agent has noticed the loss and has asked the source.
-        let end = Instant::now() + Pulse::default().silence + ASKING + self.host.kvmrc().lock_timeout();
+        let end = Instant::now() + Pulse::default().silence + ASKING + self.host.settings().lock_timeout;
         let report = loop {
             let report = reconcile::resolve(self.host, &DeployId::Uuid(uuid.clone()), Elsewhere::Never)?;
             if !report.left.contains(&Repair::Leave(Why::Locked)) || Instant::now() >= end {
@@ -277,7 +277,7 @@ impl Desk<'_> {
     fn abort(&mut self, destroy: bool) -> Result<Answer, Cause> {
         let uuid = self.expected()?.visitor.uuid.clone();
         let host = self.host;
-        let patience = host.kvmrc().call_timeout().min(GIVEN_UP);
+        let patience = host.settings().call_timeout.min(GIVEN_UP);
         if let (_, Some(domain)) = host.patiently_for(patience, || presence(host, &uuid))? {
             if !destroy {
                 return Err(Cause::Exists { name: domain.name });
@@ -321,7 +321,7 @@ impl Desk<'_> {
         let Some(expected) = &self.expected else { return };
         let (name, uuid) = (expected.visitor.name.clone(), expected.visitor.uuid.clone());
         log::warn!("{name}: its source was lost; what is true decides");
-        let settled = self.wait_until_settled(&uuid, WAY_IN, self.host.kvmrc().call_timeout().min(GRACE));
+        let settled = self.wait_until_settled(&uuid, WAY_IN, self.host.settings().call_timeout.min(GRACE));
         let Some(mut expected) = self.expected.take() else { return };
         let in_doubt = |why: String| log::warn!("{name} is in doubt: {why}; kvm-sriov resolve {name} decides");
         let forget = |expected: &mut Expected, host: &Host| match expected.forget(host) {
@@ -365,7 +365,7 @@ impl Desk<'_> {
     fn ask_source(&self, expected: &Expected) -> Result<Presence, String> {
         let visitor = &expected.visitor;
         let Some(from) = &visitor.from else { return Err("OpenNebula did not name it".into()) };
-        let end = Instant::now() + self.host.kvmrc().call_timeout().min(ASKING);
+        let end = Instant::now() + self.host.settings().call_timeout.min(ASKING);
         loop {
             let says = ask_state(self.reach, from, &visitor.uuid).map_err(|error| error.to_string());
             if matches!(says, Ok(Presence::Running | Presence::Absent)) || Instant::now() >= end {
@@ -446,7 +446,7 @@ impl Expected {
     /// each of the other NICs that can have one.
     fn claim(&mut self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let store = host.claims()?;
-        let lock = store.lock_vm(&self.visitor.name, ACTION, host.kvmrc().lock_timeout())?;
+        let lock = store.lock_vm(&self.visitor.name, ACTION, host.settings().lock_timeout)?;
         self.held = Some((store.clone(), lock));
         let Some(wanted) = &self.visitor.wanted else { return Ok(()) };
         let (lacking, needed): (Vec<_>, Vec<_>) =
@@ -482,7 +482,7 @@ impl Expected {
         let Some(dir) = self.visitor.dir.clone() else { return Ok(()) };
         let is_made = {
             let dir = dir.clone();
-            on_files("make", &dir.clone(), host.kvmrc().call_timeout(), move || {
+            on_files("make", &dir.clone(), host.settings().call_timeout, move || {
                 let is_new = !dir.exists();
                 if is_new {
                     fs::create_dir_all(&dir).map_err(Cause::file("make", &dir))?;
@@ -527,7 +527,7 @@ impl Expected {
             gone::release(host, store, &owner, ACTION)?;
         }
         let Some(dir) = self.made_dir.take() else { return Ok(()) };
-        on_files("remove", &dir.clone(), host.kvmrc().call_timeout(), move || {
+        on_files("remove", &dir.clone(), host.settings().call_timeout, move || {
             fs::remove_dir_all(&dir).map_err(Cause::file("remove", dir))
         })
     }

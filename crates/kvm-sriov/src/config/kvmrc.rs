@@ -12,8 +12,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::base::DummyMacPrefix;
-use crate::config::OneVersion;
+use super::{OneVersion, Settings};
 use lexer::{Line, Unreadable};
 
 /// The longest kvmrc that is read, in bytes.
@@ -24,34 +23,15 @@ const LIMIT: u64 = 256 * 1024;
 /// ```
 /// use std::time::Duration;
 /// let kvmrc = kvm_sriov::config::Kvmrc::load(&[]);
-/// assert_eq!(kvmrc.libvirt_uri(), "qemu:///system");
-/// assert_eq!(kvmrc.shutdown_timeout(), Duration::from_secs(180));
-/// assert_eq!(kvmrc.dummy_bridge(), None);
+/// let settings = kvmrc.settings();
+/// assert_eq!(settings.libvirt_uri, "qemu:///system");
+/// assert_eq!(settings.shutdown_timeout, Duration::from_secs(180));
+/// assert_eq!(settings.dummy_bridge, None);
 /// ```
 #[derive(Debug)]
 pub struct Kvmrc {
-    libvirt_uri: String,
-    shutdown_timeout: Duration,
-    force_destroy: bool,
-    cancel_no_acpi: bool,
-    cleanup_memory_on_start: bool,
-    cleanup_memory_on_stop: bool,
-    ovmf_nvram: PathBuf,
-    dummy_bridge: Option<String>,
-    dummy_mac_prefix: Option<DummyMacPrefix>,
+    settings: Settings,
     vf_maps_path: Option<PathBuf>,
-    state_dir: PathBuf,
-    lock_timeout: Duration,
-    call_timeout: Duration,
-    unplug_timeout: Duration,
-    unplug_grace: Duration,
-    migrate_options: String,
-    qemu_protocol: String,
-    sync_time: bool,
-    retries: u32,
-    nic_model: String,
-    nic_filter: Option<String>,
-    disk_defaults: BTreeMap<String, String>,
     problems: Vec<KvmrcError>,
     misspelt: Vec<KvmrcError>,
     warnings: Vec<String>,
@@ -174,12 +154,12 @@ pub enum KvmrcError {
 
 /// What another file of the same form sets; what can't be read in it is logged, and sets nothing.
 pub fn variables(path: &Path) -> BTreeMap<String, String> {
-    let mut settings = Settings::default();
-    settings.read(path);
-    for problem in &settings.problems {
+    let mut assigned = Assignments::default();
+    assigned.read(path);
+    for problem in &assigned.problems {
         log::warn!("{problem}; it is left out");
     }
-    let filled = settings.values.into_iter().filter(|(_, setting)| !setting.value.is_empty());
+    let filled = assigned.values.into_iter().filter(|(_, setting)| !setting.value.is_empty());
     filled.map(|(name, setting)| (name, setting.value)).collect()
 }
 
@@ -192,7 +172,7 @@ struct Setting {
 
 /// What the files set, later ones over earlier ones.
 #[derive(Default)]
-struct Settings {
+struct Assignments {
     values: BTreeMap<String, Setting>,
     problems: Vec<KvmrcError>,
     warnings: Vec<String>,
@@ -213,11 +193,11 @@ impl Kvmrc {
 
     /// Reads files in this order; a variable set in a later one wins, a file that is not there sets nothing.
     pub fn load(files: &[PathBuf]) -> Self {
-        let mut settings = Settings::default();
+        let mut assigned = Assignments::default();
         for path in files {
-            settings.read(path);
+            assigned.read(path);
         }
-        let defaults = Defaults { settings: &mut settings };
+        let defaults = Defaults { assigned: &mut assigned };
         defaults.kvmrc()
     }
 
@@ -244,118 +224,23 @@ impl Kvmrc {
         &self.warnings
     }
 
-    /// LIBVIRT_URI: this host's libvirtd.
-    pub fn libvirt_uri(&self) -> &str {
-        &self.libvirt_uri
+    /// The values, with the default of each variable that is not set or can't be read.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    /// SHUTDOWN_TIMEOUT: how long a guest may take to power off.
-    pub fn shutdown_timeout(&self) -> Duration {
-        self.shutdown_timeout
+    /// As [`Kvmrc::settings`], by value.
+    pub fn into_settings(self) -> Settings {
+        self.settings
     }
 
-    /// FORCE_DESTROY: whether a guest that does not power off in time is destroyed.
-    pub fn force_destroy(&self) -> bool {
-        self.force_destroy
-    }
-
-    /// CANCEL_NO_ACPI: whether a domain without ACPI is destroyed instead of shut down.
-    pub fn cancel_no_acpi(&self) -> bool {
-        self.cancel_no_acpi
-    }
-
-    /// CLEANUP_MEMORY_ON_START: whether memory is compacted before a VM starts.
-    pub fn cleanup_memory_on_start(&self) -> bool {
-        self.cleanup_memory_on_start
-    }
-
-    /// CLEANUP_MEMORY_ON_STOP: whether memory is compacted after a VM ended.
-    pub fn cleanup_memory_on_stop(&self) -> bool {
-        self.cleanup_memory_on_stop
-    }
-
-    /// OVMF_NVRAM: the template of the UEFI variables.
-    pub fn ovmf_nvram(&self) -> &Path {
-        &self.ovmf_nvram
-    }
-
-    /// DUMMY_BRIDGE: the Linux bridge of the dummy interfaces.
-    pub fn dummy_bridge(&self) -> Option<&str> {
-        self.dummy_bridge.as_deref()
-    }
-
-    /// DUMMY_MAC_PREFIX: the first byte of the dummies' MACs.
-    pub fn dummy_mac_prefix(&self) -> Option<DummyMacPrefix> {
-        self.dummy_mac_prefix
-    }
-
-    /// VF_MAPS_PATH: where VF maps are looked for first.
+    /// VF_MAPS_PATH: the directory where VF maps are looked for first.
     pub fn vf_maps_path(&self) -> Option<&Path> {
         self.vf_maps_path.as_deref()
     }
-
-    /// VF_STATE_DIR: the claims' directory.
-    pub fn state_dir(&self) -> &Path {
-        &self.state_dir
-    }
-
-    /// SRIOV_LOCK_TIMEOUT: how long an action waits for another one of the same VM.
-    pub fn lock_timeout(&self) -> Duration {
-        self.lock_timeout
-    }
-
-    /// SRIOV_CALL_TIMEOUT: how long one call to libvirt may take.
-    pub fn call_timeout(&self) -> Duration {
-        self.call_timeout
-    }
-
-    /// SRIOV_UNPLUG_TIMEOUT: how long a guest may take to release its VFs.
-    pub fn unplug_timeout(&self) -> Duration {
-        self.unplug_timeout
-    }
-
-    /// SRIOV_UNPLUG_GRACE: how long it is watched for VFs that leave later than that.
-    pub fn unplug_grace(&self) -> Duration {
-        self.unplug_grace
-    }
-
-    /// MIGRATE_OPTIONS: words of `virsh migrate`.
-    pub fn migrate_options(&self) -> &str {
-        &self.migrate_options
-    }
-
-    /// QEMU_PROTOCOL: how another host's libvirtd is reached.
-    pub fn qemu_protocol(&self) -> &str {
-        &self.qemu_protocol
-    }
-
-    /// SYNC_TIME: whether a guest's clock is set after it stood still.
-    pub fn sync_time(&self) -> bool {
-        self.sync_time
-    }
-
-    /// VIRSH_RETRIES: how often a call is tried that may fail for a moment.
-    pub fn retries(&self) -> u32 {
-        self.retries
-    }
-
-    /// DEFAULT_ATTACH_NIC_MODEL: the model of a NIC that names none.
-    pub fn nic_model(&self) -> &str {
-        &self.nic_model
-    }
-
-    /// DEFAULT_ATTACH_NIC_FILTER: the network filter of a NIC that names none.
-    pub fn nic_filter(&self) -> Option<&str> {
-        self.nic_filter.as_deref()
-    }
-
-    /// DEFAULT_ATTACH_`name`: what holds for a disk whose description does not say, such as `CACHE`.
-    pub fn disk_default(&self, name: &str) -> Option<&str> {
-        self.disk_defaults.get(name).map(String::as_str)
-    }
 }
 
-impl Settings {
+impl Assignments {
     fn read(&mut self, path: &Path) {
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
@@ -395,7 +280,7 @@ impl Settings {
 
 /// Takes the settings apart: a value that does not fit is a problem, and its default holds.
 struct Defaults<'a> {
-    settings: &'a mut Settings,
+    assigned: &'a mut Assignments,
 }
 
 impl Defaults<'_> {
@@ -404,16 +289,17 @@ impl Defaults<'_> {
         let shutdown_timeout = if self.text("SHUTDOWN_TIMEOUT").is_some_and(|text| text.is_empty()) {
             Duration::from_secs(120)
         } else {
-            self.seconds("SHUTDOWN_TIMEOUT", 180)
+            self.seconds("SHUTDOWN_TIMEOUT", Settings::default().shutdown_timeout)
         };
-        Kvmrc {
-            libvirt_uri: self.filled("LIBVIRT_URI").unwrap_or_else(|| "qemu:///system".into()),
+        let default = Settings::default();
+        let settings = Settings {
+            libvirt_uri: self.filled("LIBVIRT_URI").unwrap_or(default.libvirt_uri),
             shutdown_timeout,
             force_destroy: self.yes("FORCE_DESTROY"),
             cancel_no_acpi: self.yes("CANCEL_NO_ACPI"),
             cleanup_memory_on_start: self.yes("CLEANUP_MEMORY_ON_START"),
             cleanup_memory_on_stop: self.yes("CLEANUP_MEMORY_ON_STOP"),
-            ovmf_nvram: self.filled("OVMF_NVRAM").unwrap_or_else(|| "/usr/share/OVMF/OVMF_VARS.fd".into()).into(),
+            ovmf_nvram: self.filled("OVMF_NVRAM").map_or(default.ovmf_nvram, PathBuf::from),
             dummy_bridge: self.checked(
                 "DUMMY_BRIDGE",
                 "the name of a bridge, at most 15 bytes without blanks and /",
@@ -424,38 +310,39 @@ impl Defaults<'_> {
                 "two hexadecimal digits that are no multicast address (an even number, such as aa)",
                 |text| text.parse().ok(),
             ),
-            vf_maps_path: self.checked("VF_MAPS_PATH", "an absolute path", absolute),
-            state_dir: self
-                .checked("VF_STATE_DIR", "an absolute path", absolute)
-                .unwrap_or_else(|| "/tmp/vf_interfaces".into()),
-            lock_timeout: self.seconds("SRIOV_LOCK_TIMEOUT", 30),
-            call_timeout: self.seconds("SRIOV_CALL_TIMEOUT", 300),
-            unplug_timeout: self.seconds("SRIOV_UNPLUG_TIMEOUT", 60),
-            unplug_grace: self.seconds("SRIOV_UNPLUG_GRACE", 600),
-            migrate_options: self.filled("MIGRATE_OPTIONS").unwrap_or_default(),
-            qemu_protocol: self.filled("QEMU_PROTOCOL").unwrap_or_else(|| "qemu+ssh".into()),
+            state_dir: self.checked("VF_STATE_DIR", "an absolute path", absolute).unwrap_or(default.state_dir),
+            lock_timeout: self.seconds("SRIOV_LOCK_TIMEOUT", default.lock_timeout),
+            call_timeout: self.seconds("SRIOV_CALL_TIMEOUT", default.call_timeout),
+            unplug_timeout: self.seconds("SRIOV_UNPLUG_TIMEOUT", default.unplug_timeout),
+            unplug_grace: self.seconds("SRIOV_UNPLUG_GRACE", default.unplug_grace),
+            migrate_options: self.filled("MIGRATE_OPTIONS").unwrap_or(default.migrate_options),
+            qemu_protocol: self.filled("QEMU_PROTOCOL").unwrap_or(default.qemu_protocol),
             sync_time: self.yes("SYNC_TIME"),
             retries: self
                 .checked("VIRSH_RETRIES", "a number from 1 to 100", |text| {
                     text.parse().ok().filter(|n| (1..=100).contains(n))
                 })
-                .unwrap_or(3),
-            nic_model: self.filled("DEFAULT_ATTACH_NIC_MODEL").unwrap_or_else(|| "virtio".into()),
+                .unwrap_or(default.retries),
+            nic_model: self.filled("DEFAULT_ATTACH_NIC_MODEL").unwrap_or(default.nic_model),
             nic_filter: self.filled("DEFAULT_ATTACH_NIC_FILTER"),
             disk_defaults: self.disk_defaults(),
+        };
+        Kvmrc {
+            settings,
+            vf_maps_path: self.checked("VF_MAPS_PATH", "an absolute path", absolute),
             misspelt: self.misspelt(),
-            problems: std::mem::take(&mut self.settings.problems),
-            warnings: std::mem::take(&mut self.settings.warnings),
+            problems: std::mem::take(&mut self.assigned.problems),
+            warnings: std::mem::take(&mut self.assigned.warnings),
         }
     }
 
     fn disk_defaults(&self) -> BTreeMap<String, String> {
-        let named = self.settings.values.iter().filter(|(_, setting)| !setting.value.is_empty());
+        let named = self.assigned.values.iter().filter(|(_, setting)| !setting.value.is_empty());
         named.filter_map(|(name, set)| Some((name.strip_prefix(DISK_DEFAULT)?.to_owned(), set.value.clone()))).collect()
     }
 
     fn text(&self, variable: &str) -> Option<String> {
-        self.settings.values.get(variable).map(|setting| setting.value.clone())
+        self.assigned.values.get(variable).map(|setting| setting.value.clone())
     }
 
     fn filled(&self, variable: &str) -> Option<String> {
@@ -463,7 +350,7 @@ impl Defaults<'_> {
     }
 
     fn misspelt(&self) -> Vec<KvmrcError> {
-        let misspelt = self.settings.values.iter().filter_map(|(name, set)| {
+        let misspelt = self.assigned.values.iter().filter_map(|(name, set)| {
             let (path, line) = (set.path.clone(), set.line);
             Some(KvmrcError::Misspelt { path, line, name: name.clone(), likely: likely(name)? })
         });
@@ -480,9 +367,9 @@ impl Defaults<'_> {
         self.checked(variable, "yes or no", yes).unwrap_or(false)
     }
 
-    fn seconds(&mut self, variable: &'static str, default: u64) -> Duration {
+    fn seconds(&mut self, variable: &'static str, default: Duration) -> Duration {
         let number = |text: &str| text.parse().ok().filter(|n| (1..=86_400).contains(n));
-        Duration::from_secs(self.checked(variable, "seconds, from 1 to 86400", number).unwrap_or(default))
+        self.checked(variable, "seconds, from 1 to 86400", number).map_or(default, Duration::from_secs)
     }
 
     /// The value as its type; `None` when it is not set, empty, or does not fit.
@@ -492,12 +379,12 @@ impl Defaults<'_> {
         expected: &'static str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
-        let setting = self.settings.values.get(variable).filter(|setting| !setting.value.is_empty())?;
+        let setting = self.assigned.values.get(variable).filter(|setting| !setting.value.is_empty())?;
         let parsed = parse(&setting.value);
         if parsed.is_none() {
             let found = setting.value.escape_debug().to_string();
             let (path, line) = (setting.path.clone(), setting.line);
-            self.settings.problems.push(KvmrcError::Value { path, line, variable, expected, found });
+            self.assigned.problems.push(KvmrcError::Value { path, line, variable, expected, found });
         }
         parsed
     }
@@ -535,8 +422,8 @@ mod tests {
     #[test]
     fn later_files_win() {
         let kvmrc = read(&["export FORCE_DESTROY=yes\nDUMMY_BRIDGE=a\n", "DUMMY_BRIDGE=\"b\" # mine\n"]);
-        assert!(kvmrc.force_destroy());
-        assert_eq!(kvmrc.dummy_bridge(), Some("b"));
+        assert!(kvmrc.settings().force_destroy);
+        assert_eq!(kvmrc.settings().dummy_bridge.as_deref(), Some("b"));
         assert!(kvmrc.problems().is_empty(), "{:?}", kvmrc.problems());
     }
 
@@ -556,9 +443,9 @@ mod tests {
         }
         let kvmrc = read(&["SHUTDOWN_TIMEOUT=abc\nVF_STATE_DIR=x\n"]);
         assert_eq!(kvmrc.problems().len(), 2);
-        assert_eq!(kvmrc.shutdown_timeout(), Duration::from_secs(180));
-        assert_eq!(kvmrc.state_dir(), Path::new("/tmp/vf_interfaces"));
-        assert_eq!(read(&["SHUTDOWN_TIMEOUT="]).shutdown_timeout(), Duration::from_secs(120));
+        assert_eq!(kvmrc.settings().shutdown_timeout, Duration::from_secs(180));
+        assert_eq!(kvmrc.settings().state_dir, Path::new("/tmp/vf_interfaces"));
+        assert_eq!(read(&["SHUTDOWN_TIMEOUT="]).settings().shutdown_timeout, Duration::from_secs(120));
     }
 
     #[test]
@@ -566,7 +453,7 @@ mod tests {
         let kvmrc = read(&["VIRTIOFSD_BINARY_PATH=$(cat /x)\nDUMMY_BRIDGE=a\n"]);
         assert!(kvmrc.problems().is_empty(), "{:?}", kvmrc.problems());
         assert_eq!(kvmrc.warnings().len(), 1);
-        assert_eq!(kvmrc.dummy_bridge(), Some("a"));
+        assert_eq!(kvmrc.settings().dummy_bridge.as_deref(), Some("a"));
         assert_eq!(read(&["DUMMY_BRIDGE=$X\n"]).problems().len(), 1);
         assert_eq!(read(&["source /etc/other\n"]).problems().len(), 1);
         assert_eq!(read(&["DEFAULT_ATTACH_IO=$X\n"]).problems().len(), 1);
@@ -585,7 +472,7 @@ mod tests {
                 assert!(error.contains(&format!("kvmrc.0, line 2: {name}: expected yes or no, found \"")), "{error}");
             }
         }
-        assert!(!read(&["FORCE_DESTROY=true\n"]).force_destroy(), "the default holds");
+        assert!(!read(&["FORCE_DESTROY=true\n"]).settings().force_destroy, "the default holds");
     }
 
     #[test]
@@ -630,7 +517,7 @@ mod tests {
     #[test]
     fn what_holds_for_a_disk_is_named_as_opennebula_names_it() {
         let kvmrc = read(&["DEFAULT_ATTACH_CACHE=none\nDEFAULT_ATTACH_IO=\nDEFAULT_ATTACH_READ_IOPS_SEC=\"100\"\n"]);
-        let values = ["CACHE", "IO", "READ_IOPS_SEC", "DISCARD"].map(|name| kvmrc.disk_default(name));
+        let values = ["CACHE", "IO", "READ_IOPS_SEC", "DISCARD"].map(|name| kvmrc.settings().disk_default(name));
         assert_eq!(values, [Some("none"), None, Some("100"), None]);
     }
 

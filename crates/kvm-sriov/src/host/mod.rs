@@ -19,7 +19,7 @@ pub use hook::Hook;
 pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 
 use crate::base::{DeployId, DummyMacPrefix, MacAddress, POLL, ParseError, PciAddress, Position, RootName};
-use crate::config::Kvmrc;
+use crate::config::{Kvmrc, Settings};
 use crate::config::{MapDirs, VfMap, VfMapError};
 use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError, copy_limit};
 use crate::sysfs::{NoVf, Sysfs, denied_vfio_device};
@@ -60,14 +60,14 @@ const RUN_DIR: &str = "/var/run/one";
 /// std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
 /// let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
 /// let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-/// let host = Host::new(kvmrc, Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
+/// let host = Host::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
 /// for vf in host.vfs()? {
 ///     println!("{} {} {}", vf.root, vf.address, vf.state);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Host {
-    kvmrc: Kvmrc,
+    settings: Settings,
     hypervisor: Arc<dyn Hypervisor>,
     maps: MapDirs,
     sysfs: Sysfs,
@@ -80,10 +80,10 @@ pub struct Host {
 
 impl Host {
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
-    pub fn new(kvmrc: Kvmrc, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
+    pub fn new(settings: Settings, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
         let driver_dir = DRIVER_DIR.into();
         let (sysfs, journal) = (Sysfs::default(), Journal::default());
-        Self { kvmrc, hypervisor, maps, sysfs, journal, driver_dir, run_dir: RUN_DIR.into(), end: None }
+        Self { settings, hypervisor, maps, sysfs, journal, driver_dir, run_dir: RUN_DIR.into(), end: None }
     }
 
     /// The same host with another directory in place of OpenNebula's `/var/run/one`.
@@ -141,9 +141,13 @@ impl Host {
             log::debug!("{warning}");
         }
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
-        let (uri, timeout) = (kvmrc.libvirt_uri(), kvmrc.call_timeout());
+        let (uri, timeout) = (&kvmrc.settings().libvirt_uri, kvmrc.settings().call_timeout);
         let libvirt = end.map_or_else(|| Libvirt::open(uri, timeout), |end| Libvirt::open_until(uri, timeout, end))?;
-        Ok(Self { driver_dir: driver_dir.into(), end, ..Self::new(kvmrc, Arc::new(libvirt), MapDirs::new(dirs)) })
+        Ok(Self {
+            driver_dir: driver_dir.into(),
+            end,
+            ..Self::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(dirs))
+        })
     }
 
     /// Where the maps of a driver in `driver_dir` are looked for, in this order: VF_MAPS_PATH of kvmrc, the host's own,
@@ -176,9 +180,9 @@ impl Host {
         self.hypervisor.find(id)?.ok_or_else(|| Cause::Absent { id: id.to_string() })
     }
 
-    /// Its configuration.
-    pub fn kvmrc(&self) -> &Kvmrc {
-        &self.kvmrc
+    /// What the site chose for it.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Its libvirtd.
@@ -210,7 +214,7 @@ impl Host {
     /// # Errors
     /// The directory can't be made or is not safe to use; nothing was changed.
     pub fn claims(&self) -> Result<ClaimStore, ClaimError> {
-        ClaimStore::create(self.kvmrc.state_dir())
+        ClaimStore::create(&self.settings.state_dir)
     }
 
     /// Its claims, `None` when there is no state directory: nothing was ever claimed since it was removed.
@@ -218,7 +222,7 @@ impl Host {
     /// # Errors
     /// The directory is not safe to use; nothing was changed.
     pub fn existing_claims(&self) -> Result<Option<ClaimStore>, ClaimError> {
-        ClaimStore::open(self.kvmrc.state_dir())
+        ClaimStore::open(&self.settings.state_dir)
     }
 
     /// What every running domain of this host shows and wants.
@@ -293,18 +297,18 @@ impl Host {
     /// VF that comes in. SRIOV_CALL_TIMEOUT, and 2 s for each GiB: 1324 s with 512 GiB and the default of 300 s.
     pub fn call_limit(&self, memory_kib: u64) -> Duration {
         let gib = u32::try_from(memory_kib.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
-        self.kvmrc.call_timeout().saturating_add(PER_GIB.saturating_mul(gib))
+        self.settings.call_timeout.saturating_add(PER_GIB.saturating_mul(gib))
     }
 
     /// How long a domain with this much memory, in KiB, may take to start from a save image: SRIOV_CALL_TIMEOUT, and 50 s for each GiB.
     pub fn copy_limit(&self, memory_kib: u64) -> Duration {
-        copy_limit(self.kvmrc.call_timeout(), memory_kib)
+        copy_limit(self.settings.call_timeout, memory_kib)
     }
 
     /// Does what may fail while libvirtd is away for a moment, until it succeeds, fails otherwise, or SRIOV_CALL_TIMEOUT has
     /// passed. For what may be done twice.
     pub(crate) fn patiently<T>(&self, work: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
-        self.patiently_for(self.kvmrc.call_timeout(), work)
+        self.patiently_for(self.settings.call_timeout, work)
     }
 
     /// As [`Host::patiently`], but not longer than `limit`.
@@ -329,7 +333,7 @@ impl Host {
     /// It is not set in kvmrc, or is no bridge of this host.
     pub(crate) fn dummy_bridge(&self) -> Result<&str, Cause> {
         let why = "a VM with a VF has a dummy interface on this bridge, which carries its IP address";
-        let bridge = self.kvmrc.dummy_bridge().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
+        let bridge = self.settings.dummy_bridge.as_deref().ok_or(Cause::NotSet { variable: "DUMMY_BRIDGE", why })?;
         if self.sysfs.is_bridge(bridge) { Ok(bridge) } else { Err(Cause::NoBridge { bridge: bridge.to_owned() }) }
     }
 
@@ -354,7 +358,7 @@ impl Host {
 
     fn dummy_prefix(&self) -> Result<DummyMacPrefix, Cause> {
         let why = "it is the first byte of the dummy interface's MAC, by which the guest knows it";
-        self.kvmrc.dummy_mac_prefix().ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })
+        self.settings.dummy_mac_prefix.ok_or(Cause::NotSet { variable: "DUMMY_MAC_PREFIX", why })
     }
 
     /// Makes a call that gives a domain a VF. libvirt makes the VF's vfio device and has QEMU open it at once, while udev gives it

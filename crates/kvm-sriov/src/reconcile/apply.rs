@@ -205,7 +205,7 @@ impl Work<'_, '_> {
         let Some((first, _)) = leaving.first() else { return };
         // A silent guest must leave time for what can be done without it.
         let half = self.until.saturating_duration_since(Instant::now()) / 2;
-        let timeout = self.vm.host.kvmrc().unplug_timeout().min(half);
+        let timeout = self.vm.host.settings().unplug_timeout.min(half);
         let aliases: Vec<String> = leaving.iter().map(|(_, device)| device.alias.clone()).collect();
         match unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout) {
             Ok(outcomes) => {
@@ -417,7 +417,8 @@ impl<'a> Gone<'a> {
         let saved = LiveDomain::parse(&text).map_err(of_image)?;
         let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
-        let xml = image_for(&text, path, Some(&wanted), self.host.kvmrc().dummy_bridge()).map_err(of_image)?;
+        let xml =
+            image_for(&text, path, Some(&wanted), self.host.settings().dummy_bridge.as_deref()).map_err(of_image)?;
         // A claim that names an image is nobody else's to free: it needs no holder.
         hypervisor.restore(path, &xml, true, self.host.copy_limit(saved.memory_kib)).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),

@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// # Errors
 /// libvirtd does not answer, or a VF that left can't be plugged back: later actions and `kvm-sriov reconcile` try again.
 pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
-    let end = Instant::now() + host.kvmrc().unplug_grace();
+    let end = Instant::now() + host.settings().unplug_grace;
     'grace: while Instant::now() < end {
         // A libvirtd that is restarted knows the domain a moment later.
         let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };

@@ -23,13 +23,13 @@ pub(super) fn adoptable(
     live: &LiveDomain,
     data: Option<&VmData>,
 ) -> Result<Vec<(LiveHostdev, LiveInterface)>, Cause> {
-    let prefix = host.kvmrc().dummy_mac_prefix().filter(|_| !live.hostdevs.is_empty());
+    let prefix = host.settings().dummy_mac_prefix.filter(|_| !live.hostdevs.is_empty());
     let Some(prefix) = prefix else { return Ok(Vec::new()) };
     let is_dummy = |interface: &&LiveInterface| {
         interface.mac.has_prefix(prefix)
             && !interface.is_ours()
             && !data.is_some_and(|data| data.macs().any(|mac| mac == interface.mac))
-            && interface.bridge.as_deref() == host.kvmrc().dummy_bridge()
+            && interface.bridge.as_deref() == host.settings().dummy_bridge.as_deref()
     };
     let dummies: Vec<_> = live.interfaces.iter().filter(is_dummy).cloned().collect();
     if dummies.is_empty() {
@@ -129,7 +129,7 @@ pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
         return Ok(());
     }
     let claims = vm.store.claims_of(&vm.owner())?;
-    let (prefix, bridge) = (vm.host.kvmrc().dummy_mac_prefix(), vm.host.kvmrc().dummy_bridge());
+    let (prefix, bridge) = (vm.host.settings().dummy_mac_prefix, vm.host.settings().dummy_bridge.as_deref());
     let before = vm.wanted.clone();
     let named = |mac| before.nics.iter().any(|nic| nic.adopted.dummy == Some(mac));
     for nic in vm.wanted.nics.iter_mut() {

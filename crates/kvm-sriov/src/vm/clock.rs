@@ -18,7 +18,7 @@ const BETWEEN: Duration = Duration::from_secs(5);
 
 /// Has the clock set by a program of its own, if SYNC_TIME asks for it: the agent may need a while to answer.
 pub(crate) fn start(host: &Host, domain: &DomainRef) {
-    if host.kvmrc().sync_time() {
+    if host.settings().sync_time {
         detached::start(host, detached::CLOCK, domain);
     }
 }

@@ -8,7 +8,7 @@ use crate::xml::{LiveInterface, Mode, NicDefaults, VmNic, WantedNic, dummy_inter
 
 /// What holds for a NIC whose description does not say.
 pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
-    NicDefaults { model: host.kvmrc().nic_model(), filter: host.kvmrc().nic_filter(), vcpus }
+    NicDefaults { model: &host.settings().nic_model, filter: host.settings().nic_filter.as_deref(), vcpus }
 }
 
 impl Vm<'_> {

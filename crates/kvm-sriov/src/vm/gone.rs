@@ -99,7 +99,7 @@ pub(crate) fn clean_up(host: &Host, sudo: &Sudo, last: &LastLook) {
     if let Some(dir) = &last.vm_dir {
         sudo.vgpu(&host.remotes(), "DELETE", &dir.join("vm.xml"));
     }
-    if host.kvmrc().cleanup_memory_on_stop() {
+    if host.settings().cleanup_memory_on_stop {
         sudo.compact_memory();
     }
 }

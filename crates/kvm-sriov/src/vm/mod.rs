@@ -269,7 +269,7 @@ impl<'a> Vm<'a> {
         data: Option<&VmData>,
     ) -> Result<Self, Cause> {
         let store = host.claims()?;
-        let lock = store.lock_vm(&domain.name, action, host.kvmrc().lock_timeout())?;
+        let lock = store.lock_vm(&domain.name, action, host.settings().lock_timeout)?;
         Self::locked(host, action, domain, store, lock, data)
     }
 
@@ -470,7 +470,7 @@ impl<'a> Vm<'a> {
     /// # Errors
     /// [`Cause::Absent`] when the domain ended meanwhile; or its XML can't be read, and devices may have left.
     pub(crate) fn ask_for(&self, aliases: &[String]) -> Result<Vec<Outcome>, Cause> {
-        let outcomes = unplug(self.host.hypervisor(), &self.domain, aliases, self.host.kvmrc().unplug_timeout())
+        let outcomes = unplug(self.host.hypervisor(), &self.domain, aliases, self.host.settings().unplug_timeout)
             .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })?;
         if outcomes.contains(&Outcome::DomainGone) {
             return Err(Cause::Absent { id: self.domain.name.to_string() });
@@ -499,7 +499,7 @@ impl<'a> Vm<'a> {
         }
         Err(Cause::NotReleased {
             vm: self.domain.name.clone(),
-            seconds: self.host.kvmrc().unplug_timeout().as_secs(),
+            seconds: self.host.settings().unplug_timeout.as_secs(),
             kept: kept.into_iter().map(|(device, outcome)| (device.nic.position, device.device.vf, outcome)).collect(),
         })
     }

@@ -88,7 +88,7 @@ impl Vm<'_> {
 
     /// The error that names what stayed; `None` when all left.
     pub(crate) fn not_released(&self, devices: &[Device], outcomes: &[Outcome]) -> Option<Cause> {
-        let seconds = self.host.kvmrc().unplug_timeout().as_secs();
+        let seconds = self.host.settings().unplug_timeout.as_secs();
         let vm = || self.domain.name.clone();
         let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != Outcome::Released);
         let kept: Vec<_> =

@@ -1,0 +1,100 @@
+//! What a site chooses for a host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::DummyMacPrefix;
+
+/// What a site chooses for a host: timeouts, directories, and how guests get their VFs.
+///
+/// [`Kvmrc`](super::Kvmrc) fills it from the driver's files; a program that embeds the crate may fill it itself. Each field
+/// names the variable of kvmrc that sets it. The defaults are kvmrc's.
+///
+/// ```
+/// use kvm_sriov::config::Settings;
+/// let mut settings = Settings::default();
+/// settings.state_dir = "/var/lib/my-program/vfs".into();
+/// assert_eq!(settings.unplug_timeout.as_secs(), 60);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// LIBVIRT_URI: the libvirtd of this host.
+    pub libvirt_uri: String,
+    /// SHUTDOWN_TIMEOUT: how long a guest may take to power off.
+    pub shutdown_timeout: Duration,
+    /// FORCE_DESTROY: whether a guest that does not power off in time is destroyed.
+    pub force_destroy: bool,
+    /// CANCEL_NO_ACPI: whether a domain without ACPI is destroyed instead of shut down.
+    pub cancel_no_acpi: bool,
+    /// CLEANUP_MEMORY_ON_START: whether memory is compacted before a domain starts.
+    pub cleanup_memory_on_start: bool,
+    /// CLEANUP_MEMORY_ON_STOP: whether memory is compacted after a domain ended.
+    pub cleanup_memory_on_stop: bool,
+    /// OVMF_NVRAM: the template of the UEFI variables.
+    pub ovmf_nvram: PathBuf,
+    /// DUMMY_BRIDGE: the Linux bridge of the dummy interfaces. A domain with VFs can't start without it.
+    pub dummy_bridge: Option<String>,
+    /// DUMMY_MAC_PREFIX: the first byte of the dummies' MACs. A domain with VFs can't start without it.
+    pub dummy_mac_prefix: Option<DummyMacPrefix>,
+    /// VF_STATE_DIR: the directory of the claims; absolute, and of this host alone.
+    pub state_dir: PathBuf,
+    /// SRIOV_LOCK_TIMEOUT: how long an action waits for another action of the same domain.
+    pub lock_timeout: Duration,
+    /// SRIOV_CALL_TIMEOUT: how long one call to libvirt may take.
+    pub call_timeout: Duration,
+    /// SRIOV_UNPLUG_TIMEOUT: how long a guest may take to release its VFs.
+    pub unplug_timeout: Duration,
+    /// SRIOV_UNPLUG_GRACE: how long a guest is watched after that for VFs that it releases late.
+    pub unplug_grace: Duration,
+    /// MIGRATE_OPTIONS: words of `virsh migrate`.
+    pub migrate_options: String,
+    /// QEMU_PROTOCOL: the scheme of the URI of another host's libvirtd.
+    pub qemu_protocol: String,
+    /// SYNC_TIME: whether the clock of a guest is set after the guest was stopped.
+    pub sync_time: bool,
+    /// VIRSH_RETRIES: how often a call is tried that may fail for a moment.
+    pub retries: u32,
+    /// DEFAULT_ATTACH_NIC_MODEL: the model of a NIC that names none.
+    pub nic_model: String,
+    /// DEFAULT_ATTACH_NIC_FILTER: the network filter of a NIC that names none.
+    pub nic_filter: Option<String>,
+    /// DEFAULT_ATTACH_`name`: what holds for a disk whose description does not say, by names such as `CACHE`.
+    pub disk_defaults: BTreeMap<String, String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            libvirt_uri: "qemu:///system".into(),
+            shutdown_timeout: Duration::from_secs(180),
+            force_destroy: false,
+            cancel_no_acpi: false,
+            cleanup_memory_on_start: false,
+            cleanup_memory_on_stop: false,
+            ovmf_nvram: "/usr/share/OVMF/OVMF_VARS.fd".into(),
+            dummy_bridge: None,
+            dummy_mac_prefix: None,
+            state_dir: "/tmp/vf_interfaces".into(),
+            lock_timeout: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(300),
+            unplug_timeout: Duration::from_secs(60),
+            unplug_grace: Duration::from_secs(600),
+            migrate_options: String::new(),
+            qemu_protocol: "qemu+ssh".into(),
+            sync_time: false,
+            retries: 3,
+            nic_model: "virtio".into(),
+            nic_filter: None,
+            disk_defaults: BTreeMap::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// What holds for a disk whose description does not say, by OpenNebula's name of the attribute, such as `CACHE`.
+    pub fn disk_default(&self, name: &str) -> Option<&str> {
+        self.disk_defaults.get(name).map(String::as_str)
+    }
+}
