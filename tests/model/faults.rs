@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
-use kvm_sriov::reconcile::Verdict;
+use kvm_sriov::reconcile::Consistency;
 use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
@@ -214,7 +214,7 @@ fn a_saved_vm() -> ModelHost {
 /// Reconciliation finds nothing that it can't put right.
 fn reconcile(host: &ModelHost) {
     let report = host.reconcile().unwrap();
-    assert_eq!(report.verdict(false), Verdict::Right, "{report:?}");
+    assert_eq!(report.consistency(false), Consistency::Consistent, "{report:?}");
 }
 
 /// The VM is in its checkpoint, complete and with its newest memory, and nowhere else.
@@ -287,8 +287,8 @@ fn killed_after(host: ModelHost, call: &'static str, action: fn(&ModelHost) -> R
 fn mend(host: &ModelHost) -> Result<(), ActionError> {
     let report = host.reconcile();
     let report = report.map_err(|cause| ActionError::new("reconcile", cause, HostState::Left("as it was".into())))?;
-    match report.verdict(false) {
-        Verdict::Right => Ok(()),
+    match report.consistency(false) {
+        Consistency::Consistent => Ok(()),
         verdict => {
             let cause = Cause::Absent { id: format!("{verdict:?} {report:?}") };
             Err(ActionError::new("reconcile", cause, HostState::Left("some of it".into())))

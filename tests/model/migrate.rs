@@ -560,7 +560,7 @@ fn reconciled(hosts: &[ModelHost; 2]) {
             let elsewhere = match ask_state(&Threads::to(other), &other.model().name().parse().unwrap(), &uuid).unwrap()
             {
                 Presence::Running => Elsewhere::Runs,
-                Presence::Absent => Elsewhere::Never,
+                Presence::Absent => Elsewhere::NeverRan,
                 // It stands on both: what has come goes first.
                 Presence::Paused | Presence::Incoming => Elsewhere::Runs,
                 other => panic!("in doubt: {other}"),

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
 use kvm_sriov::reconcile::{
-    Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open, Options, Repair, Report, Verdict, VmReport, Why,
-    decide, reconcile, resolve,
+    Busy, CheckpointState, Consistency, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, Options, Repair, Report,
+    SaveImage, VmReport, Why, decide, reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{Owner, PciAddress, Position, actions};
@@ -184,22 +184,22 @@ fn elsewhere(word: &str) -> Elsewhere {
     match word {
         "unknown" => Elsewhere::Unknown,
         "runs" => Elsewhere::Runs,
-        "never ran" => Elsewhere::Never,
+        "never ran" => Elsewhere::NeverRan,
         other => panic!("{other}"),
     }
 }
 
 /// The NIC of a combination of tables 2 and 3, at position 0, or the VF that is claimed for none.
-fn nic(wanted: bool, device: bool, claim: &str, dummy: bool) -> (Vec<Nic>, Vec<PciAddress>) {
+fn nic(wanted: bool, device: bool, claim: &str, dummy: bool) -> (Vec<NicFacts>, Vec<PciAddress>) {
     let claim = match claim {
-        "its own" => Claimed::Own,
-        "none" => Claimed::Nobody,
-        "for another VF" => Claimed::Other,
-        "another VM's" => Claimed::Theirs,
+        "its own" => NicClaim::Own,
+        "none" => NicClaim::None,
+        "for another VF" => NicClaim::OtherVf,
+        "another VM's" => NicClaim::OtherVm,
         other => panic!("{other}"),
     };
-    let nic = Nic { position: position(0), wanted, device, claim, dummy };
-    let is_spare = !wanted && !device && claim == Claimed::Own;
+    let nic = NicFacts { position: position(0), wanted, device, claim, dummy };
+    let is_spare = !wanted && !device && claim == NicClaim::Own;
     (if wanted || device || dummy { vec![nic] } else { Vec::new() }, if is_spare { vec![vf()] } else { Vec::new() })
 }
 
@@ -258,10 +258,10 @@ fn with_plugs<'a>(expected: &[&'a str], operation: &str) -> Vec<&'a str> {
 }
 
 /// The facts of a combination of table 1.
-fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAddress>) -> Facts {
+fn facts(combination: &[&str], image: &str, mut nics: Vec<NicFacts>, spare: Vec<PciAddress>) -> Facts {
     let [works, domain, operation, there] = combination[..] else { panic!() };
     let pending = || vec![position(4), position(5)];
-    let there_is = |position, device| Nic { position, wanted: true, device, claim: Claimed::Own, dummy: true };
+    let there_is = |position, device| NicFacts { position, wanted: true, device, claim: NicClaim::Own, dummy: true };
     let devices = match operation {
         "pending, all there" => Some([true, true]),
         "pending, some left" => Some([false, true]),
@@ -280,20 +280,20 @@ fn facts(combination: &[&str], image: &str, mut nics: Vec<Nic>, spare: Vec<PciAd
         },
         domain: Some(state(domain)),
         operation: match operation {
-            "none" => Open::Nothing,
-            "save, none there" | "save, some there" => Open::Save,
-            "restore, untouched" => Open::Restore(Checkpoint::Untouched),
-            "restore, unfinished" => Open::Restore(Checkpoint::Unfinished),
-            "restore, used" => Open::Restore(Checkpoint::Used),
-            "restore, gone" => Open::Restore(Checkpoint::Nowhere),
-            "migrate, none there" | "migrate, some there" => Open::Migrate { stands: false },
-            "migrate, stood" => Open::Migrate { stands: true },
-            "newer" => Open::Newer,
-            _ => Open::PendingUnplug(pending()),
+            "none" => OpenOperation::None,
+            "save, none there" | "save, some there" => OpenOperation::Save,
+            "restore, untouched" => OpenOperation::Restore(CheckpointState::Untouched),
+            "restore, unfinished" => OpenOperation::Restore(CheckpointState::Unfinished),
+            "restore, used" => OpenOperation::Restore(CheckpointState::Used),
+            "restore, gone" => OpenOperation::Restore(CheckpointState::Missing),
+            "migrate, none there" | "migrate, some there" => OpenOperation::Migrate { was_paused: false },
+            "migrate, stood" => OpenOperation::Migrate { was_paused: true },
+            "newer" => OpenOperation::Newer,
+            _ => OpenOperation::PendingUnplug(pending()),
         },
         nics,
         spare,
-        image: if image == "named" { Noted::Incomplete } else { Noted::Nothing },
+        image: if image == "named" { SaveImage::Incomplete } else { SaveImage::None },
         elsewhere: elsewhere(there),
     }
 }
@@ -318,17 +318,17 @@ fn the_rules_for_what_is_gone_are_those_of_the_document() {
         let facts = Facts {
             busy: if works == "nobody" { Busy::Nobody } else { Busy::Locked },
             domain: None,
-            operation: Open::Nothing,
+            operation: OpenOperation::None,
             nics: Vec::new(),
             spare: vec![vf()],
             image: match image {
-                "none" => Noted::Nothing,
-                "missing" => Noted::Missing,
-                "incomplete" => Noted::Incomplete,
-                "complete" => Noted::Complete,
-                "before boot" => Noted::BeforeBoot,
-                "outlived" => Noted::Outlived,
-                "unreadable" => Noted::Unreadable,
+                "none" => SaveImage::None,
+                "missing" => SaveImage::Missing,
+                "incomplete" => SaveImage::Incomplete,
+                "complete" => SaveImage::Complete,
+                "before boot" => SaveImage::BeforeBoot,
+                "outlived" => SaveImage::Outlived,
+                "unreadable" => SaveImage::Unreadable,
                 other => panic!("{other}"),
             },
             elsewhere: elsewhere(there),
@@ -855,7 +855,10 @@ fn a_repair_that_is_cut_off_is_taken_up_again() {
             let again = reconciled(&host);
             if let Ended::With(Ok(report)) = &ended {
                 let was_left = !again.claims.is_empty() || again.vms.iter().any(|vm| !vm.done.is_empty());
-                assert!(!was_left || report.verdict(false) != Verdict::Right, "call {n} of {calls:?}: {report:?}");
+                assert!(
+                    !was_left || report.consistency(false) != Consistency::Consistent,
+                    "call {n} of {calls:?}: {report:?}"
+                );
             }
             assert_eq!(host.domain("one-42").is_some(), *runs, "{fault:?} at call {n} of {calls:?}");
             if *runs {
@@ -894,7 +897,7 @@ fn a_move_in_doubt_ends_in_one_place() {
             let report = resolve(&host.host(), &id, Elsewhere::Runs).unwrap();
             assert_eq!(words(&report.done), ["destroy", "release all"]);
         } else {
-            let report = resolve(&host.host(), &id, Elsewhere::Never).unwrap();
+            let report = resolve(&host.host(), &id, Elsewhere::NeverRan).unwrap();
             assert_eq!(words(&report.done), ["resume", "plug", "plug", "close"]);
         }
         assert_eq!(other.domain("one-42").is_some(), runs_there);
@@ -906,7 +909,7 @@ fn a_move_in_doubt_ends_in_one_place() {
 #[test]
 fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
     for (elsewhere, done) in
-        [(Elsewhere::Never, &["resume", "plug", "plug", "close"][..]), (Elsewhere::Runs, &["destroy"])]
+        [(Elsewhere::NeverRan, &["resume", "plug", "plug", "close"][..]), (Elsewhere::Runs, &["destroy"])]
     {
         let host = deployed();
         let other = host.beside("host2", 4);
@@ -929,7 +932,7 @@ fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
         assert!(words(&report.done).starts_with(done), "{report:?}");
         reconciled(&host);
         let places = [&host, &other].map(|at| at.domain("one-42").is_some());
-        assert_eq!(places, [elsewhere == Elsewhere::Runs, elsewhere == Elsewhere::Never]);
+        assert_eq!(places, [elsewhere == Elsewhere::Runs, elsewhere == Elsewhere::NeverRan]);
         [host, other].check();
     }
 }
@@ -997,7 +1000,7 @@ fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
     let of_42 = report.vms.iter().find(|vm| vm.owner == owner()).unwrap();
     assert_eq!((words(&of_42.done), of_42.failures.len()), (vec!["plug"], 2));
     assert!(begin.elapsed() < Duration::from_secs(60));
-    assert_eq!(report.verdict(false), Verdict::Left);
+    assert_eq!(report.consistency(false), Consistency::Unfinished);
     assert_eq!(host.claims().values().filter(|text| text.contains("one-43")).count(), 0);
     host.model().boots("one-42");
     put_right(&host, "unknown");
@@ -1016,7 +1019,7 @@ fn a_dry_run_changes_nothing() {
         let options = Options { dry_run: true, ..Options::default() };
         let planned = reconcile(&host.host(), &options).unwrap();
         assert_eq!((host.portrait(), written()), before, "{name}");
-        assert_eq!(planned.verdict(true), Verdict::Left, "{name}");
+        assert_eq!(planned.consistency(true), Consistency::Unfinished, "{name}");
         let done = reconciled(&host);
         assert_eq!(planned.claims, done.claims, "{name}");
         let planned: Vec<&str> = planned.vms.iter().flat_map(|vm| words(&vm.left)).collect();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use kvm_sriov::reconcile::{self, Claimed, Explanation, Nic};
+use kvm_sriov::reconcile::{self, Explanation, NicClaim, NicFacts};
 use kvm_sriov::xml::{OperationKind, alias_of};
 use kvm_sriov::{DeployId, Host};
 use serde::Serialize;
@@ -56,7 +56,7 @@ pub(crate) fn explain(
     } else {
         write(&explanation, colours, out)?;
     }
-    Ok(exit_code(explanation.report.verdict()))
+    Ok(exit_code(explanation.report.consistency()))
 }
 
 fn view_of(explanation: &Explanation) -> View {
@@ -75,7 +75,7 @@ fn view_of(explanation: &Explanation) -> View {
     }
 }
 
-fn nic_view(explanation: &Explanation, nic: &Nic) -> NicView {
+fn nic_view(explanation: &Explanation, nic: &NicFacts) -> NicView {
     let wanted = explanation.wanted.nics.iter().find(|wanted| wanted.position == nic.position);
     let live = explanation.live.as_ref();
     let device = live.and_then(|live| match wanted {
@@ -95,9 +95,9 @@ fn nic_view(explanation: &Explanation, nic: &Nic) -> NicView {
         wanted: nic.wanted,
         vf: device.map(|device| device.vf.to_string()),
         claim: match nic.claim {
-            Claimed::Own => "its own",
-            Claimed::Other => "for another VF",
-            Claimed::Theirs => "another VM's",
+            NicClaim::Own => "its own",
+            NicClaim::OtherVf => "for another VF",
+            NicClaim::OtherVm => "another VM's",
             _ => "none",
         },
         dummy: nic.dummy,
@@ -108,7 +108,7 @@ fn nic_view(explanation: &Explanation, nic: &Nic) -> NicView {
 pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Write) -> Result<(), Failure> {
     let report = &explanation.report;
     let uuid = report.owner.uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
-    writeln!(out, "{}{uuid}: {}", report.owner.vm, report.found.standing())?;
+    writeln!(out, "{}{uuid}: {}", report.owner.vm, report.found.domain_state())?;
     writeln!(out, "open operation: {}", operation(explanation))?;
     let holder = explanation.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
     writeln!(out, "works on it: {holder}")?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use kvm_sriov::reconcile::{Open, Options, Report, Verdict, reconcile};
+use kvm_sriov::reconcile::{Consistency, OpenOperation, Options, Report, reconcile};
 use kvm_sriov::{Host, Vf, VfState};
 use serde::Serialize;
 
@@ -69,8 +69,8 @@ fn row<'a>(vf: &'a Vf, report: &Report) -> Row<'a> {
         state,
         vm,
         operation: user
-            .filter(|user| user.found.operation != Open::Nothing)
+            .filter(|user| user.found.operation != OpenOperation::None)
             .map(|user| user.found.operation.to_string()),
-        in_doubt: user.is_some_and(|user| user.verdict() == Verdict::InDoubt),
+        in_doubt: user.is_some_and(|user| user.consistency() == Consistency::InDoubt),
     }
 }

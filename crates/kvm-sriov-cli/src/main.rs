@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
-use kvm_sriov::reconcile::Verdict;
+use kvm_sriov::reconcile::Consistency;
 use kvm_sriov::{Cause, DeployId, DomainName, NotTheDriversUser, become_drivers_user, hold_signals};
 
 const EXIT_CODES: &str = "Exit codes: 0 as it should be, 1 something is wrong or left to be done, 2 wrong usage, \
@@ -147,11 +147,11 @@ fn vm(text: &str) -> Result<DeployId, String> {
 }
 
 /// What a verdict is as an exit code.
-fn exit_code(verdict: Verdict) -> ExitCode {
+fn exit_code(verdict: Consistency) -> ExitCode {
     match verdict {
-        Verdict::Right => ExitCode::SUCCESS,
-        Verdict::Left => ExitCode::from(1),
-        Verdict::InDoubt => ExitCode::from(3),
+        Consistency::Consistent => ExitCode::SUCCESS,
+        Consistency::Unfinished => ExitCode::from(1),
+        Consistency::InDoubt => ExitCode::from(3),
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::Host;
-use kvm_sriov::reconcile::{self, Options, Report, Verdict};
+use kvm_sriov::reconcile::{self, Consistency, Options, Report};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
@@ -40,7 +40,7 @@ pub(crate) fn reconcile(
     let end = Instant::now() + timeout.saturating_sub(Duration::from_secs(2));
     let options = Options { dry_run, timeout: timeout * 2 / 3 };
     let report = reconcile::reconcile(&Host::open_lenient_until(driver, end)?, &options)?;
-    let verdict = report.verdict(dry_run);
+    let verdict = report.consistency(dry_run);
     if json {
         view::json(&view_of(&report, verdict), out)?;
     } else {
@@ -49,7 +49,7 @@ pub(crate) fn reconcile(
     Ok(exit_code(verdict))
 }
 
-fn view_of(report: &Report, verdict: Verdict) -> View {
+fn view_of(report: &Report, verdict: Consistency) -> View {
     let claim = |repair: &kvm_sriov::claims::Repair| ClaimView {
         root: repair.claim().root.to_string(),
         address: repair.claim().vf.to_string(),
@@ -72,15 +72,16 @@ fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write
     }
     let is_quiet = |vm: &&reconcile::VmReport| vm.done.is_empty() && vm.failures.is_empty() && vm.left.is_empty();
     for vm in report.vms.iter().filter(|vm| !is_quiet(vm)) {
-        writeln!(out, "{}: {}, operation {}", vm.owner.vm, vm.found.standing(), vm.found.operation)?;
+        writeln!(out, "{}: {}, operation {}", vm.owner.vm, vm.found.domain_state(), vm.found.operation)?;
         view::write_steps(vm, options.dry_run, colours, out)?;
     }
     for problem in &report.problems {
-        writeln!(out, "{}: {problem}", view::paint("problem", Verdict::Left, colours))?;
+        writeln!(out, "{}: {problem}", view::paint("problem", Consistency::Unfinished, colours))?;
     }
-    let count = |verdict| report.vms.iter().filter(|vm| vm.verdict() == verdict).count();
-    let (right, left, doubt) = (count(Verdict::Right), count(Verdict::Left), count(Verdict::InDoubt));
-    let verdict = report.verdict(options.dry_run);
+    let count = |verdict| report.vms.iter().filter(|vm| vm.consistency() == verdict).count();
+    let (right, left, doubt) =
+        (count(Consistency::Consistent), count(Consistency::Unfinished), count(Consistency::InDoubt));
+    let verdict = report.consistency(options.dry_run);
     let summary = format!("VMs with VFs: {right} as they should be, {left} with something left, {doubt} in doubt");
     writeln!(out, "{}", view::paint(&summary, verdict, colours))?;
     Ok(())

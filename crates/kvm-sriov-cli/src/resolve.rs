@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use kvm_sriov::agent::{Presence, Ssh, ask_state};
 use kvm_sriov::libvirt::RunState;
-use kvm_sriov::reconcile::{self, Elsewhere, Explanation, Verdict};
+use kvm_sriov::reconcile::{self, Consistency, Elsewhere, Explanation};
 use kvm_sriov::xml::OperationKind;
 use kvm_sriov::{DeployId, Host, HostName};
 use serde::Serialize;
@@ -107,7 +107,7 @@ pub(crate) fn resolve(
     let explanation = reconcile::explain(&host, vm)?;
     let name = explanation.report.owner.vm.to_string();
     // A word that nobody asked for decides nothing: it would destroy or resume a VM that needs neither.
-    if explanation.report.verdict() != Verdict::InDoubt {
+    if explanation.report.consistency() != Consistency::InDoubt {
         let said = format!("{name} is not in doubt; nothing was changed");
         return show(&explanation, None, &[said], json, colours, out);
     }
@@ -125,7 +125,7 @@ pub(crate) fn resolve(
             ];
             return show(&explanation, there.as_ref(), &said, json, colours, out);
         }
-        Some(Word::Here { .. }) => Elsewhere::Never,
+        Some(Word::Here { .. }) => Elsewhere::NeverRan,
         Some(Word::There) => Elsewhere::Runs,
         None if runs_there => Elsewhere::Runs,
         None => {
@@ -146,10 +146,10 @@ pub(crate) fn resolve(
         if let Some(there) = &there {
             writeln!(out, "{}", there.text(&name))?;
         }
-        writeln!(out, "{name}: {}, operation {}", report.found.standing(), report.found.operation)?;
+        writeln!(out, "{name}: {}, operation {}", report.found.domain_state(), report.found.operation)?;
         view::write_steps(&report, false, colours, out)?;
     }
-    Ok(exit_code(report.verdict()))
+    Ok(exit_code(report.consistency()))
 }
 
 /// Shows what is known, and changes nothing.
@@ -172,5 +172,5 @@ fn show(
             writeln!(out, "{line}")?;
         }
     }
-    Ok(exit_code(explanation.report.verdict()))
+    Ok(exit_code(explanation.report.consistency()))
 }

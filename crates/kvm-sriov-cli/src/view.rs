@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use kvm_sriov::reconcile::{Repair, Verdict, VmReport};
+use kvm_sriov::reconcile::{Consistency, Repair, VmReport};
 use serde::Serialize;
 
 /// A VM as `--json` prints it.
@@ -41,7 +41,7 @@ impl VmView {
         Self {
             vm: report.owner.vm.to_string(),
             uuid: report.owner.uuid.as_ref().map(ToString::to_string),
-            state: report.found.standing(),
+            state: report.found.domain_state(),
             operation: (operation != "-").then_some(operation),
             done: report.done.iter().map(ToString::to_string).collect(),
             failed: report
@@ -50,17 +50,17 @@ impl VmView {
                 .map(|failure| FailedView { repair: failure.repair.to_string(), why: failure.cause.to_string() })
                 .collect(),
             left: report.left.iter().map(left).collect(),
-            verdict: word(report.verdict()),
+            verdict: word(report.consistency()),
         }
     }
 }
 
 /// A verdict as `--json` prints it.
-pub(crate) fn word(verdict: Verdict) -> &'static str {
+pub(crate) fn word(verdict: Consistency) -> &'static str {
     match verdict {
-        Verdict::Right => "right",
-        Verdict::Left => "left",
-        Verdict::InDoubt => "in-doubt",
+        Consistency::Consistent => "right",
+        Consistency::Unfinished => "left",
+        Consistency::InDoubt => "in-doubt",
     }
 }
 
@@ -77,11 +77,11 @@ pub(crate) fn table(header: &[&str]) -> Table {
 }
 
 /// Text in a colour, where colours are wanted.
-pub(crate) fn paint(text: &str, verdict: Verdict, colours: bool) -> String {
+pub(crate) fn paint(text: &str, verdict: Consistency, colours: bool) -> String {
     let colour = match verdict {
-        Verdict::Right => "32",
-        Verdict::Left => "33",
-        Verdict::InDoubt => "31",
+        Consistency::Consistent => "32",
+        Consistency::Unfinished => "33",
+        Consistency::InDoubt => "31",
     };
     if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
@@ -89,18 +89,18 @@ pub(crate) fn paint(text: &str, verdict: Verdict, colours: bool) -> String {
 /// What was done to a VM and what is left, a line each.
 pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: &mut impl Write) -> io::Result<()> {
     for repair in &report.done {
-        writeln!(out, "  {} {repair}", paint("done", Verdict::Right, colours))?;
+        writeln!(out, "  {} {repair}", paint("done", Consistency::Consistent, colours))?;
     }
     for failure in &report.failures {
-        writeln!(out, "  {} {}: {}", paint("failed", Verdict::InDoubt, colours), failure.repair, failure.cause)?;
+        writeln!(out, "  {} {}: {}", paint("failed", Consistency::InDoubt, colours), failure.repair, failure.cause)?;
     }
     let failed = |repair: &&Repair| !report.failures.iter().any(|failure| failure.repair == **repair);
     for repair in report.left.iter().filter(failed) {
         let mark = match repair {
-            Repair::InDoubt(_) => paint("?", Verdict::InDoubt, colours),
+            Repair::InDoubt(_) => paint("?", Consistency::InDoubt, colours),
             Repair::Leave(_) => "note".to_owned(),
             _ if is_plan => "would".to_owned(),
-            _ => paint("left", Verdict::Left, colours),
+            _ => paint("left", Consistency::Unfinished, colours),
         };
         writeln!(out, "  {mark} {repair}")?;
         if is_plan {

@@ -40,11 +40,11 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
             Some(_) => false,
         };
         if !ready(vm) || with_vf(vm, mac, data).map_err(untouched)?.is_none() {
-            reconcile::mend(vm).map_err(untouched)?;
+            reconcile::repair(vm).map_err(untouched)?;
         }
         if let Some(nic) = with_vf(vm, mac, data).map_err(untouched)? {
             take_out(vm, &nic)?;
-            match reconcile::mend(vm) {
+            match reconcile::repair(vm) {
                 Ok(_) | Err(Cause::Absent { .. }) => {}
                 Err(cause) => {
                     log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not yet put right", vm.domain.name);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::relocate::relocate;
-use crate::agent::{Agent, Answer, Presence, Reach, Request, Visitor};
+use crate::agent::{Agent, AgentAnswer, AgentRequest, IncomingVm, Presence, Reach};
 use crate::base::span::{Kind, Span};
 use crate::base::{DeployId, HostName, POLL};
 use crate::error::{ActionError, AgentError, Cause, HostState};
@@ -70,7 +70,7 @@ pub fn migrate(
     if is_here {
         return relocate(host, reconcile::open(host, "migrate", id, data).map_err(untouched)?.domain(), data);
     }
-    let traveller = reconcile::open_to_leave(host, "migrate", id, data).map_err(untouched)?;
+    let traveller = reconcile::open_to_unplug(host, "migrate", id, data).map_err(untouched)?;
     Departure::prepare(host, traveller, route, options, data, reach).map_err(untouched)?.run()
 }
 
@@ -181,7 +181,7 @@ impl<'a> Departure<'a> {
             ..Migration::default()
         };
         let id = new_id()?;
-        let visitor = Visitor {
+        let visitor = IncomingVm {
             name: domain.name.clone(),
             uuid: domain.uuid.clone(),
             id: id.clone(),
@@ -191,8 +191,8 @@ impl<'a> Departure<'a> {
             dir: storage.as_ref().map(|storage| storage.dir.clone()),
         };
         let mut agent = Agent::start(reach, &route.to)?.with_call_timeout(host.settings().call_timeout);
-        let bridge = match agent.ask(&Request::Prepare(Box::new(visitor)))? {
-            Answer::Ready { bridge } => bridge,
+        let bridge = match agent.ask(&AgentRequest::Prepare(Box::new(visitor)))? {
+            AgentAnswer::Ready { bridge } => bridge,
             other => return Err(agent.unexpected(&other).into()),
         };
         let (snapshots, is_under_way, from) = (Vec::new(), false, route.from.clone());
@@ -262,11 +262,11 @@ impl<'a> Departure<'a> {
             self.reach.copy(&storage.files(), self.agent.host(), &storage.dir)?;
         }
         for (path, target) in &storage.links {
-            self.agent.ask(&Request::Symlink { path: path.clone(), target: target.clone() })?;
+            self.agent.ask(&AgentRequest::Symlink { path: path.clone(), target: target.clone() })?;
         }
         // After the files: a directory of snapshots came with an image that was being written to.
         for (_, Image { path, format, size }) in &storage.written {
-            self.agent.ask(&Request::Image { path: path.clone(), format: format.clone(), size: *size })?;
+            self.agent.ask(&AgentRequest::Image { path: path.clone(), format: format.clone(), size: *size })?;
         }
         Ok(())
     }
@@ -278,7 +278,7 @@ impl<'a> Departure<'a> {
         for name in &known.names {
             let xml = hypervisor.snapshot_xml(domain, name)?;
             let is_current = known.current.as_ref() == Some(name);
-            self.agent.ask(&Request::Snapshot { is_current, xml: xml.clone() })?;
+            self.agent.ask(&AgentRequest::Snapshot { is_current, xml: xml.clone() })?;
             self.snapshots.push((xml, is_current));
         }
         // Children first: what is left by a crash has its parents.
@@ -334,8 +334,8 @@ impl<'a> Departure<'a> {
         vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), stands)))?;
         // The XML of the domain there says so, too.
         self.migration.xml = self.xml_there()?;
-        match self.agent.ask(&Request::Go)? {
-            Answer::Done => Ok(()),
+        match self.agent.ask(&AgentRequest::Go)? {
+            AgentAnswer::Done => Ok(()),
             other => Err(self.agent.unexpected(&other).into()),
         }
     }
@@ -507,8 +507,8 @@ impl<'a> Departure<'a> {
         let finished = self.finish();
         self.let_go_of_claims(true);
         match finished {
-            Ok(Answer::Done) => log::info!("{name} runs on {to}"),
-            Ok(Answer::Left(what)) => log::warn!("{name} is on {to}, but {what}"),
+            Ok(AgentAnswer::Done) => log::info!("{name} runs on {to}"),
+            Ok(AgentAnswer::Left(what)) => log::warn!("{name} is on {to}, but {what}"),
             Ok(other) => log::warn!("{name} is on {to}; its agent answered {other}"),
             Err(error) if self.migration.paused => log::error!(
                 "{error}; {name} is on {to} and may stand there until its agent has asked this host; if it stays so, run \
@@ -523,8 +523,8 @@ impl<'a> Departure<'a> {
     }
 
     /// Has the destination let the VM run; over a new connection when the one that there was is lost.
-    fn finish(&mut self) -> Result<Answer, AgentError> {
-        let request = Request::Finish { uuid: self.traveller.domain().uuid.clone(), id: self.id.clone() };
+    fn finish(&mut self) -> Result<AgentAnswer, AgentError> {
+        let request = AgentRequest::Finish { uuid: self.traveller.domain().uuid.clone(), id: self.id.clone() };
         let error = match self.agent.ask(&request) {
             Err(error @ (AgentError::Lost { .. } | AgentError::NoAnswer { .. })) if self.migration.paused => error,
             answered => return answered,
@@ -548,7 +548,7 @@ impl<'a> Departure<'a> {
         // A domain of it that is there may go only while its CPUs run here: then it has never run, or libvirt let it run by
         // itself (a VM without VFs).
         let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
-        let there = self.agent.ask(&Request::Abort { destroy }).err().map(|error| {
+        let there = self.agent.ask(&AgentRequest::Abort { destroy }).err().map(|error| {
             log::warn!("{error}");
             format!("; what {} holds for it is freed there, now or by the next action that looks", self.agent.host())
         });
@@ -595,7 +595,7 @@ impl<'a> Departure<'a> {
     fn lost(mut self, cause: Cause) -> ActionError {
         // What has come there is of a VM that OpenNebula has given up.
         let destroy = self.is_cancelled();
-        if let Err(error) = self.agent.ask(&Request::Abort { destroy }) {
+        if let Err(error) = self.agent.ask(&AgentRequest::Abort { destroy }) {
             log::warn!("{error}; what is held there is freed by the next action that looks");
         }
         self.let_go_of_claims(true);

@@ -1,7 +1,7 @@
 //! `migrate_local`: the front-end has a VM moved.
 
 use super::Route;
-use crate::agent::{Agent, Answer, Order, Reach, Request};
+use crate::agent::{Agent, AgentAnswer, AgentRequest, MoveOrder, Reach};
 use crate::base::DeployId;
 use crate::error::{ActionError, AgentError, Cause, HostState};
 
@@ -23,11 +23,11 @@ pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: 
         let problem = "expected the host that the VM is on, found none".into();
         return Err(untouched(Cause::Argument { name: "source", problem }));
     };
-    let order = Order { id: id.clone(), from: Some(from.clone()), to: route.to.clone(), data };
+    let order = MoveOrder { id: id.clone(), from: Some(from.clone()), to: route.to.clone(), data };
     let mut agent = Agent::start(reach, &from).map_err(|error| untouched(error.into()))?;
-    match agent.ask(&Request::Migrate(Box::new(order))) {
-        Ok(Answer::Done) => Ok(()),
-        Ok(Answer::Failed { cause: text, state }) => {
+    match agent.ask(&AgentRequest::Migrate(Box::new(order))) {
+        Ok(AgentAnswer::Done) => Ok(()),
+        Ok(AgentAnswer::Failed { cause: text, state }) => {
             Err(ActionError::new("migrate_local", Cause::Elsewhere { host: from, text }, HostState::Left(state)))
         }
         Err(error @ AgentError::Refused { .. }) => Err(untouched(error.into())),

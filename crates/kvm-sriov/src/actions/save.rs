@@ -32,7 +32,7 @@ use crate::xml::OperationKind;
 /// # Source
 /// OpenNebula's stock `save`.
 pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
-    match reconcile::open_to_leave(host, "save", id, input.map(|input| &input.vm))
+    match reconcile::open_to_unplug(host, "save", id, input.map(|input| &input.vm))
         .map_err(|cause| ActionError::untouched("save", cause))?
     {
         Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,

@@ -37,7 +37,7 @@ pub fn snapshot_create(
 ) -> Result<SnapshotName, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let name = SnapshotName::of(number);
-    match reconcile::open_to_leave(host, ACTION, id, data).map_err(untouched)? {
+    match reconcile::open_to_unplug(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain, _) => {
             take(host, &domain, &name).map_err(|cause| match cause {
                 Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::Left(IN_DOUBT.into())),

@@ -132,7 +132,7 @@ impl Revert<'_, '_> {
         let (host, vm) = (self.vm.host, &mut self.vm);
         match vm.wanted.operation.as_ref().map(|operation| &operation.kind) {
             None | Some(OperationKind::PendingUnplug { .. }) => {}
-            Some(_) => reconcile::mend_to_leave(vm)?,
+            Some(_) => reconcile::repair_to_unplug(vm)?,
         }
         if !vm.plugged().is_empty() {
             vm::check_answers(host, &vm.domain)?;
@@ -173,7 +173,7 @@ impl Revert<'_, '_> {
         self.vm.unplug_wrong_dummies()?;
         // What nobody could give it before is no reason to fail now.
         let excused: Vec<NicKey> = self.vm.lacking().to_vec();
-        reconcile::mend(&mut self.vm)?.only(&excused)
+        reconcile::repair(&mut self.vm)?.only(&excused)
     }
 
     /// The NICs that the VM should have now: as it has them, as it had them then, or new ones.

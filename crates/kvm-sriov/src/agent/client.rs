@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Heard, Pulse};
-use super::{Answer, MAGIC, PROGRAM, Presence, Request, VERSION, logged};
+use super::{AgentAnswer, AgentRequest, MAGIC, PROGRAM, Presence, VERSION, logged};
 use crate::base::span::{Kind, Span};
 use crate::base::{DomainUuid, HostName};
 use crate::error::AgentError;
@@ -298,14 +298,14 @@ impl Agent {
     /// # Errors
     /// The agent was lost, or its libvirtd does not answer.
     pub fn state(&mut self, uuid: &DomainUuid) -> Result<Presence, AgentError> {
-        match self.ask(&Request::State(uuid.clone()))? {
-            Answer::State(presence) => Ok(presence),
+        match self.ask(&AgentRequest::State(uuid.clone()))? {
+            AgentAnswer::State(presence) => Ok(presence),
             other => Err(self.unexpected(&other)),
         }
     }
 
     /// Asks, and waits for the answer as long as the agent is alive, and not longer than the question may take.
-    pub(crate) fn ask(&mut self, request: &Request) -> Result<Answer, AgentError> {
+    pub(crate) fn ask(&mut self, request: &AgentRequest) -> Result<AgentAnswer, AgentError> {
         let _span = Span::begin(Kind::Asked, "agent");
         if self.is_silent {
             return Err(self.lost());
@@ -323,7 +323,7 @@ impl Agent {
             }
         };
         match line.parse() {
-            Ok(Answer::Refused(why)) => Err(AgentError::Refused { host: self.host.clone(), why }),
+            Ok(AgentAnswer::Refused(why)) => Err(AgentError::Refused { host: self.host.clone(), why }),
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.unexpected(&line)),
         }

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::{Answer, Order, logged};
+use super::{AgentAnswer, MoveOrder, logged};
 use crate::error::Cause;
 
 /// The action, and its program beside the agent's.
@@ -16,7 +16,7 @@ const MIGRATE: &str = "migrate";
 ///
 /// # Errors
 /// The program can't be started; nothing was changed.
-pub(super) fn migrate(driver_dir: &Path, order: &Order) -> Result<Answer, Cause> {
+pub(super) fn migrate(driver_dir: &Path, order: &MoveOrder) -> Result<AgentAnswer, Cause> {
     let program = driver_dir.join(MIGRATE);
     let mut child = Command::new(&program)
         .args([order.id.to_string(), order.to.to_string()])
@@ -29,7 +29,7 @@ pub(super) fn migrate(driver_dir: &Path, order: &Order) -> Result<Answer, Cause>
     give(&mut child, order.data.as_deref().unwrap_or_default());
     let said = listen(&mut child);
     Ok(match child.wait() {
-        Ok(status) if status.success() => Answer::Done,
+        Ok(status) if status.success() => AgentAnswer::Done,
         Ok(status) => failed(&said, status, order),
         Err(error) => unclear(format!("how {MIGRATE} ended is not known: {error}"), order),
     })
@@ -58,17 +58,17 @@ fn listen(child: &mut Child) -> String {
 }
 
 /// An action's message is `action: cause; state of the host`.
-fn failed(said: &str, status: ExitStatus, order: &Order) -> Answer {
+fn failed(said: &str, status: ExitStatus, order: &MoveOrder) -> AgentAnswer {
     let text = said.strip_prefix(MIGRATE).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(said);
     let text = text.strip_suffix('.').unwrap_or(text);
     match text.rsplit_once("; ") {
-        Some((cause, state)) => Answer::Failed { cause: cause.to_owned(), state: state.to_owned() },
+        Some((cause, state)) => AgentAnswer::Failed { cause: cause.to_owned(), state: state.to_owned() },
         // It was killed, or is no program of ours.
         None => unclear(format!("{MIGRATE} ended early ({status}) {text}").trim_end().to_owned(), order),
     }
 }
 
-fn unclear(cause: String, order: &Order) -> Answer {
+fn unclear(cause: String, order: &MoveOrder) -> AgentAnswer {
     let state = format!("the move may go on there; kvm-sriov explain {} on both hosts tells where the VM is", order.id);
-    Answer::Failed { cause, state }
+    AgentAnswer::Failed { cause, state }
 }

@@ -41,9 +41,9 @@ const PROGRAM: &str = "sriov_agent";
 
 /// What is asked of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum AgentRequest {
     /// A VM is to come: everything it needs is to be checked and claimed, or nothing.
-    Prepare(Box<Visitor>),
+    Prepare(Box<IncomingVm>),
     /// An empty image is to be made for a disk that libvirt copies.
     Image {
         /// Where.
@@ -84,12 +84,12 @@ pub(crate) enum Request {
     /// Where is this VM?
     State(DomainUuid),
     /// The agent is to move a VM of its own host.
-    Migrate(Box<Order>),
+    Migrate(Box<MoveOrder>),
 }
 
 /// A VM that is to come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Visitor {
+pub(crate) struct IncomingVm {
     pub(crate) name: DomainName,
     pub(crate) uuid: DomainUuid,
     /// Names this one move.
@@ -106,7 +106,7 @@ pub(crate) struct Visitor {
 
 /// A move that another host asks this one for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Order {
+pub(crate) struct MoveOrder {
     pub(crate) id: DeployId,
     pub(crate) from: Option<HostName>,
     pub(crate) to: HostName,
@@ -116,7 +116,7 @@ pub(crate) struct Order {
 
 /// What an agent answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum AgentAnswer {
     /// Done.
     Done,
     /// Everything is checked and claimed.
@@ -280,7 +280,7 @@ fn decode(text: &str) -> Result<String, ParseError> {
     String::from_utf8(bytes).map_err(|_| wrong())
 }
 
-impl Request {
+impl AgentRequest {
     /// How long the answer is waited for; `None` for a whole move, which takes as long as its copy and ends with its program.
     ///
     /// * `call` - how long each call of libvirt may take there
@@ -296,7 +296,7 @@ impl Request {
     }
 }
 
-impl Display for Request {
+impl Display for AgentRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
             Self::Prepare(visitor) => Message::new("prepare")
@@ -328,13 +328,13 @@ impl Display for Request {
     }
 }
 
-impl FromStr for Request {
+impl FromStr for AgentRequest {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Self, ParseError> {
         let message = Message::parse(line)?;
         Ok(match message.word.as_str() {
-            "prepare" => Self::Prepare(Box::new(Visitor {
+            "prepare" => Self::Prepare(Box::new(IncomingVm {
                 name: message.value("vm")?,
                 uuid: message.value("uuid")?,
                 id: message.value("id")?,
@@ -354,7 +354,7 @@ impl FromStr for Request {
             "finish" => Self::Finish { uuid: message.value("uuid")?, id: message.value("id")? },
             "abort" => Self::Abort { destroy: message.value("destroy")? },
             "state" => Self::State(message.value("uuid")?),
-            "migrate" => Self::Migrate(Box::new(Order {
+            "migrate" => Self::Migrate(Box::new(MoveOrder {
                 id: message.value("vm")?,
                 from: message.some("from")?,
                 to: message.value("to")?,
@@ -381,7 +381,7 @@ fn wanted(text: &str) -> Result<Wanted, ParseError> {
     Wanted::parse(text).map_err(|error| ParseError::new("metadata that this host can read", &error.to_string()))
 }
 
-impl Display for Answer {
+impl Display for AgentAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
             Self::Done => Message::new("done"),
@@ -395,7 +395,7 @@ impl Display for Answer {
     }
 }
 
-impl FromStr for Answer {
+impl FromStr for AgentAnswer {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Self, ParseError> {
@@ -412,7 +412,7 @@ impl FromStr for Answer {
     }
 }
 
-impl From<&Cause> for Answer {
+impl From<&Cause> for AgentAnswer {
     fn from(cause: &Cause) -> Self {
         Self::Refused(cause.to_string())
     }
@@ -440,10 +440,10 @@ mod tests {
     const WANTED: &str = "<domain version='1.0'><nic mac='02:00:c0:a8:01:05' root='ib0' mode='hostdev' position='0'/>\
                           </domain>";
 
-    fn requests(text: &str, number: u64, flag: bool) -> Vec<Request> {
+    fn requests(text: &str, number: u64, flag: bool) -> Vec<AgentRequest> {
         let path = || PathBuf::from(text);
         vec![
-            Request::Prepare(Box::new(Visitor {
+            AgentRequest::Prepare(Box::new(IncomingVm {
                 name: "one-42".parse().unwrap(),
                 uuid: UUID.parse().unwrap(),
                 id: text.to_owned(),
@@ -452,14 +452,14 @@ mod tests {
                 lacking: if flag { vec![Position::new(0).unwrap(), Position::new(15).unwrap()] } else { Vec::new() },
                 dir: (!flag).then(path),
             })),
-            Request::Image { path: path(), format: text.to_owned(), size: number },
-            Request::Symlink { path: path(), target: path() },
-            Request::Snapshot { is_current: flag, xml: text.to_owned() },
-            Request::Go,
-            Request::Finish { uuid: UUID.parse().unwrap(), id: text.to_owned() },
-            Request::Abort { destroy: flag },
-            Request::State(UUID.parse().unwrap()),
-            Request::Migrate(Box::new(Order {
+            AgentRequest::Image { path: path(), format: text.to_owned(), size: number },
+            AgentRequest::Symlink { path: path(), target: path() },
+            AgentRequest::Snapshot { is_current: flag, xml: text.to_owned() },
+            AgentRequest::Go,
+            AgentRequest::Finish { uuid: UUID.parse().unwrap(), id: text.to_owned() },
+            AgentRequest::Abort { destroy: flag },
+            AgentRequest::State(UUID.parse().unwrap()),
+            AgentRequest::Migrate(Box::new(MoveOrder {
                 id: UUID.parse().unwrap(),
                 from: flag.then(|| "host1".parse().unwrap()),
                 to: "host2".parse().unwrap(),
@@ -468,16 +468,16 @@ mod tests {
         ]
     }
 
-    fn answers(text: &str) -> Vec<Answer> {
+    fn answers(text: &str) -> Vec<AgentAnswer> {
         let text = || text.to_owned();
-        let states = Presence::ALL.iter().map(|(presence, _)| Answer::State(*presence));
+        let states = Presence::ALL.iter().map(|(presence, _)| AgentAnswer::State(*presence));
         vec![
-            Answer::Done,
-            Answer::Ready { bridge: None },
-            Answer::Ready { bridge: Some(text()) },
-            Answer::Left(text()),
-            Answer::Refused(text()),
-            Answer::Failed { cause: text(), state: text() },
+            AgentAnswer::Done,
+            AgentAnswer::Ready { bridge: None },
+            AgentAnswer::Ready { bridge: Some(text()) },
+            AgentAnswer::Left(text()),
+            AgentAnswer::Refused(text()),
+            AgentAnswer::Failed { cause: text(), state: text() },
         ]
         .into_iter()
         .chain(states)
@@ -499,7 +499,7 @@ mod tests {
     fn every_question_but_a_whole_move_has_a_limit() {
         for request in requests("x", 1, true) {
             let limit = request.limit(Duration::from_secs(300));
-            assert_eq!(limit.is_none(), matches!(request, Request::Migrate(_)), "{request}");
+            assert_eq!(limit.is_none(), matches!(request, AgentRequest::Migrate(_)), "{request}");
             assert!(limit.is_none_or(|limit| limit >= Duration::from_secs(600)), "{request}");
         }
     }
@@ -515,13 +515,13 @@ mod tests {
             ("state uuid", "expected name=value, found \"uuid\""),
             ("migrate vm=one-1 to=-oProxyCommand", "expected to, found \"-oProxyCommand\""),
         ] {
-            let error = line.parse::<Request>().unwrap_err().to_string();
+            let error = line.parse::<AgentRequest>().unwrap_err().to_string();
             assert!(error.starts_with(problem), "{line:?}: {error}");
         }
         let newer = Message::new("prepare").with("vm", "one-42").with("uuid", UUID).with("id", "x");
         let newer = newer.with("wanted", WANTED.replace("1.0", "2.0")).to_string();
-        assert!(newer.parse::<Request>().unwrap_err().to_string().contains("a newer kvm-sriov"), "{newer}");
-        assert_eq!("go later=1".parse::<Request>().unwrap(), Request::Go, "a value of a later version");
+        assert!(newer.parse::<AgentRequest>().unwrap_err().to_string().contains("a newer kvm-sriov"), "{newer}");
+        assert_eq!("go later=1".parse::<AgentRequest>().unwrap(), AgentRequest::Go, "a value of a later version");
     }
 
     proptest! {
@@ -530,20 +530,20 @@ mod tests {
             for request in requests(&text, number, flag) {
                 let line = request.to_string();
                 prop_assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
-                prop_assert_eq!(line.parse::<Request>().unwrap(), request);
+                prop_assert_eq!(line.parse::<AgentRequest>().unwrap(), request);
             }
             for answer in answers(&text) {
                 let line = answer.to_string();
                 prop_assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line:?}");
-                prop_assert_eq!(line.parse::<Answer>().unwrap(), answer);
+                prop_assert_eq!(line.parse::<AgentAnswer>().unwrap(), answer);
             }
         }
 
         #[test]
         fn no_line_is_a_panic(line in any::<String>(), word in "(prepare|image|snapshot|go|abort|state|migrate|failed)( [a-z]{2,6}=[%a-f0-9]{0,8}){0,4}") {
             for line in [line, word] {
-                drop(line.parse::<Request>());
-                drop(line.parse::<Answer>());
+                drop(line.parse::<AgentRequest>());
+                drop(line.parse::<AgentAnswer>());
             }
         }
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::conversation::{Conversation, Pulse};
-use super::{Answer, MAGIC, Presence, Reach, Request, VERSION, Visitor, ask_state, errand};
+use super::{AgentAnswer, AgentRequest, IncomingVm, MAGIC, Presence, Reach, VERSION, ask_state, errand};
 use crate::base::span::{Kind, Span};
 use crate::base::{DeployId, DomainName, DomainUuid, NicKey, Owner, POLL, Position, RootName};
 use crate::claims::{ClaimError, ClaimStore, Request as ClaimRequest, VmLock};
@@ -67,7 +67,7 @@ pub fn serve(
         Ok(host) => host,
         Err(cause) => {
             while conversation.wait().is_some() {
-                conversation.say(Answer::from(&cause));
+                conversation.say(AgentAnswer::from(&cause));
             }
             return;
         }
@@ -76,8 +76,8 @@ pub fn serve(
     while let Some(line) = conversation.wait() {
         let _span = Span::begin(Kind::Request, "agent");
         let answer = match line.parse() {
-            Ok(request) => desk.answer(request).unwrap_or_else(|cause| Answer::from(&cause)),
-            Err(error) => Answer::Refused(error.to_string()),
+            Ok(request) => desk.answer(request).unwrap_or_else(|cause| AgentAnswer::from(&cause)),
+            Err(error) => AgentAnswer::Refused(error.to_string()),
         };
         conversation.say(answer);
     }
@@ -112,7 +112,7 @@ struct Desk<'h> {
 
 /// A VM that is to come, and what is held for it.
 struct Expected {
-    visitor: Visitor,
+    visitor: IncomingVm,
     witness: Witness,
     /// Whether libvirt may have been asked to move it.
     is_under_way: bool,
@@ -153,30 +153,30 @@ impl Witness {
 }
 
 impl Desk<'_> {
-    fn answer(&mut self, request: Request) -> Result<Answer, Cause> {
+    fn answer(&mut self, request: AgentRequest) -> Result<AgentAnswer, Cause> {
         match request {
-            Request::Prepare(visitor) => self.prepare(*visitor),
-            Request::Image { path, format, size } => {
+            AgentRequest::Prepare(visitor) => self.prepare(*visitor),
+            AgentRequest::Image { path, format, size } => {
                 let limit = self.host.settings().call_timeout;
                 self.expected()?.make_image(Image { path, format, size }, limit)
             }
-            Request::Symlink { path, target } => {
+            AgentRequest::Symlink { path, target } => {
                 let limit = self.host.settings().call_timeout;
                 self.expected()?.make_link(path, target, limit)
             }
-            Request::Snapshot { is_current, xml } => {
+            AgentRequest::Snapshot { is_current, xml } => {
                 self.expected()?.snapshots.push((xml, is_current));
-                Ok(Answer::Done)
+                Ok(AgentAnswer::Done)
             }
-            Request::Go => {
+            AgentRequest::Go => {
                 self.expected()?.is_under_way = true;
-                Ok(Answer::Done)
+                Ok(AgentAnswer::Done)
             }
-            Request::Finish { .. } if self.expected.is_some() => self.finish(),
-            Request::Finish { uuid, id } => self.finish_for_another(&uuid, &id),
-            Request::Abort { destroy } => self.abort(destroy),
-            Request::State(uuid) => Ok(Answer::State(self.presence(&uuid)?.0)),
-            Request::Migrate(order) => errand::migrate(self.host.driver_dir(), &order),
+            AgentRequest::Finish { .. } if self.expected.is_some() => self.finish(),
+            AgentRequest::Finish { uuid, id } => self.finish_for_another(&uuid, &id),
+            AgentRequest::Abort { destroy } => self.abort(destroy),
+            AgentRequest::State(uuid) => Ok(AgentAnswer::State(self.presence(&uuid)?.0)),
+            AgentRequest::Migrate(order) => errand::migrate(self.host.driver_dir(), &order),
         }
     }
 
@@ -192,7 +192,7 @@ impl Desk<'_> {
     }
 
     /// Checks and claims everything that the VM needs here, or changes nothing.
-    fn prepare(&mut self, visitor: Visitor) -> Result<Answer, Cause> {
+    fn prepare(&mut self, visitor: IncomingVm) -> Result<AgentAnswer, Cause> {
         if let Some(other) = &self.expected {
             return Err(Cause::Exists { name: other.visitor.name.clone() });
         }
@@ -217,7 +217,7 @@ impl Desk<'_> {
                     Sudo::ask().compact_memory();
                 }
                 self.expected = Some(expected);
-                Ok(Answer::Ready { bridge })
+                Ok(AgentAnswer::Ready { bridge })
             }
             Err(cause) => {
                 expected.forget(host)?;
@@ -227,7 +227,7 @@ impl Desk<'_> {
     }
 
     /// The VM is here, and gone from its source: it runs, and gets what it was to get.
-    fn finish(&mut self) -> Result<Answer, Cause> {
+    fn finish(&mut self) -> Result<AgentAnswer, Cause> {
         let uuid = self.expected()?.visitor.uuid.clone();
         let (presence, domain) = self.wait_until_settled(&uuid, self.host.settings().call_timeout, Duration::ZERO)?;
         let host = self.host;
@@ -238,12 +238,12 @@ impl Desk<'_> {
         }
         let left = self.expected()?.receive(host, &domain, presence)?;
         self.expected = None;
-        Ok(if left.is_empty() { Answer::Done } else { Answer::Left(left.join("; ")) })
+        Ok(if left.is_empty() { AgentAnswer::Done } else { AgentAnswer::Left(left.join("; ")) })
     }
 
     /// As [`Desk::finish`], for a VM whose own agent was lost with the connection to its source. That agent may still live and hold
     /// the VM's lock: the CPUs do not wait for the lock, only the VFs do.
-    fn finish_for_another(&mut self, uuid: &DomainUuid, id: &str) -> Result<Answer, Cause> {
+    fn finish_for_another(&mut self, uuid: &DomainUuid, id: &str) -> Result<AgentAnswer, Cause> {
         let Some(domain) = self.host.hypervisor().find(&DeployId::Uuid(uuid.clone()))? else {
             return Err(Cause::NothingPrepared);
         };
@@ -252,7 +252,7 @@ impl Desk<'_> {
         let is_closed = vm::wanted(&live)?.is_some_and(|wanted| wanted.operation.is_none());
         if is_closed && presence == Presence::Running {
             // Its own agent had heard it.
-            return Ok(Answer::Done);
+            return Ok(AgentAnswer::Done);
         }
         let stands = moved_by(&domain, &live, id)?;
         if presence == Presence::Paused && !stands {
@@ -262,7 +262,7 @@ impl Desk<'_> {
         // Until its own agent has noticed the loss and has asked the source.
         let end = Instant::now() + Pulse::default().silence + ASKING + self.host.settings().lock_timeout;
         let report = loop {
-            let report = reconcile::resolve(self.host, &DeployId::Uuid(uuid.clone()), Elsewhere::Never)?;
+            let report = reconcile::resolve(self.host, &DeployId::Uuid(uuid.clone()), Elsewhere::NeverRan)?;
             if !report.left.contains(&Repair::Leave(Why::Locked)) || Instant::now() >= end {
                 break report;
             }
@@ -270,11 +270,11 @@ impl Desk<'_> {
         };
         let failures = report.failures.iter().map(|failure| format!("cannot {}: {}", failure.repair, failure.cause));
         let left: Vec<String> = failures.chain(report.left.iter().map(ToString::to_string)).collect();
-        Ok(if left.is_empty() { Answer::Done } else { Answer::Left(left.join("; ")) })
+        Ok(if left.is_empty() { AgentAnswer::Done } else { AgentAnswer::Left(left.join("; ")) })
     }
 
     /// The VM stays where it was.
-    fn abort(&mut self, destroy: bool) -> Result<Answer, Cause> {
+    fn abort(&mut self, destroy: bool) -> Result<AgentAnswer, Cause> {
         let uuid = self.expected()?.visitor.uuid.clone();
         let host = self.host;
         let patience = host.settings().call_timeout.min(GIVEN_UP);
@@ -286,7 +286,7 @@ impl Desk<'_> {
         }
         self.expected()?.forget(host)?;
         self.expected = None;
-        Ok(Answer::Done)
+        Ok(AgentAnswer::Done)
     }
 
     /// Looks until the VM is here or not here, and no longer on its way.
@@ -503,13 +503,13 @@ impl Expected {
         }
     }
 
-    fn make_image(&self, image: Image, limit: Duration) -> Result<Answer, Cause> {
+    fn make_image(&self, image: Image, limit: Duration) -> Result<AgentAnswer, Cause> {
         self.own(&image.path)?;
         on_files("make", &image.path.clone(), limit, move || make_image(&image, &image.path))?;
-        Ok(Answer::Done)
+        Ok(AgentAnswer::Done)
     }
 
-    fn make_link(&self, path: PathBuf, target: PathBuf, limit: Duration) -> Result<Answer, Cause> {
+    fn make_link(&self, path: PathBuf, target: PathBuf, limit: Duration) -> Result<AgentAnswer, Cause> {
         self.own(&path)?;
         on_files("make", &path.clone(), limit, move || {
             if path.is_symlink() {
@@ -517,7 +517,7 @@ impl Expected {
             }
             std::os::unix::fs::symlink(target, &path).map_err(Cause::file("make", path))
         })?;
-        Ok(Answer::Done)
+        Ok(AgentAnswer::Done)
     }
 
     /// Frees the claims, and removes the directory if it was made here.

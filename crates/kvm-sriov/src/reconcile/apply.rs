@@ -28,15 +28,15 @@ pub(super) fn facts_of(vm: &Vm<'_>, elsewhere: Elsewhere) -> Result<Facts, Cause
 
 /// How much of a VM is put right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    All,
+pub(super) enum Scope {
+    Everything,
     /// No VF is plugged in.
     AllButPlugging,
 }
 
-impl Extent {
+impl Scope {
     fn has(self, repair: &Repair) -> bool {
-        self == Self::All || !matches!(repair, Repair::Plug(_))
+        self == Self::Everything || !matches!(repair, Repair::Plug(_))
     }
 }
 
@@ -44,12 +44,12 @@ impl Extent {
 ///
 /// # Errors
 /// It can't be looked at any more; what was done until then is done.
-pub(super) fn mend(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere, extent: Extent) -> Result<VmReport, Cause> {
+pub(super) fn repair(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere, scope: Scope) -> Result<VmReport, Cause> {
     let mut facts = facts_of(vm, elsewhere)?;
     let mut report = VmReport::new(vm.owner(), facts.clone());
     for _ in 0..ROUNDS {
         let mut repairs = decide(&facts);
-        repairs.retain(|repair| extent.has(repair));
+        repairs.retain(|repair| scope.has(repair));
         if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
             break;
         }
@@ -334,7 +334,7 @@ impl Work<'_, '_> {
 }
 
 /// A VM that claims VFs, has no domain here, and whose lock is held.
-pub(super) struct Gone<'a> {
+pub(super) struct Domainless<'a> {
     pub(super) host: &'a Host,
     pub(super) action: &'static str,
     pub(super) store: ClaimStore,
@@ -342,12 +342,12 @@ pub(super) struct Gone<'a> {
     pub(super) owner: Owner,
 }
 
-impl<'a> Gone<'a> {
+impl<'a> Domainless<'a> {
     /// Puts it right.
     ///
     /// # Errors
     /// It can't be looked at.
-    pub(super) fn mend(self, until: Instant, elsewhere: Elsewhere) -> Result<Option<VmReport>, Cause> {
+    pub(super) fn repair(self, until: Instant, elsewhere: Elsewhere) -> Result<Option<VmReport>, Cause> {
         let Some(claimant) = self.store.claimants()?.into_iter().find(|claimant| claimant.owner.is(&self.owner)) else {
             return Ok(None);
         };
@@ -398,7 +398,7 @@ impl<'a> Gone<'a> {
                 log::info!("{}: {}: done", owner.vm, Repair::RestoreImage);
                 host.journal().vm(action, &owner.vm, "image-restored");
                 report.done.push(Repair::RestoreImage);
-                report.go_on(mend(&mut vm, until, elsewhere, Extent::All)?);
+                report.extend(repair(&mut vm, until, elsewhere, Scope::Everything)?);
             }
             Err(cause) => {
                 report.left.push(Repair::RestoreImage);

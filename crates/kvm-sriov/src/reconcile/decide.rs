@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
+use super::facts::{Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, SaveImage};
 use crate::base::{PciAddress, Position};
 use crate::error::{Doubt, Why};
 use crate::libvirt::{JobKind, RunState};
@@ -57,16 +57,16 @@ pub enum Repair {
 ///
 /// ```
 /// use kvm_sriov::libvirt::RunState;
-/// use kvm_sriov::reconcile::{Busy, Claimed, Doubt, Elsewhere, Facts, Nic, Noted, Open, Repair, decide};
+/// use kvm_sriov::reconcile::{Busy, NicClaim, Doubt, Elsewhere, Facts, NicFacts, SaveImage, OpenOperation, Repair, decide};
 /// let position = kvm_sriov::Position::new(0)?;
-/// let nic = Nic { position, wanted: true, device: false, claim: Claimed::Own, dummy: true };
+/// let nic = NicFacts { position, wanted: true, device: false, claim: NicClaim::Own, dummy: true };
 /// let mut facts = Facts {
 ///     busy: Busy::Nobody,
 ///     domain: Some(RunState::Running),
-///     operation: Open::Migrate { stands: false },
+///     operation: OpenOperation::Migrate { was_paused: false },
 ///     nics: vec![nic],
 ///     spare: vec![],
-///     image: Noted::Nothing,
+///     image: SaveImage::None,
 ///     elsewhere: Elsewhere::Unknown,
 /// };
 /// assert_eq!(decide(&facts), [Repair::Plug(position), Repair::Close]);
@@ -77,11 +77,11 @@ pub enum Repair {
 pub fn decide(facts: &Facts) -> Vec<Repair> {
     match (facts.busy, &facts.operation, facts.domain) {
         (Busy::Locked, ..) => vec![Repair::Leave(Why::Locked)],
-        (Busy::Job(JobKind::Save), Open::Save, _) => vec![Repair::AbortSave],
+        (Busy::Job(JobKind::Save), OpenOperation::Save, _) => vec![Repair::AbortSave],
         (Busy::Job(_), ..) => vec![Repair::Leave(Why::Job)],
         (Busy::Nobody, _, None) => gone(facts),
         (Busy::Nobody, _, Some(RunState::Ending)) => vec![Repair::Leave(Why::Ending)],
-        (Busy::Nobody, Open::Newer, _) => vec![Repair::Leave(Why::Newer)],
+        (Busy::Nobody, OpenOperation::Newer, _) => vec![Repair::Leave(Why::Newer)],
         (Busy::Nobody, _, Some(state)) => here(facts, state),
     }
 }
@@ -89,14 +89,14 @@ pub fn decide(facts: &Facts) -> Vec<Repair> {
 /// A VM that claims VFs and has no domain here.
 fn gone(facts: &Facts) -> Vec<Repair> {
     match (facts.image, facts.elsewhere) {
-        (Noted::Nothing, _) if facts.spare.is_empty() => Vec::new(),
-        (Noted::Nothing | Noted::Missing, _) => vec![Repair::ReleaseAll],
-        (Noted::Incomplete | Noted::Outlived, _) | (Noted::BeforeBoot, Elsewhere::Runs) => {
+        (SaveImage::None, _) if facts.spare.is_empty() => Vec::new(),
+        (SaveImage::None | SaveImage::Missing, _) => vec![Repair::ReleaseAll],
+        (SaveImage::Incomplete | SaveImage::Outlived, _) | (SaveImage::BeforeBoot, Elsewhere::Runs) => {
             vec![Repair::RemoveImage, Repair::ReleaseAll]
         }
-        (Noted::BeforeBoot, Elsewhere::Unknown) => vec![Repair::InDoubt(Doubt::BeforeBoot)],
-        (Noted::Complete, _) | (Noted::BeforeBoot, Elsewhere::Never) => vec![Repair::RestoreImage],
-        (Noted::Unreadable, _) => vec![Repair::Leave(Why::Unreadable)],
+        (SaveImage::BeforeBoot, Elsewhere::Unknown) => vec![Repair::InDoubt(Doubt::BeforeBoot)],
+        (SaveImage::Complete, _) | (SaveImage::BeforeBoot, Elsewhere::NeverRan) => vec![Repair::RestoreImage],
+        (SaveImage::Unreadable, _) => vec![Repair::Leave(Why::Unreadable)],
     }
 }
 
@@ -104,7 +104,7 @@ fn gone(facts: &Facts) -> Vec<Repair> {
 fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
     // A guest that suspended itself ran here: only its CPUs rest, and only the guest's user wakes them.
     let stands = matches!(state, RunState::PausedByUser | RunState::PausedForMigration | RunState::PausedOtherwise);
-    let image = || (facts.image != Noted::Nothing).then_some(Repair::RemoveImage).into_iter();
+    let image = || (facts.image != SaveImage::None).then_some(Repair::RemoveImage).into_iter();
     let nics = || of_nics(facts, state).into_iter().chain(image());
     let resume = stands.then_some(Repair::Resume);
     let end = || vec![Repair::Destroy].into_iter().chain(image()).chain([Repair::ReleaseAll]).collect();
@@ -112,34 +112,36 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
     let known = |doubt| match facts.elsewhere {
         Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
         Elsewhere::Runs => end(),
-        Elsewhere::Never => nics().chain(resume.clone()).chain([closing(facts)]).collect(),
+        Elsewhere::NeverRan => nics().chain(resume.clone()).chain([closing(facts)]).collect(),
     };
     match (&facts.operation, stands) {
-        (Open::Nothing | Open::Newer, _) => nics().collect(),
-        (Open::Save, _) | (Open::Restore(Checkpoint::Nowhere), false) => nics().chain([closing(facts)]).collect(),
-        (Open::PendingUnplug(positions), _) => nics().chain(pending(facts, positions)).collect(),
-        (Open::Restore(Checkpoint::Untouched), true) => end(),
+        (OpenOperation::None | OpenOperation::Newer, _) => nics().collect(),
+        (OpenOperation::Save, _) | (OpenOperation::Restore(CheckpointState::Missing), false) => {
+            nics().chain([closing(facts)]).collect()
+        }
+        (OpenOperation::PendingUnplug(positions), _) => nics().chain(pending(facts, positions)).collect(),
+        (OpenOperation::Restore(CheckpointState::Untouched), true) => end(),
         // Somebody let it run by hand: what it came from must not be used again.
-        (Open::Restore(Checkpoint::Untouched | Checkpoint::Unfinished), false) => {
+        (OpenOperation::Restore(CheckpointState::Untouched | CheckpointState::Unfinished), false) => {
             [Repair::Spend].into_iter().chain(nics()).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
-        (Open::Restore(Checkpoint::Unfinished), true) => {
+        (OpenOperation::Restore(CheckpointState::Unfinished), true) => {
             nics().chain([Repair::Spend, Repair::Resume, Repair::RemoveUsed, Repair::Close]).collect()
         }
-        (Open::Restore(Checkpoint::Used), _) => {
+        (OpenOperation::Restore(CheckpointState::Used), _) => {
             nics().chain(resume).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
-        (Open::Restore(Checkpoint::Nowhere), true) => known(Doubt::NoCheckpoint),
-        (Open::Migrate { .. }, _) if state.runs() => nics().chain([closing(facts)]).collect(),
+        (OpenOperation::Restore(CheckpointState::Missing), true) => known(Doubt::NoCheckpoint),
+        (OpenOperation::Migrate { .. }, _) if state.runs() => nics().chain([closing(facts)]).collect(),
         // Its user had paused it before.
-        (Open::Migrate { stands: true }, _) if facts.elsewhere == Elsewhere::Never => {
+        (OpenOperation::Migrate { was_paused: true }, _) if facts.elsewhere == Elsewhere::NeverRan => {
             nics().chain([closing(facts)]).collect()
         }
         // At once: its guest stands still, and its VFs can come while it runs.
-        (Open::Migrate { .. }, _) if facts.elsewhere == Elsewhere::Never => {
+        (OpenOperation::Migrate { .. }, _) if facts.elsewhere == Elsewhere::NeverRan => {
             resume.into_iter().chain(nics()).chain([closing(facts)]).collect()
         }
-        (Open::Migrate { .. }, _) => known(Doubt::Migration),
+        (OpenOperation::Migrate { .. }, _) => known(Doubt::Migration),
     }
 }
 
@@ -153,7 +155,9 @@ fn there(facts: &Facts) -> impl Iterator<Item = Position> {
 fn closing(facts: &Facts) -> Repair {
     let there: Vec<Position> = there(facts).collect();
     match facts.operation {
-        Open::Save | Open::Migrate { stands: false } if !there.is_empty() => Repair::NotePending(there),
+        OpenOperation::Save | OpenOperation::Migrate { was_paused: false } if !there.is_empty() => {
+            Repair::NotePending(there)
+        }
         _ => Repair::Close,
     }
 }
@@ -178,7 +182,7 @@ fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
         stays.map(|nic| Repair::Leave(Why::Stands(nic.position))).collect()
     };
     repairs.extend(facts.spare.iter().map(|vf| Repair::Release(*vf)));
-    let is_wrong = |nic: &&Nic| nic.device && nic.claim != Claimed::Own;
+    let is_wrong = |nic: &&NicFacts| nic.device && nic.claim != NicClaim::Own;
     repairs.extend(wanted().filter(is_wrong).map(|nic| Repair::Claim(nic.position)));
     repairs.extend(wanted().filter(|nic| !nic.device).map(|nic| Repair::Plug(nic.position)));
     repairs.extend(wanted().filter(|nic| !nic.dummy).map(|nic| Repair::PlugDummy(nic.position)));

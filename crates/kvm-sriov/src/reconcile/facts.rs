@@ -13,22 +13,22 @@ use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::vm::checkpoint::{self, Image};
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
 
-/// What is known of a VM: what it wants, what it has, what it claims, and the operation that is open.
+/// What is known of a VM: the NICs it wants, the devices it has, the VFs it claims, and its open operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Who works on it.
+    /// Who works on the VM.
     pub busy: Busy,
-    /// How its domain runs on this host; `None` when none does.
+    /// The run state of its domain on this host; `None` when no domain of the VM is active here.
     pub domain: Option<RunState>,
-    /// The operation that was begun and not ended.
-    pub operation: Open,
-    /// One for each position that is wanted, or that a device with our alias has.
-    pub nics: Vec<Nic>,
-    /// VFs that it claims and that belong to none of its NICs.
+    /// The operation that was begun and not closed.
+    pub operation: OpenOperation,
+    /// One entry for each position that the VM wants, or that a device with our alias has; in ascending order.
+    pub nics: Vec<NicFacts>,
+    /// VFs that the VM claims and that belong to none of its NICs.
     pub spare: Vec<PciAddress>,
-    /// The file that its claims name, unless it is the checkpoint of a restore that is open.
-    pub image: Noted,
-    /// What is known of the domain on another host.
+    /// The file that the VM's claims name, unless it is the checkpoint of an open restore.
+    pub image: SaveImage,
+    /// What is known of the VM's domain on another host.
     pub elsewhere: Elsewhere,
 }
 
@@ -40,110 +40,110 @@ pub enum Busy {
     Nobody,
     /// An action: it holds the VM's lock.
     Locked,
-    /// libvirt.
+    /// libvirt runs a job on the domain.
     Job(JobKind),
 }
 
-/// The operation that was begun and not ended.
+/// The operation that was begun and not closed, as the domain's metadata name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Open {
-    /// None.
-    Nothing,
-    /// The domain was going into a file.
+pub enum OpenOperation {
+    /// No operation is open.
+    None,
+    /// The domain was being saved to a file.
     Save,
-    /// The domain came from a file.
-    Restore(Checkpoint),
-    /// The domain was moving. It looks the same at both ends.
+    /// The domain was being restored from a file.
+    Restore(CheckpointState),
+    /// The domain was being migrated. Its metadata are the same on both hosts.
     Migrate {
-        /// Whether its CPUs stood when the move began.
-        stands: bool,
+        /// Whether its CPUs were paused when the migration began.
+        was_paused: bool,
     },
     /// The guest was asked to release the VFs at these positions, and did not do so in time.
     PendingUnplug(Vec<Position>),
-    /// One of a later version.
+    /// An operation that a newer version of this crate began and this version does not know.
     Newer,
 }
 
-/// Where the file is that a domain came from.
+/// What is left of the file that a domain was restored from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Checkpoint {
-    /// Under its own name: no CPU has run.
+pub enum CheckpointState {
+    /// The file has its own name: no CPU has run.
     Untouched,
-    /// Under its own name, and it is what a save had not yet finished: OpenNebula believes that the VM runs.
+    /// The file has the name that a save writes to. The save was cut off, so OpenNebula believes that the VM runs.
     Unfinished,
-    /// Under the name `<checkpoint>.used`: a CPU may have run.
+    /// The file was renamed to `<checkpoint>.used`: a CPU may have run.
     Used,
-    /// Under neither name.
-    Nowhere,
+    /// The file has neither name.
+    Missing,
 }
 
-/// A position among the SR-IOV NICs of a VM.
+/// What is known of one position among the SR-IOV NICs of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Nic {
-    /// Which one.
+pub struct NicFacts {
+    /// The position.
     pub position: Position,
-    /// Whether the VM should have a VF there.
+    /// Whether the VM wants a VF at this position.
     pub wanted: bool,
-    /// Whether it has one.
+    /// Whether the domain has a VF at this position.
     pub device: bool,
-    /// Whether the VF of that device, or of that NIC, is claimed.
-    pub claim: Claimed,
-    /// Whether it has the dummy interface; true as well for a NIC that needs none.
+    /// Who claims the VF of that device. Without a device: whether the VM claims a VF for this NIC.
+    pub claim: NicClaim,
+    /// Whether the domain has the dummy interface. Also true for a NIC that needs none.
     pub dummy: bool,
 }
 
-/// Who claims a VF.
+/// Who claims the VF of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Claimed {
-    /// Nobody, or nobody says for which NIC.
-    Nobody,
-    /// The VM.
+pub enum NicClaim {
+    /// No claim names the VF, or the claim does not say for which NIC.
+    None,
+    /// The VM, for this NIC.
     Own,
-    /// The VM claims another VF for this NIC than the one it has.
-    Other,
-    /// Another VM, and nobody works on that one.
-    Theirs,
+    /// The VM claims another VF for this NIC than the one that the domain has.
+    OtherVf,
+    /// Another VM, and no action works on that VM.
+    OtherVm,
 }
 
-/// What a VM's claims say of the file that it was being saved into.
+/// The state of the file that a save was writing, as the VM's claims name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Noted {
-    /// They name none.
-    Nothing,
-    /// It is not there (any more): it got its final name, or was never made.
+pub enum SaveImage {
+    /// The claims name no file.
+    None,
+    /// The file does not exist: the save renamed it to its final name, or never created it.
     Missing,
-    /// Not all of it is written.
+    /// The file is only partly written.
     Incomplete,
-    /// All of it is written.
+    /// The file is complete.
     Complete,
-    /// All of it is written, and the host was booted since: OpenNebula may have started the VM elsewhere.
+    /// The file is complete, and the host was booted since: OpenNebula may have started the VM on another host.
     BeforeBoot,
-    /// All of it is written, but another domain of the VM's name runs here by now.
+    /// The file is complete, but another domain with the VM's name runs here now.
     Outlived,
-    /// It can't be read.
+    /// The file can't be read, or its name is not one that a save writes to.
     Unreadable,
 }
 
-/// What is known of a domain on another host.
+/// What is known of a VM's domain on another host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Elsewhere {
-    /// Nothing.
+    /// Nothing is known.
     #[default]
     Unknown,
-    /// Its CPUs run there.
+    /// The domain's CPUs run there.
     Runs,
-    /// Its CPUs have never run there.
-    Never,
+    /// The domain's CPUs have never run there.
+    NeverRan,
 }
 
 impl Facts {
-    /// How the domain stands, in a word or two.
-    pub fn standing(&self) -> &'static str {
+    /// The state of the domain in a few words, for a person.
+    pub fn domain_state(&self) -> &'static str {
         match self.domain {
             None => "not here",
             Some(RunState::Running) => "running",
@@ -155,7 +155,8 @@ impl Facts {
         }
     }
 
-    /// What is known of a domain without asking libvirt anything: as if its CPUs ran and libvirt worked on nothing.
+    /// What the live XML and the claims tell of a domain. Does not call libvirt: the facts say that the domain runs
+    /// and that libvirt runs no job on it.
     pub(super) fn of_domain(
         domain: &DomainRef,
         live: &LiveDomain,
@@ -173,15 +174,15 @@ impl Facts {
         Self {
             busy: Busy::Nobody,
             domain: Some(RunState::Running),
-            operation: Open::of(wanted),
+            operation: OpenOperation::of(wanted),
             nics: nics(live, wanted, own, claimants),
             spare: spare(live, wanted, own),
-            image: image.map_or(Noted::Nothing, |path| Noted::at(path, true)),
+            image: image.map_or(SaveImage::None, |path| SaveImage::at(path, true)),
             elsewhere,
         }
     }
 
-    /// Adds what libvirt says of how the domain runs.
+    /// Adds the domain's run state and job, which libvirt is asked for.
     pub(super) fn ask(mut self, host: &Host, domain: &DomainRef) -> Result<Self, Cause> {
         self.domain = host.hypervisor().state(domain)?;
         if let Some(job) = host.hypervisor().job(domain)? {
@@ -192,17 +193,17 @@ impl Facts {
 
     /// What is known of a VM that claims VFs and has no domain here.
     ///
-    /// * `outlived` - whether another domain of its name runs here
+    /// * `outlived` - whether another domain with the VM's name runs here
     pub(super) fn of_claimant(claimant: &Claimant, outlived: bool, elsewhere: Elsewhere) -> Self {
-        let image = match claimant.image.as_deref().map(|path| Noted::at(path, claimant.this_boot)) {
-            None => Noted::Nothing,
-            Some(Noted::Complete | Noted::BeforeBoot) if outlived => Noted::Outlived,
-            Some(noted) => noted,
+        let image = match claimant.image.as_deref().map(|path| SaveImage::at(path, claimant.this_boot)) {
+            None => SaveImage::None,
+            Some(SaveImage::Complete | SaveImage::BeforeBoot) if outlived => SaveImage::Outlived,
+            Some(image) => image,
         };
         Self {
             busy: if claimant.held { Busy::Locked } else { Busy::Nobody },
             domain: None,
-            operation: Open::Nothing,
+            operation: OpenOperation::None,
             nics: Vec::new(),
             spare: claimant.claims.iter().map(|claim| claim.vf).collect(),
             image,
@@ -211,13 +212,13 @@ impl Facts {
     }
 }
 
-impl Open {
+impl OpenOperation {
     fn of(wanted: &Wanted) -> Self {
         match wanted.operation.as_ref().map(|operation| &operation.kind) {
-            None => Self::Nothing,
+            None => Self::None,
             Some(OperationKind::Save) => Self::Save,
-            Some(OperationKind::Restore { checkpoint }) => Self::Restore(Checkpoint::at(checkpoint)),
-            Some(OperationKind::Migrate { stands, .. }) => Self::Migrate { stands: *stands },
+            Some(OperationKind::Restore { checkpoint }) => Self::Restore(CheckpointState::at(checkpoint)),
+            Some(OperationKind::Migrate { stands, .. }) => Self::Migrate { was_paused: *stands },
             Some(OperationKind::PendingUnplug { positions }) => Self::PendingUnplug(positions.clone()),
             Some(OperationKind::Other(_)) => Self::Newer,
         }
@@ -225,10 +226,10 @@ impl Open {
 }
 
 /// The operation's name, as the metadata have it; `-` for none.
-impl fmt::Display for Open {
+impl fmt::Display for OpenOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Nothing => "-",
+            Self::None => "-",
             Self::Save => "save",
             Self::Restore(_) => "restore",
             Self::Migrate { .. } => "migrate",
@@ -238,13 +239,13 @@ impl fmt::Display for Open {
     }
 }
 
-impl Checkpoint {
+impl CheckpointState {
     fn at(path: &Path) -> Self {
         let image = Image::at(path);
         if image.is_spent() {
             Self::Used
         } else if !path.exists() {
-            Self::Nowhere
+            Self::Missing
         } else if Image::of_unfinished(path).is_some() {
             Self::Unfinished
         } else {
@@ -253,9 +254,9 @@ impl Checkpoint {
     }
 }
 
-impl Noted {
+impl SaveImage {
     fn at(path: &Path, this_boot: bool) -> Self {
-        // A path that no save of ours has written is none of ours to look at.
+        // Our saves write only to names of this form. Any other file is not ours, so it is not opened.
         if Image::of_unfinished(path).is_none() {
             return Self::Unreadable;
         }
@@ -269,8 +270,8 @@ impl Noted {
     }
 }
 
-/// Every position that is wanted or that a device with our alias has, in ascending order.
-fn nics(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>, claimants: &[Claimant]) -> Vec<Nic> {
+/// One entry for each position that the VM wants or that a device with our alias has, in ascending order.
+fn nics(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>, claimants: &[Claimant]) -> Vec<NicFacts> {
     let positions: Vec<Position> = wanted.nics.iter().map(|nic| nic.position).chain(live.positions()).collect();
     let mut positions = ascending(positions, Position::cmp);
     positions.dedup();
@@ -281,45 +282,45 @@ fn nics(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>, claimants: &
     positions.into_iter().map(described).collect()
 }
 
-fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claimants: &[Claimant]) -> Nic {
+fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claimants: &[Claimant]) -> NicFacts {
     let device = live.device_of(nic);
     let mut of_nic = own.into_iter().flat_map(|own| &own.claims).filter(|claim| claim.is_for(&nic.key())).peekable();
     let has_other = of_nic.peek().is_some();
     let claim = match device {
-        None if has_other => Claimed::Own,
-        None => Claimed::Nobody,
-        Some(device) if of_nic.any(|claim| claim.vf == device.vf) => Claimed::Own,
+        None if has_other => NicClaim::Own,
+        None => NicClaim::None,
+        Some(device) if of_nic.any(|claim| claim.vf == device.vf) => NicClaim::Own,
         Some(device) => {
             let is_theirs = |claimant: &&Claimant| own.is_none_or(|own| own.owner != claimant.owner);
             let has_it = |claimant: &&Claimant| claimant.claims.iter().any(|claim| claim.vf == device.vf);
             match claimants.iter().filter(is_theirs).find(has_it) {
-                // An action of the other VM that still runs learns from libvirt that it can't have the VF.
-                Some(user) if user.held => Claimed::Own,
-                Some(_) => Claimed::Theirs,
-                None if has_other => Claimed::Other,
-                None => Claimed::Nobody,
+                // The other VM's action is still running. libvirt will refuse it this VF.
+                Some(user) if user.held => NicClaim::Own,
+                Some(_) => NicClaim::OtherVm,
+                None if has_other => NicClaim::OtherVf,
+                None => NicClaim::None,
             }
         }
     };
     let dummy = nic.mode != Mode::Hostdev || live.dummy_of(nic).is_some();
-    Nic { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
+    NicFacts { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
 }
 
-fn unwanted(live: &LiveDomain, position: Position, own: Option<&Claimant>) -> Nic {
+fn unwanted(live: &LiveDomain, position: Position, own: Option<&Claimant>) -> NicFacts {
     let alias = alias_of(position);
     let device = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
     let mut claims = own.into_iter().flat_map(|own| &own.claims);
     let is_own = device.is_some_and(|device| claims.any(|claim| claim.vf == device.vf));
-    Nic {
+    NicFacts {
         position,
         wanted: false,
         device: device.is_some(),
-        claim: if is_own { Claimed::Own } else { Claimed::Nobody },
+        claim: if is_own { NicClaim::Own } else { NicClaim::None },
         dummy: live.shows(&dummy_alias_of(position)),
     }
 }
 
-/// What the VM claims although no NIC of it is to have it and no device of it shows it.
+/// The VFs that the VM claims for no wanted NIC, and that no device of the domain has.
 fn spare(live: &LiveDomain, wanted: &Wanted, own: Option<&Claimant>) -> Vec<PciAddress> {
     let claims = own.into_iter().flat_map(|claimant| &claimant.claims);
     claims

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use kvm_sriov::reconcile::{Options, Verdict, reconcile};
+//! use kvm_sriov::reconcile::{Options, Consistency, reconcile};
 //! use kvm_sriov::{Host, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
 //! let dir = tempfile::tempdir()?;
 //! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
@@ -17,7 +17,7 @@
 //! let options = Options { dry_run: true, ..Options::default() };
 //! let report = reconcile(&host, &options)?;
 //! assert!(report.vms.is_empty() && report.claims.is_empty());
-//! assert_eq!(report.verdict(options.dry_run), Verdict::Right);
+//! assert_eq!(report.consistency(options.dry_run), Consistency::Consistent);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -43,12 +43,12 @@ use std::time::{Duration, Instant};
 
 pub use crate::error::{Doubt, Why};
 pub use decide::{Repair, decide};
-pub use facts::{Busy, Checkpoint, Claimed, Elsewhere, Facts, Nic, Noted, Open};
-pub(crate) use open::{lock, open, open_to_leave};
-pub use report::{Failure, Report, Verdict, VmReport};
+pub use facts::{Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, SaveImage};
+pub(crate) use open::{lock, open, open_to_unplug};
+pub use report::{Consistency, RepairFailure, Report, VmReport};
 pub use watcher::watch;
 
-use apply::Extent;
+use apply::Scope;
 
 use crate::base::ascending;
 use crate::base::{DeployId, DomainName, NicKey, Owner, Position};
@@ -207,12 +207,12 @@ impl Look<'_> {
         };
         let owner = domain.owner();
         let mut vm = Vm::locked(self.host, ACTION, domain, store, lock, None)?;
-        let mut report = apply::mend(&mut vm, self.until, self.elsewhere, Extent::All)?;
+        let mut report = apply::repair(&mut vm, self.until, self.elsewhere, Scope::Everything)?;
         if report.is_gone {
             let Vm { store, lock, .. } = vm;
-            let gone = apply::Gone { host: self.host, action: ACTION, store, lock, owner };
-            if let Some(later) = gone.mend(self.until, self.elsewhere)? {
-                report.go_on(later);
+            let gone = apply::Domainless { host: self.host, action: ACTION, store, lock, owner };
+            if let Some(later) = gone.repair(self.until, self.elsewhere)? {
+                report.extend(later);
             }
         }
         Ok(Some(report))
@@ -247,7 +247,7 @@ impl Look<'_> {
         if self.host.hypervisor().find(&id)?.is_some_and(|domain| domain.id.is_some()) {
             return Ok(None);
         }
-        apply::Gone { host: self.host, action: ACTION, store, lock, owner }.mend(self.until, self.elsewhere)
+        apply::Domainless { host: self.host, action: ACTION, store, lock, owner }.repair(self.until, self.elsewhere)
     }
 
     /// What is to be done about the claims of a VM without a domain, without its lock; `None` when it claims nothing any more.
@@ -282,13 +282,13 @@ fn locked(mut report: VmReport) -> VmReport {
 /// # Errors
 /// An operation that is open can't be ended; what was put right until then is right. A VM that is in doubt, or in whose open
 /// operation somebody else has a part, was not touched.
-pub(crate) fn mend(vm: &mut Vm<'_>) -> Result<Lacks, Cause> {
-    mend_as(vm, Extent::All)
+pub(crate) fn repair(vm: &mut Vm<'_>) -> Result<Lacks, Cause> {
+    repair_in_scope(vm, Scope::Everything)
 }
 
-/// As [`mend`], but plugs no VF: for an action that would unplug it right away.
-pub(crate) fn mend_to_leave(vm: &mut Vm<'_>) -> Result<(), Cause> {
-    mend_as(vm, Extent::AllButPlugging).map(drop)
+/// As [`repair`], but plugs no VF: for an action that would unplug it right away.
+pub(crate) fn repair_to_unplug(vm: &mut Vm<'_>) -> Result<(), Cause> {
+    repair_in_scope(vm, Scope::AllButPlugging).map(drop)
 }
 
 /// What NICs of a VM lack that nobody could give them.
@@ -306,9 +306,9 @@ impl Lacks {
     }
 }
 
-fn mend_as(vm: &mut Vm<'_>, extent: Extent) -> Result<Lacks, Cause> {
+fn repair_in_scope(vm: &mut Vm<'_>, scope: Scope) -> Result<Lacks, Cause> {
     let until = Instant::now() + vm.host.call_limit(vm.live.memory_kib);
-    let report = apply::mend(vm, until, Elsewhere::Unknown, extent)?;
+    let report = apply::repair(vm, until, Elsewhere::Unknown, scope)?;
     vm.note_lacking();
     if report.is_gone || report.done.contains(&Repair::Destroy) {
         return Err(Cause::Absent { id: vm.domain.name.to_string() });
@@ -327,7 +327,7 @@ fn mend_as(vm: &mut Vm<'_>, extent: Extent) -> Result<Lacks, Cause> {
     }
     let mut lacks = Lacks::default();
     let mut worst = None;
-    for Failure { repair, cause } in report.failures {
+    for RepairFailure { repair, cause } in report.failures {
         // What one NIC lacks keeps no action from its work, and neither does a claim that is not as it should be.
         let matters = !repair.concerns_one_nic() || matches!(cause, Cause::Cancelled { .. });
         if worst.is_none() && matters {

@@ -1,6 +1,6 @@
 //! An action takes its VM: it is found, locked, and repaired.
 
-use super::{mend, mend_to_leave};
+use super::{repair, repair_to_unplug};
 use crate::base::DeployId;
 use crate::error::Cause;
 use crate::host::Host;
@@ -24,7 +24,7 @@ pub(crate) fn open<'a>(
 ) -> Result<Found<'a>, Cause> {
     let mut found = Vm::open_as_is(host, action, id, data)?;
     if let Found::WithVfs(vm) = &mut found {
-        mend(vm)?;
+        repair(vm)?;
     }
     Ok(found)
 }
@@ -33,7 +33,7 @@ pub(crate) fn open<'a>(
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn open_to_leave<'a>(
+pub(crate) fn open_to_unplug<'a>(
     host: &'a Host,
     action: &'static str,
     id: &DeployId,
@@ -41,7 +41,7 @@ pub(crate) fn open_to_leave<'a>(
 ) -> Result<Found<'a>, Cause> {
     let mut found = Vm::open_as_is(host, action, id, data)?;
     if let Found::WithVfs(vm) = &mut found {
-        mend_to_leave(vm)?;
+        repair_to_unplug(vm)?;
     }
     Ok(found)
 }
@@ -57,6 +57,6 @@ pub(crate) fn lock<'a>(
     data: Option<&VmData>,
 ) -> Result<Vm<'a>, Cause> {
     let mut vm = Vm::lock_as_is(host, action, domain, data)?;
-    mend(&mut vm)?;
+    repair(&mut vm)?;
     Ok(vm)
 }

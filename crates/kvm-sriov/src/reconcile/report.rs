@@ -1,4 +1,4 @@
-//! What was found and done.
+//! What reconciliation found and did.
 
 use super::decide::Repair;
 use super::facts::Facts;
@@ -11,46 +11,46 @@ use crate::error::{Cause, Why};
 pub struct Report {
     /// Every VM with VFs, and every VM that claims some.
     pub vms: Vec<VmReport>,
-    /// Claims that were put right; in a dry run, that would be.
+    /// Claims that were repaired; in a dry run, claims that would be repaired.
     pub claims: Vec<claims::Repair>,
-    /// What could not be looked at.
+    /// What could not be read, such as a VF map or a domain.
     pub problems: Vec<Cause>,
 }
 
-/// What was found and done of one VM.
+/// What was found and done about one VM.
 #[derive(Debug)]
 pub struct VmReport {
     /// The VM.
     pub owner: Owner,
-    /// What was known of it before anything was done.
+    /// What was known of the VM before anything was done.
     pub found: Facts,
-    /// What was done, in this order.
+    /// The repairs that were done, in this order.
     pub done: Vec<Repair>,
-    /// What could not be done.
-    pub failures: Vec<Failure>,
-    /// What is left: everything in a dry run, otherwise what waits for somebody.
+    /// The repairs that failed.
+    pub failures: Vec<RepairFailure>,
+    /// The repairs that are left. In a dry run these are all repairs.
     pub left: Vec<Repair>,
-    /// Whether its domain went while it was being put right.
+    /// Whether the domain ended while it was being repaired.
     pub(super) is_gone: bool,
 }
 
 /// A repair that failed.
 #[derive(Debug)]
-pub struct Failure {
-    /// Which one.
+pub struct RepairFailure {
+    /// The repair.
     pub repair: Repair,
-    /// Why.
+    /// Why it failed.
     pub cause: Cause,
 }
 
-/// How things stand after a look at them.
+/// Whether what a VM wants, what it has and what it claims are equal. Ordered from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// All is as it should be, or somebody works on it.
-    Right,
-    /// Something is left to be done.
-    Left,
-    /// A person must say where a VM lives.
+pub enum Consistency {
+    /// They are equal, or an action or libvirt is working on the VM.
+    Consistent,
+    /// A repair is left to be done, or has failed.
+    Unfinished,
+    /// A person must say on which host the VM lives.
     InDoubt,
 }
 
@@ -61,40 +61,40 @@ impl VmReport {
 
     pub(super) fn fail(&mut self, repair: Repair, cause: Cause) {
         log::debug!("{}: cannot {repair}: {cause}", self.owner.vm);
-        self.failures.push(Failure { repair, cause });
+        self.failures.push(RepairFailure { repair, cause });
     }
 
-    /// Adds what was done later.
-    pub(super) fn go_on(&mut self, later: Self) {
+    /// Adds what a second pass over the same VM did. Its `left` replaces this one.
+    pub(super) fn extend(&mut self, later: Self) {
         self.done.extend(later.done);
         self.failures.extend(later.failures);
         self.left = later.left;
     }
 
-    /// How the VM stands.
-    pub fn verdict(&self) -> Verdict {
+    /// The consistency of the VM after what was done.
+    pub fn consistency(&self) -> Consistency {
         let is_in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
         let is_left = |repair: &Repair| !matches!(repair, Repair::Leave(Why::Locked | Why::Job | Why::Ending));
         if self.left.iter().any(is_in_doubt) {
-            Verdict::InDoubt
+            Consistency::InDoubt
         } else if self.left.iter().any(is_left) || !self.failures.is_empty() {
-            Verdict::Left
+            Consistency::Unfinished
         } else {
-            Verdict::Right
+            Consistency::Consistent
         }
     }
 }
 
 impl Report {
-    /// How the host stands: as its worst VM.
+    /// The consistency of the host: that of its worst VM, root or problem.
     ///
-    /// * `dry_run` - whether the claims in it were only looked at
-    pub fn verdict(&self, dry_run: bool) -> Verdict {
+    /// * `dry_run` - whether this is the report of a dry run, so that its claims are not repaired yet
+    pub fn consistency(&self, dry_run: bool) -> Consistency {
         let own = if self.problems.is_empty() && (self.claims.is_empty() || !dry_run) {
-            Verdict::Right
+            Consistency::Consistent
         } else {
-            Verdict::Left
+            Consistency::Unfinished
         };
-        self.vms.iter().map(VmReport::verdict).max().unwrap_or(own).max(own)
+        self.vms.iter().map(VmReport::consistency).max().unwrap_or(own).max(own)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::mend;
+use super::repair;
 use crate::base::DeployId;
 use crate::claims::ClaimError;
 use crate::error::{Cause, Why};
@@ -61,7 +61,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
 /// Takes the note back that something is pending; who has the VM now ends its operation by itself.
 fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
-    mend(&mut vm)?.only(&[])?;
+    repair(&mut vm)?.only(&[])?;
     if vm.pending().is_empty() {
         return Ok(());
     }
@@ -97,7 +97,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
         Err(cause) => return Err(cause),
     }
     let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
-    match mend(&mut vm) {
+    match repair(&mut vm) {
         // libvirt copies or saves it: devices can be changed afterwards.
         Err(Cause::OpenOperation { why: Why::Job, .. }) => Ok(false),
         other => other?.only(&[]).map(|()| vm.pending().is_empty()),
