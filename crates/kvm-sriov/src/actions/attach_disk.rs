@@ -1,6 +1,6 @@
 //! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
 
-use super::device::{self, Device};
+use super::shared::device::{self, Device};
 use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;

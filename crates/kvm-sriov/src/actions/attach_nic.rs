@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use super::device::{self, Device};
+use super::shared::device::{self, Device};
 use crate::base::{DeployId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;

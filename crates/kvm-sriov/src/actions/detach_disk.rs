@@ -1,6 +1,6 @@
 //! `detach_disk`: takes a disk out of a running VM.
 
-use super::device;
+use super::shared::device;
 use crate::base::DeployId;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;

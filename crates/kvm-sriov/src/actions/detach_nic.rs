@@ -1,6 +1,6 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
-use super::device;
+use super::shared::device;
 use crate::base::{DeployId, MacAddress, Position};
 use crate::error::{ActionError, Cause, HostState, Outcome};
 use crate::host::Host;

@@ -1,6 +1,6 @@
 //! `exec`: starts a command in a guest, through its agent.
 
-use super::guest_command::{self, Note};
+use super::shared::guest_command::{self, Note};
 use crate::base::{DeployId, DomainName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::guest_command::{self, Note};
+use super::shared::guest_command::{self, Note};
 use crate::base::{DeployId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;

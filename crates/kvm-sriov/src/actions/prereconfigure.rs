@@ -1,6 +1,6 @@
 //! `prereconfigure`: takes the contextualization CD out of its drive, so that OpenNebula can write a new one.
 
-use super::device;
+use super::shared::device;
 use crate::base::DeployId;
 use crate::error::ActionError;
 use crate::host::Host;

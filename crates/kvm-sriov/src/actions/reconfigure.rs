@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use super::device;
+use super::shared::device;
 use crate::base::DeployId;
 use crate::error::ActionError;
 use crate::host::Host;

@@ -1,6 +1,6 @@
 //! `resize`: a running VM gets more CPUs and memory, or less.
 
-use super::device::{self, Device};
+use super::shared::device::{self, Device};
 use crate::base::DeployId;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;

@@ -1,4 +1,4 @@
-//! A copy of a disk ends by itself: what libvirt refuses because of one is tried again.
+//! Block jobs: libvirt copies a disk, and refuses other work on the domain meanwhile.
 
 use std::thread;
 use std::time::Duration;
@@ -6,28 +6,46 @@ use std::time::Duration;
 use crate::base::DomainName;
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 
-/// How often it is tried.
+/// How often a call that libvirt refuses because of a block job is made.
 ///
 /// # Source
-/// OpenNebula's stock driver, for this and the next.
+/// OpenNebula's stock driver, for this and the next constant.
 const TRIES: usize = 3;
 
-/// Between two tries.
-const WAIT: Duration = Duration::from_secs(5);
+/// The time between two tries.
+pub(crate) const WAIT: Duration = Duration::from_secs(5);
+
+/// Counts the tries of a call that libvirt refuses while a block job runs.
+#[derive(Default)]
+pub(crate) struct Tries {
+    refused: usize,
+}
+
+impl Tries {
+    /// Whether the call is to be made again after [`WAIT`]: libvirt refused it because of a block job, and tries are left.
+    pub(crate) fn again(&mut self, vm: &DomainName, error: &LibvirtError) -> bool {
+        if error.kind() != LibvirtErrorKind::ActiveBlockJob {
+            return false;
+        }
+        self.refused += 1;
+        let is_left = self.refused < TRIES;
+        if is_left {
+            log::info!("a block job runs on a disk of {vm}: waiting for its end");
+        }
+        is_left
+    }
+}
 
 /// Calls libvirt, and again while a block job runs on a disk of the domain.
 pub(crate) fn wait_out<T>(
     vm: &DomainName,
     mut call: impl FnMut() -> Result<T, LibvirtError>,
 ) -> Result<T, LibvirtError> {
-    for _ in 1..TRIES {
+    let mut tries = Tries::default();
+    loop {
         match call() {
-            Err(error) if error.kind() == LibvirtErrorKind::ActiveBlockJob => {
-                log::info!("a block job runs on a disk of {vm}: it is waited for");
-                thread::sleep(WAIT);
-            }
+            Err(error) if tries.again(vm, &error) => thread::sleep(WAIT),
             other => return other,
         }
     }
-    call()
 }

@@ -11,24 +11,24 @@ use crate::vm;
 use crate::xml::{Medium, VmData};
 
 /// A device that is to be plugged in.
-pub(super) struct Device<'a> {
+pub(crate) struct Device<'a> {
     /// Its XML.
-    pub(super) xml: &'a str,
+    pub(crate) xml: &'a str,
     /// What a user of the stock driver knows: "attach ... to one-42".
-    pub(super) what: &'a str,
+    pub(crate) what: &'a str,
     /// Who takes it out when it is not known whether it came in.
-    pub(super) undo: &'static str,
+    pub(crate) undo: &'static str,
     /// How much of the domain's memory QEMU touches or pins for it, in KiB.
-    pub(super) memory_kib: u64,
+    pub(crate) memory_kib: u64,
     /// Whether the domain has it.
-    pub(super) is_in: &'a dyn Fn() -> Result<bool, Cause>,
+    pub(crate) is_in: &'a dyn Fn() -> Result<bool, Cause>,
 }
 
 /// Plugs a device into a running domain.
 ///
 /// # Errors
 /// It is not there, or the error's state says that this is not known.
-pub(super) fn plug(
+pub(crate) fn plug(
     host: &Host,
     action: &'static str,
     domain: &DomainRef,
@@ -62,7 +62,7 @@ pub(super) fn plug(
 ///
 /// # Errors
 /// It stays; a guest that did not answer in time may release it later, and the error's state says so.
-pub(super) fn unplug(
+pub(crate) fn unplug(
     host: &Host,
     action: &'static str,
     domain: &DomainRef,
@@ -91,20 +91,20 @@ pub(super) fn unplug(
 }
 
 /// What is to become of a drive.
-pub(super) struct Change<'a> {
+pub(crate) struct Change<'a> {
     /// Its target.
-    pub(super) target: &'a str,
+    pub(crate) target: &'a str,
     /// What a user of the stock driver knows: "eject ...".
-    pub(super) what: &'a str,
+    pub(crate) what: &'a str,
     /// What it is to hold.
-    pub(super) medium: Option<&'a Medium>,
+    pub(crate) medium: Option<&'a Medium>,
 }
 
 /// Empties a drive, or puts a medium into one that is empty. Success when it is so already.
 ///
 /// # Errors
 /// The drive is as it was, or the error's state says that this is not known.
-pub(super) fn change_medium(
+pub(crate) fn change_medium(
     host: &Host,
     action: &'static str,
     id: &DeployId,

@@ -21,10 +21,10 @@ use crate::libvirt::{DomainRef, LibvirtError};
 const UNRESPONSIVE: u32 = 86;
 
 /// The command of a VM: `<dir>/one-<id>` has its number in the guest until OpenNebula's monitoring has read what became of it.
-pub(super) struct Note<'a> {
+pub(crate) struct Note<'a> {
     host: &'a Host,
     /// The VM.
-    pub(super) vm: DomainName,
+    pub(crate) vm: DomainName,
     _lock: File,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Note<'a> {
     ///
     /// # Errors
     /// It can't be had in SRIOV_LOCK_TIMEOUT, or OpenNebula's directory is not there. Nothing was changed.
-    pub(super) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
+    pub(crate) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
         let path = host.run_dir().join(".exec-lock");
         let end = Instant::now() + host.settings().lock_timeout;
         let file = File::options().create(true).append(true).open(&path).map_err(Cause::file("open", &path))?;
@@ -51,7 +51,7 @@ impl<'a> Note<'a> {
     }
 
     /// The command that is noted; `None` when there is none.
-    pub(super) fn read(&self) -> Result<Option<u64>, Cause> {
+    pub(crate) fn read(&self) -> Result<Option<u64>, Cause> {
         let path = self.path();
         match fs::read_to_string(&path) {
             Ok(text) => Ok(text.trim().parse().ok()),
@@ -61,7 +61,7 @@ impl<'a> Note<'a> {
     }
 
     /// Notes a command; nobody sees half of the note.
-    pub(super) fn write(&self, command: u64) -> Result<(), Cause> {
+    pub(crate) fn write(&self, command: u64) -> Result<(), Cause> {
         let path = self.path();
         let file = tempfile::NamedTempFile::new_in(self.host.run_dir()).map_err(Cause::file("write", &path))?;
         fs::write(file.path(), command.to_string()).map_err(Cause::file("write", &path))?;
@@ -70,7 +70,7 @@ impl<'a> Note<'a> {
     }
 
     /// Forgets the command.
-    pub(super) fn remove(&self) -> Result<(), Cause> {
+    pub(crate) fn remove(&self) -> Result<(), Cause> {
         let path = self.path();
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
@@ -85,7 +85,7 @@ impl<'a> Note<'a> {
 ///
 /// # Source
 /// QEMU's `qga/qapi-schema.json`: `guest-exec`.
-pub(super) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Option<&str>) -> Result<u64, Cause> {
+pub(crate) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Option<&str>) -> Result<u64, Cause> {
     let (path, arguments) = words.split_first().map_or((None, words), |(first, rest)| (Some(first), rest));
     let mut command = json!({
         "execute": "guest-exec",
@@ -99,7 +99,7 @@ pub(super) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Op
 }
 
 /// Has the agent kill a program that it started; it may take a moment to end.
-pub(super) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), Cause> {
+pub(crate) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), Cause> {
     let words = ["kill", "-9", &command.to_string()].map(str::to_owned);
     start(host, domain, &words, None).map(drop)
 }
@@ -108,7 +108,7 @@ pub(super) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), 
 ///
 /// # Source
 /// QEMU's `qga/qapi-schema.json`: `guest-exec-status`.
-pub(super) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool, Cause> {
+pub(crate) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool, Cause> {
     let asked = json!({"execute": "guest-exec-status", "arguments": {"pid": command}});
     match ask(host, domain, &asked) {
         Ok(answer) => {
@@ -131,7 +131,7 @@ fn odd(domain: &DomainRef, answer: &Value) -> Cause {
 }
 
 /// Whether what an agent was asked for may have happened although the call failed.
-pub(super) fn leaves_doubt(cause: &Cause) -> bool {
+pub(crate) fn leaves_doubt(cause: &Cause) -> bool {
     let may_have = |error: &LibvirtError| error.code() == UNRESPONSIVE && !error.text().contains("not connected");
     cause.leaves_doubt()
         || matches!(cause, Cause::Libvirt(error) if may_have(error))

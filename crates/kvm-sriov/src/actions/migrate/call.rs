@@ -1,0 +1,93 @@
+//! The call to libvirt that moves a domain, watched while it runs.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Departure;
+use crate::error::Cause;
+use crate::host::Host;
+use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
+
+/// The time between two reads of a running copy's progress.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Departure<'_> {
+    /// Has libvirt move the domain. Aborts the move when there is a reason to stop.
+    pub(super) fn call(&mut self) -> Result<(), Cause> {
+        self.go()?;
+        let domain = self.found.domain().clone();
+        let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
+        // Nothing is sent: the channel closes when the call ends.
+        let (end, ended) = mpsc::channel::<()>();
+        let what = format!("migrate {} to {}", domain.name, self.agent.host());
+        let call = thread::Builder::new().spawn(move || {
+            let _end = end;
+            hypervisor.migrate(&mover, &migration)
+        });
+        let call = match call {
+            Ok(call) => call,
+            Err(error) => {
+                return Err(Cause::Call { what, source: LibvirtError::no_thread("virDomainMigrate3", &error) });
+            }
+        };
+        self.is_under_way = true;
+        let mut progress = Progress::default();
+        let mut stopped: Option<(Instant, Cause)> = None;
+        let timeout = self.host.settings().call_timeout;
+        loop {
+            if ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                let text = "the call that moves it panicked";
+                let panicked = |_| Err(LibvirtError::new(LibvirtErrorKind::Other, 0, text));
+                return match call.join().unwrap_or_else(panicked) {
+                    Ok(()) => Ok(()),
+                    Err(source) => Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
+                };
+            }
+            match &stopped {
+                Some((since, _)) if since.elapsed() >= timeout => {
+                    let text = format!("libvirt has not ended the aborted move for {} s", timeout.as_secs());
+                    return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::NoAnswer, 0, text) });
+                }
+                // libvirt may still have been connecting to the destination. Its job begins later, and is aborted then.
+                Some(_) => self.abort_job(&domain, log::Level::Debug),
+                None => {
+                    progress.look(self.host, &domain);
+                    stopped = self.reason_to_stop().map(|cause| (Instant::now(), cause));
+                    if let Some((_, cause)) = &stopped {
+                        log::warn!("{cause}; the move is aborted");
+                        self.abort_job(&domain, log::Level::Warn);
+                    }
+                }
+            }
+        }
+    }
+
+    fn abort_job(&self, domain: &DomainRef, level: log::Level) {
+        if let Err(error) = self.host.hypervisor().abort_job(domain) {
+            log::log!(level, "the move of {} could not be aborted: {error}", domain.name);
+        }
+    }
+}
+
+/// Log lines about a copy that runs.
+#[derive(Default)]
+struct Progress {
+    said: usize,
+}
+
+impl Progress {
+    /// How much is copied when a line is due, in percent.
+    const LINES: [u64; 4] = [10, 25, 50, 75];
+
+    fn look(&mut self, host: &Host, domain: &DomainRef) {
+        let Ok(Some(job)) = host.hypervisor().job(domain) else { return };
+        let Some((done, all)) = job.progress.filter(|(_, all)| *all > 0) else { return };
+        let percent = done.saturating_mul(100) / all;
+        let passed = Self::LINES.iter().filter(|line| percent >= **line).count();
+        if passed > self.said {
+            self.said = passed;
+            log::info!("{}: {percent} % of {} MiB copied", domain.name, all >> 20);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What several actions need.
+
+pub(crate) mod ceph;
+pub(crate) mod device;
+pub(crate) mod guest_command;
+pub(crate) mod input;
+pub(crate) mod route;
