@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -106,6 +107,34 @@ fn a_host_gets_the_command_and_the_rules() {
         assert!(!read(installed).is_empty(), "{installed}");
     }
     assert!(field(&host, "Depends").contains("libvirt0 (>= 7.0.0)"), "{}", field(&host, "Depends"));
+}
+
+/// On a distribution whose `/lib` is a link, as on most: the files go through it, and no directory changes its rights.
+#[test]
+fn the_tarball_is_laid_out_by_the_commands_of_the_document() {
+    let document = fs::read_to_string(project().join("docs/howto/install.md")).unwrap();
+    let commands = document.lines().map(str::trim).filter(|line| line.starts_with("tar "));
+    let commands: Vec<&str> = commands.collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let packages = Packages::made();
+    for (command, installed) in commands
+        .iter()
+        .zip(["usr/lib/udev/rules.d/80-kvm-sriov-vfio.rules", "var/lib/one/remotes/vmm/kvm-sriov/deploy"])
+    {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("usr/lib")).unwrap();
+        fs::create_dir_all(root.path().join("var/lib/one")).unwrap();
+        symlink("usr/lib", root.path().join("lib")).unwrap();
+        let rights = fs::Permissions::from_mode(0o750);
+        fs::set_permissions(root.path().join("var/lib/one"), rights.clone()).unwrap();
+        let command = command.replace(" -C / ", &format!(" -C {} ", root.path().display()));
+        let ran = Command::new("sh").args(["-c", &command]).current_dir(packages.0.path()).status().unwrap();
+        assert!(ran.success(), "{command}");
+        assert!(root.path().join(installed).is_file(), "{command}");
+        assert!(root.path().join("lib").is_symlink(), "{command}");
+        let kept = fs::metadata(root.path().join("var/lib/one")).unwrap().permissions();
+        assert_eq!(kept.mode() & 0o777, rights.mode(), "{command}");
+    }
 }
 
 #[test]

@@ -615,7 +615,7 @@ fn commands_of_the_documents(host: RigHost) {
         host.root(&format!("cd /root/project && set -e; {before}\n{block}")).ok()
     };
     let typed = "editor() { echo '0x01 0x10 0x00' >$1; }; EDITOR=editor";
-    let out = run(block_with("README.md", "sriov_numvfs"), typed);
+    let out = run(block_with("docs/howto/install.md", "sriov_numvfs"), typed);
     assert!(out.contains("this host is ready"), "{out}");
     let out = run(block_with("docs/reference/configuration.md", "virtfn"), "");
     assert!(out.contains("ib0 (/etc/kvm-sriov/vf_maps/ib0): 4 VFs"), "{out}");
