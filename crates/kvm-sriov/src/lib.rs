@@ -11,6 +11,7 @@
 //! `storeys` reads the imports and this list.
 //!
 //! * `opennebula` - how OpenNebula calls the driver's programs and reads their answers
+//! * `operations` - plug, unplug, save, restore, migrate, reconcile: methods of [`Host`] for programs that embed the crate
 //! * `actions` - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...; one file per action
 //! * `agent` - the driver's process on the other host of a migration
 //! * `reconcile` - repairs what an action left unfinished: wanted, claimed and plugged VFs are made equal
@@ -33,6 +34,7 @@ mod error;
 mod host;
 pub mod libvirt;
 pub mod opennebula;
+mod operations;
 pub mod reconcile;
 pub mod sysfs;
 pub mod vm;
@@ -44,4 +46,5 @@ pub use base::{
     Position, RootName, SnapshotName,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Outcome, Why};
-pub use host::{Hook, Host, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};
+pub use host::{Hook, Host, HostBuilder, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};
+pub use operations::PluggedVf;

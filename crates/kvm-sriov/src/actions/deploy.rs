@@ -68,12 +68,12 @@ impl Start<'_> {
         if let Some(nvram) = self.deployment.nvram() {
             dir::provide_nvram(&nvram, &settings.ovmf_nvram)?;
         }
-        sudo.vgpu(&self.host.remotes(), "CREATE", &self.vm_dir.vm_xml());
+        sudo.vgpu(self.host.remotes().as_deref(), "CREATE", &self.vm_dir.vm_xml());
         if let Some(uuid) = self.deployment.uuid() {
             if let Err(cause) = self.vm_dir.provide_tpm() {
                 log::warn!("{cause}; the TPM of {} begins without a state", self.deployment.name());
             }
-            sudo.vtpm(&self.host.remotes(), "recover", uuid, self.vm_dir.path());
+            sudo.vtpm(self.host.remotes().as_deref(), "recover", uuid, self.vm_dir.path());
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     let sudo = Sudo::ask();
     let last = LastLook::at(host, &domain);
     if let (true, Some(dir)) = (last.has_tpm, &last.vm_dir) {
-        sudo.vtpm(&host.remotes(), "backup", &domain.uuid, dir);
+        sudo.vtpm(host.remotes().as_deref(), "backup", &domain.uuid, dir);
     }
     end(host, &domain, id, &last).map_err(|cause| ActionError::new("shutdown", cause, HostState::MayEnd))?;
     if let (Some(store), Some(_held)) = (&store, &lock) {

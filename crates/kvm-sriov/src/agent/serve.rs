@@ -176,7 +176,13 @@ impl Desk<'_> {
             AgentRequest::Finish { uuid, id } => self.finish_for_another(&uuid, &id),
             AgentRequest::Abort { destroy } => self.abort(destroy),
             AgentRequest::State(uuid) => Ok(AgentAnswer::State(self.presence(&uuid)?.0)),
-            AgentRequest::Migrate(order) => errand::migrate(self.host.driver_dir(), &order),
+            AgentRequest::Migrate(order) => match self.host.driver_dir() {
+                Some(dir) => errand::migrate(dir, &order),
+                None => Err(Cause::Program {
+                    what: "start migrate".into(),
+                    why: "this host has no programs of the driver".into(),
+                }),
+            },
         }
     }
 

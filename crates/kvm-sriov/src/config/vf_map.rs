@@ -130,7 +130,27 @@ pub enum VfMapError {
     },
 }
 
+/// What stands for the path of a map that was not read from a file.
+const NO_FILE: &str = "(given by the program)";
+
 impl VfMap {
+    /// A map that is not in a file. The place of a VF in it is its index.
+    ///
+    /// # Errors
+    /// It is empty, or lists a VF twice.
+    pub fn new(root: RootName, vfs: Vec<PciAddress>) -> Result<Self, VfMapError> {
+        let path = PathBuf::from(NO_FILE);
+        if vfs.is_empty() {
+            return Err(VfMapError::Empty { path });
+        }
+        for (index, vf) in vfs.iter().enumerate() {
+            if let Some(first) = vfs.iter().take(index).position(|known| known == vf) {
+                return Err(VfMapError::Duplicate { path, line: index + 1, first: first + 1, vf: *vf });
+            }
+        }
+        Ok(Self { root, path, vfs })
+    }
+
     /// Reads the map of `root` from its text; `path` only appears in errors.
     ///
     /// # Errors
@@ -229,13 +249,29 @@ fn parse_line(line: &str) -> Result<PciAddress, String> {
 /// The directories that maps are looked for in; the first that has a root wins.
 #[derive(Debug, Clone)]
 pub struct MapDirs {
+    given: Vec<VfMap>,
     dirs: Vec<PathBuf>,
 }
 
 impl MapDirs {
     /// These directories, in this order. One that is not there has no maps.
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { dirs }
+        Self { given: Vec::new(), dirs }
+    }
+
+    /// The same, and this map in place of one of its root in a directory.
+    #[must_use]
+    pub fn with(mut self, map: VfMap) -> Self {
+        self.given.retain(|known| known.root() != map.root());
+        self.given.push(map);
+        self
+    }
+
+    /// The same, and one more directory after the others.
+    #[must_use]
+    pub fn and(mut self, dir: PathBuf) -> Self {
+        self.dirs.push(dir);
+        self
     }
 
     /// The directories.
@@ -248,6 +284,9 @@ impl MapDirs {
     /// # Errors
     /// [`VfMapError::Missing`] says where it was looked for; the others what is wrong with it.
     pub fn load(&self, root: &RootName) -> Result<VfMap, VfMapError> {
+        if let Some(map) = self.given.iter().find(|map| map.root() == root) {
+            return Ok(map.clone());
+        }
         for dir in &self.dirs {
             let path = dir.join(root.as_str());
             match VfMap::load(root.clone(), &path) {
@@ -264,7 +303,7 @@ impl MapDirs {
     /// # Errors
     /// [`VfMapError::Unreadable`] for a directory that is there and can't be read.
     pub fn roots(&self) -> Result<Vec<RootName>, VfMapError> {
-        let mut roots = BTreeSet::new();
+        let mut roots: BTreeSet<RootName> = self.given.iter().map(|map| map.root().clone()).collect();
         for dir in &self.dirs {
             let unreadable = |source| VfMapError::Unreadable { path: dir.clone(), source };
             let entries = match fs::read_dir(dir) {

@@ -28,7 +28,10 @@ pub(crate) fn start_probe(host: &Host) {
 }
 
 fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
-    let path = host.driver_dir().join(program);
+    let Some(path) = host.driver_dir().map(|dir| dir.join(program)) else {
+        log::debug!("{program} was not started for {subject}: this host has no programs");
+        return;
+    };
     if !path.is_file() {
         // Not left to the start to find out: until a program has begun, or failed to, its process holds a copy of every lock.
         log::warn!("{} was not started for {subject}: there is no such program", path.display());

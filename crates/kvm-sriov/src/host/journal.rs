@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,7 +19,7 @@ const ROOM: Duration = Duration::from_millis(500);
 /// Writes to the host's syslog socket, which is the journal's where systemd runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
-    socket: PathBuf,
+    socket: Option<PathBuf>,
     stands: Arc<AtomicBool>,
 }
 
@@ -32,7 +32,12 @@ impl Default for Journal {
 impl Journal {
     /// A journal behind another socket.
     pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { socket, stands: Arc::default() }
+        Self { socket: Some(socket), stands: Arc::default() }
+    }
+
+    /// No journal: every line is dropped.
+    pub(crate) fn none() -> Self {
+        Self { socket: None, stands: Arc::default() }
     }
 
     /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
@@ -46,23 +51,24 @@ impl Journal {
     }
 
     fn write(&self, text: fmt::Arguments<'_>) {
+        let Some(path) = &self.socket else { return };
         let line = format!("<{PRIORITY}>kvm-sriov[{}]: {text}", std::process::id());
-        if let Err(error) = self.send(&line) {
+        if let Err(error) = self.send(path, &line) {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.stands.store(true, Ordering::Relaxed);
             }
-            log::debug!("no journal at {}: {error}", self.socket.display());
+            log::debug!("no journal at {}: {error}", path.display());
         }
     }
 
-    fn send(&self, line: &str) -> io::Result<usize> {
+    fn send(&self, path: &Path, line: &str) -> io::Result<usize> {
         let socket = UnixDatagram::unbound()?;
         if self.stands.load(Ordering::Relaxed) {
             socket.set_nonblocking(true)?;
         } else {
             socket.set_write_timeout(Some(ROOM))?;
         }
-        socket.send_to(line.as_bytes(), &self.socket)
+        socket.send_to(line.as_bytes(), path)
     }
 }
 

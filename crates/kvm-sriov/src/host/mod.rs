@@ -1,5 +1,6 @@
 //! A host: its configuration, its libvirtd, its maps and its claims.
 
+mod builder;
 pub(crate) mod detached;
 mod hook;
 mod identity;
@@ -15,6 +16,7 @@ use crate::claims::{Backing, ClaimError, ClaimStore, Entry, Repair};
 use crate::error::Cause;
 use journal::Journal;
 
+pub use builder::HostBuilder;
 pub use hook::Hook;
 pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 
@@ -72,16 +74,22 @@ pub struct Host {
     maps: MapDirs,
     sysfs: Sysfs,
     journal: Journal,
-    driver_dir: PathBuf,
+    /// Where the driver's programs lie; `None` for a host that has none.
+    driver_dir: Option<PathBuf>,
     run_dir: PathBuf,
     /// When it is not waited any longer for libvirtd.
     end: Option<Instant>,
 }
 
 impl Host {
+    /// A host from its parts, one by one: see [`HostBuilder`].
+    pub fn builder() -> HostBuilder {
+        HostBuilder::new()
+    }
+
     /// A host from its parts. The kernel is looked at through `/`, the journal is the host's.
     pub fn new(settings: Settings, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
-        let driver_dir = DRIVER_DIR.into();
+        let driver_dir = Some(DRIVER_DIR.into());
         let (sysfs, journal) = (Sysfs::default(), Journal::default());
         Self { settings, hypervisor, maps, sysfs, journal, driver_dir, run_dir: RUN_DIR.into(), end: None }
     }
@@ -144,7 +152,7 @@ impl Host {
         let (uri, timeout) = (&kvmrc.settings().libvirt_uri, kvmrc.settings().call_timeout);
         let libvirt = end.map_or_else(|| Libvirt::open(uri, timeout), |end| Libvirt::open_until(uri, timeout, end))?;
         Ok(Self {
-            driver_dir: driver_dir.into(),
+            driver_dir: Some(driver_dir.into()),
             end,
             ..Self::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(dirs))
         })
@@ -157,9 +165,9 @@ impl Host {
         own.into_iter().chain([HOST_MAPS.into(), driver_dir.join("vf_maps")]).collect()
     }
 
-    /// The directory of OpenNebula's remotes, where its own root programs lie.
-    pub(crate) fn remotes(&self) -> PathBuf {
-        self.driver_dir.join("../..")
+    /// The directory of OpenNebula's remotes, where the programs lie that it runs as root; `None` without OpenNebula.
+    pub(crate) fn remotes(&self) -> Option<PathBuf> {
+        Some(self.driver_dir.as_deref()?.join("../.."))
     }
 
     /// OpenNebula's `/var/run/one`.
@@ -167,9 +175,9 @@ impl Host {
         &self.run_dir
     }
 
-    /// The directory of the driver's programs.
-    pub(crate) fn driver_dir(&self) -> &Path {
-        &self.driver_dir
+    /// The directory of the driver's programs; `None` for a host that has none.
+    pub(crate) fn driver_dir(&self) -> Option<&Path> {
+        self.driver_dir.as_deref()
     }
 
     /// The running domain that OpenNebula means.

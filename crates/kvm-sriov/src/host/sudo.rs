@@ -35,14 +35,16 @@ impl Sudo {
     }
 
     /// Makes or removes the mediated devices of a VM. `verb` is CREATE or DELETE.
-    pub(crate) fn vgpu(&self, remotes: &Path, verb: &str, vm_xml: &Path) {
+    pub(crate) fn vgpu(&self, remotes: Option<&Path>, verb: &str, vm_xml: &Path) {
+        let Some(remotes) = remotes else { return };
         if self.allows("vgpu") && vm_xml.exists() {
             run([remotes.join("vgpu").as_os_str(), OsStr::new(verb), vm_xml.as_os_str()]);
         }
     }
 
     /// Copies a VM's TPM state between its directory and libvirt's. `verb` is recover or backup.
-    pub(crate) fn vtpm(&self, remotes: &Path, verb: &str, uuid: &DomainUuid, vm_dir: &Path) {
+    pub(crate) fn vtpm(&self, remotes: Option<&Path>, verb: &str, uuid: &DomainUuid, vm_dir: &Path) {
+        let Some(remotes) = remotes else { return };
         if self.allows("vtpm_setup") {
             run([
                 remotes.join("vtpm_setup").as_os_str(),

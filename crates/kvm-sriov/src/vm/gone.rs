@@ -97,7 +97,7 @@ impl LastLook {
 /// What the stock driver does when a VM has ended: its mediated devices go, memory is compacted.
 pub(crate) fn clean_up(host: &Host, sudo: &Sudo, last: &LastLook) {
     if let Some(dir) = &last.vm_dir {
-        sudo.vgpu(&host.remotes(), "DELETE", &dir.join("vm.xml"));
+        sudo.vgpu(host.remotes().as_deref(), "DELETE", &dir.join("vm.xml"));
     }
     if host.settings().cleanup_memory_on_stop {
         sudo.compact_memory();
