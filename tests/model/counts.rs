@@ -201,10 +201,10 @@ const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/restore.rs", 1, "after a failed call only: the stock driver tries again"),
     (
         "vm/block_job.rs",
-        1,
-        "after a refusal only: a block job of the VM's disks ends by itself, without an event for others",
+        2,
+        "after a refusal: a block job of the VM's disks ends by itself, without an event for others; and for the copy of a disk, \
+         which has no event when it is ready",
     ),
-    ("actions/migrate/relocate.rs", 1, "the copy of a disk: libvirt is asked how far it is"),
     (
         "actions/migrate/depart.rs",
         1,

@@ -23,12 +23,8 @@ pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), Actio
     name.push(".ceph");
     let unfinished = checkpoint.with_file_name(name);
     let file = text(&unfinished).map_err(failed)?;
-    let remove = || match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Cause::file("remove", &unfinished)(error)),
-        _ => Ok(()),
-    };
-    // What a dead process left.
-    remove().map_err(failed)?;
+    // A dead process may have left one.
+    checkpoint::remove(&unfinished).map_err(failed)?;
     let exported = ceph
         .rbd(&format!("export the checkpoint from {image}"), &["export", "--no-progress", &image, file])
         .and_then(|()| match checkpoint::is_complete(&unfinished) {
@@ -37,7 +33,7 @@ pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), Actio
             Err(error) => Err(Cause::file("read", &unfinished)(error)),
         });
     if let Err(cause) = exported {
-        return Err(failed(match remove() {
+        return Err(failed(match checkpoint::remove(&unfinished) {
             Ok(()) => cause,
             Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
         }));

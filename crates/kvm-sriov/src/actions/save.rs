@@ -1,9 +1,7 @@
 //! `save`: a VM goes into a file, for suspend, stop and cold migration.
 
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::Input;
 use crate::base::DeployId;
@@ -13,7 +11,7 @@ use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::block_job;
-use crate::vm::checkpoint::{Image, is_complete};
+use crate::vm::checkpoint::{Image, is_complete, make_empty};
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::OperationKind;
@@ -68,16 +66,8 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Actio
 
 /// Keeps an older checkpoint, and makes the file that libvirt writes into.
 fn prepare_plain(checkpoint: &Path) -> Result<(), Cause> {
-    if checkpoint.is_file() {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut older = checkpoint.as_os_str().to_owned();
-        older.push(format!(".{now}"));
-        log::info!("{} is there already: it is now {}", checkpoint.display(), Path::new(&older).display());
-        fs::rename(checkpoint, older).map_err(Cause::file("rename", checkpoint))?;
-    }
-    File::create(checkpoint)
-        .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o666)))
-        .map_err(Cause::file("make", checkpoint))
+    Image::at(checkpoint).keep_older()?;
+    make_empty(checkpoint)
 }
 
 /// Names what libvirt refused.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::conversation::{Conversation, Heard, Pulse};
 use super::{AgentAnswer, AgentRequest, MAGIC, PROGRAM, Presence, VERSION, logged};
 use crate::base::span::{Kind, Span};
-use crate::base::{DomainUuid, HostName};
+use crate::base::{DomainUuid, HostName, program};
 use crate::error::AgentError;
 
 /// How long an agent may take from ssh to its first line.
@@ -165,11 +165,7 @@ impl Reach for Ssh {
             .stderr(Stdio::piped())
             .output()
             .map_err(|error| failed(format!("rsync: {error}")))?;
-        if out.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&out.stderr);
-        Err(failed(said.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
+        program::check(&out).map_err(|error| failed(error.to_string()))
     }
 }
 

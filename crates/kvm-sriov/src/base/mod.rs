@@ -6,6 +6,7 @@ mod names;
 mod order;
 mod owner;
 mod pci;
+pub(crate) mod program;
 pub(crate) mod signals;
 pub(crate) mod span;
 

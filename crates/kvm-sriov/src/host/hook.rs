@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::base::program;
+
 /// A hook that is there and may be run, and what it is to be given.
 #[derive(Debug, Clone)]
 pub struct Hook {
@@ -41,10 +43,10 @@ impl Hook {
                 child.wait_with_output()
             });
         match outcome {
-            Ok(output) if output.status.success() => {}
             Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                log::error!("{} failed ({}): {}", self.program.display(), output.status, said.trim());
+                if let Err(said) = program::check(&output) {
+                    log::error!("{} failed ({}): {said}", self.program.display(), output.status);
+                }
             }
             Err(error) => log::error!("cannot run {}: {error}", self.program.display()),
         }

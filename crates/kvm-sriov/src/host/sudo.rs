@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::base::DomainUuid;
+use crate::base::{DomainUuid, program};
 
 /// What `sudo` allows this user.
 pub(crate) struct Sudo {
@@ -59,10 +59,8 @@ impl Sudo {
 /// None of these commands decides whether an action succeeds: a failure is a line in the log.
 fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) {
     let mut command = Command::new("sudo");
-    command.arg("-n").args(args).stdin(Stdio::null()).stdout(Stdio::null());
-    match command.output() {
-        Ok(out) if out.status.success() => {}
-        Ok(out) => log::warn!("{command:?} failed: {}", String::from_utf8_lossy(&out.stderr).trim()),
-        Err(error) => log::warn!("{command:?} failed: {error}"),
+    command.arg("-n").args(args);
+    if let Err(error) = program::run(&mut command) {
+        log::warn!("{command:?} failed: {error}");
     }
 }

@@ -1,10 +1,12 @@
-//! Block jobs: libvirt copies a disk, and refuses other work on the domain meanwhile.
+//! Block jobs: libvirt copies a disk while its domain runs, and refuses other work on the domain meanwhile.
 
 use std::thread;
 use std::time::Duration;
 
-use crate::base::DomainName;
-use crate::libvirt::{LibvirtError, LibvirtErrorKind};
+use crate::base::{DomainName, POLL};
+use crate::error::Cause;
+use crate::host::Host;
+use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
 
 /// How often a call that libvirt refuses because of a block job is made.
 ///
@@ -48,4 +50,52 @@ pub(crate) fn wait_out<T>(
             other => return other,
         }
     }
+}
+
+/// Waits until the copy of every one of these disks holds what its disk holds. libvirt sends no event for that.
+///
+/// * `targets` - the disks, such as `vda`
+///
+/// # Errors
+/// A copy has ended early, or libvirtd does not answer. The other copies go on.
+pub(crate) fn wait_until_ready(host: &Host, domain: &DomainRef, targets: &[&str]) -> Result<(), Cause> {
+    while !host.patiently(|| are_ready(host, domain, targets))? {
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn are_ready(host: &Host, domain: &DomainRef, targets: &[&str]) -> Result<bool, Cause> {
+    for target in targets {
+        match host.hypervisor().block_job(domain, target)? {
+            Some(job) if job.is_ready() => {}
+            Some(_) => return Ok(false),
+            None => {
+                let what = format!("the copy of its disk {target} has ended early (is the datastore full?)");
+                return Err(Cause::NotAsAsked { name: domain.name.clone(), what });
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Ends the copy of a disk. When this function succeeds, no copy of the disk runs.
+///
+/// # Errors
+/// The copy may still run.
+pub(crate) fn end(host: &Host, domain: &DomainRef, target: &str) -> Result<(), Cause> {
+    let hypervisor = host.hypervisor();
+    let runs = || Ok::<_, Cause>(hypervisor.block_job(domain, target)?.is_some());
+    host.patiently(|| {
+        if !runs()? {
+            return Ok(());
+        }
+        match hypervisor.finish_block_job(domain, target, false) {
+            // A copy that ended by itself just now is no error.
+            Err(source) if runs()? => {
+                Err(Cause::Call { what: format!("end the copy of disk {target} of {}", domain.name), source })
+            }
+            _ => Ok(()),
+        }
+    })
 }

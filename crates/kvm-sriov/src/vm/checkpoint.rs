@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,15 +55,11 @@ impl Image {
         self.checkpoint.with_file_name(name)
     }
 
-    /// Makes the empty file that libvirt is to write into: libvirt keeps the owner of a file that is there, and QEMU of any
-    /// user may write into this one. What a dead process left under the name goes.
+    /// Makes the empty file that libvirt is to write into, in place of one that a dead process left.
     pub(crate) fn prepare(&self) -> Result<PathBuf, Cause> {
         let path = self.unfinished();
         self.discard()?;
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o666).open(&path);
-        // The mode that open gave is less by the umask.
-        made.and_then(|file| file.set_permissions(Permissions::from_mode(0o666)))
-            .map_err(Cause::file("make", &path))?;
+        make_empty(&path)?;
         Ok(path)
     }
 
@@ -77,20 +73,25 @@ impl Image {
         is_complete(&self.unfinished()).unwrap_or(false)
     }
 
-    /// Gives a complete image its name. An older one of that name is kept under `<name>.<seconds since 1970>`, as with the
-    /// stock driver.
-    pub(crate) fn commit(&self) -> Result<(), Cause> {
-        let path = self.unfinished();
-        if !is_complete(&path).map_err(Cause::file("read", &path))? {
-            return Err(Cause::BadImage { path });
-        }
-        File::open(&path).and_then(|file| file.sync_all()).map_err(Cause::file("sync", &path))?;
+    /// Keeps an older checkpoint of this name as `<name>.<seconds since 1970>`, as the stock driver does.
+    pub(crate) fn keep_older(&self) -> Result<(), Cause> {
         if self.checkpoint.exists() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             let kept = self.sibling("", &format!(".{now}"));
             log::info!("{} is there already: it is now {}", self.checkpoint.display(), kept.display());
             fs::rename(&self.checkpoint, &kept).map_err(Cause::file("rename", &self.checkpoint))?;
         }
+        Ok(())
+    }
+
+    /// Gives a complete image its name. Keeps an older checkpoint of that name.
+    pub(crate) fn commit(&self) -> Result<(), Cause> {
+        let path = self.unfinished();
+        if !is_complete(&path).map_err(Cause::file("read", &path))? {
+            return Err(Cause::BadImage { path });
+        }
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Cause::file("sync", &path))?;
+        self.keep_older()?;
         fs::rename(&path, &self.checkpoint).map_err(Cause::file("rename", &path))?;
         self.sync_directory();
         Ok(())
@@ -124,6 +125,14 @@ impl Image {
 
 const UNFINISHED: &str = ".kvm-sriov";
 
+/// Makes the empty file that libvirt writes an image into. libvirt keeps the owner of an existing file, so the mode lets QEMU of any
+/// user write into this one.
+pub(crate) fn make_empty(path: &Path) -> Result<(), Cause> {
+    let made = OpenOptions::new().write(true).create_new(true).open(path);
+    // Set afterwards, because open subtracts the umask.
+    made.and_then(|file| file.set_permissions(Permissions::from_mode(0o666))).map_err(Cause::file("make", path))
+}
+
 /// Whether the file is a save image all of which is written.
 pub(crate) fn is_complete(path: &Path) -> io::Result<bool> {
     let mut magic = Vec::new();
@@ -131,7 +140,8 @@ pub(crate) fn is_complete(path: &Path) -> io::Result<bool> {
     Ok(magic == COMPLETE)
 }
 
-fn remove(path: &Path) -> Result<(), Cause> {
+/// Removes a file. Success when it is not there.
+pub(crate) fn remove(path: &Path) -> Result<(), Cause> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
         _ => Ok(()),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::base::SnapshotName;
-use crate::base::ascending;
+use crate::base::{ascending, program};
 use crate::error::Cause;
 use crate::libvirt::{DomainRef, Hypervisor};
 use crate::xml::{self, LiveDomain, Nvram, VmData};
@@ -219,12 +219,8 @@ fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
         .stderr(Stdio::piped())
         .spawn()?;
     let written = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(archive));
-    let out = child.wait_with_output()?;
-    if out.status.success() {
-        written
-    } else {
-        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().replace('\n', " ")))
-    }
+    program::check(&child.wait_with_output()?)?;
+    written
 }
 
 fn image_format(path: &Path) -> io::Result<&'static str> {
@@ -234,16 +230,7 @@ fn image_format(path: &Path) -> io::Result<&'static str> {
 }
 
 fn convert(from: &Path, format: &str, to: &Path, wanted: &str) -> io::Result<()> {
-    let out = Command::new("qemu-img")
-        .args(["convert", "-f", format, "-O", wanted])
-        .args([from, to])
-        .stdin(Stdio::null())
-        .output()?;
-    if out.status.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
-    }
+    program::run(Command::new("qemu-img").args(["convert", "-f", format, "-O", wanted]).args([from, to]))
 }
 
 #[cfg(test)]

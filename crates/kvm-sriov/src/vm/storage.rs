@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::iter;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::base::DomainName;
-use crate::base::ascending;
+use crate::base::{ascending, program};
 use crate::error::Cause;
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::xml::{self, Disk, Mention};
@@ -334,20 +334,7 @@ pub(crate) fn make_image(like: &Image, path: &Path) -> Result<(), Cause> {
     }
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", &like.format, "--"]).arg(path).arg(like.size.to_string());
-    run(&mut command, path)
-}
-
-/// Runs a program that makes files at `path`; what it says when it fails is the reason.
-pub(crate) fn run(command: &mut Command, path: &Path) -> Result<(), Cause> {
-    let failed = Cause::file("make", path);
-    match command.stdin(Stdio::null()).output() {
-        Ok(out) if out.status.success() => Ok(()),
-        Ok(out) => {
-            let said = String::from_utf8_lossy(&out.stderr);
-            Err(failed(std::io::Error::other(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))))
-        }
-        Err(error) => Err(failed(error)),
-    }
+    program::run(&mut command).map_err(Cause::file("make", path))
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
-use crate::base::POLL;
+use crate::base::program;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, Hypervisor};
-use crate::vm;
-use crate::vm::storage::{Storage, VOLUMES, Volume, is_same, make_image, run};
+use crate::vm::storage::{Storage, VOLUMES, Volume, is_same, make_image};
+use crate::vm::{self, block_job};
 use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE, VmData};
 
 /// The prefix of OpenNebula's element in a domain.
@@ -144,7 +143,7 @@ impl<'a> Relocation<'a> {
         for (disk, medium) in self.copied() {
             if disk.mirror.as_ref().is_some_and(|mirror| is_same(mirror, &medium.path)) {
                 log::info!("{}: an earlier copy of its disk {} is ended", self.domain.name, disk.target);
-                self.end_copy(disk)?;
+                block_job::end(self.host, self.domain, &disk.target)?;
             }
         }
         Ok(())
@@ -185,7 +184,9 @@ impl<'a> Relocation<'a> {
         fs::create_dir_all(&self.to).map_err(Cause::file("make", &self.to))?;
         let files = self.storage.files();
         if !files.is_empty() {
-            run(Command::new("cp").args(["--archive", "--sparse=auto", "--"]).args(files).arg(&self.to), &self.to)?;
+            let mut copy = Command::new("cp");
+            copy.args(["--archive", "--sparse=auto", "--"]).args(files).arg(&self.to);
+            program::run(&mut copy).map_err(Cause::file("make", &self.to))?;
         }
         for (path, target) in &self.storage.links {
             let link = self.moved(path);
@@ -210,29 +211,12 @@ impl<'a> Relocation<'a> {
                 .block_copy(self.domain, &disk.target, &disk.copy_into(&medium), false)
                 .map_err(|source| self.failed("copy", disk, source))?;
         }
-        while !self.host.patiently(|| self.are_ready())? {
-            thread::sleep(POLL);
-        }
-        Ok(())
+        let targets: Vec<&str> = self.copied().map(|(disk, _)| disk.target.as_str()).collect();
+        block_job::wait_until_ready(self.host, self.domain, &targets)
     }
 
     fn failed(&self, verb: &str, disk: &Disk, source: crate::libvirt::LibvirtError) -> Cause {
         Cause::Call { what: format!("{verb} disk {} of {}", disk.target, self.domain.name), source }
-    }
-
-    /// Whether every copy is equal to its disk; no event tells that.
-    fn are_ready(&self) -> Result<bool, Cause> {
-        for (disk, _) in self.copied() {
-            match self.hypervisor().block_job(self.domain, &disk.target)? {
-                Some(job) if job.is_ready() => {}
-                Some(_) => return Ok(false),
-                None => {
-                    let what = format!("the copy of its disk {} has ended early (is the datastore full?)", disk.target);
-                    return Err(Cause::NotAsAsked { name: self.domain.name.clone(), what });
-                }
-            }
-        }
-        Ok(true)
     }
 
     /// The domain goes on from the new files. What is switched can't be switched back without another copy, but media can: they
@@ -334,22 +318,7 @@ impl<'a> Relocation<'a> {
     }
 
     fn end_copies(&self) -> Result<(), Cause> {
-        self.copied().try_for_each(|(disk, _)| self.end_copy(disk))
-    }
-
-    /// Ends the copy of a disk, if there is one. When this returns there is none.
-    fn end_copy(&self, disk: &Disk) -> Result<(), Cause> {
-        let runs = || Ok::<_, Cause>(self.hypervisor().block_job(self.domain, &disk.target)?.is_some());
-        self.host.patiently(|| {
-            if !runs()? {
-                return Ok(());
-            }
-            match self.hypervisor().finish_block_job(self.domain, &disk.target, false) {
-                // It may have ended by itself just now.
-                Err(source) if runs()? => Err(self.failed("end the copy of", disk, source)),
-                _ => Ok(()),
-            }
-        })
+        self.copied().try_for_each(|(disk, _)| block_job::end(self.host, self.domain, &disk.target))
     }
 
     /// The domain runs on from the files that it had, as far as that can be seen; then the new ones go.

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::base::program;
 use crate::config;
 use crate::error::Cause;
 use crate::xml;
@@ -61,11 +62,7 @@ impl Ceph {
         }
         let failed = |why: String| Err(Cause::Program { what: what.to_owned(), why });
         match command.args(args).stdin(Stdio::null()).output() {
-            Ok(out) if out.status.success() => Ok(()),
-            Ok(out) => {
-                let said = String::from_utf8_lossy(&out.stderr);
-                failed(format!("rbd says \"{}\"", said.lines().map(str::trim).collect::<Vec<_>>().join(" ")))
-            }
+            Ok(out) => program::check(&out).or_else(|said| failed(format!("rbd says \"{said}\""))),
             Err(error) => failed(format!("cannot run {}: {error}", self.program.display())),
         }
     }
