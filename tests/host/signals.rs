@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use kvm_sriov::actions;
 use kvm_sriov::claims::ClaimStore;
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::DomainCalls;
 use kvm_sriov::opennebula;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;

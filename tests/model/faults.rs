@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
 
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, JobCalls, LibvirtErrorKind};
 use kvm_sriov::reconcile::Consistency;
 use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
 use kvm_sriov_model::check::Stage;

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
+use kvm_sriov::libvirt::{
+    DeviceCalls, DomainCalls, DomainRef, JobCalls, JobKind, LibvirtErrorKind, Migration, PowerCalls, RunState,
+};
 use kvm_sriov::reconcile::{
     Busy, CheckpointState, Consistency, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, Options, Repair, Report,
     SaveImage, VmReport, Why, decide, reconcile, resolve,
