@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::conversation::{Conversation, Pulse};
 use super::{AgentAnswer, AgentRequest, IncomingVm, MAGIC, Presence, Reach, VERSION, ask_state, errand};
 use crate::base::span::{Kind, Span};
-use crate::base::{DeployId, DomainName, DomainUuid, NicKey, Owner, POLL, Position, RootName};
+use crate::base::{Action, DeployId, DomainName, DomainUuid, NicKey, Owner, POLL, Position, RootName};
 use crate::claims::{ClaimError, ClaimStore, Request as ClaimRequest, VmLock};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -25,7 +25,7 @@ use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic};
 
 /// What the agent's locks and journal lines call it.
-const ACTION: &str = "migrate";
+const ACTION: Action = Action::Migrate;
 
 /// How long a domain may stay on its way in when nobody asks any more. Its source takes a minute to know that this agent
 /// is gone; then it aborts, and libvirt removes the domain here.
