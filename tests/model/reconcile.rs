@@ -133,7 +133,7 @@ fn vms() -> Table {
                     "restore, gone",
                     "migrate, none there",
                     "migrate, some there",
-                    "migrate, stood",
+                    "migrate, was paused",
                     "newer",
                 ],
             ),
@@ -153,13 +153,13 @@ fn nics() -> Table {
             ("wanted", vec!["yes", "no"]),
             ("device", vec!["yes", "no"]),
             ("claim", vec!["its own", "none", "for another VF", "another VM's"]),
-            ("CPUs", vec!["run", "stand"]),
+            ("CPUs", vec!["run", "stopped"]),
         ],
     )
 }
 
 fn dummies() -> Table {
-    Table::read(3, vec![("wanted", vec!["yes", "no"]), ("dummy", vec!["yes", "no"]), ("CPUs", vec!["run", "stand"])])
+    Table::read(3, vec![("wanted", vec!["yes", "no"]), ("dummy", vec!["yes", "no"]), ("CPUs", vec!["run", "stopped"])])
 }
 
 fn gone() -> Table {
@@ -289,7 +289,7 @@ fn facts(combination: &[&str], image: &str, mut nics: Vec<NicFacts>, spare: Vec<
             "restore, used" => OpenOperation::Restore(CheckpointState::Used),
             "restore, gone" => OpenOperation::Restore(CheckpointState::Missing),
             "migrate, none there" | "migrate, some there" => OpenOperation::Migrate { was_paused: false },
-            "migrate, stood" => OpenOperation::Migrate { was_paused: true },
+            "migrate, was paused" => OpenOperation::Migrate { was_paused: true },
             "newer" => OpenOperation::Newer,
             _ => OpenOperation::PendingUnplug(pending()),
         },
@@ -419,7 +419,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
         "save, some there" => (Some(OperationKind::Save), &[0]),
         "migrate, none there" => (Some(migrate(false)), &[0, 1]),
         "migrate, some there" => (Some(migrate(false)), &[0]),
-        "migrate, stood" => (Some(migrate(true)), &[0, 1]),
+        "migrate, was paused" => (Some(migrate(true)), &[0, 1]),
         "pending, all there" => (Some(pending()), &[]),
         "pending, some left" => (Some(pending()), &[0]),
         "pending, all left" => (Some(pending()), &[0, 1]),
@@ -705,7 +705,7 @@ fn every_row_of_a_nic_comes_true() {
             change_wanted(&host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
         }
         change_claim(&host, claim);
-        if cpus == "stand" {
+        if cpus == "stopped" {
             host.model().pauses("one-42");
         }
         let mut expected: Vec<&str> = nics.done(&combination[..4]).iter().map(String::as_str).collect();
