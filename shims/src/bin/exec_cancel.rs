@@ -1,8 +1,8 @@
 //! `exec_cancel`: ends the command that runs in a guest.
-use kvm_sriov::{Action, actions, opennebula};
+use kvm_sriov::{actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run(Action::ExecCancel, |call| {
+    opennebula::run("exec_cancel", |call| {
         let vm = call.vm_name(0)?;
         actions::exec_cancel(&call.host_lenient()?, &vm).map(|()| None)
     })

@@ -1,8 +1,8 @@
 //! `reboot`: asks a guest to reboot.
-use kvm_sriov::{Action, actions, opennebula};
+use kvm_sriov::{actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run(Action::Reboot, |call| {
+    opennebula::run("reboot", |call| {
         let id = call.arg(0, "deploy id")?;
         actions::reboot(&call.host_lenient()?, &id).map(|()| None)
     })

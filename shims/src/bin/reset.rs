@@ -1,8 +1,8 @@
 //! `reset`: presses a VM's reset button.
-use kvm_sriov::{Action, actions, opennebula};
+use kvm_sriov::{actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run(Action::Reset, |call| {
+    opennebula::run("reset", |call| {
         let id = call.arg(0, "deploy id")?;
         actions::reset(&call.host_lenient()?, &id).map(|()| None)
     })

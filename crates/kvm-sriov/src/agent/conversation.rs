@@ -1,4 +1,4 @@
-//! Lines both ways, and signs of life: a connection can be lost without either end being told.
+//! Lines in both directions, and heartbeats: a connection can be lost without either end being told.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,20 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The line that says only that its end is alive.
+/// A heartbeat.
 const ALIVE: &str = "alive";
 
-/// The longest line, in bytes: a snapshot's XML is below 100 KiB.
+/// The longest line, in bytes. The longest that is sent is a snapshot's XML, below 100 KiB.
 const LINE_LIMIT: u64 = 8 * 1024 * 1024;
 
-/// How often each end says that it is alive, and how long the other one believes it.
+/// How often each end sends a heartbeat, and after how much silence an end takes the other one for lost.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pulse {
-    pub(crate) every: Duration,
-    pub(crate) silence: Duration,
+pub(super) struct Heartbeat {
+    pub(super) every: Duration,
+    pub(super) silence: Duration,
 }
 
-impl Default for Pulse {
+impl Default for Heartbeat {
     fn default() -> Self {
         Self { every: Duration::from_secs(10), silence: Duration::from_secs(60) }
     }
@@ -28,58 +28,58 @@ impl Default for Pulse {
 
 type Writer = Arc<Mutex<Option<Box<dyn Write + Send>>>>;
 
-/// One end of a conversation. A thread listens and another one says that this end is alive, whatever its owner does.
-pub(crate) struct Conversation {
+/// One end of a conversation. One thread listens and another one sends heartbeats, whatever the owner is doing.
+pub(super) struct Conversation {
     lines: Receiver<String>,
     heard: Arc<Mutex<Instant>>,
     ended: Arc<AtomicBool>,
     writer: Writer,
     silence: Duration,
-    _pulse: Sender<()>,
+    _stop: Sender<()>,
 }
 
 /// What came from the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(super) enum Heard {
     /// A line.
     Line(String),
-    /// Nothing, for as long as was asked for.
+    /// Nothing, within the time that the caller gave.
     Nothing,
-    /// The other end closed its side, or has not been heard of for too long.
+    /// The other end closed its side, or has been silent for too long.
     Ended,
 }
 
 impl Conversation {
-    /// Begins to listen, and to give signs of life.
+    /// Begins to listen and to send heartbeats.
     ///
     /// # Errors
-    /// The host gives no thread for it; nothing was said.
-    pub(crate) fn new(
+    /// A thread could not be started. Nothing was sent.
+    pub(super) fn new(
         input: impl Read + Send + 'static,
         output: impl Write + Send + 'static,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
     ) -> io::Result<Self> {
         let heard = Arc::new(Mutex::new(Instant::now()));
         let ended = Arc::new(AtomicBool::new(false));
         let writer: Writer = Arc::new(Mutex::new(Some(Box::new(output))));
         let (sender, lines) = mpsc::channel();
-        let ear = Ear { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
-        thread::Builder::new().spawn(move || ear.listen(input))?;
+        let listener = Listener { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
+        thread::Builder::new().spawn(move || listener.listen(input))?;
         let (stop, stopped) = mpsc::channel::<()>();
         let beat = Arc::clone(&writer);
         thread::Builder::new().spawn(move || {
-            while stopped.recv_timeout(pulse.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
+            while stopped.recv_timeout(heartbeat.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
         })?;
-        Ok(Self { lines, heard, ended, writer, silence: pulse.silence, _pulse: stop })
+        Ok(Self { lines, heard, ended, writer, silence: heartbeat.silence, _stop: stop })
     }
 
-    /// Says a line. Whether it left this end; whether it arrived, the answer tells.
-    pub(crate) fn say(&self, line: impl ToString) -> bool {
+    /// Sends a line. Returns whether it left this end; only an answer tells that it arrived.
+    pub(super) fn say(&self, line: impl ToString) -> bool {
         write(&self.writer, &line.to_string())
     }
 
-    /// What comes next, waiting at most `timeout`.
-    pub(crate) fn next(&self, timeout: Duration) -> Heard {
+    /// The next line; waits at most `timeout`.
+    pub(super) fn next(&self, timeout: Duration) -> Heard {
         let end = Instant::now() + timeout;
         loop {
             let wait = end.min(self.silent_at()).saturating_duration_since(Instant::now());
@@ -93,16 +93,16 @@ impl Conversation {
         }
     }
 
-    /// What comes next, however long it takes.
-    pub(crate) fn wait(&self) -> Option<String> {
+    /// The next line, however long it takes; `None` when the conversation has ended.
+    pub(super) fn wait(&self) -> Option<String> {
         match self.wait_for(None) {
             Heard::Line(line) => Some(line),
             Heard::Nothing | Heard::Ended => None,
         }
     }
 
-    /// What comes next, within this time if there is a limit.
-    pub(crate) fn wait_for(&self, limit: Option<Duration>) -> Heard {
+    /// The next line; waits at most this long, or without a limit.
+    pub(super) fn wait_for(&self, limit: Option<Duration>) -> Heard {
         let begin = Instant::now();
         loop {
             let left = limit.map_or(self.silence, |limit| limit.saturating_sub(begin.elapsed()));
@@ -113,8 +113,8 @@ impl Conversation {
         }
     }
 
-    /// Whether nothing will come any more. Does not wait.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the other end has closed its side or has been silent for too long. Does not wait.
+    pub(super) fn is_over(&self) -> bool {
         self.ended.load(Ordering::Acquire) || Instant::now() >= self.silent_at()
     }
 
@@ -124,7 +124,7 @@ impl Conversation {
 }
 
 impl Drop for Conversation {
-    /// The other end hears of it at once, although a thread may still hold the writer for a moment.
+    /// Closes the output at once, so that the other end notices: the heartbeat thread may hold the writer a moment longer.
     fn drop(&mut self) {
         *locked(&self.writer) = None;
     }
@@ -136,25 +136,25 @@ fn write(writer: &Writer, line: &str) -> bool {
     match output.write_all(format!("{line}\n").as_bytes()).and_then(|()| output.flush()) {
         Ok(()) => true,
         Err(error) => {
-            log::debug!("the other end does not listen any more: {error}");
+            log::debug!("the other end no longer listens: {error}");
             *writer = None;
             false
         }
     }
 }
 
-/// What a panicking thread left is a line at worst.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Ignores poisoning: a thread that panics leaves these values whole.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Ear {
+struct Listener {
     sender: Sender<String>,
     heard: Arc<Mutex<Instant>>,
     ended: Arc<AtomicBool>,
 }
 
-impl Ear {
+impl Listener {
     fn listen(self, input: impl Read) {
         let mut input = BufReader::new(input);
         let mut bytes = Vec::new();
@@ -175,16 +175,16 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
-    const FAST: Pulse = Pulse { every: Duration::from_millis(20), silence: Duration::from_millis(400) };
+    const FAST: Heartbeat = Heartbeat { every: Duration::from_millis(20), silence: Duration::from_millis(400) };
 
-    fn pair(here: Pulse, there: Pulse) -> (Conversation, Conversation) {
-        // One for each direction, as pipes are.
+    fn pair(here: Heartbeat, there: Heartbeat) -> (Conversation, Conversation) {
+        // One stream for each direction, like pipes.
         let ((to_there, from_here), (to_here, from_there)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         (Conversation::new(from_there, to_there, here).unwrap(), Conversation::new(from_here, to_here, there).unwrap())
     }
 
     #[test]
-    fn lines_arrive_in_order_and_signs_of_life_are_not_seen() {
+    fn lines_arrive_in_order_and_heartbeats_are_not_seen() {
         let (here, there) = pair(FAST, FAST);
         assert!(here.say("one") && here.say("two"));
         assert_eq!(there.wait().as_deref(), Some("one"));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_is_alive_and_does_not_answer_is_not_waited_for_without_limit() {
+    fn waiting_for_an_end_that_is_alive_and_does_not_answer_has_a_limit() {
         let (here, _there) = pair(FAST, FAST);
         let begin = Instant::now();
         assert_eq!(here.wait_for(Some(FAST.silence * 2)), Heard::Nothing);
@@ -210,15 +210,15 @@ mod tests {
 
     #[test]
     fn silence_is_an_end() {
-        let mute = Pulse { every: Duration::from_secs(600), ..FAST };
+        let mute = Heartbeat { every: Duration::from_secs(600), ..FAST };
         let (here, _there) = pair(FAST, mute);
         assert_eq!(here.wait(), None);
         assert!(here.is_over());
     }
 
     #[test]
-    fn who_goes_is_heard_of_at_once_and_what_was_said_before_arrives() {
-        let (here, there) = pair(Pulse::default(), Pulse::default());
+    fn a_dropped_end_is_noticed_at_once_and_its_last_lines_arrive() {
+        let (here, there) = pair(Heartbeat::default(), Heartbeat::default());
         here.say("last");
         drop(here);
         assert_eq!(there.wait().as_deref(), Some("last"));

@@ -1,22 +1,22 @@
-//! A move that the front-end asks for: the agent on the source starts the driver's own `migrate`, as OpenNebula would.
+//! A migration that the front-end orders: the source's agent runs the driver's own `migrate`, as OpenNebula would.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::{AgentAnswer, MoveOrder, logged};
+use super::{AgentAnswer, MoveOrder, logged, unclear_state};
 use crate::error::Cause;
 
-/// The action, and its program beside the agent's.
+/// The action. Its program is in the directory of the agent's.
 const MIGRATE: &str = "migrate";
 
-/// Moves a VM of this host, and answers with what the action said. What it logs is logged here.
+/// Migrates a VM of this host, logs what the action logs, and answers with the action's message.
 ///
-/// * `driver_dir` - where the driver's programs lie
+/// * `driver_dir` - the directory of the driver's programs
 ///
 /// # Errors
 /// The program can't be started; nothing was changed.
-pub(super) fn migrate(driver_dir: &Path, order: &MoveOrder) -> Result<AgentAnswer, Cause> {
+pub(super) fn carry_out(driver_dir: &Path, order: &MoveOrder) -> Result<AgentAnswer, Cause> {
     let program = driver_dir.join(MIGRATE);
     let mut child = Command::new(&program)
         .args([order.id.to_string(), order.to.to_string()])
@@ -35,21 +35,21 @@ pub(super) fn migrate(driver_dir: &Path, order: &MoveOrder) -> Result<AgentAnswe
     })
 }
 
-/// A program that ended without reading its input says why on its standard error.
+/// Writes the program's input. A program that ended without reading it says why on its standard error.
 fn give(child: &mut Child, data: &str) {
     if let Some(Err(error)) = child.stdin.take().map(|mut input| input.write_all(data.as_bytes())) {
         log::debug!("{MIGRATE} did not read all of its input: {error}");
     }
 }
 
-/// Logs what the program logs until it ends; the rest is its message.
+/// Logs what the program logs, until it ends. Returns its other lines: its message.
 fn listen(child: &mut Child) -> String {
     let lines = child.stderr.take().into_iter().flat_map(|errors| BufReader::new(errors).lines());
     let mut said = Vec::new();
     for line in lines.map_while(io::Result::ok) {
         match logged(&line, MIGRATE) {
             Some((level, text)) => log::log!(level, "{text}"),
-            // What stands around a message up to OpenNebula 6.0.
+            // For OpenNebula up to 6.0, marker lines are around the message.
             None if line.starts_with("ERROR MESSAGE ") => {}
             None => said.push(line),
         }
@@ -63,12 +63,11 @@ fn failed(said: &str, status: ExitStatus, order: &MoveOrder) -> AgentAnswer {
     let text = text.strip_suffix('.').unwrap_or(text);
     match text.rsplit_once("; ") {
         Some((cause, state)) => AgentAnswer::Failed { cause: cause.to_owned(), state: state.to_owned() },
-        // It was killed, or is no program of ours.
+        // The program was killed, or is not ours.
         None => unclear(format!("{MIGRATE} ended early ({status}) {text}").trim_end().to_owned(), order),
     }
 }
 
 fn unclear(cause: String, order: &MoveOrder) -> AgentAnswer {
-    let state = format!("the move may go on there; kvm-sriov explain {} on both hosts tells where the VM is", order.id);
-    AgentAnswer::Failed { cause, state }
+    AgentAnswer::Failed { cause, state: unclear_state(&order.id) }
 }
