@@ -100,7 +100,7 @@ fn an_operation_that_nobody_goes_on_with_is_closed() {
     assert_eq!(planned["vms"][0]["left"][0]["word"], "close");
     let (out, text) = site.run(&["explain", "one-42"]);
     assert_eq!(out.status.code(), Some(1));
-    for said in ["open operation: save", "works on it: nobody", "would note that no operation is open", "because"] {
+    for said in ["open operation: save", "locked by: nobody", "would note that no operation is open", "because"] {
         assert!(text.contains(said), "{text}");
     }
     let done = site.json(&["reconcile"], 0);

@@ -1,4 +1,4 @@
-//! `kvm-sriov check`: is this host ready for VMs with VFs?
+//! `kvm-sriov check`: whether this host is ready for VMs with VFs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,57 +12,57 @@ use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::{Host, PciAddress, become_drivers_user};
 use serde::Serialize;
 
-use crate::Failure;
+use crate::CommandError;
 
-/// One thing that was looked at.
+/// One result of a check.
 #[derive(Serialize)]
 struct Finding {
     check: &'static str,
-    result: Verdict,
+    result: Severity,
     text: String,
 }
 
 #[derive(Serialize, Clone, Copy, PartialEq)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum Severity {
     Ok,
-    /// It may be as it should be; a person knows.
+    /// It may be intended. A person must judge.
     Warn,
     Fail,
 }
 
 impl Finding {
-    fn of<E: std::fmt::Display>(check: &'static str, looked: Result<String, E>) -> Self {
-        match looked {
-            Ok(text) => Self { check, result: Verdict::Ok, text },
-            Err(error) => Self { check, result: Verdict::Fail, text: error.to_string() },
+    fn of<E: std::fmt::Display>(check: &'static str, checked: Result<String, E>) -> Self {
+        match checked {
+            Ok(text) => Self { check, result: Severity::Ok, text },
+            Err(error) => Self { check, result: Severity::Fail, text: error.to_string() },
         }
     }
 }
 
-pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let findings = look(driver);
-    let ready = findings.iter().all(|finding| finding.result != Verdict::Fail);
+pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Write) -> Result<ExitCode, CommandError> {
+    let findings = check_all(driver);
+    let ready = findings.iter().all(|finding| finding.result != Severity::Fail);
     if json {
         serde_json::to_writer_pretty(&mut *out, &findings)?;
         writeln!(out)?;
     } else {
         for finding in &findings {
             let (mark, colour) = match finding.result {
-                Verdict::Ok => ("ok  ", "32"),
-                Verdict::Warn => ("warn", "33"),
-                Verdict::Fail => ("FAIL", "31"),
+                Severity::Ok => ("ok  ", "32"),
+                Severity::Warn => ("warn", "33"),
+                Severity::Fail => ("FAIL", "31"),
             };
             let mark = if colours { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() };
             writeln!(out, "{mark}  {:<8}  {}", finding.check, finding.text)?;
         }
-        let verdict = if ready { "this host is ready for VMs with VFs" } else { "this host is not ready" };
-        writeln!(out, "{verdict}")?;
+        let result = if ready { "this host is ready for VMs with VFs" } else { "this host is not ready" };
+        writeln!(out, "{result}")?;
     }
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn look(driver: &Path) -> Vec<Finding> {
+fn check_all(driver: &Path) -> Vec<Finding> {
     let sysfs = Sysfs::default();
     let user = become_drivers_user(driver);
     let is_user = user.is_ok();
@@ -76,44 +76,45 @@ fn look(driver: &Path) -> Vec<Finding> {
     findings.extend(check_maps(&maps, &sysfs));
     findings.push(vfio(&sysfs));
     findings.push(Finding::of("libvirt", libvirt(&kvmrc)));
-    // Whose the state directory must be is known with the driver's user.
+    // The state directory must belong to the driver's user, so it can be checked only as that user.
     if is_user {
         findings.push(Finding::of("state", state(&kvmrc)));
     }
     findings
 }
 
-/// Everything that can't be read, and everything that may be a slip of the pen.
+/// Every value that can't be read, and every line that is probably a mistake.
 fn check_kvmrc(kvmrc: &Kvmrc, places: &[PathBuf]) -> Vec<Finding> {
     let finding = |result, text| Finding { check: "kvmrc", result, text };
-    let problems = kvmrc.problems().iter().map(|problem| finding(Verdict::Fail, problem.to_string()));
-    let misspelt = kvmrc.misspelt().iter().map(|misspelt| finding(Verdict::Warn, misspelt.to_string()));
-    let warnings = kvmrc.warnings().iter().map(|line| finding(Verdict::Warn, format!("{line}; the line is left out")));
+    let problems = kvmrc.problems().iter().map(|problem| finding(Severity::Fail, problem.to_string()));
+    let misspelt = kvmrc.misspelt().iter().map(|misspelt| finding(Severity::Warn, misspelt.to_string()));
+    let warnings =
+        kvmrc.warnings().iter().map(|line| finding(Severity::Warn, format!("{line}; this line has no effect")));
     let mut findings: Vec<Finding> = problems.chain(misspelt).chain(warnings).collect();
     if kvmrc.problems().is_empty() {
-        findings.insert(0, finding(Verdict::Ok, read_files(places)));
+        findings.insert(0, finding(Severity::Ok, read_files(places)));
     }
     findings
 }
 
 fn read_files(places: &[PathBuf]) -> String {
     let read: Vec<String> = places.iter().filter(|p| p.exists()).map(|p| p.display().to_string()).collect();
-    if read.is_empty() { "none there, defaults hold".into() } else { read.join(", ") }
+    if read.is_empty() { "no file found, defaults apply".into() } else { read.join(", ") }
 }
 
-/// Every word that a migration would refuse.
+/// Every option that a migration would refuse.
 fn migrate_options(kvmrc: &Kvmrc) -> Vec<Finding> {
     let text = &kvmrc.settings().migrate_options;
     let (options, problems) = MigrationOptions::read(text);
     let finding = |result, text| Finding { check: "migrate", result, text };
     let wrong = |problem: &dyn std::fmt::Display| format!("MIGRATE_OPTIONS: {problem}");
     if !problems.is_empty() {
-        return problems.iter().map(|problem| finding(Verdict::Fail, wrong(problem))).collect();
+        return problems.iter().map(|problem| finding(Severity::Fail, wrong(problem))).collect();
     }
     vec![match options.check_hand_over() {
-        Ok(()) if text.is_empty() => finding(Verdict::Ok, "no MIGRATE_OPTIONS".into()),
-        Ok(()) => finding(Verdict::Ok, format!("MIGRATE_OPTIONS {text}")),
-        Err(problem) => finding(Verdict::Warn, wrong(&problem)),
+        Ok(()) if text.is_empty() => finding(Severity::Ok, "no MIGRATE_OPTIONS".into()),
+        Ok(()) => finding(Severity::Ok, format!("MIGRATE_OPTIONS {text}")),
+        Err(problem) => finding(Severity::Warn, wrong(&problem)),
     }]
 }
 
@@ -127,7 +128,7 @@ fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {
     if sysfs.is_bridge(bridge) {
         Ok(format!("bridge {bridge}, MAC prefix {prefix}"))
     } else {
-        Err(format!("DUMMY_BRIDGE {bridge} is not a bridge of this host: ip link add {bridge} type bridge"))
+        Err(format!("DUMMY_BRIDGE {bridge} is not a bridge of this host; make it: ip link add {bridge} type bridge"))
     }
 }
 
@@ -155,7 +156,7 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
 
 fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
     match sysfs.check_vf(vf) {
-        Err(NoVf::Missing) => Some(format!("{vf} is missing: are the VFs made (sriov_numvfs)?")),
+        Err(NoVf::Missing) => Some(format!("{vf} is missing: are the VFs created (sriov_numvfs)?")),
         Err(why) => Some(format!("{vf} is {why}")),
         Ok(()) if sysfs.iommu_group(vf).is_none() => {
             Some(format!("{vf} has no IOMMU group: boot with intel_iommu=on or amd_iommu=on"))
@@ -164,12 +165,13 @@ fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
     }
 }
 
-/// With `dynamic_ownership = 1` libvirt needs no rule; qemu.conf, which says it, is root's alone.
+/// With `dynamic_ownership = 1` libvirt needs no udev rule. Only root can read that from qemu.conf, so a missing rule
+/// is a warning.
 fn vfio(sysfs: &Sysfs) -> Finding {
     let (result, text) = if sysfs.has_vfio_rule() {
-        (Verdict::Ok, "a udev rule says who may open vfio devices".into())
+        (Severity::Ok, "a udev rule sets who may open vfio devices".into())
     } else {
-        (Verdict::Warn, format!("{}; not needed with dynamic_ownership = 1 in qemu.conf", sysfs.vfio_advice()))
+        (Severity::Warn, format!("{}; not needed with dynamic_ownership = 1 in qemu.conf", sysfs.vfio_advice()))
     };
     Finding { check: "vfio", result, text }
 }
@@ -185,7 +187,7 @@ fn state(kvmrc: &Kvmrc) -> Result<String, kvm_sriov::claims::ClaimError> {
         Some(store) => format!("{dir}, {} claims", store.entries()?.len()),
         None => {
             ClaimStore::check_place(&kvmrc.settings().state_dir)?;
-            format!("{dir} is made by the first deploy")
+            format!("{dir} does not exist yet; the first deploy creates it")
         }
     })
 }

@@ -1,4 +1,4 @@
-//! `kvm-sriov explain`.
+//! `kvm-sriov explain`: what one VM should have, has and claims, and what reconcile would do.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,18 +10,18 @@ use kvm_sriov::{DeployId, Host};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
-use crate::{Failure, exit_code};
+use crate::{CommandError, exit_code};
 
 #[derive(Serialize)]
-struct View {
+struct ExplainView {
     #[serde(flatten)]
     vm: VmView,
     holder: Option<String>,
     nics: Vec<NicView>,
-    claims: Vec<ClaimView>,
+    claims: Vec<OwnClaimView>,
 }
 
-/// A NIC that is wanted, or a place that a device of ours has.
+/// An SR-IOV NIC: one that the VM should have, or one that it has.
 #[derive(Serialize)]
 struct NicView {
     position: u8,
@@ -36,7 +36,7 @@ struct NicView {
 }
 
 #[derive(Serialize)]
-struct ClaimView {
+struct OwnClaimView {
     root: String,
     address: String,
     position: Option<u8>,
@@ -49,7 +49,7 @@ pub(crate) fn explain(
     json: bool,
     colours: bool,
     out: &mut impl Write,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let explanation = reconcile::explain(&Host::open_lenient(driver)?, vm)?;
     if json {
         view::json(&view_of(&explanation), out)?;
@@ -59,15 +59,15 @@ pub(crate) fn explain(
     Ok(exit_code(explanation.report.consistency()))
 }
 
-fn view_of(explanation: &Explanation) -> View {
+fn view_of(explanation: &Explanation) -> ExplainView {
     let nics = explanation.report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
-    let claims = explanation.claims.iter().map(|claim| ClaimView {
+    let claims = explanation.claims.iter().map(|claim| OwnClaimView {
         root: claim.root.to_string(),
         address: claim.vf.to_string(),
         position: claim.position.map(|position| position.number()),
         mac: claim.mac.map(|mac| mac.to_string()),
     });
-    View {
+    ExplainView {
         vm: VmView::of(&explanation.report),
         holder: explanation.holder.as_ref().map(ToString::to_string),
         nics,
@@ -104,14 +104,14 @@ fn nic_view(explanation: &Explanation, nic: &NicFacts) -> NicView {
     }
 }
 
-/// All of it, for a person.
-pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Write) -> Result<(), Failure> {
+/// Prints the explanation for a person.
+pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Write) -> Result<(), CommandError> {
     let report = &explanation.report;
     let uuid = report.owner.uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
     writeln!(out, "{}{uuid}: {}", report.owner.vm, report.found.domain_state())?;
     writeln!(out, "open operation: {}", operation(explanation))?;
     let holder = explanation.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
-    writeln!(out, "works on it: {holder}")?;
+    writeln!(out, "locked by: {holder}")?;
     let nics: Vec<NicView> = report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
     if !nics.is_empty() {
         let mut table = view::table(&["POSITION", "NIC_ID", "MAC", "ROOT", "GUEST", "WANTED", "VF", "CLAIM", "DUMMY"]);
@@ -133,11 +133,11 @@ pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Wri
     }
     for claim in &explanation.claims {
         let at = claim.position.map_or_else(String::new, |position| format!(" at position {position}"));
-        let nic = claim.mac.map_or_else(|| "no NIC that is known".into(), |mac| format!("NIC {mac}{at}"));
+        let nic = claim.mac.map_or_else(|| "no known NIC".into(), |mac| format!("NIC {mac}{at}"));
         writeln!(out, "claims VF {} of {} for {nic}", claim.vf, claim.root)?;
     }
     if report.left.is_empty() {
-        writeln!(out, "it is as it should be: reconcile would do nothing")?;
+        writeln!(out, "nothing to repair: reconcile would do nothing")?;
     } else {
         writeln!(out, "reconcile:")?;
         view::write_steps(report, true, colours, out)?;

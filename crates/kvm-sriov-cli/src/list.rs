@@ -1,4 +1,4 @@
-//! `kvm-sriov list`.
+//! `kvm-sriov list`: every VF, and the VM that uses it.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,34 +8,34 @@ use kvm_sriov::reconcile::{Consistency, OpenOperation, Options, Report, reconcil
 use kvm_sriov::{Host, Vf, VfState};
 use serde::Serialize;
 
-use crate::{Failure, view};
+use crate::{CommandError, view};
 
-/// A VF as `--json` prints it.
+/// One VF, as a row of the table and as `--json` prints it.
 #[derive(Serialize)]
-struct Row<'a> {
+struct VfRow<'a> {
     root: &'a str,
     index: usize,
     address: String,
     state: &'static str,
     vm: Option<&'a str>,
-    /// The operation that is open on that VM.
+    /// The open operation of that VM.
     operation: Option<String>,
     in_doubt: bool,
 }
 
-pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
+pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<ExitCode, CommandError> {
     let host = Host::open_lenient(driver)?;
     let vfs = host.vfs()?;
     let report = reconcile(&host, &Options { dry_run: true, ..Options::default() })?;
-    let rows: Vec<Row<'_>> = vfs.iter().map(|vf| row(vf, &report)).collect();
+    let rows: Vec<VfRow<'_>> = vfs.iter().map(|vf| row(vf, &report)).collect();
     if json {
         view::json(&rows, out)?;
-        // An array of VFs has no place for them.
+        // The array holds VFs only, so problems go to standard error.
         report.problems.iter().for_each(|problem| eprintln!("kvm-sriov: {problem}"));
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
-        writeln!(out, "no VF map on this host: write one to /etc/kvm-sriov/vf_maps/<root>")?;
+        writeln!(out, "this host has no VF map: write one to /etc/kvm-sriov/vf_maps/<root>")?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = view::table(&["ROOT", "INDEX", "ADDRESS", "STATE", "VM", "OPERATION"]);
@@ -52,7 +52,7 @@ pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn row<'a>(vf: &'a Vf, report: &Report) -> Row<'a> {
+fn row<'a>(vf: &'a Vf, report: &Report) -> VfRow<'a> {
     let (state, vm) = match &vf.state {
         VfState::Used { vm } => ("used", Some(vm.as_str())),
         VfState::Unclaimed { vm } => ("unclaimed", Some(vm.as_str())),
@@ -62,7 +62,7 @@ fn row<'a>(vf: &'a Vf, report: &Report) -> Row<'a> {
         _ => ("free", None),
     };
     let user = report.vms.iter().find(|user| Some(user.owner.vm.as_str()) == vm);
-    Row {
+    VfRow {
         root: vf.root.as_str(),
         index: vf.index,
         address: vf.address.to_string(),

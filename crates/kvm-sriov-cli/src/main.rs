@@ -1,4 +1,4 @@
-//! `kvm-sriov`: shows, checks and repairs the VFs of a host.
+//! The command `kvm-sriov`: shows, checks and repairs the VFs of a host.
 
 mod check;
 mod explain;
@@ -16,16 +16,17 @@ use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use kvm_sriov::reconcile::Consistency;
 use kvm_sriov::{Cause, DeployId, DomainName, NotTheDriversUser, become_drivers_user, hold_signals};
 
-const EXIT_CODES: &str = "Exit codes: 0 as it should be, 1 something is wrong or left to be done, 2 wrong usage, \
-    3 a VM is in doubt: a person must say where it lives (kvm-sriov resolve).";
+const EXIT_CODES: &str = "Exit codes: 0 nothing to repair, 1 a failure or something left to repair, 2 wrong usage, \
+    3 a VM is in doubt: a person must say on which host it lives (kvm-sriov resolve).";
 
-/// Shows, checks and repairs the SR-IOV virtual functions that OpenNebula's VMs use on this host.
+/// Shows, checks and repairs the SR-IOV virtual functions (VFs) that OpenNebula's VMs use on this host.
 ///
-/// Run as root, it works as the user the driver belongs to, so that both share one state. Only root and that user can run it.
+/// Only root and the user that owns the driver can run it. As root it becomes that user, so that all files have one
+/// owner.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(name = "kvm-sriov", version, after_help = EXIT_CODES)]
 struct Arguments {
-    /// The directory of the driver's programs.
+    /// The directory of the driver's programs on this host.
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/tmp/one/vmm/kvm-sriov")]
     driver: PathBuf,
     #[command(subcommand)]
@@ -34,88 +35,91 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Lists every VF of every root, and which VM has it.
+    /// Lists the VFs of every root, and the VM that uses each.
     List {
         /// Prints JSON: an array of objects with root, index, address, state, vm, operation and in_doubt.
         #[arg(long)]
         json: bool,
     },
-    /// Checks that this host is ready: kvmrc, bridge, maps, VFs, libvirtd, state directory, rights on vfio devices.
+    /// Checks that this host is ready: kvmrc, bridge, VF maps, VFs, libvirtd, state directory, rights on vfio devices.
     Check {
         /// Prints JSON: an array of objects with check, result (ok, warn, fail) and text.
         #[arg(long)]
         json: bool,
     },
-    /// Makes what VMs want, what they have and what is claimed equal again, after a crash or a guest that answered late.
+    /// Repairs what a crash or a late guest left: makes the VFs that VMs should have, have and claim equal again.
     ///
-    /// A VM that an action or libvirt works on is left alone. What can't be done in time is left for the next time; only a VM
-    /// that is being started from the image of its save is waited for.
+    /// Skips a VM that an action or libvirt is working on. What can't be done in time is left for the next run. Only
+    /// the start of a VM from the image of its save is waited for without that limit.
     Reconcile {
-        /// Ends after this time, also when libvirtd does not answer. The last third of it is for what has been begun.
+        /// Ends after this time, even when libvirtd does not answer. The last third of it is kept for repairs that have
+        /// begun.
         #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(3..))]
         timeout: u32,
-        /// Only says what would be done.
+        /// Only prints what would be done, and why.
         #[arg(long)]
         dry_run: bool,
         /// Prints JSON: an object with vms, claims, problems and verdict (right, left, in-doubt).
         #[arg(long)]
         json: bool,
     },
-    /// Says of one VM what it wants, has and claims, which operation is open, and what reconcile would do and why.
+    /// Explains one VM: the VFs it should have, has and claims, its open operation, and what reconcile would do and
+    /// why.
     Explain {
-        /// The VM: its number in OpenNebula, its domain's name (one-42) or UUID.
+        /// The VM: its id in OpenNebula (42), its domain's name (one-42), or its domain's UUID.
         #[arg(value_parser = vm)]
         vm: DeployId,
-        /// Prints JSON: an object with the VM's state, nics, claims, and what is left with its reason.
+        /// Prints JSON: an object with the VM's state, nics, claims, and the repairs that are left with their reasons.
         #[arg(long)]
         json: bool,
     },
-    /// Decides where a VM lives that is in doubt; without a word, shows what is known of both sides.
+    /// Decides on which host a VM in doubt lives. Without --here or --there, shows what is known of both hosts.
     ///
-    /// Asks the destination of a move through ssh, as this user. If the VM runs there, that decides; anything else is a person's
-    /// word. Look first: a VM whose CPUs run on two hosts destroys its disks.
-    #[command(group = ArgGroup::new("word").args(["here", "there"]))]
+    /// Asks the other host of the migration through ssh, as the driver's user. If the VM runs there, that decides.
+    /// Otherwise a person must decide. Check both hosts first: a VM that runs on two hosts destroys its disks.
+    #[command(group = ArgGroup::new("decision").args(["here", "there"]))]
     Resolve {
-        /// The VM: its number in OpenNebula, its domain's name (one-42) or UUID.
+        /// The VM: its id in OpenNebula (42), its domain's name (one-42), or its domain's UUID.
         #[arg(value_parser = vm)]
         vm: DeployId,
-        /// It lives here, and has never run elsewhere: it is let run, with its VFs.
+        /// The VM lives here and has not run elsewhere since it was paused here: resumes it with its VFs.
         #[arg(long)]
         here: bool,
-        /// With --here: also when the other host can't be asked. It may run there.
+        /// With --here: even when the other host can't be asked, where the VM may be running.
         #[arg(long, requires = "here", conflicts_with = "there")]
         force: bool,
-        /// It lives elsewhere, or nowhere: what is here of it is destroyed, and its VFs are freed.
+        /// The VM lives elsewhere, or is to end: destroys its domain here and frees its VFs.
         #[arg(long)]
         there: bool,
-        /// Prints JSON: an object with the VM's state, what was done, what is left, and what the other host says.
+        /// Prints JSON: an object with the VM's state, the repairs that were done and are left, and the other host's
+        /// answer.
         #[arg(long)]
         json: bool,
     },
     /// Prints a completion script for a shell.
     Completion {
-        /// For which shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
     /// Prints the manual page, in roff.
     Man,
 }
 
-/// What ends the program early.
+/// Why the command fails.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
-    /// The host could not be looked at.
+enum CommandError {
+    /// The host can't be read or repaired.
     #[error(transparent)]
     Host(#[from] Cause),
     /// The command can't work as the driver's user.
     #[error(transparent)]
     User(#[from] NotTheDriversUser),
     /// The output could not be written.
-    #[error("cannot write: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
 
-impl From<serde_json::Error> for Failure {
+impl From<serde_json::Error> for CommandError {
     fn from(error: serde_json::Error) -> Self {
         Self::Output(error.into())
     }
@@ -127,18 +131,18 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         // `kvm-sriov list | head -1` is no error.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(failure) => {
-            log::debug!("{failure:?}");
-            // Without a stderr there is nobody to tell; the exit code says it.
-            match writeln!(io::stderr(), "kvm-sriov: {failure}") {
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            log::debug!("{error:?}");
+            // With a closed standard error only the exit code is left to tell.
+            match writeln!(io::stderr(), "kvm-sriov: {error}") {
                 Ok(()) | Err(_) => ExitCode::FAILURE,
             }
         }
     }
 }
 
-/// The VM that a person names. OpenNebula's users know a VM by its number, nobody knows libvirt's.
+/// The VM that a person names. A number is OpenNebula's id of the VM, not libvirt's id of the domain.
 fn vm(text: &str) -> Result<DeployId, String> {
     match text.parse().map_err(|error: kvm_sriov::ParseError| error.to_string())? {
         DeployId::Id(number) => Ok(DeployId::Name(DomainName::of_vm(number))),
@@ -146,7 +150,7 @@ fn vm(text: &str) -> Result<DeployId, String> {
     }
 }
 
-/// What a verdict is as an exit code.
+/// The exit code for a VM or a host.
 fn exit_code(verdict: Consistency) -> ExitCode {
     match verdict {
         Consistency::Consistent => ExitCode::SUCCESS,
@@ -155,11 +159,11 @@ fn exit_code(verdict: Consistency) -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+fn run(arguments: &Arguments) -> Result<ExitCode, CommandError> {
     let mut out = io::stdout().lock();
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let driver = &arguments.driver;
-    // What `check` finds wrong with the driver is one of its findings.
+    // `check` reports a problem with the driver's user as a finding.
     if !matches!(arguments.command, Command::Completion { .. } | Command::Man | Command::Check { .. }) {
         become_drivers_user(driver)?;
     }
@@ -175,12 +179,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         }
         Command::Explain { vm, json } => explain::explain(driver, vm, *json, colours, &mut out),
         Command::Resolve { vm, here, force, there, json } => {
-            let word = match (here, there) {
-                (true, _) => Some(resolve::Word::Here { force: *force }),
-                (_, true) => Some(resolve::Word::There),
+            let decision = match (here, there) {
+                (true, _) => Some(resolve::Decision::Here { force: *force }),
+                (_, true) => Some(resolve::Decision::There),
                 _ => None,
             };
-            resolve::resolve(driver, vm, word, *json, colours, &mut out)
+            resolve::resolve(driver, vm, decision, *json, colours, &mut out)
         }
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Arguments::command(), "kvm-sriov", &mut out);

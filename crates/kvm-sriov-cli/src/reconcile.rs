@@ -1,4 +1,4 @@
-//! `kvm-sriov reconcile`.
+//! `kvm-sriov reconcile`: repairs what a crash or a late guest left.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,18 +10,18 @@ use kvm_sriov::reconcile::{self, Consistency, Options, Report};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
-use crate::{Failure, exit_code};
+use crate::{CommandError, exit_code};
 
 #[derive(Serialize)]
-struct View {
+struct ReconcileView {
     vms: Vec<VmView>,
-    claims: Vec<ClaimView>,
+    claims: Vec<ClaimRepairView>,
     problems: Vec<String>,
     verdict: &'static str,
 }
 
 #[derive(Serialize)]
-struct ClaimView {
+struct ClaimRepairView {
     root: String,
     address: String,
     vm: String,
@@ -35,8 +35,8 @@ pub(crate) fn reconcile(
     json: bool,
     colours: bool,
     out: &mut impl Write,
-) -> Result<ExitCode, Failure> {
-    // A second is left for the end of the connection, and one to say what was done.
+) -> Result<ExitCode, CommandError> {
+    // One second is kept to close the connection, and one to print the report.
     let end = Instant::now() + timeout.saturating_sub(Duration::from_secs(2));
     let options = Options { dry_run, timeout: timeout * 2 / 3 };
     let report = reconcile::reconcile(&Host::open_lenient_until(driver, end)?, &options)?;
@@ -49,14 +49,14 @@ pub(crate) fn reconcile(
     Ok(exit_code(verdict))
 }
 
-fn view_of(report: &Report, verdict: Consistency) -> View {
-    let claim = |repair: &kvm_sriov::claims::Repair| ClaimView {
+fn view_of(report: &Report, verdict: Consistency) -> ReconcileView {
+    let claim = |repair: &kvm_sriov::claims::Repair| ClaimRepairView {
         root: repair.claim().root.to_string(),
         address: repair.claim().vf.to_string(),
         vm: repair.claim().owner.vm.to_string(),
         repair: repair.word(),
     };
-    View {
+    ReconcileView {
         vms: report.vms.iter().map(VmView::of).collect(),
         claims: report.claims.iter().map(claim).collect(),
         problems: report.problems.iter().map(ToString::to_string).collect(),
@@ -64,7 +64,7 @@ fn view_of(report: &Report, verdict: Consistency) -> View {
     }
 }
 
-fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write) -> Result<(), Failure> {
+fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write) -> Result<(), CommandError> {
     let would = if options.dry_run { "would be " } else { "" };
     for repair in &report.claims {
         let claim = repair.claim();
@@ -82,7 +82,7 @@ fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write
     let (right, left, doubt) =
         (count(Consistency::Consistent), count(Consistency::Unfinished), count(Consistency::InDoubt));
     let verdict = report.consistency(options.dry_run);
-    let summary = format!("VMs with VFs: {right} as they should be, {left} with something left, {doubt} in doubt");
+    let summary = format!("VMs with VFs: {right} in order, {left} with repairs left, {doubt} in doubt");
     writeln!(out, "{}", view::paint(&summary, verdict, colours))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `kvm-sriov resolve`: a person says where a VM lives, or the other host does.
+//! `kvm-sriov resolve`: a person, or the other host, decides where a VM in doubt lives.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,44 +12,44 @@ use kvm_sriov::{DeployId, Host, HostName};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
-use crate::{Failure, exit_code, explain};
+use crate::{CommandError, exit_code, explain};
 
-/// A person's word.
+/// Where a person says that the VM lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Word {
-    /// `force`: also when the other host can't be asked.
-    Here {
-        force: bool,
-    },
+pub(crate) enum Decision {
+    /// On this host. `force`: even when the other host can't be asked.
+    Here { force: bool },
+    /// Elsewhere, or nowhere.
     There,
 }
 
 #[derive(Serialize)]
-struct View {
+struct ResolveView {
     #[serde(flatten)]
     vm: VmView,
-    /// The other host, and what it says of the VM.
-    there: Option<ThereView>,
+    /// The other host's answer.
+    there: Option<OtherHostView>,
 }
 
 #[derive(Serialize)]
-struct ThereView {
+struct OtherHostView {
     host: String,
     says: Option<String>,
     problem: Option<String>,
 }
 
-/// The other end of a move, and where the VM is, seen from there.
-struct There {
+/// The other host of a migration, and its answer.
+struct OtherHost {
     host: String,
     says: Result<Presence, String>,
 }
 
-impl There {
-    /// Asks the other end. `None` when no move is what the doubt is about.
+impl OtherHost {
+    /// Asks the other host. `None` when the doubt is not about a migration.
     ///
-    /// The domain looks the same at both ends; but what has come stands as if its user had paused it, and what goes does not.
-    /// Of one that its user had paused before, both are asked: this host among them says nothing new. An end that can't be asked may run it.
+    /// The domain's metadata are the same on both hosts. An arrived domain is in the state "paused by user", a
+    /// departing one is not. If a user had paused the VM before the migration, both look alike, so both hosts are
+    /// asked; the answer of this host adds nothing. A host that can't be asked may be running the VM.
     fn ask(driver: &Path, explanation: &Explanation) -> Option<Self> {
         let uuid = explanation.report.owner.uuid.as_ref()?;
         let OperationKind::Migrate { to, from, stands, .. } = &explanation.wanted.operation.as_ref()?.kind else {
@@ -80,14 +80,14 @@ impl There {
 
     fn text(&self, vm: &str) -> String {
         match &self.says {
-            Ok(Presence::Absent | Presence::Ended) => format!("{} says: no domain {vm} is there", self.host),
-            Ok(presence) => format!("{} says: {vm} is {presence} there", self.host),
+            Ok(Presence::Absent | Presence::Ended) => format!("{} reports: there is no domain {vm}", self.host),
+            Ok(presence) => format!("{} reports: {vm} is {presence} there", self.host),
             Err(problem) => format!("the other host can't be asked: {problem}"),
         }
     }
 
-    fn view(&self) -> ThereView {
-        ThereView {
+    fn view(&self) -> OtherHostView {
+        OtherHostView {
             host: self.host.clone(),
             says: self.says.as_ref().ok().map(ToString::to_string),
             problem: self.says.as_ref().err().cloned(),
@@ -98,50 +98,54 @@ impl There {
 pub(crate) fn resolve(
     driver: &Path,
     vm: &DeployId,
-    word: Option<Word>,
+    decision: Option<Decision>,
     json: bool,
     colours: bool,
     out: &mut impl Write,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let host = Host::open_lenient(driver)?;
     let explanation = reconcile::explain(&host, vm)?;
     let name = explanation.report.owner.vm.to_string();
-    // A word that nobody asked for decides nothing: it would destroy or resume a VM that needs neither.
+    // Without a doubt a decision is ignored: it would destroy or resume a VM that needs neither.
     if explanation.report.consistency() != Consistency::InDoubt {
         let said = format!("{name} is not in doubt; nothing was changed");
         return show(&explanation, None, &[said], json, colours, out);
     }
-    let there = if word == Some(Word::There) { None } else { There::ask(driver, &explanation) };
-    let runs_there = there.as_ref().is_some_and(There::runs);
-    let elsewhere = match word {
-        Some(Word::Here { .. }) if runs_there => {
-            let said = format!("{name} runs there, so it does not live here; nothing was changed");
+    let there = if decision == Some(Decision::There) { None } else { OtherHost::ask(driver, &explanation) };
+    let runs_there = there.as_ref().is_some_and(OtherHost::runs);
+    let elsewhere = match decision {
+        Some(Decision::Here { .. }) if runs_there => {
+            let said = format!("{name} runs there, so it can't be resumed here; nothing was changed");
             return show(&explanation, there.as_ref(), &[said], json, colours, out);
         }
-        Some(Word::Here { force: false }) if there.as_ref().is_some_and(|there| there.says.is_err()) => {
+        Some(Decision::Here { force: false }) if there.as_ref().is_some_and(|there| there.says.is_err()) => {
             let said = [
-                format!("nobody knows whether {name} runs there: look at that host; nothing was changed"),
-                format!("  kvm-sriov resolve {name} --here --force   it does not, and never has: it is let run here"),
+                format!("nobody knows whether {name} runs there: check that host first; nothing was changed"),
+                format!(
+                    "  kvm-sriov resolve {name} --here --force   it does not run there and never has: resumes it here"
+                ),
             ];
             return show(&explanation, there.as_ref(), &said, json, colours, out);
         }
-        Some(Word::Here { .. }) => Elsewhere::NeverRan,
-        Some(Word::There) => Elsewhere::Runs,
+        Some(Decision::Here { .. }) => Elsewhere::NeverRan,
+        Some(Decision::There) => Elsewhere::Runs,
         None if runs_there => Elsewhere::Runs,
         None => {
             let said = [
-                format!("look where {name} runs, then say so:"),
+                format!("find out where {name} runs, then run one of these:"),
                 format!(
-                    "  kvm-sriov resolve {name} --here    it runs nowhere else, and has not since it stopped here: it is let run"
+                    "  kvm-sriov resolve {name} --here    it has not run elsewhere since it was paused here: resumes it here"
                 ),
-                format!("  kvm-sriov resolve {name} --there   it runs elsewhere, or is to end: what is here goes"),
+                format!(
+                    "  kvm-sriov resolve {name} --there   it runs elsewhere, or is to end: destroys its domain here"
+                ),
             ];
             return show(&explanation, there.as_ref(), &said, json, colours, out);
         }
     };
     let report = reconcile::resolve(&host, vm, elsewhere)?;
     if json {
-        view::json(&View { vm: VmView::of(&report), there: there.as_ref().map(There::view) }, out)?;
+        view::json(&ResolveView { vm: VmView::of(&report), there: there.as_ref().map(OtherHost::view) }, out)?;
     } else {
         if let Some(there) = &there {
             writeln!(out, "{}", there.text(&name))?;
@@ -152,17 +156,17 @@ pub(crate) fn resolve(
     Ok(exit_code(report.consistency()))
 }
 
-/// Shows what is known, and changes nothing.
+/// Prints what is known. Changes nothing.
 fn show(
     explanation: &Explanation,
-    there: Option<&There>,
+    there: Option<&OtherHost>,
     said: &[String],
     json: bool,
     colours: bool,
     out: &mut impl Write,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     if json {
-        view::json(&View { vm: VmView::of(&explanation.report), there: there.map(There::view) }, out)?;
+        view::json(&ResolveView { vm: VmView::of(&explanation.report), there: there.map(OtherHost::view) }, out)?;
     } else {
         explain::write(explanation, colours, out)?;
         if let Some(there) = there {

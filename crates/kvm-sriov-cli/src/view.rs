@@ -1,4 +1,4 @@
-//! What `reconcile`, `explain` and `resolve` show of a VM.
+//! The output that several commands share.
 
 use std::io::{self, Write};
 
@@ -56,29 +56,29 @@ impl VmView {
 }
 
 /// A verdict as `--json` prints it.
-pub(crate) fn word(verdict: Consistency) -> &'static str {
-    match verdict {
+pub(crate) fn word(consistency: Consistency) -> &'static str {
+    match consistency {
         Consistency::Consistent => "right",
         Consistency::Unfinished => "left",
         Consistency::InDoubt => "in-doubt",
     }
 }
 
-pub(crate) fn json(value: &impl Serialize, out: &mut impl Write) -> Result<(), crate::Failure> {
+pub(crate) fn json(value: &impl Serialize, out: &mut impl Write) -> Result<(), crate::CommandError> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     Ok(writeln!(out)?)
 }
 
-/// A table without lines, as all of this program's are.
+/// A table without lines between its cells.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(header);
     table
 }
 
-/// Text in a colour, where colours are wanted.
-pub(crate) fn paint(text: &str, verdict: Consistency, colours: bool) -> String {
-    let colour = match verdict {
+/// The text in a colour, if `colours` is set.
+pub(crate) fn paint(text: &str, consistency: Consistency, colours: bool) -> String {
+    let colour = match consistency {
         Consistency::Consistent => "32",
         Consistency::Unfinished => "33",
         Consistency::InDoubt => "31",
@@ -86,21 +86,21 @@ pub(crate) fn paint(text: &str, verdict: Consistency, colours: bool) -> String {
     if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// What was done to a VM and what is left, a line each.
+/// Prints the repairs of a VM: those that were done, failed and are left, one line each.
 pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: &mut impl Write) -> io::Result<()> {
     for repair in &report.done {
-        writeln!(out, "  {} {repair}", paint("done", Consistency::Consistent, colours))?;
+        writeln!(out, "  {} {repair}", paint("done:", Consistency::Consistent, colours))?;
     }
     for failure in &report.failures {
-        writeln!(out, "  {} {}: {}", paint("failed", Consistency::InDoubt, colours), failure.repair, failure.cause)?;
+        writeln!(out, "  {} {}: {}", paint("failed:", Consistency::InDoubt, colours), failure.repair, failure.cause)?;
     }
     let failed = |repair: &&Repair| !report.failures.iter().any(|failure| failure.repair == **repair);
     for repair in report.left.iter().filter(failed) {
         let mark = match repair {
             Repair::InDoubt(_) => paint("?", Consistency::InDoubt, colours),
-            Repair::Leave(_) => "note".to_owned(),
+            Repair::Leave(_) => "note:".to_owned(),
             _ if is_plan => "would".to_owned(),
-            _ => paint("left", Consistency::Unfinished, colours),
+            _ => paint("left:", Consistency::Unfinished, colours),
         };
         writeln!(out, "  {mark} {repair}")?;
         if is_plan {
