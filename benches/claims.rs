@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use kvm_sriov::claims::{Backing, ClaimStore, Request};
 use kvm_sriov::config::VfMap;
 use kvm_sriov::sysfs::Sysfs;
-use kvm_sriov::{NicKey, Owner, PciAddress, Position, RootName};
+use kvm_sriov::{NicKey, Owner, PciAddress, Position, RootName, WantedVf};
 
 /// What a process does in a round, one after the other.
 const CALLS: [&str; 4] = ["recover", "claim", "commit", "release"];
@@ -106,8 +106,8 @@ fn process(dir: &Path, number: usize, all: usize) {
     let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
     let owner = |n: usize| Owner { vm: format!("one-{n}").parse().unwrap(), uuid: None };
     let backing = Backing { wanting: (0..all).map(|n| (owner(n), nic)).collect(), ..Backing::default() };
-    let (owner, nics) = (owner(number), [(root, nic)]);
-    let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
+    let (owner, vfs) = (owner(number), [WantedVf { root, nic }]);
+    let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
     for line in io::stdin().lines() {
         assert_eq!(line.unwrap(), "go");
         let mut last = Instant::now();

@@ -43,7 +43,7 @@ pub mod xml;
 pub use base::signals::hold as hold_signals;
 pub use base::{
     DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError, PciAddress,
-    Position, RootName, SnapshotName,
+    Position, RootName, SnapshotName, WantedVf,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Outcome, Why};
 pub use host::{Hook, Host, HostBuilder, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};

@@ -231,7 +231,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
 fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, Place), Cause> {
     let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
     let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
-    Ok((WantedNic::new(nic, root, &place), place))
+    Ok((WantedNic::described(nic, root, &place), place))
 }
 
 fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::base::{DeployId, MacAddress, NicKey, Owner, RootName};
+use crate::base::{DeployId, MacAddress, Owner, WantedVf};
 use crate::claims::{Claim, ClaimError, ClaimStore, Request, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState, Refusal};
@@ -12,7 +12,7 @@ use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::vm::dir::{self, VmDir};
 use crate::vm::gone;
 use crate::vm::{Attempt, Failure, with_refusals};
-use crate::xml::{Deployment, LiveDomain, PlannedNic, SriovNic, VmData, VmNic, Wanted, dummy_alias_of};
+use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted, WantedNic, alias_of};
 
 /// Starts the VM that `xml` describes and returns its domain.
 ///
@@ -33,7 +33,7 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
     let disks = dir::linked_disks(deployment.disk_files());
     dir::store(file, xml).map_err(untouched)?;
     let start = Start { host, deployment: &deployment, file, disks, vm_dir };
-    let domain = if deployment.sriov_nics().is_empty() { start.without_vfs()? } else { start.with_vfs()? };
+    let domain = if deployment.sriov_nics().next().is_none() { start.without_vfs()? } else { start.with_vfs()? };
     start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
     Ok(domain)
 }
@@ -50,11 +50,14 @@ struct Start<'a> {
 /// What a VM with VFs needs besides the VFs, checked before one is claimed.
 struct Needs {
     dummy_bridge: String,
-    dummy_macs: Vec<MacAddress>,
     maps: Vec<VfMap>,
-    nics: Vec<(RootName, NicKey)>,
-    /// OpenNebula's description of the VM, where there is one (6.0 and later).
-    data: Option<VmData>,
+    nics: Vec<NewNic>,
+}
+
+/// An SR-IOV NIC before its VF is claimed.
+struct NewNic {
+    wanted: WantedNic,
+    dummy_mac: MacAddress,
 }
 
 impl Start<'_> {
@@ -130,15 +133,16 @@ impl Start<'_> {
     }
 
     fn needs(&self) -> Result<Needs, Cause> {
+        // OpenNebula's description of the VM, where there is one (6.0 and later).
         let data = self.vm_dir.vm_data();
         let macs = data.iter().flat_map(VmData::macs).chain(self.deployment.macs().iter().copied());
         self.host.check_macs(macs)?;
-        let bridge = self.host.dummy_bridge()?;
-        let nics = self.deployment.sriov_nics();
-        let dummy_macs = nics.iter().map(|nic| self.host.dummy_mac(nic.mac, nic.position)).collect::<Result<_, _>>()?;
-        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
-        let nics = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
-        Ok(Needs { dummy_bridge: bridge.to_owned(), dummy_macs, maps, nics, data })
+        let dummy_bridge = self.host.dummy_bridge()?.to_owned();
+        let new =
+            |wanted: WantedNic| Ok(NewNic { dummy_mac: self.host.dummy_mac(wanted.mac, wanted.position)?, wanted });
+        let nics = self.deployment.described(data.as_ref()).into_iter().map(new).collect::<Result<Vec<_>, Cause>>()?;
+        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.wanted.root))?;
+        Ok(Needs { dummy_bridge, maps, nics })
     }
 
     /// Claims VFs and creates the domain; a VF that libvirt refuses is left out, and the next free one is tried.
@@ -149,19 +153,19 @@ impl Start<'_> {
         owner: &Owner,
         needs: &Needs,
     ) -> Result<DomainRef, ActionError> {
+        let vfs: Vec<WantedVf> = needs.nics.iter().map(|nic| nic.wanted.vf()).collect();
         let mut refusals: Vec<Refusal> = Vec::new();
         loop {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
-            let request =
-                Request { owner, nics: &needs.nics, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
+            let request = Request { owner, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self
                 .host
                 .recover(store, &needs.maps, "deploy")
                 .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
                 .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
-            let claimed = Claimed { start: self, store, owner, claims };
-            match claimed.start_domain(lock, needs, &refusals) {
+            let claimed = Claimed::new(self, store, owner, needs, claims);
+            match claimed.start_domain(lock, &refusals) {
                 Ok(domain) => return Ok(domain),
                 Err(Failure::Refused(refusal)) => {
                     claimed.give_back().map_err(|undo| claimed.left_claimed(Cause::Claims(undo)))?;
@@ -185,125 +189,102 @@ struct Claimed<'a> {
     start: &'a Start<'a>,
     store: &'a ClaimStore,
     owner: &'a Owner,
+    needs: &'a Needs,
     claims: Vec<Claim>,
+    /// The NICs with the VFs of these claims.
+    nics: Vec<PlannedNic>,
 }
 
-impl Claimed<'_> {
-    fn start_domain(&self, lock: &VmLock, needs: &Needs, refusals: &[Refusal]) -> Result<DomainRef, Failure> {
+impl<'a> Claimed<'a> {
+    fn new(
+        start: &'a Start<'a>,
+        store: &'a ClaimStore,
+        owner: &'a Owner,
+        needs: &'a Needs,
+        claims: Vec<Claim>,
+    ) -> Self {
+        let planned = |(nic, claim): (&NewNic, &Claim)| PlannedNic {
+            wanted: nic.wanted.clone(),
+            vf: claim.vf,
+            dummy_mac: nic.dummy_mac,
+        };
+        let nics = needs.nics.iter().zip(&claims).map(planned).collect();
+        Self { start, store, owner, needs, claims, nics }
+    }
+
+    fn start_domain(&self, lock: &VmLock, refusals: &[Refusal]) -> Result<DomainRef, Failure> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
-        let plan = self.plan(needs);
-        let xml = start.rewrite(&plan, &needs.dummy_bridge)?;
+        let xml = start.rewrite(&self.nics, &self.needs.dummy_bridge)?;
         if lock.cancelled() {
             return Err(cancelled().into());
         }
         let domain = start.create(&xml).map_err(|cause| self.judge(cause, refusals))?;
-        self.verify(&domain, &plan, &needs.dummy_bridge)?;
+        self.verify(&domain)?;
         if lock.cancelled() {
             return Err(cancelled().into());
         }
         // Before 6.0 the deployment file has no UUID; the domain has one.
         let owner = Owner { uuid: Some(domain.uuid.clone()), ..self.owner.clone() };
         let claims: Vec<_> = self.claims.iter().map(|claim| Claim { owner: owner.clone(), ..claim.clone() }).collect();
-        self.store.commit(&claims, &needs.maps)?;
-        for (claim, nic) in self.claims.iter().zip(start.deployment.sriov_nics()) {
-            log::info!("{} has VF {} of {} for NIC {}", self.owner.vm, claim.vf, claim.root, nic.mac);
+        self.store.commit(&claims, &self.needs.maps)?;
+        for PlannedNic { wanted, vf, .. } in &self.nics {
+            log::info!("{} has VF {vf} of {} for NIC {}", self.owner.vm, wanted.root, wanted.mac);
         }
         start.journal(&self.claims, "plugged");
         Ok(domain)
     }
 
-    fn plan(&self, needs: &Needs) -> Vec<PlannedNic> {
-        let mut described: Vec<_> = needs.data.iter().flat_map(VmData::sriov_nics).collect();
-        // Several may have one MAC. Each is one NIC of the deployment file: by its device on the host, or by their order.
-        let mut describe = |nic: &SriovNic| {
-            let is_it = |(described, root): &&(&VmNic, RootName)| described.mac == nic.mac && *root == nic.root;
-            let is_target = |(described, _): &(&VmNic, RootName)| described.target == nic.target;
-            let at = described.iter().position(|it| is_it(&it) && is_target(it));
-            let at = at.or_else(|| described.iter().position(|it| is_it(&it)))?;
-            Some(described.remove(at).0)
-        };
-        let guests = self.start.deployment.guest_addresses();
-        self.claims
-            .iter()
-            .zip(self.start.deployment.sriov_nics())
-            .zip(&needs.dummy_macs)
-            .zip(guests)
-            .map(|(((claim, nic), dummy_mac), guest)| {
-                let nic = describe(nic);
-                PlannedNic {
-                    vf: claim.vf,
-                    guest,
-                    dummy_mac: *dummy_mac,
-                    vlan: nic.and_then(|n| n.vlan),
-                    nic_id: nic.and_then(|n| n.id),
-                }
-            })
-            .collect()
-    }
-
     /// Whose fault it is that the domain was not created.
     fn judge(&self, cause: Cause, refusals: &[Refusal]) -> Failure {
         let Cause::Call { what, source } = cause else { return Failure::Other(cause) };
-        let vfs: Vec<_> = self.claims.iter().map(|claim| claim.vf).collect();
+        let vfs: Vec<_> = self.nics.iter().map(|nic| nic.vf).collect();
         let (guest_kib, limit_kib) = (self.start.deployment.memory_kib(), self.start.deployment.limit_kib());
         Attempt { what, vfs: &vfs, refusals, guest_kib, limit_kib, sysfs: self.start.host.sysfs() }.judge(source)
     }
 
     /// Believes only the live XML: every VF and every dummy is there, and the guest sees the VFs in their order.
-    fn verify(&self, domain: &DomainRef, plan: &[PlannedNic], dummy_bridge: &str) -> Result<(), Cause> {
+    fn verify(&self, domain: &DomainRef) -> Result<(), Cause> {
         let name = &self.owner.vm;
+        let bridge = &self.needs.dummy_bridge;
         let hypervisor = self.start.host.hypervisor();
         let differs = |what: String| Cause::NotAsAsked { name: name.clone(), what };
         let text = hypervisor.live_xml(domain)?.ok_or_else(|| differs("it is already gone".into()))?;
         let live = LiveDomain::parse(&text)
             .map_err(|source| Cause::Xml { what: format!("the live XML of {name}"), source })?;
-        let mut guests = Vec::new();
-        for (nic, planned) in self.start.deployment.sriov_nics().iter().zip(plan) {
-            let alias = crate::xml::alias_of(nic.position);
-            let found = live
-                .hostdevs
-                .iter()
-                .find(|dev| dev.alias.as_deref() == Some(alias.as_str()))
-                .ok_or_else(|| differs(format!("VF {} (alias {alias}) is missing", planned.vf)))?;
-            if found.vf != planned.vf || (planned.guest.is_some() && found.guest != planned.guest) {
+        let mut nics = Vec::new();
+        for PlannedNic { wanted, vf, dummy_mac } in &self.nics {
+            let alias = alias_of(wanted.position);
+            let found = live.device_of(wanted).ok_or_else(|| differs(format!("VF {vf} (alias {alias}) is missing")))?;
+            if found.vf != *vf || (wanted.guest.is_some() && found.guest != wanted.guest) {
                 return Err(differs(format!(
-                    "{alias} is VF {} instead of {}, or at another guest address",
-                    found.vf, planned.vf
+                    "{alias} is VF {} instead of {vf}, or at another guest address",
+                    found.vf
                 )));
             }
-            guests.push(found.guest);
-            let alias = dummy_alias_of(nic.position);
-            let dummy = live.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
-            if !dummy.is_some_and(|it| it.mac == planned.dummy_mac && it.bridge.as_deref() == Some(dummy_bridge)) {
-                return Err(differs(format!("the dummy interface {} on {dummy_bridge} is missing", planned.dummy_mac)));
+            nics.push(WantedNic { guest: found.guest, ..wanted.clone() });
+            let dummy = live.dummy_of(wanted);
+            if !dummy.is_some_and(|it| it.mac == *dummy_mac && it.bridge.as_ref() == Some(bridge)) {
+                return Err(differs(format!("the dummy interface {dummy_mac} on {bridge} is missing")));
             }
         }
-        if guests.iter().any(Option::is_none) || !guests.is_sorted() {
+        if nics.iter().any(|nic| nic.guest.is_none()) || !nics.is_sorted_by_key(|nic| nic.guest) {
             return Err(differs("its VFs are not at ascending guest addresses".into()));
         }
-        self.note_guest_addresses(domain, &live, &guests)
+        self.note_guest_addresses(domain, &live, nics)
     }
 
     /// Writes the guest addresses that libvirt chose into our metadata, so that a VF that comes back gets its old one.
-    fn note_guest_addresses(
-        &self,
-        domain: &DomainRef,
-        live: &LiveDomain,
-        guests: &[Option<crate::base::PciAddress>],
-    ) -> Result<(), Cause> {
+    fn note_guest_addresses(&self, domain: &DomainRef, live: &LiveDomain, nics: Vec<WantedNic>) -> Result<(), Cause> {
         let wanted = live.wanted.clone().map_err(|source| Cause::Xml { what: "our metadata".into(), source })?;
         let missing = || Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() };
-        let mut wanted = wanted.ok_or_else(missing)?;
-        let noted: Vec<_> = wanted.nics.iter().map(|nic| nic.guest).collect();
-        if noted == guests {
+        let wanted = wanted.ok_or_else(missing)?;
+        if wanted.nics == nics {
             return Ok(());
         }
-        for (nic, guest) in wanted.nics.iter_mut().zip(guests) {
-            nic.guest = *guest;
-        }
+        let element = Wanted { nics, ..wanted }.to_unqualified_xml();
         let hypervisor = self.start.host.hypervisor();
-        Ok(hypervisor.set_metadata(domain, Some(&wanted.to_unqualified_xml()), Wanted::PREFIX, Wanted::NAMESPACE)?)
+        Ok(hypervisor.set_metadata(domain, Some(&element), Wanted::PREFIX, Wanted::NAMESPACE)?)
     }
 
     fn give_back(&self) -> Result<(), ClaimError> {

@@ -18,7 +18,7 @@ use crate::vm::checkpoint::Image;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Vm};
-use crate::xml::{LiveDomain, OperationKind, Wanted, image_for};
+use crate::xml::{LiveDomain, OperationKind, Wanted, WantedNic, image_for};
 
 /// Between two tries of a restore that failed.
 ///
@@ -216,9 +216,9 @@ impl Restoring<'_> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
         let backing = self.host.recover(store, &maps, "restore")?;
-        let nics: Vec<_> = wanted.nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
+        let vfs: Vec<_> = wanted.nics.iter().map(WantedNic::vf).collect();
         let owner = self.owner();
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
+        let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
         let claims = store.claim_all(&request, &backing)?;
         for claim in &claims {
             self.host.journal().vf("restore", &owner.vm, &claim.root, claim.vf, "claimed");

@@ -203,7 +203,7 @@ impl Revert<'_, '_> {
                 log::warn!("NIC {} gets no VF: {} has 16 already", nic.mac, self.vm.domain.name);
                 continue;
             };
-            nics.push(WantedNic::new(nic, root, &place));
+            nics.push(WantedNic::described(nic, root, &place));
         }
         WantedNic::in_order(nics)
     }

@@ -16,7 +16,7 @@ pub(crate) use base64::base64;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
 pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub(crate) use order::ascending;
-pub use owner::{NicKey, Owner};
+pub use owner::{NicKey, Owner, WantedVf};
 pub use pci::{ParseError, PciAddress};
 
 /// The time between two reads of a state that no event announces.

@@ -1,6 +1,6 @@
 //! Who has a VF: a VM, and one of its NICs.
 
-use super::{DomainName, DomainUuid, MacAddress, Position};
+use super::{DomainName, DomainUuid, MacAddress, Position, RootName};
 
 /// A VM that has VFs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,4 +28,13 @@ pub struct NicKey {
     pub position: Position,
     /// OpenNebula's MAC: all that an older claim says.
     pub mac: MacAddress,
+}
+
+/// A VF that a VM needs: the root it comes from, and the NIC it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedVf {
+    /// The root whose map lists it.
+    pub root: RootName,
+    /// The NIC of the VM.
+    pub nic: NicKey,
 }

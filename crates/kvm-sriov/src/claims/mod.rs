@@ -28,7 +28,7 @@ pub use lock::{Holder, VmLock};
 pub use process::Process;
 pub use store::ClaimStore;
 
-use crate::base::{DomainName, MacAddress, NicKey, Owner, PciAddress, Position, RootName};
+use crate::base::{DomainName, MacAddress, NicKey, Owner, PciAddress, Position, RootName, WantedVf};
 use crate::config::{AlsoListed, NoVfs, VfMap};
 use crate::sysfs::{NoVf, Sysfs};
 
@@ -69,8 +69,8 @@ impl Backing {
 pub struct Request<'a> {
     /// Who asks.
     pub owner: &'a Owner,
-    /// The root and the key of each NIC, in the VM's order.
-    pub nics: &'a [(RootName, NicKey)],
+    /// One VF for each NIC, in the VM's order.
+    pub vfs: &'a [WantedVf],
     /// The map of each of these roots, and every other one whose VFs may be the same.
     pub maps: &'a [VfMap],
     /// What the kernel says of the VFs: an address that is none is given to nobody.

@@ -14,7 +14,7 @@ use super::record::{Content, Record};
 use super::safe::Unnamed;
 use super::shared::FileSystem;
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
-use crate::base::{DomainName, DomainUuid, PciAddress, RootName};
+use crate::base::{DomainName, DomainUuid, PciAddress, RootName, WantedVf};
 use crate::config::{NoVfs, Supply, VfMap};
 
 /// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
@@ -28,7 +28,7 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// ```
 /// use kvm_sriov::Position;
 /// use kvm_sriov::claims::{Backing, ClaimStore, Request};
-/// use kvm_sriov::{NicKey, Owner};
+/// use kvm_sriov::{NicKey, Owner, WantedVf};
 /// use kvm_sriov::sysfs::Sysfs;
 /// use kvm_sriov::config::VfMap;
 /// let dir = tempfile::tempdir()?;
@@ -39,8 +39,8 @@ const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 /// let map = VfMap::parse("ib0".parse()?, "ib0".as_ref(), b"0x07 0x00 0x01\n")?;
 /// let owner = Owner { vm: "one-42".parse()?, uuid: None };
 /// let nic = NicKey { position: Position::new(0)?, mac: "02:00:0a:00:00:01".parse()? };
-/// let nics = [("ib0".parse()?, nic)];
-/// let request = Request { owner: &owner, nics: &nics, maps: &[map], sysfs: &sysfs, refused: &[] };
+/// let vfs = [WantedVf { root: "ib0".parse()?, nic }];
+/// let request = Request { owner: &owner, vfs: &vfs, maps: &[map], sysfs: &sysfs, refused: &[] };
 /// let claims = store.claim_all(&request, &Backing::default())?;
 /// assert!(store.dir().join("ib0/0").exists());
 /// let error = store.claim_all(&request, &Backing::default()).unwrap_err();
@@ -319,7 +319,7 @@ impl ClaimStore {
         users.extend(backing.devices.iter().map(|(vf, owner)| (*vf, owner.vm.to_string())));
         users.extend(entries.iter().filter_map(|entry| Some((entry.vf_by(request.maps)?, entry.user()))));
         let mut chosen = Vec::new();
-        for (root, nic) in request.nics {
+        for WantedVf { root, nic } in request.vfs {
             let supply = supplies.get(root).ok_or_else(|| ClaimError::NoMap { root: root.clone() })?;
             let free = supply.vfs.iter().find(|vf| !users.contains_key(vf));
             let vf = free.ok_or_else(|| exhausted(root, supply, request, &users))?;
@@ -688,7 +688,7 @@ impl ClaimStore {
 /// What each of the roots that are asked for can give.
 fn supplies(request: &Request<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimError> {
     let mut supplies = BTreeMap::new();
-    for (root, _) in request.nics {
+    for WantedVf { root, .. } in request.vfs {
         if !supplies.contains_key(root) {
             let supply = map_of(request.maps, root)?.supply(request.sysfs);
             if !supply.no_vfs.is_empty() {
@@ -746,10 +746,10 @@ mod tests {
         let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), b"0x07 0x00 0x01\n").unwrap()];
         let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
         let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
-        let nics = [("ib0".parse().unwrap(), nic)];
+        let vfs = [WantedVf { root: "ib0".parse().unwrap(), nic }];
         std::fs::create_dir_all(dir.path().join("sys/bus/pci/devices/0000:07:00.1/physfn")).unwrap();
         let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
+        let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
         let claims = store.claim_all(&request, &Backing::default()).unwrap();
         store.commit(&claims, &maps).unwrap();
         let devices = claims.iter().map(|claim| (claim.vf, owner.clone())).collect();
@@ -775,12 +775,12 @@ mod tests {
         let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
         let mac = "02:00:0a:00:00:01".parse().unwrap();
         let at = |number| NicKey { position: Position::new(number).unwrap(), mac };
-        let nics = [0, 1, 2].map(|number| ("ib0".parse().unwrap(), at(number)));
+        let vfs = [0, 1, 2].map(|number| WantedVf { root: "ib0".parse().unwrap(), nic: at(number) });
         for vf in maps.iter().flat_map(|map| map.vfs()) {
             std::fs::create_dir_all(dir.path().join(format!("sys/bus/pci/devices/{vf}/physfn"))).unwrap();
         }
         let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
+        let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
         let claims = store.claim_all(&request, &Backing::default()).unwrap();
         store.commit(&claims, &maps).unwrap();
 
@@ -829,12 +829,12 @@ mod tests {
         let maps = [VfMap::parse("ib0".parse().unwrap(), "ib0".as_ref(), text).unwrap()];
         let owner = Owner { vm: "one-42".parse().unwrap(), uuid: None };
         let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
-        let nics = [("ib0".parse().unwrap(), nic)];
+        let vfs = [WantedVf { root: "ib0".parse().unwrap(), nic }];
         for vf in maps[0].vfs() {
             std::fs::create_dir_all(dir.path().join(format!("sys/bus/pci/devices/{vf}/physfn"))).unwrap();
         }
         let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
-        let request = Request { owner: &owner, nics: &nics, maps: &maps, sysfs: &sysfs, refused: &[] };
+        let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
         // The same VM, which moved from there: the two hosts have their VFs at other addresses.
         let path = store.dir().join("ib0/0");
         let theirs =
@@ -878,8 +878,8 @@ mod tests {
 
         fn claim(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
             let nic = NicKey { position: Position::new(0).unwrap(), mac: "02:00:0a:00:00:01".parse().unwrap() };
-            let nics = [("ib0".parse().unwrap(), nic)];
-            let request = Request { owner, nics: &nics, maps: &self.maps, sysfs: &self.sysfs, refused: &[] };
+            let vfs = [WantedVf { root: "ib0".parse().unwrap(), nic }];
+            let request = Request { owner, vfs: &vfs, maps: &self.maps, sysfs: &self.sysfs, refused: &[] };
             self.store.claim_all(&request, &Backing::default())
         }
     }

@@ -7,7 +7,7 @@ use crate::claims::Claim;
 use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::xml::{Adopted, Kept, LiveDomain, LiveHostdev, LiveInterface, Mode, VmData, VmNic, WantedNic};
+use crate::xml::{Adopted, LiveDomain, LiveHostdev, LiveInterface, VmData, VmNic, WantedNic};
 
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
@@ -93,18 +93,14 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
         let at = described.iter().position(|nic| may_be(nic, &maps, &device, &dummy));
         let described = at.map(|at| described.remove(at));
         let root = described.and_then(VmNic::root).and_then(Result::ok);
+        let mac = described.map_or_else(|| MacAddress::with_tail(MAC_PREFIX, dummy.mac.tail()), |nic| nic.mac);
+        let root = root.unwrap_or_else(|| map.root().clone());
         let nic = WantedNic {
-            mac: described.map_or_else(|| MacAddress::with_tail(MAC_PREFIX, dummy.mac.tail()), |nic| nic.mac),
-            root: root.unwrap_or_else(|| map.root().clone()),
-            mode: Mode::Hostdev,
-            position,
             guest: device.guest,
-            boot_order: None,
             vlan: described.and_then(|nic| nic.vlan),
             nic_id: described.and_then(|nic| nic.id),
-            dummy: None,
             adopted: Adopted { vf: Some(device.vf), dummy: Some(dummy.mac) },
-            kept: Kept::default(),
+            ..WantedNic::new(mac, root, position)
         };
         log::info!("{} is adopted: NIC {} has VF {} of {}", vm.domain.name, nic.mac, device.vf, nic.root);
         let alias = device.alias.clone().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use super::Vm;
 use super::blame::{Attempt, Failure, with_refusals};
-use crate::base::PciAddress;
+use crate::base::{PciAddress, WantedVf};
 use crate::claims::{Claim, Request};
 use crate::error::{Cause, Refusal};
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
@@ -155,14 +155,14 @@ impl Vm<'_> {
         };
         let claims: Vec<(&WantedNic, Option<Claim>)> = nics.iter().map(|nic| (nic, claimed(nic))).collect();
         let lacking = || claims.iter().filter(|(_, claim)| claim.is_none()).map(|(nic, _)| nic);
-        let asked: Vec<_> = lacking().map(|nic| (nic.root.clone(), nic.key())).collect();
+        let asked: Vec<WantedVf> = lacking().map(|nic| nic.vf()).collect();
         let mut fresh = if asked.is_empty() {
             Vec::new()
         } else {
-            let maps = self.host.maps_and_others(asked.iter().map(|(root, _)| root))?;
+            let maps = self.host.maps_and_others(asked.iter().map(|vf| &vf.root))?;
             let backing = self.host.recover(&self.store, &maps, self.action)?;
             let sysfs = self.host.sysfs();
-            let request = Request { owner: &owner, nics: &asked, maps: &maps, sysfs, refused: &refused };
+            let request = Request { owner: &owner, vfs: &asked, maps: &maps, sysfs, refused: &refused };
             let claims = self.store.claim_all(&request, &backing)?;
             for claim in &claims {
                 self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");

@@ -8,10 +8,10 @@ use roxmltree::{Document, Node};
 use super::guest_bus::choose_guest_addresses;
 use super::splice::{Splice, apply};
 use super::{
-    Adopted, Escaped, Kept, Mode, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children,
+    Escaped, VmData, VmNic, Wanted, WantedNic, XmlError, alias_of, attribute, child, child_attribute, children,
     content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, parse, root, uuid_of,
 };
-use crate::base::{DomainName, DomainUuid, MacAddress, NicKey, PciAddress, Position, RootName};
+use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 
 /// The domain XML of a VM that is to be started, as OpenNebula wrote it.
 ///
@@ -19,7 +19,7 @@ use crate::base::{DomainName, DomainUuid, MacAddress, NicKey, PciAddress, Positi
 /// use kvm_sriov::xml::Deployment;
 /// let deployment = Deployment::parse("<domain><name>one-42</name><devices><interface type='bridge'>\
 ///     <source bridge='sriov_ib0'/><mac address='02:00:c0:a8:01:05'/></interface></devices></domain>")?;
-/// assert_eq!(deployment.sriov_nics()[0].root.as_str(), "ib0");
+/// assert_eq!(deployment.sriov_nics().next().unwrap().root.as_str(), "ib0");
 /// # Ok::<(), kvm_sriov::xml::XmlError>(())
 /// ```
 ///
@@ -35,12 +35,10 @@ pub struct Deployment {
     limit_kib: Option<u64>,
     nvram: Option<Nvram>,
     disks: Vec<Disk>,
-    nics: Vec<SriovNic>,
+    /// In the order of their positions.
+    nics: Vec<SriovInterface>,
     /// The MACs of all interfaces that have one, with and without a VF.
     macs: Vec<MacAddress>,
-    /// Where each of the NICs stands: same order.
-    sources: Vec<Source>,
-    guests: Vec<Option<PciAddress>>,
     domain: Range<usize>,
     last_devices: Option<Range<usize>>,
     metadata: Option<Range<usize>>,
@@ -48,41 +46,15 @@ pub struct Deployment {
     ours: Vec<Range<usize>>,
 }
 
-/// A network interface on a bridge `sriov_<root>`: one that becomes a VF.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SriovNic {
-    /// OpenNebula's MAC.
-    pub mac: MacAddress,
-    /// The root that the bridge names.
-    pub root: RootName,
-    /// Its place among the SR-IOV NICs of the VM.
-    pub position: Position,
-    /// The device on the host, such as `one-42-1`: the dummy gets it.
-    pub target: Option<String>,
-    /// The place in the boot order, from 1: the host device gets it.
-    pub boot_order: Option<u32>,
-}
-
-impl SriovNic {
-    /// What tells it from the VM's other NICs.
-    pub fn key(&self) -> NicKey {
-        NicKey { position: self.position, mac: self.mac }
-    }
-}
-
-/// What one SR-IOV NIC becomes.
+/// What one SR-IOV NIC of a domain becomes when the domain is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedNic {
-    /// The VF, by its address on the host.
+    /// The NIC, as it is written into the domain's metadata.
+    pub wanted: WantedNic,
+    /// The address of its VF on the host.
     pub vf: PciAddress,
-    /// Its address in the guest; libvirt chooses one without it.
-    pub guest: Option<PciAddress>,
-    /// The MAC of the dummy that carries the IP address into the guest.
+    /// The MAC of the dummy that carries the NIC's IP address into the guest.
     pub dummy_mac: MacAddress,
-    /// The network's VLAN, for the metadata.
-    pub vlan: Option<u16>,
-    /// OpenNebula's NIC_ID, for the metadata.
-    pub nic_id: Option<u32>,
 }
 
 /// The file that holds the UEFI variables of a VM.
@@ -101,11 +73,15 @@ struct Disk {
     value: Range<usize>,
 }
 
-/// Where an SR-IOV NIC stands, and what of it the dummy gets byte for byte.
+/// An interface on a bridge `sriov_<root>`: its NIC, its place in the text, and what its dummy takes over.
 #[derive(Debug, Clone)]
-struct Source {
-    interface: Range<usize>,
+struct SriovInterface {
+    wanted: WantedNic,
+    /// The device on the host, such as `one-42-1`.
+    target: Option<String>,
+    range: Range<usize>,
     model: Option<Range<usize>>,
+    /// Other elements that are copied into the dummy byte for byte.
     copied: Vec<Range<usize>>,
 }
 
@@ -120,14 +96,11 @@ impl Deployment {
         let domain = root(&document, "domain")?;
         let name =
             child(domain, "name").ok_or_else(|| XmlError::at(domain, "expected <name> in <domain>, found none"))?;
-        let (mut nics, mut sources, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut nics: Vec<SriovInterface> = Vec::new();
         for interface in devices(domain).filter(|device| device.has_tag_name("interface")) {
-            if let Some((nic, source)) = read_nic(interface, nics.len(), &document)? {
-                nics.push(nic);
-                sources.push(source);
-                asked.push(guest_address(interface)?);
-            }
+            nics.extend(SriovInterface::read(interface, nics.len(), &document)?);
         }
+        choose_guest_addresses(domain, nics.iter_mut().map(|nic| &mut nic.wanted.guest));
         let metadata = child(domain, "metadata");
         let ours = metadata.iter().flat_map(|node| node.children());
         let ours = ours.filter(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
@@ -138,13 +111,11 @@ impl Deployment {
             limit_kib: hard_limit(domain),
             nvram: child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram),
             disks: devices(domain).filter_map(|device| disk(device, text)).collect(),
-            guests: choose_guest_addresses(domain, &asked),
             nics,
             macs: devices(domain)
                 .filter(|device| device.has_tag_name("interface"))
                 .filter_map(|interface| mac_of(interface).ok())
                 .collect(),
-            sources,
             domain: domain.range(),
             last_devices: children(domain, "devices").last().map(|node| node.range()),
             metadata: metadata.map(|node| node.range()),
@@ -173,9 +144,38 @@ impl Deployment {
         self.limit_kib
     }
 
-    /// The NICs that become VFs, in the order of their positions.
-    pub fn sriov_nics(&self) -> &[SriovNic] {
-        &self.nics
+    /// The NICs that become VFs, in the order of their positions. Their VLANs and NIC_IDs are not in this file:
+    /// [`Deployment::described`] adds them.
+    ///
+    /// The guest addresses ascend with the positions. An address that a NIC itself names is kept. If the other addresses
+    /// can't be put in order around it, these NICs have none: libvirt chooses, and the order must be checked when the
+    /// domain runs.
+    pub fn sriov_nics(&self) -> impl Iterator<Item = &WantedNic> {
+        self.nics.iter().map(|nic| &nic.wanted)
+    }
+
+    /// The NICs that become VFs, with the VLANs and NIC_IDs of OpenNebula's description where there is one.
+    pub fn described(&self, data: Option<&VmData>) -> Vec<WantedNic> {
+        let mut described: Vec<_> = data.into_iter().flat_map(VmData::sriov_nics).collect();
+        // Several NICs may have one MAC. Each description is used once: for the NIC with its device on the host, or else
+        // for the first one.
+        let mut describe = |nic: &SriovInterface| {
+            let is_it =
+                |(described, root): &&(&VmNic, RootName)| described.mac == nic.wanted.mac && *root == nic.wanted.root;
+            let is_target = |(described, _): &(&VmNic, RootName)| described.target == nic.target;
+            let at = described.iter().position(|it| is_it(&it) && is_target(it));
+            let at = at.or_else(|| described.iter().position(|it| is_it(&it)))?;
+            Some(described.remove(at).0)
+        };
+        let complete = |nic: &SriovInterface| {
+            let described = describe(nic);
+            WantedNic {
+                vlan: described.and_then(|it| it.vlan),
+                nic_id: described.and_then(|it| it.id),
+                ..nic.wanted.clone()
+            }
+        };
+        self.nics.iter().map(complete).collect()
     }
 
     /// The MACs of all its NICs, also of those that get no VF.
@@ -195,15 +195,6 @@ impl Deployment {
             number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
         };
         self.disks.iter().filter(made_by_one).map(|disk| disk.path.clone()).collect()
-    }
-
-    /// The guest address for each SR-IOV NIC, so that ascending position is ascending address; `None` where libvirt
-    /// is to choose.
-    ///
-    /// An address that the NIC itself names is kept. If the others can't be put in order around it, they get `None`,
-    /// and the order is to be checked when the domain runs.
-    pub fn guest_addresses(&self) -> Vec<Option<PciAddress>> {
-        self.guests.clone()
     }
 
     /// The domain XML for libvirt: every SR-IOV NIC is a host device in its place, the dummies are at the end of the
@@ -231,20 +222,16 @@ impl Deployment {
         }
         let mut splices = self.disk_splices(disks)?;
         if !nics.is_empty() {
-            let planned = || self.nics.iter().zip(nics);
-            let wanted = wanted(planned());
-            for ((nic, planned), source) in wanted.nics.iter().zip(nics).zip(&self.sources) {
-                let margin = margin(&self.text, source.interface.start);
-                let text = lay_out(&hostdev(nic, planned.vf), margin, step(&self.text));
-                splices.push(Splice { range: source.interface.clone(), text });
+            let mut dummies = Vec::new();
+            for (interface, nic) in self.nics.iter().zip(nics) {
+                let margin = margin(&self.text, interface.range.start);
+                let text = lay_out(&hostdev(&nic.wanted, nic.vf), margin, step(&self.text));
+                splices.push(Splice { range: interface.range.clone(), text });
+                dummies.push(self.dummy(interface, nic, dummy_bridge));
             }
-            let dummies = planned()
-                .zip(&self.sources)
-                .map(|((nic, planned), source)| self.dummy(nic, planned, source, dummy_bridge));
-            splices.extend(
-                self.last_devices.as_ref().map(|block| append(&self.text, block, &dummies.collect::<Vec<_>>())),
-            );
-            splices.extend(self.metadata_splices(&wanted.to_xml()));
+            splices.extend(self.last_devices.as_ref().map(|block| append(&self.text, block, &dummies)));
+            let nics = nics.iter().map(|nic| nic.wanted.clone()).collect();
+            splices.extend(self.metadata_splices(&Wanted { nics, ..Wanted::default() }.to_xml()));
         }
         apply(&self.text, splices)
     }
@@ -279,45 +266,44 @@ impl Deployment {
         }
     }
 
-    fn dummy(&self, nic: &SriovNic, planned: &PlannedNic, source: &Source, bridge: &str) -> Vec<Line> {
+    fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, bridge: &str) -> Vec<Line> {
         let copy = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default().to_owned();
         let mut inner =
-            vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{}'/>", planned.dummy_mac)];
-        inner.extend(nic.target.iter().map(|target| format!("<target dev='{}'/>", Escaped(target))));
-        inner.push(source.model.as_ref().map_or_else(|| "<model type='virtio'/>".to_owned(), copy));
-        inner.extend(source.copied.iter().map(copy));
-        inner.push(format!("<alias name='{}'/>", dummy_alias_of(nic.position)));
+            vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{}'/>", nic.dummy_mac)];
+        inner.extend(interface.target.iter().map(|target| format!("<target dev='{}'/>", Escaped(target))));
+        inner.push(interface.model.as_ref().map_or_else(|| "<model type='virtio'/>".to_owned(), copy));
+        inner.extend(interface.copied.iter().map(copy));
+        inner.push(format!("<alias name='{}'/>", dummy_alias_of(nic.wanted.position)));
         element("<interface type='bridge'>", inner, "</interface>")
     }
 }
 
-fn read_nic(
-    interface: Node<'_, '_>,
-    before: usize,
-    document: &Document<'_>,
-) -> Result<Option<(SriovNic, Source)>, XmlError> {
-    let bridge = child(interface, "source").and_then(|source| source.attribute_node("bridge"));
-    let Some((bridge, root)) = bridge.and_then(|bridge| Some((bridge, RootName::from_bridge(bridge.value())?))) else {
-        return Ok(None);
-    };
-    let position_of_bridge = document.text_pos_at(bridge.range().start);
-    let nic = SriovNic {
-        mac: mac_of(interface)?,
-        root: root.map_err(|error| XmlError::new(position_of_bridge, format_args!("after sriov_: {error}")))?,
-        position: Position::new(before).map_err(|error| XmlError::at(interface, error))?,
-        target: child_attribute(interface, "target", "dev"),
-        boot_order: match child(interface, "boot") {
+impl SriovInterface {
+    /// Reads an interface that `before` others with a bridge `sriov_<root>` precede; `None` for another bridge.
+    fn read(interface: Node<'_, '_>, before: usize, document: &Document<'_>) -> Result<Option<Self>, XmlError> {
+        let bridge = child(interface, "source").and_then(|source| source.attribute_node("bridge"));
+        let Some((bridge, root)) = bridge.and_then(|bridge| Some((bridge, RootName::from_bridge(bridge.value())?)))
+        else {
+            return Ok(None);
+        };
+        let mac = mac_of(interface)?;
+        let at_bridge = document.text_pos_at(bridge.range().start);
+        let root = root.map_err(|error| XmlError::new(at_bridge, format_args!("after sriov_: {error}")))?;
+        let position = Position::new(before).map_err(|error| XmlError::at(interface, error))?;
+        let boot_order = match child(interface, "boot") {
             Some(boot) => attribute(boot, "order", decimal)?,
             None => None,
-        },
-    };
-    let range = |name| child(interface, name).map(|node| node.range());
-    let source = Source {
-        interface: interface.range(),
-        model: range("model"),
-        copied: ["driver", "filterref", "bandwidth"].into_iter().filter_map(range).collect(),
-    };
-    Ok(Some((nic, source)))
+        };
+        let guest = guest_address(interface)?;
+        let range = |name| child(interface, name).map(|node| node.range());
+        Ok(Some(Self {
+            wanted: WantedNic { guest, boot_order, ..WantedNic::new(mac, root, position) },
+            target: child_attribute(interface, "target", "dev"),
+            range: interface.range(),
+            model: range("model"),
+            copied: ["driver", "filterref", "bandwidth"].into_iter().filter_map(range).collect(),
+        }))
+    }
 }
 
 fn disk(device: Node<'_, '_>, text: &str) -> Option<Disk> {
@@ -336,23 +322,6 @@ fn nvram(node: Node<'_, '_>) -> Option<Nvram> {
     let path = content(node).trim().to_owned();
     let format = node.attribute("format").unwrap_or("raw").to_owned();
     (!path.is_empty()).then(|| Nvram { path: Path::new(&path).to_owned(), format })
-}
-
-fn wanted<'a>(nics: impl Iterator<Item = (&'a SriovNic, &'a PlannedNic)>) -> Wanted {
-    let nics = nics.map(|(nic, planned)| WantedNic {
-        mac: nic.mac,
-        root: nic.root.clone(),
-        mode: Mode::Hostdev,
-        position: nic.position,
-        guest: planned.guest,
-        boot_order: nic.boot_order,
-        vlan: planned.vlan,
-        nic_id: planned.nic_id,
-        dummy: None,
-        adopted: Adopted::default(),
-        kept: Kept::default(),
-    });
-    Wanted { nics: nics.collect(), ..Wanted::default() }
 }
 
 /// The host device that gives this NIC its VF.
@@ -430,14 +399,11 @@ mod tests {
     use crate::xml::LiveDomain;
 
     fn plan(deployment: &Deployment) -> Vec<PlannedNic> {
-        let guests = deployment.guest_addresses();
-        let nics = deployment.sriov_nics().iter().zip(guests).enumerate();
-        nics.map(|(i, (nic, guest))| PlannedNic {
+        let nics = deployment.sriov_nics().enumerate();
+        nics.map(|(i, nic)| PlannedNic {
             vf: PciAddress::new(0, 7, 0, u8::try_from(i).unwrap() + 1).unwrap(),
-            guest,
             dummy_mac: nic.mac.dummy("aa".parse().unwrap(), nic.position).unwrap(),
-            vlan: (i == 0).then_some(100),
-            nic_id: Some(u32::try_from(i).unwrap()),
+            wanted: WantedNic { vlan: (i == 0).then_some(100), nic_id: Some(u32::try_from(i).unwrap()), ..nic.clone() },
         })
         .collect()
     }
@@ -465,7 +431,7 @@ mod tests {
     #[test]
     fn a_domain_without_sriov_goes_through_byte_for_byte() {
         let deployment = Deployment::parse(WIRE).unwrap();
-        assert_eq!(deployment.sriov_nics(), []);
+        assert_eq!(deployment.sriov_nics().next(), None);
         assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), WIRE);
     }
 
@@ -476,19 +442,21 @@ mod tests {
             let planned = plan(&deployment);
             let result = deployment.rewrite(&[], &planned, "dummy'br&1").unwrap();
             let live = LiveDomain::parse(&result).unwrap();
-            for (nic, planned) in deployment.sriov_nics().iter().zip(&planned) {
+            for planned in &planned {
+                let nic = &planned.wanted;
                 let alias = alias_of(nic.position);
                 let hostdev = live.hostdevs.iter().find(|hostdev| hostdev.alias.as_deref() == Some(&alias)).unwrap();
-                assert_eq!((hostdev.vf, hostdev.guest), (planned.vf, planned.guest));
+                assert_eq!((hostdev.vf, hostdev.guest), (planned.vf, nic.guest));
                 let alias = dummy_alias_of(nic.position);
                 let dummy = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&alias)).unwrap();
                 assert_eq!((dummy.mac, dummy.bridge.as_deref()), (planned.dummy_mac, Some("dummy'br&1")));
-                assert_eq!(dummy.target, nic.target);
+                let interface = deployment.nics.iter().find(|it| it.wanted.position == nic.position).unwrap();
+                assert_eq!(dummy.target, interface.target);
             }
             let wanted = live.wanted.unwrap().unwrap();
             assert_eq!(wanted.nics.len(), planned.len());
             assert_eq!(wanted.nics[0].vlan, Some(100));
-            assert!(Deployment::parse(&result).unwrap().sriov_nics().is_empty());
+            assert_eq!(Deployment::parse(&result).unwrap().sriov_nics().next(), None);
         }
     }
 
@@ -500,13 +468,13 @@ mod tests {
         let path = PathBuf::from("/var/lib/one//datastores/0/77/hpc-77_VARS.fd");
         assert_eq!(rich.nvram(), Some(Nvram { path, format: "raw".into() }));
         assert_eq!(rich.disk_files(), [PathBuf::from("/var/lib/one//datastores/0/77/disk.10")]);
-        let roots: Vec<_> = rich.sriov_nics().iter().map(|nic| nic.root.as_str()).collect();
+        let roots: Vec<_> = rich.sriov_nics().map(|nic| nic.root.as_str()).collect();
         assert_eq!(roots, ["ib0", "eth.1"]);
-        assert_eq!(rich.sriov_nics()[1].target.as_deref(), Some("a&b"));
+        assert_eq!(rich.nics[1].target.as_deref(), Some("a&b"));
         let old = Deployment::parse(OLD).unwrap();
         assert_eq!((old.uuid(), old.nvram()), (None, None));
         let simple = Deployment::parse(SIMPLE).unwrap();
-        assert_eq!(simple.sriov_nics()[0].boot_order, Some(1));
+        assert_eq!(simple.nics[0].wanted.boot_order, Some(1));
         let with_unit = Deployment::parse(&domain("<memory unit='GiB'>2</memory>")).unwrap();
         assert_eq!(with_unit.memory_kib(), 2 * 1024 * 1024);
         let bare = Deployment::parse(&domain("<uuid>7F1C2A5264d64c0c9b0e2f7a4c1d9e10</uuid>")).unwrap();
@@ -545,7 +513,7 @@ mod tests {
         ] {
             let text = domain(&inside);
             let deployment = Deployment::parse(&text).unwrap();
-            assert_eq!(deployment.sriov_nics(), [], "{text}");
+            assert_eq!(deployment.sriov_nics().next(), None, "{text}");
             assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), text);
         }
     }

@@ -101,9 +101,11 @@ impl FreeAddresses {
     }
 }
 
-/// Chooses guest addresses for NICs of which some may ask for one themselves.
-pub(super) fn choose_guest_addresses(domain: Node<'_, '_>, asked: &[Option<PciAddress>]) -> Vec<Option<PciAddress>> {
-    let missing = asked.iter().filter(|address| address.is_none()).count();
+/// Chooses guest addresses for the NICs of a domain that is to be started, in the order of their positions. A NIC that
+/// asks for an address itself keeps it.
+pub(super) fn choose_guest_addresses<'a>(domain: Node<'_, '_>, nics: impl Iterator<Item = &'a mut Option<PciAddress>>) {
+    let mut nics: Vec<_> = nics.collect();
+    let missing = nics.iter().filter(|address| address.is_none()).count();
     let free = match Machine::of(domain) {
         Machine::I440fx => free_slots(domain),
         Machine::Q35 => spare_ports(domain, missing),
@@ -112,17 +114,19 @@ pub(super) fn choose_guest_addresses(domain: Node<'_, '_>, asked: &[Option<PciAd
     let mut free = free.into_iter().peekable();
     let mut last = None;
     let mut chosen = Vec::new();
-    for address in asked {
+    for address in &nics {
         let next = address.or_else(|| free.find(|candidate| last.is_none_or(|last| last < *candidate)));
         if next.is_none() || next <= last {
             // One that breaks the order leaves them all to libvirt, which fills from below: no order is worse than
             // one that only part of the NICs has.
-            return asked.to_vec();
+            return;
         }
         last = next;
         chosen.push(next);
     }
-    chosen
+    for (address, chosen) in nics.iter_mut().zip(chosen) {
+        **address = chosen;
+    }
 }
 
 enum Machine {

@@ -9,7 +9,7 @@ use roxmltree::Node;
 use super::{Escaped, Place, VmNic, XmlError, attribute, decimal, parse, position, required};
 use crate::base::ParseError;
 use crate::base::ascending;
-use crate::base::{MacAddress, NicKey, PciAddress, Position, RootName};
+use crate::base::{MacAddress, NicKey, PciAddress, Position, RootName, WantedVf};
 
 /// The VFs a domain should have, and the operation that is under way on it.
 ///
@@ -215,21 +215,37 @@ impl Wanted {
 }
 
 impl WantedNic {
-    /// What a VM is to have for a NIC that OpenNebula describes.
-    pub(crate) fn new(nic: &VmNic, root: RootName, place: &Place) -> Self {
+    /// A NIC with a PCI host device, and nothing else known of it.
+    pub(crate) fn new(mac: MacAddress, root: RootName, position: Position) -> Self {
         Self {
-            mac: nic.mac,
+            mac,
             root,
             mode: Mode::Hostdev,
-            position: place.position,
-            guest: place.guest,
-            boot_order: nic.boot_order,
-            vlan: nic.vlan,
-            nic_id: nic.id,
+            position,
+            guest: None,
+            boot_order: None,
+            vlan: None,
+            nic_id: None,
             dummy: None,
             adopted: Adopted::default(),
             kept: Kept::default(),
         }
+    }
+
+    /// The NIC that OpenNebula describes, at this place in the VM.
+    pub(crate) fn described(nic: &VmNic, root: RootName, place: &Place) -> Self {
+        Self {
+            guest: place.guest,
+            boot_order: nic.boot_order,
+            vlan: nic.vlan,
+            nic_id: nic.id,
+            ..Self::new(nic.mac, root, place.position)
+        }
+    }
+
+    /// The VF that this NIC needs.
+    pub fn vf(&self) -> WantedVf {
+        WantedVf { root: self.root.clone(), nic: self.key() }
     }
 
     /// Whether it is this NIC of OpenNebula's: by NIC_ID and MAC, or by root and MAC where one has no NIC_ID. In both cases

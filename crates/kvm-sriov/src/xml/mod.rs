@@ -30,7 +30,7 @@ use roxmltree::{Document, Error, Node, ParsingOptions, TextPos};
 use crate::base::{DomainUuid, Position};
 use crate::base::{ParseError, PciAddress};
 
-pub use deployment::{Deployment, Nvram, PlannedNic, SriovNic, hostdev_of};
+pub use deployment::{Deployment, Nvram, PlannedNic, hostdev_of};
 pub use disk::{Disk, Medium, Mention, mentions, with_system_datastore};
 pub use guest_bus::{FreeAddresses, Place};
 pub use image::image_for;
@@ -476,8 +476,9 @@ mod tests {
 
     /// The guest addresses that a deployment gives its VFs.
     pub(super) fn guests(text: &str) -> Vec<String> {
-        let addresses = Deployment::parse(text).unwrap().guest_addresses();
-        addresses.into_iter().map(|address| address.map_or("-".to_owned(), |address| address.to_string())).collect()
+        let deployment = Deployment::parse(text).unwrap();
+        let address = |nic: &WantedNic| nic.guest.map_or("-".to_owned(), |address| address.to_string());
+        deployment.sriov_nics().map(address).collect()
     }
 
     fn text_of(error: Result<Document<'_>, XmlError>) -> String {
@@ -575,8 +576,8 @@ mod tests {
             let text: String = text.into_iter().collect();
             for text in [text.as_str(), &original[..original.char_indices().nth(at).map_or(0, |(i, _)| i)]] {
                 if let Ok(deployment) = Deployment::parse(text) {
-                    prop_assert_eq!(deployment.guest_addresses().len(), deployment.sriov_nics().len());
-                    if deployment.sriov_nics().is_empty() {
+                    prop_assert!(deployment.sriov_nics().zip(0..).all(|(nic, number)| nic.position.number() == number));
+                    if deployment.sriov_nics().next().is_none() {
                         prop_assert_eq!(deployment.rewrite(&[], &[], "br").unwrap(), text);
                     }
                 }

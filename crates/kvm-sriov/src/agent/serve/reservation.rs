@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::ACTION;
 use super::witness::Witness;
 use crate::agent::IncomingVm;
-use crate::base::{DeployId, DomainName, NicKey, Owner, Position, RootName};
+use crate::base::{DeployId, DomainName, Owner, Position, WantedVf};
 use crate::claims::{ClaimError, ClaimStore, Request as ClaimRequest, VmLock};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -112,11 +112,11 @@ impl Reservation {
             return Ok(());
         }
         let backing = host.recover(store, maps, ACTION)?;
-        let nics: Vec<_> = nics.iter().map(|nic| (nic.root.clone(), nic.key())).collect();
+        let vfs: Vec<_> = nics.iter().map(|nic| nic.vf()).collect();
         let owner = self.owner();
         let sysfs = host.sysfs();
-        let request = ClaimRequest { owner: &owner, nics: &nics, maps, sysfs, refused: &[] };
-        let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &nics, &owner.vm))?;
+        let request = ClaimRequest { owner: &owner, vfs: &vfs, maps, sysfs, refused: &[] };
+        let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &vfs, &owner.vm))?;
         for claim in &claims {
             host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");
         }
@@ -194,14 +194,14 @@ impl Needs {
 }
 
 /// The cause that a map has too few free VFs, as the source's action reports it.
-fn too_few(error: ClaimError, nics: &[(RootName, NicKey)], vm: &DomainName) -> Cause {
+fn too_few(error: ClaimError, vfs: &[WantedVf], vm: &DomainName) -> Cause {
     let ClaimError::Exhausted { root, total, mut users, no_vfs, .. } = error else { return error.into() };
     // The VFs that were chosen for this VM before the map ran out.
     users.remove(vm.as_str());
     let used: usize = users.values().sum();
     Cause::TooFew {
         free: total.saturating_sub(used),
-        needed: nics.iter().filter(|(other, _)| *other == root).count(),
+        needed: vfs.iter().filter(|vf| vf.root == root).count(),
         root,
         users: counted(&users),
         no_vfs,
