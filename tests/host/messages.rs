@@ -18,7 +18,7 @@ use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::reconcile::{Doubt, Why};
 use kvm_sriov::sysfs::NoVf;
 use kvm_sriov::xml::{Deployment, Mode};
-use kvm_sriov::{ActionError, Cause, HostState, Position};
+use kvm_sriov::{Action, ActionError, Cause, HostState, Position};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
@@ -240,7 +240,7 @@ fn what_actions_say_on_the_model() {
     let host = a_running_vm();
     host.set_kvmrc("SRIOV_LOCK_TIMEOUT=1\n");
     let store = host.host().claims().unwrap();
-    let lock = store.lock_vm(&"one-42".parse().unwrap(), "migrate", Duration::ZERO).unwrap();
+    let lock = store.lock_vm(&"one-42".parse().unwrap(), Action::Migrate, Duration::ZERO).unwrap();
     note_masked("save: another action has the VM", save(&host), "migrate, ", "; ", "process");
     drop(lock);
 
@@ -257,7 +257,7 @@ fn what_actions_say_on_the_model() {
 }
 
 /// One of each cause that there is, with the action that comes upon it.
-fn causes() -> Vec<(&'static str, Cause)> {
+fn causes() -> Vec<(Action, Cause)> {
     let vm = || "one-42".parse().unwrap();
     let root = || "ib0".parse().unwrap();
     let host = || "node2".parse().unwrap();
@@ -275,31 +275,34 @@ fn causes() -> Vec<(&'static str, Cause)> {
     let no_vfs = || vec![("0000:07:00.0".parse().unwrap(), NoVf::NotVf), (vf(), NoVf::Missing)];
     let agent: fn(AgentError) -> Cause = Cause::Agent;
     vec![
-        ("attach_nic", Cause::Argument { name: "MAC", problem: no_mac().to_string() }),
-        ("save", Cause::Stdin { why: text("it is longer than 8388608 bytes") }),
-        ("deploy", Cause::Xml { what: text("the deployment file"), source: xml() }),
-        ("attach_nic", Cause::Value { what: text("the MAC of the NIC"), source: no_mac() }),
-        ("deploy", Cause::NotSet { variable: "DUMMY_BRIDGE", why: "a VM with VFs has dummy interfaces on it" }),
-        ("deploy", Cause::NoBridge { bridge: text("dummy_br") }),
-        ("vnm pre", Cause::NotSriov { mac: mac(), bridge: text("br0") }),
+        (Action::AttachNic, Cause::Argument { name: "MAC", problem: no_mac().to_string() }),
+        (Action::Save, Cause::Stdin { why: text("it is longer than 8388608 bytes") }),
+        (Action::Deploy, Cause::Xml { what: text("the deployment file"), source: xml() }),
+        (Action::AttachNic, Cause::Value { what: text("the MAC of the NIC"), source: no_mac() }),
+        (Action::Deploy, Cause::NotSet { variable: "DUMMY_BRIDGE", why: "a VM with VFs has dummy interfaces on it" }),
+        (Action::Deploy, Cause::NoBridge { bridge: text("dummy_br") }),
+        (Action::NetworkPre, Cause::NotSriov { mac: mac(), bridge: text("br0") }),
         (
-            "deploy",
+            Action::Deploy,
             Cause::Claims(ClaimError::Unsafe {
                 path: "/tmp/vf_interfaces".into(),
                 what: text("is a link"),
                 advice: text("set VF_STATE_DIR in kvmrc to a directory that is none"),
             }),
         ),
-        ("deploy", Cause::Claims(ClaimError::Shared { path: "/var/lib/one/vf_interfaces".into(), kind: text("NFS") })),
         (
-            "deploy",
+            Action::Deploy,
+            Cause::Claims(ClaimError::Shared { path: "/var/lib/one/vf_interfaces".into(), kind: text("NFS") }),
+        ),
+        (
+            Action::Deploy,
             Cause::Claims(ClaimError::Unreadable {
                 path: "/tmp/vf_interfaces/ib0/0".into(),
                 why: text("vf is missing"),
             }),
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::Claims(ClaimError::Elsewhere {
                 path: "/tmp/vf_interfaces/ib0/0".into(),
                 vm: vm(),
@@ -307,17 +310,20 @@ fn causes() -> Vec<(&'static str, Cause)> {
             }),
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::Claims(ClaimError::File {
                 verb: "write",
                 path: "/tmp/vf_interfaces/ib0/0".into(),
                 source: denied(),
             }),
         ),
-        ("save", Cause::Claims(ClaimError::Busy { vm: vm(), holder })),
-        ("deploy", Cause::Claims(ClaimError::Locked { path: "/tmp/vf_interfaces/.locks/claims".into(), seconds: 30 })),
+        (Action::Save, Cause::Claims(ClaimError::Busy { vm: vm(), holder })),
         (
-            "deploy",
+            Action::Deploy,
+            Cause::Claims(ClaimError::Locked { path: "/tmp/vf_interfaces/.locks/claims".into(), seconds: 30 }),
+        ),
+        (
+            Action::Deploy,
             Cause::Claims(ClaimError::Exhausted {
                 root: root(),
                 vm: vm(),
@@ -327,7 +333,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
             }),
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::Claims(ClaimError::Exhausted {
                 root: root(),
                 vm: vm(),
@@ -337,7 +343,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
             }),
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::Claims(ClaimError::Exhausted {
                 root: root(),
                 vm: vm(),
@@ -346,16 +352,16 @@ fn causes() -> Vec<(&'static str, Cause)> {
                 no_vfs: no_vfs(),
             }),
         ),
-        ("deploy", Cause::Claims(ClaimError::NoMap { root: root() })),
-        ("reboot", Cause::Libvirt(libvirt())),
-        ("save", call("save one-42 to /d/checkpoint")),
-        ("restore", Cause::File { verb: "read", path: "/d/checkpoint".into(), source: denied() }),
-        ("deploy", Cause::Exists { name: vm() }),
-        ("reset", Cause::Absent { id: text("one-42") }),
-        ("shutdown", Cause::ShutdownTimeout { id: text("one-42"), seconds: 180 }),
-        ("cancel", Cause::StillThere { id: text("one-42"), seconds: 60 }),
+        (Action::Deploy, Cause::Claims(ClaimError::NoMap { root: root() })),
+        (Action::Reboot, Cause::Libvirt(libvirt())),
+        (Action::Save, call("save one-42 to /d/checkpoint")),
+        (Action::Restore, Cause::File { verb: "read", path: "/d/checkpoint".into(), source: denied() }),
+        (Action::Deploy, Cause::Exists { name: vm() }),
+        (Action::Reset, Cause::Absent { id: text("one-42") }),
+        (Action::Shutdown, Cause::ShutdownTimeout { id: text("one-42"), seconds: 180 }),
+        (Action::Cancel, Cause::StillThere { id: text("one-42"), seconds: 60 }),
         (
-            "deploy",
+            Action::Deploy,
             Cause::VfioDenied {
                 device: text("/dev/vfio/11"),
                 text: text("Permission denied"),
@@ -363,7 +369,7 @@ fn causes() -> Vec<(&'static str, Cause)> {
             },
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::NoMemory {
                 text: text("cannot limit locked memory"),
                 guest_kib: 2_097_152,
@@ -372,62 +378,71 @@ fn causes() -> Vec<(&'static str, Cause)> {
             },
         ),
         (
-            "deploy",
+            Action::Deploy,
             Cause::AllRefused {
                 exhausted: Box::new(ClaimError::Exhausted { root: root(), vm: vm(), total: 4, users, no_vfs: vec![] }),
                 reasons: text("0000:07:00.3 (group 11 is not viable)"),
             },
         ),
-        ("deploy", Cause::NotAsAsked { name: vm(), what: text("VF 0000:07:00.3 is not there") }),
-        ("save", Cause::NotReleased { vm: vm(), seconds: 60, kept: vec![(position(), vf(), Outcome::Pending)] }),
+        (Action::Deploy, Cause::NotAsAsked { name: vm(), what: text("VF 0000:07:00.3 is not there") }),
+        (Action::Save, Cause::NotReleased { vm: vm(), seconds: 60, kept: vec![(position(), vf(), Outcome::Pending)] }),
         (
-            "detach_disk",
+            Action::DetachDisk,
             Cause::DeviceNotReleased { vm: vm(), device: text("disk vdb"), seconds: 60, outcome: Outcome::DaemonGone },
         ),
-        ("snapshot_create", Cause::NoVmDir { vm: vm() }),
-        ("attach_nic", Cause::OtherNic { vm: vm(), mac: mac(), what: text("it is on bridge br0") }),
-        ("detach_disk", Cause::NoDisk { vm: vm(), target: text("vdb"), what: text("detach vdb from one-42") }),
+        (Action::SnapshotCreate, Cause::NoVmDir { vm: vm() }),
+        (Action::AttachNic, Cause::OtherNic { vm: vm(), mac: mac(), what: text("it is on bridge br0") }),
+        (Action::DetachDisk, Cause::NoDisk { vm: vm(), target: text("vdb"), what: text("detach vdb from one-42") }),
         (
-            "attach_disk",
+            Action::AttachDisk,
             Cause::OtherDisk { vm: vm(), what: text("attach /d/disk.2 (vdb) to one-42"), found: text("/d/disk.3") },
         ),
-        ("attach_disk", Cause::NotNamed { what: text("disk that is to be attached") }),
-        ("exec", Cause::GuestAgent { vm: vm(), text: text("command not found") }),
-        ("save.ceph", Cause::Program { what: text("import the checkpoint into one/x"), why: text("rbd says \"no\"") }),
+        (Action::AttachDisk, Cause::NotNamed { what: text("disk that is to be attached") }),
+        (Action::Exec, Cause::GuestAgent { vm: vm(), text: text("command not found") }),
         (
-            "resize",
+            Action::SaveCeph,
+            Cause::Program { what: text("import the checkpoint into one/x"), why: text("rbd says \"no\"") },
+        ),
+        (
+            Action::Resize,
             Cause::NoRoom { what: text("resize VCPU to 8 on one-42"), why: text("it was started for at most 4") },
         ),
-        ("attach_nic", Cause::TooMany { vm: vm() }),
+        (Action::AttachNic, Cause::TooMany { vm: vm() }),
         (
-            "detach_nic",
+            Action::DetachNic,
             Cause::SeveralNics { vm: vm(), mac: mac(), nics: text("a VF of ib0 at position 0, one-42-1 on br0") },
         ),
-        ("save", Cause::ForeignDevice { vm: vm(), device: text("0000:81:00.0"), what: "saved" }),
-        ("save", Cause::NotRunning { vm: vm(), how: "paused" }),
-        ("save", Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
-        ("save", Cause::Unresolved { vm: vm(), doubt: Doubt::Migration }),
-        ("save", Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Why::Newer }),
-        ("attach_nic", Cause::JobRuns { vm: vm(), what: "migrates it" }),
-        ("migrate", agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
-        ("migrate", agent(AgentError::Version { host: host(), found: text("3"), own: 2 })),
-        ("migrate", agent(AgentError::Refused { host: host(), why: text("no free VF") })),
-        ("migrate", agent(AgentError::Lost { host: host(), why: text(": ssh ended") })),
-        ("migrate", agent(AgentError::Unexpected { host: host(), what: text("\"x\"") })),
-        ("migrate", agent(AgentError::Copy { host: host(), what: text("disk.1"), why: text("no space") })),
-        ("migrate_local", Cause::Elsewhere { host: host(), text: text("no free VF") }),
-        ("migrate", Cause::NothingPrepared),
-        ("migrate", Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)"), no_vfs: no_vfs() }),
-        ("vnm pre", Cause::FewVfs { root: root(), vfs: 1, needed: 2, no_vfs: no_vfs() }),
-        ("attach_nic", Cause::NoMode { mac: mac(), mode: Mode::Infiniband }),
-        ("migrate", Cause::NotInVmDir { path: "/etc/passwd".into() }),
-        ("migrate", Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),
-        ("migrate", Cause::UnknownThere { cause: Box::new(call("migrate one-42 to node2")), vm: vm(), to: host() }),
-        ("deploy", Cause::Cancelled { name: vm() }),
-        ("restore", Cause::BadImage { path: "/d/checkpoint".into() }),
-        ("cancel", Cause::Identity { path: "/var/tmp/one/vmm/kvm-sriov".into(), uid: 9869, source: denied() }),
+        (Action::Save, Cause::ForeignDevice { vm: vm(), device: text("0000:81:00.0"), what: "saved" }),
+        (Action::Save, Cause::NotRunning { vm: vm(), how: "paused" }),
+        (Action::Save, Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
+        (Action::Save, Cause::Unresolved { vm: vm(), doubt: Doubt::Migration }),
+        (Action::Save, Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Why::Newer }),
+        (Action::AttachNic, Cause::JobRuns { vm: vm(), what: "migrates it" }),
+        (Action::Migrate, agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
+        (Action::Migrate, agent(AgentError::Version { host: host(), found: text("3"), own: 2 })),
+        (Action::Migrate, agent(AgentError::Refused { host: host(), why: text("no free VF") })),
+        (Action::Migrate, agent(AgentError::Lost { host: host(), why: text(": ssh ended") })),
+        (Action::Migrate, agent(AgentError::Unexpected { host: host(), what: text("\"x\"") })),
+        (Action::Migrate, agent(AgentError::Copy { host: host(), what: text("disk.1"), why: text("no space") })),
+        (Action::MigrateLocal, Cause::Elsewhere { host: host(), text: text("no free VF") }),
+        (Action::Migrate, Cause::NothingPrepared),
         (
-            "attach_nic",
+            Action::Migrate,
+            Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)"), no_vfs: no_vfs() },
+        ),
+        (Action::NetworkPre, Cause::FewVfs { root: root(), vfs: 1, needed: 2, no_vfs: no_vfs() }),
+        (Action::AttachNic, Cause::NoMode { mac: mac(), mode: Mode::Infiniband }),
+        (Action::Migrate, Cause::NotInVmDir { path: "/etc/passwd".into() }),
+        (Action::Migrate, Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),
+        (
+            Action::Migrate,
+            Cause::UnknownThere { cause: Box::new(call("migrate one-42 to node2")), vm: vm(), to: host() },
+        ),
+        (Action::Deploy, Cause::Cancelled { name: vm() }),
+        (Action::Restore, Cause::BadImage { path: "/d/checkpoint".into() }),
+        (Action::Cancel, Cause::Identity { path: "/var/tmp/one/vmm/kvm-sriov".into(), uid: 9869, source: denied() }),
+        (
+            Action::AttachNic,
             Cause::Twice { cause: Box::new(call("attach NIC to one-42")), undo: Box::new(Cause::Libvirt(libvirt())) },
         ),
     ]
@@ -458,7 +473,7 @@ fn what_is_said_of_every_cause() {
         let map = kvm_sriov::config::MapDirs::new(vec![dir.path().into()]).load(&"ib0".parse().unwrap()).unwrap_err();
         for cause in [Cause::Kvmrc(kvmrc), Cause::Map(map)] {
             let what = name(&cause);
-            let error = ActionError::untouched("deploy", cause).to_string().replace(&place, "<dir>");
+            let error = ActionError::untouched(Action::Deploy, cause).to_string().replace(&place, "<dir>");
             messages.note(&what, 255, &format!("{error}.ExitCode: 255"));
             shown.insert(what);
         }
@@ -491,7 +506,7 @@ fn what_is_said_of_every_state() {
         HostState::Done,
     ] {
         let what = format!("{state:?}");
-        seen.note(&mut messages, &what, &ActionError::new("save", Cause::NothingPrepared, state));
+        seen.note(&mut messages, &what, &ActionError::new(Action::Save, Cause::NothingPrepared, state));
     }
     messages.compare();
 }

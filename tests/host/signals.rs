@@ -12,10 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use kvm_sriov::actions;
 use kvm_sriov::claims::ClaimStore;
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::DomainCalls;
 use kvm_sriov::opennebula;
+use kvm_sriov::{Action, actions};
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::remotes::target;
@@ -236,7 +236,7 @@ fn poll_puts_the_host_right_once_in_a_while() {
 }
 
 /// Holds the lock of one-42 in the state directory that the environment names, until somebody wishes that it ends.
-fn hold_the_lock(action: &str) {
+fn hold_the_lock(action: Action) {
     let store = ClaimStore::create(Path::new(&env::var("STATE").unwrap())).unwrap();
     let lock = store.lock_vm(&"one-42".parse().unwrap(), action, Duration::ZERO).unwrap();
     until("the wish comes", || lock.cancelled());
@@ -245,8 +245,8 @@ fn hold_the_lock(action: &str) {
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn program() {
-    opennebula::run("save", |_| {
-        hold_the_lock("save");
+    opennebula::run(Action::Save, |_| {
+        hold_the_lock(Action::Save);
         Ok(None)
     });
 }
@@ -255,8 +255,8 @@ fn program() {
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn program_with_other_work() {
-    opennebula::run("poll", |_| {
-        hold_the_lock("reconcile");
+    opennebula::run(Action::Poll, |_| {
+        hold_the_lock(Action::Reconcile);
         Ok(None)
     });
 }
@@ -265,7 +265,7 @@ fn program_with_other_work() {
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn embedder() {
-    hold_the_lock("save");
+    hold_the_lock(Action::Save);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::iter::repeat_n;
 use std::path::Path;
 
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{DeployId, MacAddress, actions};
 use kvm_sriov_model::host::ModelHost;

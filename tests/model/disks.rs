@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use kvm_sriov::actions;
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState};
+use kvm_sriov::libvirt::{DiskCalls, DomainCalls, LibvirtErrorKind, RunState};
 use kvm_sriov::xml::Sizes;
 use kvm_sriov::{ActionError, DeployId};
 use kvm_sriov_model::Guest;

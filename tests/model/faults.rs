@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
 
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, JobCalls, LibvirtErrorKind};
 use kvm_sriov::reconcile::Consistency;
-use kvm_sriov::{ActionError, Cause, DeployId, HostState, actions};
+use kvm_sriov::{Action, ActionError, Cause, DeployId, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::faults::Fault;
@@ -286,12 +286,13 @@ fn killed_after(host: ModelHost, call: &'static str, action: fn(&ModelHost) -> R
 /// Reconciliation, as an action.
 fn mend(host: &ModelHost) -> Result<(), ActionError> {
     let report = host.reconcile();
-    let report = report.map_err(|cause| ActionError::new("reconcile", cause, HostState::Left("as it was".into())))?;
+    let report =
+        report.map_err(|cause| ActionError::new(Action::Reconcile, cause, HostState::Left("as it was".into())))?;
     match report.consistency(false) {
         Consistency::Consistent => Ok(()),
         verdict => {
             let cause = Cause::Absent { id: format!("{verdict:?} {report:?}") };
-            Err(ActionError::new("reconcile", cause, HostState::Left("some of it".into())))
+            Err(ActionError::new(Action::Reconcile, cause, HostState::Left("some of it".into())))
         }
     }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::{DomainRef, Hypervisor};
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, DomainRef};
 use kvm_sriov::{ActionError, DeployId, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;

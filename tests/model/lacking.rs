@@ -5,7 +5,7 @@
 use std::fs;
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, SnapshotName};
 use kvm_sriov_model::Course;

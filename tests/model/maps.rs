@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{DeviceCalls, PowerCalls};
 use kvm_sriov::opennebula::network;
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;

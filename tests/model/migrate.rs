@@ -13,7 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::agent::{self, Link, Presence, Reach, ask_state};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind, RunState, Snapshots};
+use kvm_sriov::libvirt::{
+    DeviceCalls, DiskCalls, DomainCalls, JobCalls, LibvirtErrorKind, PowerCalls, RunState, SnapshotCalls, Snapshots,
+};
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, AgentError, Cause, DeployId, Host, HostName, HostState, actions};

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind, PowerCalls};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DeployId, HostState, PciAddress};
 use kvm_sriov_model::check::Stage;

@@ -5,7 +5,7 @@
 use std::fs;
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{DomainCalls, PowerCalls};
 use kvm_sriov::xml::{Adopted, VmData, Wanted, alias_of};
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_model::check::Stage;

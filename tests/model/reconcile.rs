@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::libvirt::{DomainRef, Hypervisor, JobKind, LibvirtErrorKind, Migration, RunState};
+use kvm_sriov::libvirt::{
+    DeviceCalls, DomainCalls, DomainRef, JobCalls, JobKind, LibvirtErrorKind, Migration, PowerCalls, RunState,
+};
 use kvm_sriov::reconcile::{
     Busy, CheckpointState, Consistency, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, Options, Repair, Report,
     SaveImage, VmReport, Why, decide, reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
-use kvm_sriov::{Owner, PciAddress, Position, actions};
+use kvm_sriov::{Action, Owner, PciAddress, Position, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::{Ended, ModelHost};
@@ -587,7 +589,7 @@ fn what_somebody_works_on_is_left_alone() {
     let host = deployed();
     lead_to(&host, "running", "none", "none");
     let store = host.host().claims().unwrap();
-    let lock = store.lock_vm(&owner().vm, "save", Duration::ZERO).unwrap();
+    let lock = store.lock_vm(&owner().vm, Action::Save, Duration::ZERO).unwrap();
     let before = host.portrait();
     assert_eq!(table.done(&["an action", "running", "none", "unknown"]), ["leave"]);
     let report = reconcile(&host.host(), &Options::default()).unwrap();
@@ -770,7 +772,7 @@ fn every_row_of_what_is_gone_comes_true() {
         let held = (works == "an action").then(|| {
             let noted = (image != "none").then_some(path.as_path());
             store.hold(&owner(), noted).unwrap();
-            store.lock_vm(&owner().vm, "restore", Duration::ZERO).unwrap()
+            store.lock_vm(&owner().vm, Action::Restore, Duration::ZERO).unwrap()
         });
         let before = host.portrait();
         let said = table.done(combination);

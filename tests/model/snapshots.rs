@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use kvm_sriov::actions::{self, NicArgs};
-use kvm_sriov::libvirt::{Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DomainCalls, LibvirtErrorKind, SnapshotCalls};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_model::check::Stage;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::Outcome;
-use kvm_sriov::libvirt::{DomainRef, Event, Hypervisor, LibvirtErrorKind};
+use kvm_sriov::libvirt::{DeviceCalls, DomainRef, Event, LibvirtErrorKind, PowerCalls};
 use kvm_sriov::{actions, vm};
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::ModelHost;

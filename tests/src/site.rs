@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kvm_sriov::DeployId;
-use kvm_sriov::libvirt::{DomainRef, Hypervisor};
+use kvm_sriov::libvirt::{DomainCalls, DomainRef};
 
 use crate::caller::{Caller, Version};
 use crate::daemon::Daemon;

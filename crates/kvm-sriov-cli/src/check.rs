@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::MapDirs;
-use kvm_sriov::libvirt::{Hypervisor, Libvirt, MigrationOptions};
+use kvm_sriov::libvirt::{DomainCalls, Libvirt, MigrationOptions};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::{Host, PciAddress, become_drivers_user};
 use serde::Serialize;

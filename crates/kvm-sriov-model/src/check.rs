@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{DiskCalls, DomainCalls, JobCalls};
 use kvm_sriov::xml::{LiveDomain, OperationKind, Wanted, dummy_alias_of};
 use kvm_sriov::{PciAddress, VfState};
 

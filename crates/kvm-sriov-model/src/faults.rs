@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_sriov::libvirt::{
-    BlockJob, DomainRef, Events, Hypervisor, Job, LibvirtError, LibvirtErrorKind, Migration, RunState, Snapshots, Usage,
+    BlockJob, DeviceCalls, DiskCalls, DomainCalls, DomainRef, EventCalls, Events, GuestCalls, Hypervisor, Job,
+    JobCalls, LibvirtError, LibvirtErrorKind, Migration, PowerCalls, RunState, SnapshotCalls, Snapshots, Usage,
 };
 use kvm_sriov::{DeployId, DomainUuid};
 
@@ -241,7 +242,7 @@ impl Faults {
     }
 }
 
-impl Hypervisor for Faults {
+impl DomainCalls for Faults {
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError> {
         self.call("domains", |inner| inner.domains())
     }
@@ -258,6 +259,29 @@ impl Hypervisor for Faults {
         self.call("migratable_xml", |inner| inner.migratable_xml(domain))
     }
 
+    fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
+        self.call("state", |inner| inner.state(domain))
+    }
+
+    fn metadata(&self, domain: &DomainRef, uri: &str) -> Result<Option<String>, LibvirtError> {
+        self.call("metadata", |inner| inner.metadata(domain, uri))
+    }
+
+    fn set_metadata(&self, domain: &DomainRef, xml: Option<&str>, prefix: &str, uri: &str) -> Result<(), LibvirtError> {
+        self.call("set_metadata", |inner| inner.set_metadata(domain, xml, prefix, uri))
+    }
+
+    fn usage(
+        &self,
+        domain: &DomainRef,
+        interfaces: &[String],
+        disks: &[String],
+    ) -> Result<Option<Usage>, LibvirtError> {
+        self.call("usage", |inner| inner.usage(domain, interfaces, disks))
+    }
+}
+
+impl PowerCalls for Faults {
     fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError> {
         self.book().limits.push(limit);
         self.call("create", |inner| inner.create(xml, limit))
@@ -279,38 +303,16 @@ impl Hypervisor for Faults {
         self.call("reset", |inner| inner.reset(domain))
     }
 
-    fn metadata(&self, domain: &DomainRef, uri: &str) -> Result<Option<String>, LibvirtError> {
-        self.call("metadata", |inner| inner.metadata(domain, uri))
+    fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("resume", |inner| inner.resume(domain))
     }
 
-    fn set_metadata(&self, domain: &DomainRef, xml: Option<&str>, prefix: &str, uri: &str) -> Result<(), LibvirtError> {
-        self.call("set_metadata", |inner| inner.set_metadata(domain, xml, prefix, uri))
+    fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("wake_up", |inner| inner.wake_up(domain))
     }
+}
 
-    fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
-        self.call("state", |inner| inner.state(domain))
-    }
-
-    fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
-        self.call("job", |inner| inner.job(domain))
-    }
-
-    fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
-        self.call("completed_job", |inner| inner.completed_job(domain))
-    }
-
-    fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
-        self.call("abort_job", |inner| inner.abort_job(domain))
-    }
-
-    fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
-        self.call("watch", |inner| inner.watch(domain))
-    }
-
-    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
-        self.call("watch_for", |inner| inner.watch_for(uuid))
-    }
-
+impl DeviceCalls for Faults {
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {
         if device_xml.contains("<hostdev") {
             self.book().limits.push(limit);
@@ -337,6 +339,20 @@ impl Hypervisor for Faults {
     fn change_medium(&self, domain: &DomainRef, disk_xml: &str) -> Result<(), LibvirtError> {
         self.call("change_medium", |inner| inner.change_medium(domain, disk_xml))
     }
+}
+
+impl JobCalls for Faults {
+    fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        self.call("job", |inner| inner.job(domain))
+    }
+
+    fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
+        self.call("completed_job", |inner| inner.completed_job(domain))
+    }
+
+    fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("abort_job", |inner| inner.abort_job(domain))
+    }
 
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
         let (which, file) = (domain.clone(), file.to_owned());
@@ -351,23 +367,13 @@ impl Hypervisor for Faults {
         self.call("restore", |inner| inner.restore(file, xml, paused, limit))
     }
 
-    fn resume(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
-        self.call("resume", |inner| inner.resume(domain))
-    }
-
-    fn wake_up(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
-        self.call("wake_up", |inner| inner.wake_up(domain))
-    }
-
-    fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
-        self.call("sync_time", |inner| inner.sync_time(domain))
-    }
-
     fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
         let (which, migration) = (domain.clone(), migration.clone());
         self.long_call("migrate", domain, move |inner| inner.migrate(&which, &migration))
     }
+}
 
+impl SnapshotCalls for Faults {
     fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError> {
         self.call("snapshots", |inner| inner.snapshots(domain))
     }
@@ -391,7 +397,9 @@ impl Hypervisor for Faults {
     fn redefine_snapshot(&self, domain: &DomainRef, xml: &str, current: bool) -> Result<(), LibvirtError> {
         self.call("redefine_snapshot", |inner| inner.redefine_snapshot(domain, xml, current))
     }
+}
 
+impl DiskCalls for Faults {
     fn block_copy(&self, domain: &DomainRef, disk: &str, target_xml: &str, shallow: bool) -> Result<(), LibvirtError> {
         self.call("block_copy", |inner| inner.block_copy(domain, disk, target_xml, shallow))
     }
@@ -411,7 +419,9 @@ impl Hypervisor for Faults {
     fn resize_disk(&self, domain: &DomainRef, disk: &str, bytes: u64) -> Result<(), LibvirtError> {
         self.call("resize_disk", |inner| inner.resize_disk(domain, disk, bytes))
     }
+}
 
+impl GuestCalls for Faults {
     fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError> {
         self.call("set_memory", |inner| inner.set_memory(domain, kib))
     }
@@ -424,12 +434,17 @@ impl Hypervisor for Faults {
         self.call("ask_agent", |inner| inner.ask_agent(domain, command))
     }
 
-    fn usage(
-        &self,
-        domain: &DomainRef,
-        interfaces: &[String],
-        disks: &[String],
-    ) -> Result<Option<Usage>, LibvirtError> {
-        self.call("usage", |inner| inner.usage(domain, interfaces, disks))
+    fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError> {
+        self.call("sync_time", |inner| inner.sync_time(domain))
+    }
+}
+
+impl EventCalls for Faults {
+    fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
+        self.call("watch", |inner| inner.watch(domain))
+    }
+
+    fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
+        self.call("watch_for", |inner| inner.watch_for(uuid))
     }
 }

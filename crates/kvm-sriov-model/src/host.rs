@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::MapDirs;
-use kvm_sriov::libvirt::Hypervisor;
+use kvm_sriov::libvirt::{DomainCalls, Hypervisor};
 use kvm_sriov::reconcile::{Busy, Options, Report, reconcile};
 use kvm_sriov::sysfs::Sysfs;
 use kvm_sriov::xml::LiveDomain;

@@ -42,8 +42,8 @@ pub mod xml;
 
 pub use base::signals::hold as hold_signals;
 pub use base::{
-    DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError, PciAddress,
-    Position, RootName, SnapshotName, WantedVf,
+    Action, DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,
+    PciAddress, Position, RootName, SnapshotName, WantedVf,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Outcome, Why};
 pub use host::{Hook, Host, HostBuilder, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};

@@ -1,8 +1,8 @@
 //! `cancel`: ends a VM at once.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("cancel", |call| {
+    opennebula::run(Action::Cancel, |call| {
         let id = call.arg(0, "deploy id")?;
         actions::cancel(&call.host_lenient()?, &id, call.vm_id()).map(|()| None)
     })

@@ -1,8 +1,8 @@
 //! `detach_disk`: takes a disk out of a running VM.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("detach_disk", |call| {
+    opennebula::run(Action::DetachDisk, |call| {
         let (id, target): (_, String) = (call.arg(0, "deploy id")?, call.arg(2, "target")?);
         let input = call.data()?;
         actions::detach_disk(&call.host()?, &id, &target, input.as_ref().map(|input| &input.vm)).map(|()| None)

@@ -1,8 +1,8 @@
 //! `detach_nic`: takes a NIC out of a running VM.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("detach_nic", |call| {
+    opennebula::run(Action::DetachNic, |call| {
         let (id, mac) = (call.arg(0, "deploy id")?, call.arg(1, "MAC")?);
         let input = call.data()?;
         actions::detach_nic(&call.host_lenient()?, &id, mac, input.as_ref().map(|input| &input.vm)).map(|()| None)

@@ -1,8 +1,8 @@
 //! `exec_cancel`: ends the command that runs in a guest.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("exec_cancel", |call| {
+    opennebula::run(Action::ExecCancel, |call| {
         let vm = call.vm_name(0)?;
         actions::exec_cancel(&call.host_lenient()?, &vm).map(|()| None)
     })

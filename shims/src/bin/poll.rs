@@ -1,8 +1,8 @@
 //! `poll`: what a VM uses, and a host that is put right (OpenNebula up to 5.10).
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("poll", |call| {
+    opennebula::run(Action::Poll, |call| {
         let id = call.arg(0, "deploy id")?;
         let host = call.host_lenient()?;
         opennebula::probe::start_in_turn(&host);

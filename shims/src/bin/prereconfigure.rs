@@ -1,8 +1,8 @@
 //! `prereconfigure`: takes the contextualization CD out of its drive.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("prereconfigure", |call| {
+    opennebula::run(Action::Prereconfigure, |call| {
         let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
         let input = call.data()?;
         let data = input.as_ref().map(|input| &input.vm);

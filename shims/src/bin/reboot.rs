@@ -1,8 +1,8 @@
 //! `reboot`: asks a guest to reboot.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("reboot", |call| {
+    opennebula::run(Action::Reboot, |call| {
         let id = call.arg(0, "deploy id")?;
         actions::reboot(&call.host_lenient()?, &id).map(|()| None)
     })

@@ -1,8 +1,8 @@
 //! `reconfigure`: puts the new contextualization CD into its drive.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("reconfigure", |call| {
+    opennebula::run(Action::Reconfigure, |call| {
         let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
         let (iso, input): (Option<std::path::PathBuf>, _) = (call.optional_arg(2, "image")?, call.data()?);
         let data = input.as_ref().map(|input| &input.vm);

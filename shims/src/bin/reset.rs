@@ -1,8 +1,8 @@
 //! `reset`: presses a VM's reset button.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("reset", |call| {
+    opennebula::run(Action::Reset, |call| {
         let id = call.arg(0, "deploy id")?;
         actions::reset(&call.host_lenient()?, &id).map(|()| None)
     })

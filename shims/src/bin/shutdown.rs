@@ -1,8 +1,8 @@
 //! `shutdown`: asks a guest to power off, and waits until it did.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("shutdown", |call| {
+    opennebula::run(Action::Shutdown, |call| {
         let id = call.arg(0, "deploy id")?;
         actions::shutdown(&call.host_lenient()?, &id, call.caller().absent_is_shut_down()).map(|()| None)
     })

@@ -1,8 +1,8 @@
 //! `snapshot_delete`: a snapshot is no longer needed.
-use kvm_sriov::{actions, opennebula};
+use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("snapshot_delete", |call| {
+    opennebula::run(Action::SnapshotDelete, |call| {
         let (id, name) = (call.arg(0, "deploy id")?, call.arg(1, "snapshot name")?);
         actions::snapshot_delete(&call.host_lenient()?, &id, &name).map(|()| None)
     })

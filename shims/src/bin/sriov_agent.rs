@@ -1,8 +1,8 @@
 //! `sriov_agent`: the driver's end on another host of a migration. Started by the driver itself, through ssh.
-use kvm_sriov::{Host, agent, opennebula};
+use kvm_sriov::{Action, Host, agent, opennebula};
 
 fn main() -> std::process::ExitCode {
-    opennebula::run("sriov_agent", |call| {
+    opennebula::run(Action::Agent, |call| {
         let ssh = agent::Ssh::new(call.driver_dir());
         agent::serve(|| Host::open(call.driver_dir()), &ssh, std::io::stdin(), std::io::stdout());
         Ok(None)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvm_sriov::PciAddress;
-use kvm_sriov::libvirt::{DomainRef, Hypervisor, Libvirt};
+use kvm_sriov::libvirt::{DomainRef, Hypervisor, Libvirt, PowerCalls};
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::behaviours::{self, Rig};
 use kvm_sriov_tests::rig_host::{ForwardedLibvirt, RigHost, SOON};

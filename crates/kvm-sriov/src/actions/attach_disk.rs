@@ -1,7 +1,7 @@
 //! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
 
 use super::shared::device::{self, Device};
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::reconcile;
@@ -9,7 +9,7 @@ use crate::vm;
 use crate::vm::dir;
 use crate::xml::{DiskPlace, VmData, VmDisk};
 
-const ACTION: &str = "attach_disk";
+const ACTION: Action = Action::AttachDisk;
 
 /// Plugs in the disk that OpenNebula's message is about. Success when it is there already. VFs stay where they are.
 ///

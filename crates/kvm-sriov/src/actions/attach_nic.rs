@@ -3,7 +3,7 @@
 use std::slice;
 
 use super::shared::device::{self, Device};
-use crate::base::{DeployId, MacAddress, RootName};
+use crate::base::{Action, DeployId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -12,7 +12,7 @@ use crate::xml::{
     LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias, pci_of,
 };
 
-const ACTION: &str = "attach_nic";
+const ACTION: Action = Action::AttachNic;
 
 /// What the arguments say of a NIC: all that is known of it before OpenNebula 5.0.
 #[derive(Debug, Clone, PartialEq, Eq)]

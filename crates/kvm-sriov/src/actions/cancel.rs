@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::{DeployId, DomainName, Owner};
+use crate::base::{Action, DeployId, DomainName, Owner};
 use crate::claims::ClaimStore;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -27,8 +27,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Source
 /// OpenNebula's stock `cancel`: destroys up to 60 times, a second apart.
 pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), ActionError> {
-    let failed = |cause: Cause| ActionError::new("cancel", cause, HostState::MayEnd);
-    let domain = host.hypervisor().find(id).map_err(|e| ActionError::untouched("cancel", e))?;
+    let failed = |cause: Cause| ActionError::new(Action::Cancel, cause, HostState::MayEnd);
+    let domain = host.hypervisor().find(id).map_err(|e| ActionError::untouched(Action::Cancel, e))?;
     let store = gone::usable_claims(host);
     let owner = owner_of(domain.as_ref(), id, vm_id, store.as_ref());
     if let (Some(store), Some(owner)) = (&store, &owner) {
@@ -92,7 +92,7 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
 fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     let released = store
         .has_any(owner)
-        .and_then(|any| if any { store.lock_vm(&owner.vm, "cancel", LOCK_TIMEOUT).map(Some) } else { Ok(None) });
+        .and_then(|any| if any { store.lock_vm(&owner.vm, Action::Cancel, LOCK_TIMEOUT).map(Some) } else { Ok(None) });
     let lock = match released {
         Ok(Some(lock)) => lock,
         Ok(None) => return Ok(()),
@@ -106,7 +106,9 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
         gone::destroy(host, &domain)?;
     }
     // Half of an image that the VM was being saved into is of no use any more.
-    if let Err(error) = discard_image(store, owner).and_then(|()| Ok(gone::release(host, store, owner, "cancel")?)) {
+    if let Err(error) =
+        discard_image(store, owner).and_then(|()| Ok(gone::release(host, store, owner, Action::Cancel)?))
+    {
         log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
     }
     drop(lock);

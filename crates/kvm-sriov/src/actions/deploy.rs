@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::base::{DeployId, MacAddress, Owner, WantedVf};
+use crate::base::{Action, DeployId, MacAddress, Owner, WantedVf};
 use crate::claims::{Claim, ClaimError, ClaimStore, Request, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState, Refusal};
@@ -26,7 +26,7 @@ use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted, WantedNic, 
 /// # Source
 /// OpenNebula's stock `deploy`.
 pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+    let untouched = |cause: Cause| ActionError::untouched(Action::Deploy, cause);
     let deployment = Deployment::parse(xml)
         .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
     let vm_dir = VmDir::of(file).map_err(untouched)?;
@@ -82,10 +82,10 @@ impl Start<'_> {
     }
 
     fn without_vfs(&self) -> Result<DomainRef, ActionError> {
-        let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+        let untouched = |cause: Cause| ActionError::untouched(Action::Deploy, cause);
         let xml = self.rewrite(&[], "").map_err(untouched)?;
         self.prepare().map_err(untouched)?;
-        self.create(&xml).map_err(|cause| ActionError::new("deploy", cause, self.what_runs()))
+        self.create(&xml).map_err(|cause| ActionError::new(Action::Deploy, cause, self.what_runs()))
     }
 
     /// What a start that failed left: the call may have had its effect before the connection broke.
@@ -117,12 +117,12 @@ impl Start<'_> {
     }
 
     fn with_vfs(&self) -> Result<DomainRef, ActionError> {
-        let untouched = |cause: Cause| ActionError::untouched("deploy", cause);
+        let untouched = |cause: Cause| ActionError::untouched(Action::Deploy, cause);
         let name = self.deployment.name();
         let needs = self.needs().map_err(untouched)?;
         let store = self.host.claims().map_err(|e| untouched(e.into()))?;
         let timeout = self.host.settings().lock_timeout;
-        let lock = store.lock_vm(name, "deploy", timeout).map_err(|e| untouched(e.into()))?;
+        let lock = store.lock_vm(name, Action::Deploy, timeout).map_err(|e| untouched(e.into()))?;
         let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
         if existing.is_some_and(|domain| domain.id.is_some()) {
             return Err(untouched(Cause::Exists { name: name.clone() }));
@@ -160,9 +160,9 @@ impl Start<'_> {
             let request = Request { owner, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self
                 .host
-                .recover(store, &needs.maps, "deploy")
+                .recover(store, &needs.maps, Action::Deploy)
                 .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
-                .map_err(|cause| ActionError::untouched("deploy", with_refusals(cause, &refusals)))?;
+                .map_err(|cause| ActionError::untouched(Action::Deploy, with_refusals(cause, &refusals)))?;
             self.journal(&claims, "claimed");
             let claimed = Claimed::new(self, store, owner, needs, claims);
             match claimed.start_domain(lock, &refusals) {
@@ -179,7 +179,7 @@ impl Start<'_> {
 
     fn journal(&self, claims: &[Claim], result: &str) {
         for claim in claims {
-            self.host.journal().vf("deploy", &claim.owner.vm, &claim.root, claim.vf, result);
+            self.host.journal().vf(Action::Deploy, &claim.owner.vm, &claim.root, claim.vf, result);
         }
     }
 }
@@ -305,7 +305,7 @@ impl<'a> Claimed<'a> {
             None => Ok(()),
         });
         match gone.and_then(|()| Ok(self.give_back()?)) {
-            Ok(()) => ActionError::untouched("deploy", cause),
+            Ok(()) => ActionError::untouched(Action::Deploy, cause),
             Err(undo) => self.left_claimed(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }),
         }
     }
@@ -328,6 +328,6 @@ impl<'a> Claimed<'a> {
             vfs.join(", "),
             self.owner.vm
         ));
-        ActionError::new("deploy", cause, state)
+        ActionError::new(Action::Deploy, cause, state)
     }
 }

@@ -1,14 +1,14 @@
 //! `detach_disk`: takes a disk out of a running VM.
 
 use super::shared::device;
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::reconcile;
 
 use crate::xml::VmData;
 
-const ACTION: &str = "detach_disk";
+const ACTION: Action = Action::DetachDisk;
 
 /// Takes out the disk with this target, such as `vdb`, and waits until the guest has released it. VFs stay where they are.
 ///

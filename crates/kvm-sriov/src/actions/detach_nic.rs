@@ -1,7 +1,7 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
 use super::shared::device;
-use crate::base::{DeployId, MacAddress, Position};
+use crate::base::{Action, DeployId, MacAddress, Position};
 use crate::error::{ActionError, Cause, HostState, Outcome};
 use crate::host::Host;
 use crate::host::detached;
@@ -10,7 +10,7 @@ use crate::vm::gone;
 use crate::vm::{self, Device, Found, Vm};
 use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic};
 
-const ACTION: &str = "detach_nic";
+const ACTION: Action = Action::DetachNic;
 
 /// Takes the NIC with this MAC out of a running VM and frees its VF. Success when it is not there, or the VM is not.
 ///

@@ -1,12 +1,12 @@
 //! `exec`: starts a command in a guest, through its agent.
 
 use super::shared::guest_command::{self, Note};
-use crate::base::{DeployId, DomainName};
+use crate::base::{Action, DeployId, DomainName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 
-const ACTION: &str = "exec";
+const ACTION: Action = Action::Exec;
 
 /// Starts a command in the guest of a VM, and notes its number in the guest for OpenNebula's monitoring, which reports what became
 /// of it.

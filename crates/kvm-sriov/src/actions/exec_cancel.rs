@@ -4,12 +4,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::shared::guest_command::{self, Note};
-use crate::base::{DeployId, DomainName, POLL};
+use crate::base::{Action, DeployId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 
-const ACTION: &str = "exec_cancel";
+const ACTION: Action = Action::ExecCancel;
 
 /// How long a process may take that was killed.
 const ENDS: Duration = Duration::from_secs(10);

@@ -19,7 +19,7 @@ use whereabouts::Whereabouts;
 
 use super::Route;
 use crate::agent::{Agent, Reach};
-use crate::base::{DeployId, HostName};
+use crate::base::{Action, DeployId, HostName};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::libvirt::{Migration, MigrationOptions};
@@ -52,14 +52,14 @@ pub fn migrate(
     data: Option<&VmData>,
     reach: &dyn Reach,
 ) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
+    let untouched = |cause: Cause| ActionError::untouched(Action::Migrate, cause);
     let is_here = route.from.as_ref() == Some(&route.to);
     let options = options(host, data).map_err(untouched)?;
     // The lock of a VM with VFs is held until this function returns.
     if is_here {
-        return relocate(host, reconcile::open(host, "migrate", id, data).map_err(untouched)?.domain(), data);
+        return relocate(host, reconcile::open(host, Action::Migrate, id, data).map_err(untouched)?.domain(), data);
     }
-    let found = reconcile::open_to_unplug(host, "migrate", id, data).map_err(untouched)?;
+    let found = reconcile::open_to_unplug(host, Action::Migrate, id, data).map_err(untouched)?;
     Departure::prepare(host, found, route, options, data, reach).map_err(untouched)?.run()
 }
 

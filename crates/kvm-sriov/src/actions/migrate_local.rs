@@ -2,7 +2,7 @@
 
 use super::Route;
 use crate::agent::{Agent, AgentAnswer, AgentRequest, MoveOrder, Reach, unclear_state};
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, AgentError, Cause, HostState};
 
 /// Has the agent on the source move a running VM, as [`migrate`](super::migrate) does there. Nothing of the move is kept on
@@ -18,7 +18,7 @@ use crate::error::{ActionError, AgentError, Cause, HostState};
 /// # Source
 /// OpenNebula's stock `migrate_local`.
 pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: &dyn Reach) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched("migrate_local", cause);
+    let untouched = |cause: Cause| ActionError::untouched(Action::MigrateLocal, cause);
     let Some(from) = route.from.clone() else {
         let problem = "expected the host that the VM is on, found none".into();
         return Err(untouched(Cause::Argument { name: "source", problem }));
@@ -28,7 +28,7 @@ pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: 
     match agent.ask(&AgentRequest::Migrate(Box::new(order))) {
         Ok(AgentAnswer::Done) => Ok(()),
         Ok(AgentAnswer::Failed { cause: text, state }) => {
-            Err(ActionError::new("migrate_local", Cause::Elsewhere { host: from, text }, HostState::Left(state)))
+            Err(ActionError::new(Action::MigrateLocal, Cause::Elsewhere { host: from, text }, HostState::Left(state)))
         }
         Err(error @ AgentError::Refused { .. }) => Err(untouched(error.into())),
         Ok(other) => Err(lost(agent.unexpected(&other), id)),
@@ -37,5 +37,5 @@ pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: 
 }
 
 fn lost(error: AgentError, id: &DeployId) -> ActionError {
-    ActionError::new("migrate_local", error, HostState::Left(unclear_state(id)))
+    ActionError::new(Action::MigrateLocal, error, HostState::Left(unclear_state(id)))
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::config::OneVersion;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
@@ -30,7 +30,7 @@ pub fn poll(host: &Host, id: &DeployId, caller: &OneVersion) -> Result<String, A
     match measure(host, id) {
         Ok((usage, cpu)) => Ok(line(&usage, cpu, caller)),
         Err(Cause::Absent { .. }) => Ok("STATE=-".into()),
-        Err(cause) => Err(ActionError::untouched("poll", cause)),
+        Err(cause) => Err(ActionError::untouched(Action::Poll, cause)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `prereconfigure`: takes the contextualization CD out of its drive, so that OpenNebula can write a new one.
 
 use super::shared::device;
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::VmData;
@@ -24,5 +24,5 @@ pub fn prereconfigure(
 ) -> Result<(), ActionError> {
     let Some(target) = target else { return Ok(()) };
     let what = format!("eject CDROM {target}");
-    device::change_medium(host, "prereconfigure", id, data, &device::Change { target, what: &what, medium: None })
+    device::change_medium(host, Action::Prereconfigure, id, data, &device::Change { target, what: &what, medium: None })
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::shared::device;
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::{Medium, VmData};
@@ -31,5 +31,11 @@ pub fn reconfigure(
     let is_block = iso.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
     let medium = Medium { path: iso.to_owned(), is_block };
     let what = format!("insert CDROM {} to {target}", iso.display());
-    device::change_medium(host, "reconfigure", id, data, &device::Change { target, what: &what, medium: Some(&medium) })
+    device::change_medium(
+        host,
+        Action::Reconfigure,
+        id,
+        data,
+        &device::Change { target, what: &what, medium: Some(&medium) },
+    )
 }

@@ -1,6 +1,6 @@
 //! `reset`: presses the reset button.
 
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 
@@ -12,7 +12,7 @@ use crate::host::Host;
 /// # Source
 /// OpenNebula's stock `reset`: `virDomainReset` without flags.
 pub fn reset(host: &Host, id: &DeployId) -> Result<(), ActionError> {
-    let failed = |cause: Cause| ActionError::untouched("reset", cause);
+    let failed = |cause: Cause| ActionError::untouched(Action::Reset, cause);
     let domain = host.find(id).map_err(failed)?;
     host.hypervisor()
         .reset(&domain)

@@ -1,7 +1,7 @@
 //! `resize`: a running VM gets more CPUs and memory, or less.
 
 use super::shared::device::{self, Device};
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
@@ -10,7 +10,7 @@ use crate::reconcile;
 use crate::vm;
 use crate::xml::{Dimm, Resize, Sizes, VmData};
 
-const ACTION: &str = "resize";
+const ACTION: Action = Action::Resize;
 
 /// The largest page that is an ordinary one on some host, in KiB.
 const ORDINARY_KIB: u64 = 64;

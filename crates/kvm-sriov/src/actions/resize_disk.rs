@@ -1,6 +1,6 @@
 //! `resize_disk`: a disk of a running VM grows.
 
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -8,7 +8,7 @@ use crate::vm::block_job;
 
 use crate::xml::{VmData, VmDisk};
 
-const ACTION: &str = "resize_disk";
+const ACTION: Action = Action::ResizeDisk;
 
 const MIB: u64 = 1024 * 1024;
 

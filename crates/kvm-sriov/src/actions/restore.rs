@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Input;
-use crate::base::{DeployId, Owner};
+use crate::base::{Action, DeployId, Owner};
 use crate::claims::{Claim, ClaimStore, Request, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState};
@@ -38,7 +38,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// # Source
 /// OpenNebula's stock `restore`.
 pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+    let untouched = |cause: Cause| ActionError::new(Action::Restore, cause, HostState::NothingRestored);
     let is_empty = checkpoint.metadata().map_or(true, |metadata| metadata.len() == 0);
     if let Some(hook) = input.and_then(|input| input.hook.as_ref()).filter(|_| is_empty) {
         hook.run();
@@ -91,7 +91,7 @@ fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
         let Ok(live) = vm::read(host, &domain) else { continue };
         if is_from(&live, image) {
             // Taking the lock puts it right: it is resumed.
-            reconcile::lock(host, "restore", domain, None)?;
+            reconcile::lock(host, Action::Restore, domain, None)?;
             return Ok(true);
         }
     }
@@ -170,7 +170,7 @@ impl Restoring<'_> {
     }
 
     fn plain(&self) -> Result<DomainRef, ActionError> {
-        let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+        let untouched = |cause: Cause| ActionError::new(Action::Restore, cause, HostState::NothingRestored);
         self.check_absent().map_err(untouched)?;
         let xml = self.xml(None).map_err(untouched)?;
         self.prepare();
@@ -182,7 +182,7 @@ impl Restoring<'_> {
                     self.saved.name
                 )),
             };
-            ActionError::new("restore", cause, state)
+            ActionError::new(Action::Restore, cause, state)
         })?;
         self.image.spend().and_then(|()| self.image.remove_used()).unwrap_or_else(|cause| {
             log::warn!("{cause}; the domain runs, the checkpoint must not be used again");
@@ -191,10 +191,11 @@ impl Restoring<'_> {
     }
 
     fn with_vfs(&self, wanted: Wanted) -> Result<DomainRef, ActionError> {
-        let untouched = |cause: Cause| ActionError::new("restore", cause, HostState::NothingRestored);
+        let untouched = |cause: Cause| ActionError::new(Action::Restore, cause, HostState::NothingRestored);
         let store = self.host.claims().map_err(|error| untouched(error.into()))?;
         let timeout = self.host.settings().lock_timeout;
-        let lock = store.lock_vm(&self.saved.name, "restore", timeout).map_err(|error| untouched(error.into()))?;
+        let lock =
+            store.lock_vm(&self.saved.name, Action::Restore, timeout).map_err(|error| untouched(error.into()))?;
         // Only now: another restore of the VM may have had the lock.
         self.check_absent().map_err(untouched)?;
         let wanted = Wanted {
@@ -215,13 +216,13 @@ impl Restoring<'_> {
     fn claim(&self, store: &ClaimStore, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
-        let backing = self.host.recover(store, &maps, "restore")?;
+        let backing = self.host.recover(store, &maps, Action::Restore)?;
         let vfs: Vec<_> = wanted.nics.iter().map(WantedNic::vf).collect();
         let owner = self.owner();
         let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
         let claims = store.claim_all(&request, &backing)?;
         for claim in &claims {
-            self.host.journal().vf("restore", &owner.vm, &claim.root, claim.vf, "claimed");
+            self.host.journal().vf(Action::Restore, &owner.vm, &claim.root, claim.vf, "claimed");
         }
         Ok(claims)
     }
@@ -234,12 +235,13 @@ impl Restoring<'_> {
         lock: VmLock,
         claims: &[Claim],
     ) -> Result<DomainRef, ActionError> {
-        let vm = Vm::locked(self.host, "restore", domain.clone(), store.clone(), lock, None).and_then(|mut vm| {
-            let nics = vm.missing();
-            vm.plug(&nics)?;
-            self.image.spend()?;
-            Ok((vm, nics))
-        });
+        let vm =
+            Vm::locked(self.host, Action::Restore, domain.clone(), store.clone(), lock, None).and_then(|mut vm| {
+                let nics = vm.missing();
+                vm.plug(&nics)?;
+                self.image.spend()?;
+                Ok((vm, nics))
+            });
         let (mut vm, nics) = match vm {
             Ok(vm) => vm,
             Err(cause) => return Err(self.undo(&store, cause, claims)),
@@ -254,7 +256,7 @@ impl Restoring<'_> {
         match finished {
             Ok(()) => Ok(domain),
             Err(cause) => Err(ActionError::new(
-                "restore",
+                Action::Restore,
                 cause,
                 HostState::Left(format!(
                     "{} is there with its VFs; kvm-sriov reconcile, or its next action, lets it run",
@@ -280,8 +282,8 @@ impl Restoring<'_> {
             Some(domain) => self.destroy(&domain),
             None => Ok(()),
         });
-        match undone.and_then(|()| Ok(gone::release(self.host, store, &self.owner(), "restore")?)) {
-            Ok(()) => ActionError::new("restore", cause, HostState::NothingRestored),
+        match undone.and_then(|()| Ok(gone::release(self.host, store, &self.owner(), Action::Restore)?)) {
+            Ok(()) => ActionError::new(Action::Restore, cause, HostState::NothingRestored),
             Err(undo) => {
                 let vfs: Vec<String> = claims.iter().map(|claim| claim.vf.to_string()).collect();
                 let left = format!(
@@ -290,7 +292,7 @@ impl Restoring<'_> {
                     self.saved.name
                 );
                 let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-                ActionError::new("restore", cause, HostState::Left(left))
+                ActionError::new(Action::Restore, cause, HostState::Left(left))
             }
         }
     }

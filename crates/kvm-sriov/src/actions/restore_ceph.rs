@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::shared::ceph::{Ceph, text};
+use crate::base::Action;
 use crate::error::{ActionError, Cause, HostState};
 use crate::vm::checkpoint;
 
@@ -16,8 +17,9 @@ use crate::vm::checkpoint;
 /// OpenNebula's stock `restore.ceph`.
 pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), ActionError> {
     let image = ceph.image(vm);
-    let failed =
-        |cause| ActionError::new("restore.ceph", cause, HostState::Left(format!("the checkpoint stays in {image}")));
+    let failed = |cause| {
+        ActionError::new(Action::RestoreCeph, cause, HostState::Left(format!("the checkpoint stays in {image}")))
+    };
     let mut name = std::ffi::OsString::from(".");
     name.push(checkpoint.file_name().unwrap_or_default());
     name.push(".ceph");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::Input;
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
@@ -30,8 +30,8 @@ use crate::xml::OperationKind;
 /// # Source
 /// OpenNebula's stock `save`.
 pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
-    match reconcile::open_to_unplug(host, "save", id, input.map(|input| &input.vm))
-        .map_err(|cause| ActionError::untouched("save", cause))?
+    match reconcile::open_to_unplug(host, Action::Save, id, input.map(|input| &input.vm))
+        .map_err(|cause| ActionError::untouched(Action::Save, cause))?
     {
         Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,
         Found::WithVfs(vm) => with_vfs(*vm, checkpoint)?,
@@ -47,7 +47,7 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
 
 /// A VM without VFs is saved as the stock driver does it.
 fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), ActionError> {
-    let failed = |cause, state| Err(ActionError::new("save", cause, state));
+    let failed = |cause, state| Err(ActionError::new(Action::Save, cause, state));
     if let Err(cause) = prepare_plain(checkpoint) {
         return failed(cause, HostState::NothingSaved);
     }
@@ -86,13 +86,13 @@ fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
 }
 
 fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
-    vm.check_can_leave("saved").map_err(|cause| ActionError::untouched("save", cause))?;
+    vm.check_can_leave("saved").map_err(|cause| ActionError::untouched(Action::Save, cause))?;
     let image = Image::at(checkpoint);
     let saved = go_out(&mut vm, &image).and_then(|()| into(&vm, &image));
     match saved {
         Ok(()) => {
             // The image is there: nothing may fail any more.
-            if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), "save") {
+            if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), Action::Save) {
                 log::warn!("{error}; {} is saved, its VFs are freed by the next action that looks", vm.domain.name);
             }
             Ok(())
@@ -135,7 +135,7 @@ fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
 fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
     if matches!(cause, Cause::Twice { .. }) {
         // libvirt writes into the image, and devices can't be changed.
-        return ActionError::new("save", cause, HostState::Left(left(&vm)));
+        return ActionError::new(Action::Save, cause, HostState::Left(left(&vm)));
     }
     let gone = vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain));
     match gone {
@@ -145,14 +145,16 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
             let path = image.unfinished();
             let text =
                 format!("the domain is saved in {}; kvm-sriov reconcile starts it again from there", path.display());
-            return ActionError::new("save", cause, HostState::Left(text));
+            return ActionError::new(Action::Save, cause, HostState::Left(text));
         }
         Ok(true) => {
-            let released = gone::release(vm.host, &vm.store, &vm.owner(), "save").map_err(Cause::from);
+            let released = gone::release(vm.host, &vm.store, &vm.owner(), Action::Save).map_err(Cause::from);
             return match released.and_then(|()| image.discard()) {
-                Ok(()) => {
-                    ActionError::new("save", cause, HostState::Left("nothing was saved, the domain is gone".into()))
-                }
+                Ok(()) => ActionError::new(
+                    Action::Save,
+                    cause,
+                    HostState::Left("nothing was saved, the domain is gone".into()),
+                ),
                 Err(undo) => failed_twice(cause, undo, "nothing was saved, the domain is gone".into()),
             };
         }
@@ -163,7 +165,7 @@ fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
         Ok(()) => {
             let pending = vm::pending_text(&cause).map(|text| HostState::Left(format!("nothing was saved; {text}")));
             let state = pending.unwrap_or(HostState::NothingSaved);
-            ActionError::new("save", cause, state)
+            ActionError::new(Action::Save, cause, state)
         }
         Err(undo) => failed_twice(cause, undo, left(&vm)),
     }
@@ -178,5 +180,5 @@ fn left(vm: &Vm<'_>) -> String {
 
 fn failed_twice(cause: Cause, undo: Cause, left: String) -> ActionError {
     let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-    ActionError::new("save", cause, HostState::Left(left))
+    ActionError::new(Action::Save, cause, HostState::Left(left))
 }

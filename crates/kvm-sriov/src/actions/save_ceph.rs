@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::shared::ceph::{Ceph, text};
+use crate::base::Action;
 use crate::error::{ActionError, Cause, HostState};
 
 /// Moves a checkpoint into the pool. An image of an earlier save is of no use any more: the VM has run since.
@@ -15,7 +16,11 @@ use crate::error::{ActionError, Cause, HostState};
 /// OpenNebula's stock `save.ceph`.
 pub fn save_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), ActionError> {
     let failed = |cause| {
-        ActionError::new("save.ceph", cause, HostState::Left(format!("the checkpoint stays {}", checkpoint.display())))
+        ActionError::new(
+            Action::SaveCeph,
+            cause,
+            HostState::Left(format!("the checkpoint stays {}", checkpoint.display())),
+        )
     };
     let image = ceph.image(vm);
     let file = text(checkpoint).map_err(failed)?;

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::{DeployId, Owner, POLL};
+use crate::base::{Action, DeployId, Owner, POLL};
 use crate::claims::{ClaimError, ClaimStore, VmLock};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -25,7 +25,7 @@ use crate::vm::gone::{self, LastLook};
 /// # Source
 /// OpenNebula's stock `shutdown`.
 pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched("shutdown", cause);
+    let untouched = |cause: Cause| ActionError::untouched(Action::Shutdown, cause);
     let store = gone::usable_claims(host);
     let Some(domain) = host.hypervisor().find(id).map_err(|e| untouched(e.into()))? else {
         return if absent_is_done { Ok(()) } else { Err(untouched(Cause::Absent { id: id.to_string() })) };
@@ -37,9 +37,9 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     if let (true, Some(dir)) = (last.has_tpm, &last.vm_dir) {
         sudo.vtpm(host.remotes().as_deref(), "backup", &domain.uuid, dir);
     }
-    end(host, &domain, id, &last).map_err(|cause| ActionError::new("shutdown", cause, HostState::MayEnd))?;
+    end(host, &domain, id, &last).map_err(|cause| ActionError::new(Action::Shutdown, cause, HostState::MayEnd))?;
     if let (Some(store), Some(_held)) = (&store, &lock) {
-        if let Err(error) = gone::release(host, store, &owner, "shutdown") {
+        if let Err(error) = gone::release(host, store, &owner, Action::Shutdown) {
             log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
         }
     }
@@ -50,9 +50,9 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
 /// The lock of the VM if it has claims. A VM without VFs needs none, and claims that can't be read keep no VM alive.
 fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option<VmLock>, ClaimError> {
     let Some(store) = store else { return Ok(None) };
-    let locked = store
-        .has_any(owner)
-        .and_then(|any| any.then(|| store.lock_vm(&owner.vm, "shutdown", host.settings().lock_timeout)).transpose());
+    let locked = store.has_any(owner).and_then(|any| {
+        any.then(|| store.lock_vm(&owner.vm, Action::Shutdown, host.settings().lock_timeout)).transpose()
+    });
     match locked {
         Err(error) if !matches!(error, ClaimError::Busy { .. }) => {
             log::warn!("{error}; the VFs of {} are freed by the next action that looks", owner.vm);

@@ -1,6 +1,6 @@
 //! `snapshot_create`: keeps a VM's disks and memory as they are now.
 
-use crate::base::{DeployId, SnapshotName};
+use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -11,7 +11,7 @@ use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::{LiveDomain, VmData};
 
-const ACTION: &str = "snapshot_create";
+const ACTION: Action = Action::SnapshotCreate;
 
 /// What is left when libvirt did not say what it did, and does not.
 const IN_DOUBT: &str = "the domain runs on; whether there is a snapshot is not known";

@@ -1,6 +1,6 @@
 //! `snapshot_delete`: a snapshot is no longer needed.
 
-use crate::base::{DeployId, SnapshotName};
+use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -8,7 +8,7 @@ use crate::vm::Vm;
 use crate::vm::block_job;
 use crate::vm::dir::VmDir;
 
-const ACTION: &str = "snapshot_delete";
+const ACTION: Action = Action::SnapshotDelete;
 
 /// Deletes a snapshot. VFs stay where they are. Success when there is no such snapshot.
 ///

@@ -1,6 +1,6 @@
 //! `snapshot_revert`: a VM's disks and memory become what they were.
 
-use crate::base::{DeployId, NicKey, RootName, SnapshotName};
+use crate::base::{Action, DeployId, NicKey, RootName, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -13,7 +13,7 @@ use crate::xml::{
     LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot,
 };
 
-const ACTION: &str = "snapshot_revert";
+const ACTION: Action = Action::SnapshotRevert;
 
 /// Brings a running VM back to a snapshot, and gives it the VFs that it should have now.
 ///

@@ -1,5 +1,6 @@
 //! Names, addresses and small tools that know nothing of the rest of the crate.
 
+mod action;
 mod base64;
 mod mac;
 mod names;
@@ -12,6 +13,7 @@ pub(crate) mod span;
 
 use std::time::Duration;
 
+pub use action::Action;
 pub(crate) use base64::base64;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
 pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};

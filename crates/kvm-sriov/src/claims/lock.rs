@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fs2::FileExt;
 
 use super::{ClaimError, Process, entries, process, safe};
-use crate::base::DomainName;
+use crate::base::{Action, DomainName};
 
 /// How the file of a VM's lock begins.
 const LOCK: &str = "vm-";
@@ -26,16 +26,13 @@ static PROGRAM: OnceLock<Program> = OnceLock::new();
 /// A program of the driver.
 struct Program {
     /// What it calls itself, such as `save`.
-    action: &'static str,
+    action: Action,
     /// Its file's name.
     file: String,
 }
 
-/// The agent works on one VM, too, and calls its work by another name.
-const AGENT: &str = "sriov_agent";
-
 /// This process is a program of the driver, which does this and nothing else: who cancels its VM may end it.
-pub(crate) fn this_is_program(action: &'static str) {
+pub(crate) fn this_is_program(action: Action) {
     let file = std::env::current_exe().ok().and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()));
     if let Some(file) = file.filter(|file| !file.contains(char::is_whitespace)) {
         // A process is one program: the first word stands.
@@ -44,9 +41,10 @@ pub(crate) fn this_is_program(action: &'static str) {
 }
 
 /// The file's name of this program, if the lock that it takes for `action` is for its one work.
-fn program_for(action: &str) -> Option<String> {
+fn program_for(action: Action) -> Option<String> {
     let program = PROGRAM.get()?;
-    (program.action == action || program.action == AGENT).then(|| program.file.clone())
+    // The agent works on one VM, too, and its work has another name.
+    (program.action == action || program.action == Action::Agent).then(|| program.file.clone())
 }
 
 /// Who holds a VM's lock.
@@ -115,12 +113,12 @@ impl VmLock {
     }
 
     /// Takes the lock of a VM that has one; `None` when it has none.
-    pub(super) fn take_known(locks: &Path, vm: &DomainName, action: &str) -> Result<Option<Self>, ClaimError> {
+    pub(super) fn take_known(locks: &Path, vm: &DomainName, action: Action) -> Result<Option<Self>, ClaimError> {
         lock_path(locks, vm).exists().then(|| Self::take(locks, vm, action, Duration::ZERO)).transpose()
     }
 
     /// Takes the lock in `file` for an action, waiting at most `timeout`.
-    pub(super) fn take(locks: &Path, vm: &DomainName, action: &str, timeout: Duration) -> Result<Self, ClaimError> {
+    pub(super) fn take(locks: &Path, vm: &DomainName, action: Action, timeout: Duration) -> Result<Self, ClaimError> {
         let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
         let Some(mut file) = acquire(&path, timeout)? else {
             let unknown =
@@ -131,7 +129,7 @@ impl VmLock {
         // A wish for an earlier holder is of no account, and nobody can have one for us yet.
         safe::remove_file(&wish)?;
         let program = program_for(action);
-        let text = Holder { action: action.into(), process: Process::this(), since: now(), program }.to_text();
+        let text = Holder { action: action.to_string(), process: Process::this(), since: now(), program }.to_text();
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
@@ -300,18 +298,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
-        assert!(VmLock::take_known(dir.path(), &vm, "poll").unwrap().is_none(), "it has none");
-        let lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
-        let error = VmLock::take(dir.path(), &vm, "attach_nic", Duration::from_millis(60)).unwrap_err();
+        assert!(VmLock::take_known(dir.path(), &vm, Action::Poll).unwrap().is_none(), "it has none");
+        let lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
+        let error = VmLock::take(dir.path(), &vm, Action::AttachNic, Duration::from_millis(60)).unwrap_err();
         let text = error.to_string();
         let pid = std::process::id();
         assert!(text.starts_with(&format!("one-42 is busy: save, pid {pid}, for ")) && text.ends_with(" s"), "{text}");
         let other: DomainName = "one-43".parse().unwrap();
-        VmLock::take(dir.path(), &other, "deploy", Duration::ZERO).unwrap();
+        VmLock::take(dir.path(), &other, Action::Deploy, Duration::ZERO).unwrap();
         drop(lock);
         assert_eq!(holder(dir.path(), &vm).unwrap(), None);
-        VmLock::take(dir.path(), &vm, "attach_nic", Duration::ZERO).unwrap();
-        assert!(VmLock::take_known(dir.path(), &vm, "save").unwrap().is_some());
+        VmLock::take(dir.path(), &vm, Action::AttachNic, Duration::ZERO).unwrap();
+        assert!(VmLock::take_known(dir.path(), &vm, Action::Save).unwrap().is_some());
     }
 
     #[test]
@@ -334,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
         wish(dir.path(), &vm, Process::this()).unwrap();
-        let lock = VmLock::take(dir.path(), &vm, "deploy", Duration::ZERO).unwrap();
+        let lock = VmLock::take(dir.path(), &vm, Action::Deploy, Duration::ZERO).unwrap();
         assert!(!lock.cancelled(), "a wish from before the lock was taken");
         wish(dir.path(), &vm, Process::new(std::process::id(), 1)).unwrap();
         assert!(!lock.cancelled(), "a wish for another process");
@@ -346,9 +344,9 @@ mod tests {
     fn a_lock_whose_file_was_removed_is_taken_anew() {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
-        let _lock = VmLock::take(dir.path(), &vm, "save", Duration::ZERO).unwrap();
+        let _lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
         std::fs::remove_file(lock_path(dir.path(), &vm)).unwrap();
-        VmLock::take(dir.path(), &vm, "cancel", Duration::ZERO).unwrap();
+        VmLock::take(dir.path(), &vm, Action::Cancel, Duration::ZERO).unwrap();
     }
 
     #[test]
@@ -373,7 +371,7 @@ mod tests {
             for _ in 0..6 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let lock = VmLock::take(locks, &vm, "deploy", Duration::from_secs(60)).unwrap();
+                        let lock = VmLock::take(locks, &vm, Action::Deploy, Duration::from_secs(60)).unwrap();
                         assert!(!inside.swap(true, Ordering::SeqCst), "two had the lock");
                         thread::yield_now();
                         inside.store(false, Ordering::SeqCst);
@@ -398,9 +396,9 @@ mod tests {
     fn what_is_in_use_or_of_a_vm_that_is_here_stays() {
         let dir = tempfile::tempdir().unwrap();
         let [here, busy, gone] = ["one-1", "one-2", "one-3"].map(|name| name.parse::<DomainName>().unwrap());
-        let _lock = VmLock::take(dir.path(), &busy, "deploy", Duration::ZERO).unwrap();
+        let _lock = VmLock::take(dir.path(), &busy, Action::Deploy, Duration::ZERO).unwrap();
         for vm in [&here, &gone] {
-            VmLock::take(dir.path(), vm, "save", Duration::ZERO).unwrap();
+            VmLock::take(dir.path(), vm, Action::Save, Duration::ZERO).unwrap();
             wish(dir.path(), vm, Process::this()).unwrap();
         }
         acquire(&dir.path().join("claims"), Duration::ZERO).unwrap();

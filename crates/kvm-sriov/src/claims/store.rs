@@ -14,7 +14,7 @@ use super::record::{Content, Record};
 use super::safe::Unnamed;
 use super::shared::FileSystem;
 use super::{Backing, Claim, ClaimError, Claimant, Owner, Process, Repair, Request, process, safe};
-use crate::base::{DomainName, DomainUuid, PciAddress, RootName, WantedVf};
+use crate::base::{Action, DomainName, DomainUuid, PciAddress, RootName, WantedVf};
 use crate::config::{NoVfs, Supply, VfMap};
 
 /// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
@@ -198,7 +198,7 @@ impl ClaimStore {
     ///
     /// # Errors
     /// [`ClaimError::Busy`] names the action that has it. Nothing was changed.
-    pub fn lock_vm(&self, vm: &DomainName, action: &str, timeout: Duration) -> Result<VmLock, ClaimError> {
+    pub fn lock_vm(&self, vm: &DomainName, action: Action, timeout: Duration) -> Result<VmLock, ClaimError> {
         VmLock::take(&self.locks()?, vm, action, timeout)
     }
 
@@ -208,7 +208,7 @@ impl ClaimStore {
     ///
     /// # Errors
     /// The lock can't be used. Nothing was changed.
-    pub fn lock_vm_again(&self, vm: &DomainName, action: &str) -> Result<Option<VmLock>, ClaimError> {
+    pub fn lock_vm_again(&self, vm: &DomainName, action: Action) -> Result<Option<VmLock>, ClaimError> {
         match VmLock::take_known(&self.locks_dir(), vm, action) {
             Err(ClaimError::Busy { .. }) => Ok(None),
             taken => taken,

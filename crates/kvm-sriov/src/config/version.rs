@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::base::Action;
+
 /// What calls us. Known from `VERSION` and `scripts_common.sh` of the remotes that the driver lies in.
 ///
 /// # Source
@@ -45,11 +47,11 @@ impl OneVersion {
 
     /// Whether this version sends the VM's XML to an action on standard input. Where it does not, standard input may be the
     /// channel of the caller itself: reading it would swallow what comes next.
-    pub fn reads_stdin(&self, action: &str) -> bool {
+    pub fn reads_stdin(&self, action: Action) -> bool {
         match action {
-            "deploy" => true,
-            "reboot" | "reset" | "snapshot_revert" | "snapshot_delete" => self.at_least(5, 10),
-            "snapshot_create" => self.at_least(5, 4),
+            Action::Deploy => true,
+            Action::Reboot | Action::Reset | Action::SnapshotRevert | Action::SnapshotDelete => self.at_least(5, 10),
+            Action::SnapshotCreate => self.at_least(5, 4),
             _ => self.at_least(5, 0),
         }
     }

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use super::Cause;
+use crate::base::Action;
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 #[derive(Debug)]
 pub struct ActionError {
-    action: &'static str,
+    action: Action,
     cause: Box<Cause>,
     state: HostState,
     exit: u8,
@@ -55,21 +56,21 @@ impl fmt::Display for HostState {
 
 impl ActionError {
     /// A failure of `action` with its cause and the state it leaves.
-    pub fn new(action: &'static str, cause: impl Into<Cause>, state: HostState) -> Self {
+    pub fn new(action: Action, cause: impl Into<Cause>, state: HostState) -> Self {
         // The stock driver's codes: `exit -1` for deploy and a shutdown that timed out, the number of its tries for a NIC that
         // stays, 1 for the rest. Never 42, which makes OpenNebula copy all drivers again; so that number is always its default.
         let cause = cause.into();
         let exit = match (action, &cause) {
-            ("deploy", _) | (_, Cause::ShutdownTimeout { .. }) => 255,
-            ("detach_nic", cause) if cause.is_not_released() => 3,
+            (Action::Deploy, _) | (_, Cause::ShutdownTimeout { .. }) => 255,
+            (Action::DetachNic, cause) if cause.is_not_released() => 3,
             _ => 1,
         };
         Self { action, cause: Box::new(cause), state, exit }
     }
 
     /// A failure before anything was touched.
-    pub fn untouched(action: &'static str, cause: impl Into<Cause>) -> Self {
-        let state = if action == "deploy" { HostState::NothingStarted } else { HostState::NothingChanged };
+    pub fn untouched(action: Action, cause: impl Into<Cause>) -> Self {
+        let state = if action == Action::Deploy { HostState::NothingStarted } else { HostState::NothingChanged };
         Self::new(action, cause, state)
     }
 

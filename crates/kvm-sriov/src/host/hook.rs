@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::base::Action;
 use crate::base::program;
 
 /// A hook that is there and may be run, and what it is to be given.
@@ -18,7 +19,7 @@ impl Hook {
     /// The hook of an action for the transfer driver that the XML on standard input names; `None` when there is none.
     ///
     /// * `args` - the action's own arguments, which the hook gets, too; `stdin` - so with its standard input
-    pub fn find(driver_dir: &Path, action: &str, args: &[String], stdin: &str, tm_mad: Option<&str>) -> Option<Self> {
+    pub fn find(driver_dir: &Path, action: Action, args: &[String], stdin: &str, tm_mad: Option<&str>) -> Option<Self> {
         let named =
             |tm: &&str| !tm.is_empty() && tm.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
         let program = driver_dir.join(format!("{action}.{}", tm_mad.filter(named)?));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::base::{DomainName, PciAddress, RootName};
+use crate::base::{Action, DomainName, PciAddress, RootName};
 
 /// Facility daemon, severity informational, as syslog numbers them.
 const PRIORITY: u8 = 3 * 8 + 6;
@@ -41,12 +41,12 @@ impl Journal {
     }
 
     /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
-    pub(crate) fn vf(&self, action: &str, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
+    pub(crate) fn vf(&self, action: Action, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
         self.write(format_args!("vm={vm} root={root} vf={vf} action={action} result={result}"));
     }
 
     /// The same line for what concerns the whole VM: root and VF are `-`.
-    pub(crate) fn vm(&self, action: &str, vm: &DomainName, result: &str) {
+    pub(crate) fn vm(&self, action: Action, vm: &DomainName, result: &str) {
         self.write(format_args!("vm={vm} root=- vf=- action={action} result={result}"));
     }
 
@@ -85,7 +85,7 @@ mod tests {
         let begin = std::time::Instant::now();
         // More than any host's net.unix.max_dgram_qlen and the socket's memory hold.
         for _ in 0..20_000 {
-            journal.vm("deploy", &vm, "x");
+            journal.vm(Action::Deploy, &vm, "x");
         }
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
         drop(receiver);
@@ -97,7 +97,7 @@ mod tests {
         let path = dir.path().join("log");
         let receiver = UnixDatagram::bind(&path).unwrap();
         Journal::at(path).vf(
-            "deploy",
+            Action::Deploy,
             &"one-42".parse().unwrap(),
             &"ib0".parse().unwrap(),
             "0000:07:00.3".parse().unwrap(),

@@ -20,7 +20,7 @@ pub use builder::HostBuilder;
 pub use hook::Hook;
 pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 
-use crate::base::{DeployId, DummyMacPrefix, MacAddress, POLL, ParseError, PciAddress, Position, RootName};
+use crate::base::{Action, DeployId, DummyMacPrefix, MacAddress, POLL, ParseError, PciAddress, Position, RootName};
 use crate::config::{Kvmrc, Settings};
 use crate::config::{MapDirs, VfMap, VfMapError};
 use crate::libvirt::{DomainRef, Hypervisor, Libvirt, LibvirtError, copy_limit};
@@ -435,7 +435,7 @@ impl Host {
     ///
     /// # Errors
     /// libvirtd does not answer, or the claims can't be read or written. What was put right until then is right.
-    pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: &str) -> Result<Backing, Cause> {
+    pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: Action) -> Result<Backing, Cause> {
         self.put_claims_right(store, maps, action).map(|(backing, _)| backing)
     }
 
@@ -444,7 +444,7 @@ impl Host {
         &self,
         store: &ClaimStore,
         maps: &[VfMap],
-        action: &str,
+        action: Action,
     ) -> Result<(Backing, Vec<Repair>), Cause> {
         // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
         // be stale.

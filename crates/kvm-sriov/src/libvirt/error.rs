@@ -234,6 +234,15 @@ impl fmt::Display for LibvirtError {
 
 impl std::error::Error for LibvirtError {}
 
+/// `None` when libvirt fails with the code `absent`.
+pub(super) fn found<T>(result: Result<T, Error>, absent: ErrorNumber) -> Result<Option<T>, LibvirtError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if number(&error) == Some(absent) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The layer against libvirt's test driver, whose domains live in this process.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, atomic::AtomicBool};
@@ -9,7 +10,9 @@ use std::{fs, thread};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::connection::{Patience, Subscription, Watch};
+use super::connection::Patience;
+use super::long_call::Watch;
+use super::subscription::Subscription;
 use super::watch::{self, count};
 use super::*;
 

@@ -77,7 +77,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::libvirt::{Hypervisor, Libvirt, LibvirtErrorKind};
+    use crate::libvirt::{DomainCalls, Libvirt, LibvirtErrorKind};
 
     /// The host gives no thread any more.
     pub(super) static NONE_LEFT: AtomicBool = AtomicBool::new(false);

@@ -15,10 +15,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::actions::{Input, NicArgs};
-use crate::base::DomainName;
 use crate::base::base64;
 use crate::base::signals;
 use crate::base::span::{Kind, Span};
+use crate::base::{Action, DomainName};
 use crate::claims;
 use crate::config::OneVersion;
 use crate::error::{ActionError, Cause, HostState};
@@ -38,14 +38,14 @@ const LOG_LINES: usize = 20;
 /// One call of a driver program: its arguments and where it lies.
 #[derive(Debug, Clone)]
 pub struct Call {
-    action: &'static str,
+    action: Action,
     args: Vec<String>,
     driver_dir: PathBuf,
     caller: OneVersion,
 }
 
 impl Call {
-    fn new(action: &'static str, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
+    fn new(action: Action, args: Vec<OsString>, driver_dir: PathBuf) -> Result<Self, ActionError> {
         let args = args.into_iter().map(OsString::into_string).collect::<Result<_, _>>().map_err(|arg| {
             let problem = format!("expected UTF-8, found \"{}\"", arg.to_string_lossy().escape_debug());
             ActionError::untouched(action, Cause::Argument { name: "argument", problem })
@@ -54,8 +54,8 @@ impl Call {
         Ok(Self { action, args, driver_dir, caller })
     }
 
-    /// The name of the action, as in the program's file name.
-    pub fn action(&self) -> &'static str {
+    /// The action.
+    pub fn action(&self) -> Action {
         self.action
     }
 
@@ -255,21 +255,21 @@ impl Call {
 ///
 /// Run as root, the process first becomes the owner of the program's directory, so that root and OpenNebula's user
 /// share one state. Told to end (SIGTERM, SIGHUP) it goes on until it has finished, or has undone what it began.
-pub fn run(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+pub fn run(action: Action, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     signals::hold();
     claims::this_is_program(action);
     answer(action, body)
 }
 
 /// As [`run`], for a program that an action started and that goes on when the action has ended. It ends when it is told to.
-pub fn run_detached(name: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+pub fn run_detached(action: Action, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     detached::detach();
-    answer(name, body)
+    answer(action, body)
 }
 
-fn answer(action: &'static str, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
+fn answer(action: Action, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     log_to_stderr(action);
-    let _span = Span::begin(Kind::Action, action);
+    let _span = Span::begin(Kind::Action, action.as_str());
     let driver_dir = driver_of(&std::env::current_exe().unwrap_or_default());
     let outcome = become_owner_of(&driver_dir)
         .map_err(|cause| ActionError::untouched(action, cause))
@@ -299,7 +299,7 @@ pub(crate) fn driver_of(program: &Path) -> PathBuf {
 }
 
 /// A closed standard output is not this action's failure: what it did is done, and the caller is gone.
-fn print_answer(action: &str, line: &str) -> ExitCode {
+fn print_answer(action: Action, line: &str) -> ExitCode {
     match writeln!(io::stdout(), "{line}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -314,7 +314,7 @@ fn print_answer(action: &str, line: &str) -> ExitCode {
 
 /// Writes log lines on standard error in the form that OpenNebula filters: one line each, the severity first.
 struct StderrLog {
-    action: &'static str,
+    action: Action,
     written: AtomicUsize,
 }
 
@@ -339,7 +339,7 @@ impl log::Log for StderrLog {
 }
 
 /// Sends this program's log lines to standard error.
-pub(crate) fn log_to_stderr(action: &'static str) {
+pub(crate) fn log_to_stderr(action: Action) {
     static LOG: OnceLock<StderrLog> = OnceLock::new();
     let log = LOG.get_or_init(|| StderrLog { action, written: AtomicUsize::new(0) });
     // A process that has a logger already keeps it, and its level.
@@ -373,7 +373,7 @@ mod tests {
     fn what_a_version_does_not_give_is_not_taken_from_its_own_arguments() {
         let call = |args: &[&str]| {
             let args = args.iter().map(OsString::from).collect();
-            Call::new("attach_nic", args, PathBuf::new()).unwrap()
+            Call::new(Action::AttachNic, args, PathBuf::new()).unwrap()
         };
         let old = call(&["one-42", "02:00:0a:00:2a:01", "br0", "-", "42", "node1"]);
         let text = |call: &Call, number| call.optional_arg::<String>(number, "x").unwrap();

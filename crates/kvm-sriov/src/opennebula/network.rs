@@ -1,7 +1,7 @@
 //! The companion network driver `vnm/sriov`: what OpenNebula runs on a host for the networks of a VM, before the VM comes and after it is
 //! gone. The VFs themselves are the affair of the VM's actions.
 
-use crate::base::{Position, RootName};
+use crate::base::{Action, Position, RootName};
 use crate::config::Supply;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
@@ -22,7 +22,7 @@ const VN_MAD: &str = "sriov";
 /// # Source
 /// OpenNebula's `vnm/<driver>/pre`.
 pub fn pre(host: &Host, vm: &VmData) -> Result<(), ActionError> {
-    serves(host, vm).map_err(|cause| ActionError::untouched("vnm pre", cause))
+    serves(host, vm).map_err(|cause| ActionError::untouched(Action::NetworkPre, cause))
 }
 
 fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {

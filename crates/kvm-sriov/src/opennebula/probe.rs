@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::base::signals;
+use crate::base::{Action, signals};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::host::become_owner_of;
@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(30);
 /// script there starts this program, and waits for nothing.
 pub fn run() -> ExitCode {
     signals::hold();
-    super::call::log_to_stderr(detached::PROBE);
+    super::call::log_to_stderr(Action::Probe);
     let driver = super::call::driver_of(&env::current_exe().unwrap_or_default());
     match heal(&driver) {
         Ok(()) => {}

@@ -1,7 +1,7 @@
 //! A VF comes into a running domain.
 
 use crate::actions::{self, NicArgs};
-use crate::base::{DeployId, MacAddress, PciAddress, Position, RootName};
+use crate::base::{Action, DeployId, MacAddress, PciAddress, Position, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -33,7 +33,7 @@ impl Host {
         actions::attach_nic(self, domain, &nic, None)?;
         self.plugged_vf(domain, root, mac).map_err(|cause| {
             let left = format!("{domain} has the VF; kvm-sriov explain {domain} shows it");
-            ActionError::new("attach_nic", cause, HostState::Left(left))
+            ActionError::new(Action::AttachNic, cause, HostState::Left(left))
         })
     }
 

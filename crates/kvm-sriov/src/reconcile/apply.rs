@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::decide::{Repair, decide};
 use super::facts::{Elsewhere, Facts};
 use super::report::VmReport;
-use crate::base::{DeployId, Owner, PciAddress, Position};
+use crate::base::{Action, DeployId, Owner, PciAddress, Position};
 use crate::claims::{Claim, ClaimStore, Claimant, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
@@ -336,7 +336,7 @@ impl Work<'_, '_> {
 /// A VM that claims VFs, has no domain here, and whose lock is held.
 pub(super) struct Domainless<'a> {
     pub(super) host: &'a Host,
-    pub(super) action: &'static str,
+    pub(super) action: Action,
     pub(super) store: ClaimStore,
     pub(super) lock: VmLock,
     pub(super) owner: Owner,

@@ -51,7 +51,7 @@ pub use watcher::watch;
 use apply::Scope;
 
 use crate::base::ascending;
-use crate::base::{DeployId, DomainName, NicKey, Owner, Position};
+use crate::base::{Action, DeployId, DomainName, NicKey, Owner, Position};
 use crate::claims::{Claim, ClaimError, ClaimStore, Holder};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -61,7 +61,7 @@ use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
 
 /// What claims and the journal call it.
-const ACTION: &str = "reconcile";
+const ACTION: Action = Action::Reconcile;
 
 /// So many VMs are put right at once: plugging a VF takes about a second, and a guest may take long to release one.
 const AT_ONCE: usize = 8;

@@ -1,7 +1,7 @@
 //! An action takes its VM: it is found, locked, and repaired.
 
 use super::{repair, repair_to_unplug};
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -18,7 +18,7 @@ use crate::xml::VmData;
 /// runs, a newer version wrote its metadata, or earlier work can't be repaired.
 pub(crate) fn open<'a>(
     host: &'a Host,
-    action: &'static str,
+    action: Action,
     id: &DeployId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
@@ -35,7 +35,7 @@ pub(crate) fn open<'a>(
 /// As [`open`].
 pub(crate) fn open_to_unplug<'a>(
     host: &'a Host,
-    action: &'static str,
+    action: Action,
     id: &DeployId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
@@ -52,7 +52,7 @@ pub(crate) fn open_to_unplug<'a>(
 /// As [`open`].
 pub(crate) fn lock<'a>(
     host: &'a Host,
-    action: &'static str,
+    action: Action,
     domain: DomainRef,
     data: Option<&VmData>,
 ) -> Result<Vm<'a>, Cause> {

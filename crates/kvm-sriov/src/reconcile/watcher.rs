@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::repair;
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::claims::ClaimError;
 use crate::error::{Cause, Why};
 use crate::host::Host;
@@ -15,7 +15,7 @@ use crate::vm::{self, Vm};
 use crate::xml::OperationKind;
 
 /// What locks and the journal call it.
-const ACTION: &str = "watcher";
+const ACTION: Action = Action::Watcher;
 
 /// How often it looks without having been told of anything, and tries again when libvirtd is away.
 const LOOK: Duration = Duration::from_secs(10);

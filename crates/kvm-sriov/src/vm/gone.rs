@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::{DeployId, Owner, POLL};
+use crate::base::{Action, DeployId, Owner, POLL};
 use crate::claims::{ClaimError, ClaimStore};
 use crate::error::Cause;
 use crate::host::Host;
@@ -50,7 +50,7 @@ pub(crate) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
 }
 
 /// Frees what the owner claims. To be called with the lock of the VM, when its domain is gone.
-pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: &str) -> Result<(), ClaimError> {
+pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: Action) -> Result<(), ClaimError> {
     for claim in store.release_domain(owner)? {
         log::info!("VF {} of {} is free", claim.vf, claim.root);
         host.journal().vf(action, &owner.vm, &claim.root, claim.vf, "released");

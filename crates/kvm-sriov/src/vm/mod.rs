@@ -33,7 +33,7 @@ pub(crate) use blame::{Attempt, Failure, with_refusals};
 pub(crate) use dummy::nic_defaults;
 pub(crate) use take_out::{Device, DeviceKind, aliases};
 
-use crate::base::{DeployId, NicKey, Owner, POLL, Position};
+use crate::base::{Action, DeployId, NicKey, Owner, POLL, Position};
 use crate::claims::{ClaimStore, VmLock};
 use crate::error::{Cause, Outcome};
 use crate::host::Host;
@@ -94,7 +94,7 @@ impl<'a> Found<'a> {
 /// A running VM with VFs, whose lock is held.
 pub(crate) struct Vm<'a> {
     pub(crate) host: &'a Host,
-    pub(crate) action: &'static str,
+    pub(crate) action: Action,
     pub(crate) domain: DomainRef,
     /// Its live XML, as it was read last.
     pub(crate) live: LiveDomain,
@@ -229,7 +229,7 @@ impl<'a> Vm<'a> {
     /// Nothing was changed: there is no such domain, another action of the VM runs, or a newer version wrote its metadata.
     pub(crate) fn open_as_is(
         host: &'a Host,
-        action: &'static str,
+        action: Action,
         id: &DeployId,
         data: Option<&VmData>,
     ) -> Result<Found<'a>, Cause> {
@@ -252,7 +252,7 @@ impl<'a> Vm<'a> {
 
     /// The lock of a VM that has been locked before; `None` when it never was, is held now, or can't be taken: whether that
     /// matters shows the VM.
-    fn lock_as_before(host: &Host, action: &str, domain: &DomainRef) -> Option<(ClaimStore, VmLock)> {
+    fn lock_as_before(host: &Host, action: Action, domain: &DomainRef) -> Option<(ClaimStore, VmLock)> {
         let store = host.existing_claims().ok()??;
         let lock = store.lock_vm_again(&domain.name, action).ok()??;
         Some((store, lock))
@@ -264,7 +264,7 @@ impl<'a> Vm<'a> {
     /// As [`Vm::open_as_is`].
     pub(crate) fn lock_as_is(
         host: &'a Host,
-        action: &'static str,
+        action: Action,
         domain: DomainRef,
         data: Option<&VmData>,
     ) -> Result<Self, Cause> {
@@ -276,7 +276,7 @@ impl<'a> Vm<'a> {
     /// A VM whose lock is held already. Read anew: before the lock was taken it may have been another action's.
     pub(crate) fn locked(
         host: &'a Host,
-        action: &'static str,
+        action: Action,
         domain: DomainRef,
         store: ClaimStore,
         lock: VmLock,
@@ -289,7 +289,7 @@ impl<'a> Vm<'a> {
     /// A VM whose live XML was read with its lock held.
     pub(crate) fn seen(
         host: &'a Host,
-        action: &'static str,
+        action: Action,
         domain: DomainRef,
         live: LiveDomain,
         store: ClaimStore,

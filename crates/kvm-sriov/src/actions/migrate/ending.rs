@@ -2,6 +2,7 @@
 
 use super::Departure;
 use crate::agent::{Agent, AgentAnswer, AgentRequest};
+use crate::base::Action;
 use crate::error::{ActionError, AgentError, Cause, HostState};
 use crate::host::sudo::Sudo;
 use crate::libvirt::RunState;
@@ -103,7 +104,7 @@ impl Departure<'_> {
                 HostState::Left(here.unwrap_or(HostState::NothingMoved.to_string()) + &there.unwrap_or_default())
             }
         };
-        ActionError::new("migrate", cause, state)
+        ActionError::new(Action::Migrate, cause, state)
     }
 
     /// The VM ended during its move, on both hosts.
@@ -115,7 +116,7 @@ impl Departure<'_> {
         }
         self.release_claims(true);
         let left = format!("{} has ended, here and on {}", self.found.domain().name, self.agent.host());
-        ActionError::new("migrate", cause, HostState::Left(left))
+        ActionError::new(Action::Migrate, cause, HostState::Left(left))
     }
 
     /// Nobody knows where the VM runs. Nothing is resumed or destroyed.
@@ -127,7 +128,7 @@ impl Departure<'_> {
             None => format!("look on both hosts where {vm} runs (virsh list --all), and end or resume it there"),
         };
         let left = format!("nothing was resumed or destroyed; {decides}");
-        ActionError::new("migrate", Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
+        ActionError::new(Action::Migrate, Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
     }
 
     /// Releases the VM's claims here. When the VM may still be here, only records that no process works on it any more.
@@ -135,7 +136,7 @@ impl Departure<'_> {
         let Some(vm) = self.found.with_vfs() else { return };
         let owner = vm.owner();
         let done = if is_gone {
-            gone::release(vm.host, &vm.store, &owner, "migrate")
+            gone::release(vm.host, &vm.store, &owner, Action::Migrate)
         } else {
             vm.store.settle(&owner).map(drop)
         };

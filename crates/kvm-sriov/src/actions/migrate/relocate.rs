@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::base::Action;
 use crate::base::program;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -28,7 +29,7 @@ const ONE_PREFIX: &str = "one";
 /// # Source
 /// OpenNebula's stock `migrate` (7.2): a block copy of each disk with a pivot, new media for what is read-only.
 pub(super) fn relocate(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<(), ActionError> {
-    let untouched = |cause: Cause| ActionError::untouched("migrate", cause);
+    let untouched = |cause: Cause| ActionError::untouched(Action::Migrate, cause);
     let relocation = Relocation::plan(host, domain, data).map_err(untouched)?;
     match relocation.copy() {
         Err(cause) => Err(relocation.undo(cause)),
@@ -267,7 +268,7 @@ impl<'a> Relocation<'a> {
             Err(cause) => format!("what it still has in {} is not known ({cause})", self.storage.dir.display()),
         };
         let both = format!("both {} and {} must stay", self.storage.dir.display(), self.to.display());
-        Err(ActionError::new("migrate", Cause::NotAsAsked { name: name.clone(), what }, HostState::Left(both)))
+        Err(ActionError::new(Action::Migrate, Cause::NotAsAsked { name: name.clone(), what }, HostState::Left(both)))
     }
 
     /// Gives a drive its medium, wherever it had it.
@@ -324,7 +325,7 @@ impl<'a> Relocation<'a> {
     /// The domain runs on from the files that it had, as far as that can be seen; then the new ones go.
     fn undo(&self, cause: Cause) -> ActionError {
         let (name, from, to) = (&self.domain.name, self.storage.dir.display(), self.to.display());
-        let left = |cause, text| ActionError::new("migrate", cause, HostState::Left(text));
+        let left = |cause, text| ActionError::new(Action::Migrate, cause, HostState::Left(text));
         match self.end_copies().and_then(|()| self.switched()) {
             // A disk that is switched stays so, and media then may be in either directory.
             Ok(there) if there.is_empty() => {
@@ -351,7 +352,7 @@ impl<'a> Relocation<'a> {
                 return left(cause, format!("the domain runs on; {to} is left ({error})"));
             }
         }
-        ActionError::new("migrate", cause, HostState::NothingMoved)
+        ActionError::new(Action::Migrate, cause, HostState::NothingMoved)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use crate::base::DeployId;
+use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState, Outcome};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -28,12 +28,7 @@ pub(crate) struct Device<'a> {
 ///
 /// # Errors
 /// It is not there, or the error's state says that this is not known.
-pub(crate) fn plug(
-    host: &Host,
-    action: &'static str,
-    domain: &DomainRef,
-    device: &Device<'_>,
-) -> Result<(), ActionError> {
+pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &Device<'_>) -> Result<(), ActionError> {
     let plugged = host.hypervisor().attach(domain, device.xml, host.call_limit(device.memory_kib));
     // Whatever the call said: only the live XML tells.
     let there = host.patiently(device.is_in);
@@ -64,7 +59,7 @@ pub(crate) fn plug(
 /// It stays; a guest that did not answer in time may release it later, and the error's state says so.
 pub(crate) fn unplug(
     host: &Host,
-    action: &'static str,
+    action: Action,
     domain: &DomainRef,
     device: String,
     alias: &str,
@@ -106,7 +101,7 @@ pub(crate) struct Change<'a> {
 /// The drive is as it was, or the error's state says that this is not known.
 pub(crate) fn change_medium(
     host: &Host,
-    action: &'static str,
+    action: Action,
     id: &DeployId,
     data: Option<&VmData>,
     change: &Change<'_>,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::conversation::{Conversation, Heartbeat};
 use super::{AgentAnswer, AgentRequest, IncomingVm, MAGIC, Presence, Reach, VERSION, order};
 use crate::base::span::{Kind, Span};
-use crate::base::{DomainUuid, POLL};
+use crate::base::{Action, DomainUuid, POLL};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -26,7 +26,7 @@ use crate::vm::storage::Image;
 use reservation::Reservation;
 
 /// The action that the agent's locks and journal lines name.
-const ACTION: &str = "migrate";
+const ACTION: Action = Action::Migrate;
 
 /// How long an `abort` may wait for libvirtd, because the source waits for the answer. If libvirtd is away longer, the
 /// claims are released when the source has gone.

@@ -1,0 +1,137 @@
+//! Calls that take as long as a guest's memory or disks take.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+
+use super::connection::Connection;
+use super::deadline::{Answer, Ending, Signal, panicked, with_deadline};
+use super::{DomainRef, Libvirt, LibvirtError, ffi, worker};
+use crate::base::span::{Kind, Span};
+
+/// How long a call may go on after its connection broke. libvirt itself ends such a call at once.
+const AFTER_CLOSE: Duration = Duration::from_secs(5);
+
+/// How often the progress of a long call is read.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long it may take to copy a GiB of memory into a file or out of one.
+const COPY_PER_GIB: Duration = Duration::from_secs(50);
+
+impl Libvirt {
+    /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `watch` says so.
+    /// Then the error is [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still take
+    /// effect.
+    pub(super) fn long_call<T, F>(&self, name: &'static str, mut watch: Watch, work: F) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+    {
+        let connection = self.connection()?;
+        let _span = Span::begin(Kind::Copy, name);
+        let (sender, receiver) = mpsc::channel();
+        let closed = sender.clone();
+        let _ticket = connection.closing.tell(Box::new(move || drop(closed.send(Signal::Closed))));
+        let answer = Answer::default();
+        let place = answer.clone();
+        let worker = Arc::clone(&connection);
+        let work = move || place.put(work(&worker.connect).map_err(|error| worker.judge(error)));
+        worker::work(name, Box::new(work), Ending(sender))?;
+        loop {
+            match receiver.recv_timeout(watch.next()) {
+                // libvirt itself ends the call at once: it may still have something to say.
+                Ok(Signal::Closed) => {
+                    drop(receiver.recv_timeout(AFTER_CLOSE));
+                    break;
+                }
+                Ok(Signal::Ended) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(seconds) = watch.is_over(&connection) {
+                        return Err(LibvirtError::no_answer(name, seconds));
+                    }
+                }
+            }
+        }
+        answer.take().unwrap_or_else(|| {
+            let broke = connection.closing.is_closed();
+            let text = format!("the connection to libvirtd broke during {name}");
+            Err(if broke { LibvirtError::disconnected(text) } else { panicked(name) })
+        })
+    }
+
+    /// As [`Libvirt::long_call`] for one domain, given up when its job makes no progress.
+    pub(super) fn long_on_domain<T, F>(
+        &self,
+        name: &'static str,
+        domain: &DomainRef,
+        work: F,
+    ) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Domain) -> Result<T, LibvirtError> + Send + 'static,
+    {
+        let uuid = domain.uuid.to_string();
+        let watch = Watch::progress_of(uuid.clone(), self.patience.call);
+        self.long_call(name, watch, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
+    }
+}
+
+/// When a long call is given up.
+pub(super) enum Watch {
+    /// After this time.
+    Limit(Duration),
+    /// When none of the domain's memory or disks has been copied for too long. This happens when QEMU hangs: libvirtd still
+    /// answers.
+    Progress {
+        uuid: String,
+        /// The job's numbers when they were last read, and since when they have not changed.
+        seen: (Option<ffi::JobStats>, Instant),
+        /// How long they may stay the same for a domain without memory; see [`copy_limit`].
+        least: Duration,
+    },
+}
+
+impl Watch {
+    /// Watches the progress of the job of the domain with this UUID.
+    pub(super) fn progress_of(uuid: String, least: Duration) -> Self {
+        Self::Progress { uuid, seen: (None, Instant::now()), least }
+    }
+
+    /// How long to wait before the next check.
+    fn next(&self) -> Duration {
+        match self {
+            Self::Limit(limit) => *limit,
+            Self::Progress { least, .. } => INTERVAL.min(*least),
+        }
+    }
+
+    /// Checks the call. `Some` when it is to be given up: for how many seconds it has made no progress.
+    fn is_over(&mut self, connection: &Arc<Connection>) -> Option<u64> {
+        let (uuid, seen, least) = match self {
+            Self::Limit(limit) => return Some(limit.as_secs()),
+            Self::Progress { uuid, seen, least } => (uuid.clone(), seen, *least),
+        };
+        let connection = Arc::clone(connection);
+        let found = with_deadline("virDomainGetJobStats", INTERVAL, move || {
+            let domain = connection.connect.lookup_domain_by_uuid_string(&uuid)?;
+            Ok((ffi::job_stats(&domain, false)?, domain.info()?.max_mem))
+        });
+        // An error counts as no progress. The size of the memory is then unknown.
+        let (now, memory_kib) = found.unwrap_or((seen.0, 0));
+        if now != seen.0 {
+            *seen = (now, Instant::now());
+        }
+        let quiet = seen.1.elapsed();
+        (quiet >= copy_limit(least, memory_kib)).then_some(quiet.as_secs())
+    }
+}
+
+/// How long it may take to copy memory of this size into a file, out of a file or into a snapshot. libvirt reports no
+/// progress of a snapshot. The limit is `call`, plus 50 s for each GiB, which is 20 MiB/s.
+pub(crate) fn copy_limit(call: Duration, memory_kib: u64) -> Duration {
+    let gib = u32::try_from(memory_kib.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+    call.saturating_add(COPY_PER_GIB.saturating_mul(gib))
+}
