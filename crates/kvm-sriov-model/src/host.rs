@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::MapDirs;
-use kvm_sriov::libvirt::{DomainCalls, Hypervisor};
+use kvm_sriov::libvirt::{DomainCalls, DomainRef, Hypervisor, LibvirtError, PowerCalls};
 use kvm_sriov::reconcile::{Busy, Options, Report, reconcile};
 use kvm_sriov::sysfs::Sysfs;
 use kvm_sriov::xml::LiveDomain;
@@ -155,6 +155,19 @@ impl ModelHost {
         Host::new(kvmrc.into_settings(), hypervisor, MapDirs::new(vec![self.at("maps")]))
             .with_sysfs(Sysfs::at(self.at("root")))
             .with_run_dir(self.run_dir())
+    }
+
+    /// Starts a domain without VFs, whose guest answers at once. VFs are plugged in with
+    /// [`Host::plug`](kvm_sriov::Host::plug).
+    ///
+    /// # Errors
+    /// libvirt's, such as a domain of that name that runs already, or an armed fault.
+    pub fn start_domain(&self, name: &str) -> Result<DomainRef, LibvirtError> {
+        let xml = format!(
+            "<domain type='kvm'><name>{name}</name><memory unit='MiB'>512</memory><vcpu>1</vcpu>\
+             <features><acpi/></features><os><type machine='pc'>hvm</type></os><devices/></domain>"
+        );
+        self.model.create(&xml, Duration::from_secs(10))
     }
 
     /// In place of OpenNebula's `/var/run/one`.

@@ -1,9 +1,56 @@
-//! SR-IOV virtual functions for OpenNebula's KVM guests.
+//! SR-IOV virtual functions for KVM guests that can still be suspended and migrated.
 //!
-//! A network whose bridge is `sriov_<root>` asks for a VF (a virtual function of an InfiniBand or Ethernet adapter) of
-//! the map `<root>`. This library is all of the driver: it claims VFs, gives them to domains through libvirt's C API, and
-//! frees them when the domain is gone. OpenNebula's programs (package `kvm-sriov-shims`) and the command `kvm-sriov` only
-//! call it.
+//! A VF (a virtual function of an InfiniBand or Ethernet adapter) belongs to one guest and to one host, so libvirt can neither
+//! save nor migrate a domain that has one. This crate claims VFs, plugs them into running domains, asks guests to release
+//! them before a save or a move, plugs others in afterwards at the same guest addresses, and repairs whatever was cut off in
+//! between. It speaks to libvirtd through libvirt's C API.
+//!
+//! ```
+//! use kvm_sriov::reconcile::{Consistency, Options};
+//! use kvm_sriov::{DeployId, RootName};
+//! use kvm_sriov_model::host::ModelHost;
+//!
+//! // A host in memory. A real one: Host::builder().maps_in("/etc/kvm-sriov/vf_maps").dummy("dummy_br", "aa".parse()?).open()?
+//! let model = ModelHost::default();
+//! model.start_domain("vm-1")?;
+//! let host = model.host();
+//!
+//! // The map "ib0" lists the VFs of one adapter. The domain gets a free one, and an interface that carries the IP address.
+//! let (vm, ib0): (DeployId, RootName) = ("vm-1".parse()?, "ib0".parse()?);
+//! let plugged = host.plug(&vm, &ib0, "02:00:c0:a8:01:05".parse()?)?;
+//!
+//! // The guest releases its VF, and its memory goes into a file. Nobody holds the VF meanwhile.
+//! let file = model.datastore().join("vm-1.save");
+//! host.save(&vm, &file)?;
+//! assert!(host.vfs()?.iter().all(|vf| vf.state == kvm_sriov::VfState::Free));
+//!
+//! // It runs again, with a VF at the guest address that it had.
+//! host.restore(&file)?;
+//! let seen = host.explain(&vm)?;
+//! let live = seen.live.ok_or("vm-1 does not run")?;
+//! assert_eq!(live.hostdevs.first().and_then(|device| device.guest), plugged.guest);
+//!
+//! // Call this every half minute: it repairs what a killed process, a lost host or a slow guest left behind.
+//! let report = host.reconcile(&Options::default())?;
+//! assert_eq!(report.consistency(false), Consistency::Consistent);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where to begin
+//!
+//! * [`Host::builder`] - URI, directories, maps, settings; then [`Host::plug`], [`unplug`](Host::unplug), [`save`](Host::save),
+//!   [`restore`](Host::restore), [`migrate`](Host::migrate), [`reconcile`](Host::reconcile), [`explain`](Host::explain)
+//! * [`ActionError`] - what failed, why, and the state of the host after it
+//! * [`opennebula`] and [`actions`] - the driver of OpenNebula, which is built on this crate
+//! * the crate `kvm-sriov-model` - hosts in memory with fault injection, for tests without libvirt
+//!
+//! # In a process that lives long
+//!
+//! * A [`Host`] is `Send` and `Sync`. Operations on different domains run at once; operations on one domain wait for each other.
+//! * Every wait ends: [`config::Settings`] has the limits.
+//! * The first connection starts libvirt's event loop on a thread of its own, which ends with the last connection.
+//! * Signals are left alone, unless the process calls [`hold_signals`].
+//! * Log lines go to the crate `log`.
 //!
 //! # Storeys
 //!
