@@ -10,12 +10,12 @@ use std::time::Duration;
 use std::{fs, io};
 
 use kvm_sriov::AgentError;
-use kvm_sriov::Outcome;
+use kvm_sriov::UnplugOutcome;
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::claims::{ClaimError, Holder, Process};
 use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
-use kvm_sriov::reconcile::{Doubt, Why};
+use kvm_sriov::reconcile::{Doubt, Obstacle};
 use kvm_sriov::sysfs::NoVf;
 use kvm_sriov::xml::{Deployment, Mode};
 use kvm_sriov::{Action, ActionError, Cause, HostState, Position};
@@ -385,10 +385,18 @@ fn causes() -> Vec<(Action, Cause)> {
             },
         ),
         (Action::Deploy, Cause::NotAsAsked { name: vm(), what: text("VF 0000:07:00.3 is not there") }),
-        (Action::Save, Cause::NotReleased { vm: vm(), seconds: 60, kept: vec![(position(), vf(), Outcome::Pending)] }),
+        (
+            Action::Save,
+            Cause::NotReleased { vm: vm(), seconds: 60, kept: vec![(position(), vf(), UnplugOutcome::Pending)] },
+        ),
         (
             Action::DetachDisk,
-            Cause::DeviceNotReleased { vm: vm(), device: text("disk vdb"), seconds: 60, outcome: Outcome::DaemonGone },
+            Cause::DeviceNotReleased {
+                vm: vm(),
+                device: text("disk vdb"),
+                seconds: 60,
+                outcome: UnplugOutcome::DaemonGone,
+            },
         ),
         (Action::SnapshotCreate, Cause::NoVmDir { vm: vm() }),
         (Action::AttachNic, Cause::OtherNic { vm: vm(), mac: mac(), what: text("it is on bridge br0") }),
@@ -416,7 +424,7 @@ fn causes() -> Vec<(Action, Cause)> {
         (Action::Save, Cause::NotRunning { vm: vm(), how: "paused" }),
         (Action::Save, Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
         (Action::Save, Cause::Unresolved { vm: vm(), doubt: Doubt::Migration }),
-        (Action::Save, Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Why::Newer }),
+        (Action::Save, Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Obstacle::Newer }),
         (Action::AttachNic, Cause::JobRuns { vm: vm(), what: "migrates it" }),
         (Action::Migrate, agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
         (Action::Migrate, agent(AgentError::Version { host: host(), found: text("3"), own: 2 })),

@@ -33,14 +33,14 @@ fn deploy(host: &ModelHost, vm: &Vm, text: &str) {
 
 /// Why nobody can give the VM its VF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
+enum Obstacle {
     /// All VFs of the root are in use.
     Full,
     /// The root has no map any more.
     NoMap,
 }
 
-const WHY: [Why; 2] = [Why::Full, Why::NoMap];
+const WHY: [Obstacle; 2] = [Obstacle::Full, Obstacle::NoMap];
 
 /// A host on which the VM runs with all its VFs, a CD, 2 of 4 CPUs, and a snapshot.
 fn running() -> ModelHost {
@@ -57,7 +57,7 @@ fn running() -> ModelHost {
 }
 
 /// The same, and the VM has lost the VF at position 1.
-fn lacking(why: Why) -> ModelHost {
+fn lacking(why: Obstacle) -> ModelHost {
     let host = running();
     let domain = host.model().find(&id()).unwrap().unwrap();
     host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
@@ -65,8 +65,8 @@ fn lacking(why: Why) -> ModelHost {
     let own = host.claims().into_keys().find(|name| name.starts_with("ib1/")).unwrap();
     fs::remove_file(host.state_dir().join(own)).unwrap();
     match why {
-        Why::NoMap => host.loses_map("ib1"),
-        Why::Full => {
+        Obstacle::NoMap => host.loses_map("ib1"),
+        Obstacle::Full => {
             let other = (0..4).fold(Vm::new(8), |vm, _| vm.nic("sriov_ib1"));
             deploy(&host, &other, &host.deployment(&other));
         }
@@ -232,7 +232,7 @@ fn a_vm_whose_maps_are_gone_gets_its_own_vfs_back() {
 
 #[test]
 fn only_what_asks_for_a_vf_fails_for_want_of_one() {
-    for (why, text) in [(Why::Full, "no free VF on ib1"), (Why::NoMap, "ib1")] {
+    for (why, text) in [(Obstacle::Full, "no free VF on ib1"), (Obstacle::NoMap, "ib1")] {
         let host = lacking(why);
         for number in [2, 4] {
             let error = attach_nic(&host, number, "sriov_ib1").unwrap_err().to_string();
@@ -244,12 +244,12 @@ fn only_what_asks_for_a_vf_fails_for_want_of_one() {
         assert_eq!(host.domain("one-42").unwrap().wanted.unwrap().unwrap().nics.len(), 2);
     }
     // One that it has lost is plugged by a second try of its attach.
-    let host = lacking(Why::Full);
+    let host = lacking(Obstacle::Full);
     actions::cancel(&host.host(), &Vm::new(8).uuid().parse().unwrap(), Some(8)).unwrap();
     attach_nic(&host, 2, "sriov_ib1").unwrap();
     host.check();
     // A NIC that came since the snapshot asks for one.
-    let host = lacking(Why::Full);
+    let host = lacking(Obstacle::Full);
     let nic = |number: usize, root: &str| {
         let mac = vm().mac(number);
         format!("<NIC><BRIDGE>{root}</BRIDGE><MAC>{mac}</MAC><NIC_ID>{number}</NIC_ID></NIC>")
@@ -298,8 +298,8 @@ fn it_moves_and_gets_a_vf_where_there_is_one() {
             let hosts = [lacking(why), ModelHost::default()];
             let there = hosts[0].beside("host2", 4);
             match why_there {
-                Why::NoMap => there.loses_map("ib1"),
-                Why::Full => {
+                Obstacle::NoMap => there.loses_map("ib1"),
+                Obstacle::Full => {
                     let other = (0..4).fold(Vm::new(9), |vm, _| vm.nic("sriov_ib1"));
                     deploy(&there, &other, &there.deployment(&other));
                 }

@@ -13,8 +13,8 @@ use kvm_sriov::libvirt::{
     DeviceCalls, DomainCalls, DomainRef, JobCalls, JobKind, LibvirtErrorKind, Migration, PowerCalls, RunState,
 };
 use kvm_sriov::reconcile::{
-    Busy, CheckpointState, Consistency, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, Options, Repair, Report,
-    SaveImage, VmReport, Why, decide, reconcile, resolve,
+    Busy, CheckpointState, Consistency, Elsewhere, Facts, NicClaim, NicFacts, Obstacle, OpenOperation, Options, Repair,
+    Report, SaveImage, VmReport, decide, reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
 use kvm_sriov::{Action, Owner, PciAddress, Position, actions};
@@ -458,7 +458,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
 fn patiently<T>(look: impl Fn() -> T, left: impl Fn(&T) -> Vec<Repair>) -> T {
     for _ in 0..100 {
         let seen = look();
-        if !left(&seen).contains(&Repair::Leave(Why::Locked)) {
+        if !left(&seen).contains(&Repair::Leave(Obstacle::Locked)) {
             return seen;
         }
     }

@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::Outcome;
+use kvm_sriov::UnplugOutcome;
 use kvm_sriov::libvirt::{DeviceCalls, DomainRef, Event, LibvirtErrorKind, PowerCalls};
 use kvm_sriov::{actions, vm};
 use kvm_sriov_model::faults::Fault;
@@ -28,21 +28,25 @@ fn a_vm(guest: Guest) -> (ModelHost, DomainRef, Vec<String>) {
 }
 
 /// Unplugs everything; how it came out, and how long it took.
-fn unplug(host: &ModelHost, domain: &DomainRef, aliases: &[String], seconds: u64) -> (Vec<Outcome>, Duration) {
+fn unplug(host: &ModelHost, domain: &DomainRef, aliases: &[String], seconds: u64) -> (Vec<UnplugOutcome>, Duration) {
     let begin = Instant::now();
     let outcomes = vm::unplug(host.faults(), domain, aliases, Duration::from_secs(seconds)).unwrap();
     assert_eq!(host.model().watches(), 0, "a watch was left open");
     let shown: Vec<_> = host.domain(NAME).into_iter().flat_map(|live| live.hostdevs).collect();
     for (alias, outcome) in aliases.iter().zip(&outcomes) {
         let is_shown = shown.iter().any(|device| device.alias.as_ref() == Some(alias));
-        assert_eq!(is_shown, !matches!(outcome, Outcome::Released | Outcome::DomainGone), "{alias}: {outcome}");
+        assert_eq!(
+            is_shown,
+            !matches!(outcome, UnplugOutcome::Released | UnplugOutcome::DomainGone),
+            "{alias}: {outcome}"
+        );
     }
     (outcomes, begin.elapsed())
 }
 
-const RELEASED: [Outcome; 3] = [Outcome::Released, Outcome::Released, Outcome::Released];
-const PENDING: [Outcome; 3] = [Outcome::Pending, Outcome::Pending, Outcome::Pending];
-const GONE: [Outcome; 3] = [Outcome::DomainGone, Outcome::DomainGone, Outcome::DomainGone];
+const RELEASED: [UnplugOutcome; 3] = [UnplugOutcome::Released, UnplugOutcome::Released, UnplugOutcome::Released];
+const PENDING: [UnplugOutcome; 3] = [UnplugOutcome::Pending, UnplugOutcome::Pending, UnplugOutcome::Pending];
+const GONE: [UnplugOutcome; 3] = [UnplugOutcome::DomainGone, UnplugOutcome::DomainGone, UnplugOutcome::DomainGone];
 
 #[test]
 fn all_leave_in_the_time_of_the_slowest_with_one_call_each() {
@@ -96,7 +100,7 @@ fn a_busy_slot_is_asked_again_but_not_at_once() {
 fn a_slot_that_stays_busy_was_never_asked() {
     let (host, domain, aliases) = a_vm(Guest::Busy(1000));
     let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Busy(_))), "{outcomes:?}");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, UnplugOutcome::Busy(_))), "{outcomes:?}");
 }
 
 /// libvirt waits 30 s for a domain that something else has, in each call; a libvirtd that hangs for ever.
@@ -108,7 +112,7 @@ fn a_domain_that_is_busy_is_not_waited_for_once_for_each_device() {
         let (outcomes, took) = unplug(&host, &domain, &aliases, 1);
         assert!(took < Duration::from_millis(1600), "{took:?}");
         assert_eq!(host.faults().count("detach_alias"), 1);
-        let is_busy = |outcome: &Outcome| matches!(outcome, Outcome::Busy(_));
+        let is_busy = |outcome: &UnplugOutcome| matches!(outcome, UnplugOutcome::Busy(_));
         assert_eq!(is_busy(&outcomes[0]), is_known, "{outcomes:?}");
         assert!(outcomes[1..].iter().all(is_busy), "{outcomes:?}");
     }
@@ -135,7 +139,7 @@ fn a_request_whose_answer_was_lost_is_not_taken_back() {
 fn a_guest_that_says_no_is_believed_at_once() {
     let (host, domain, aliases) = a_vm(Guest::RemovalFailed);
     let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Refused(_))), "{outcomes:?}");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, UnplugOutcome::Refused(_))), "{outcomes:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
@@ -143,7 +147,7 @@ fn a_guest_that_says_no_is_believed_at_once() {
 fn one_that_stays_is_told_from_those_that_leave() {
     let (host, domain, aliases) = a_vm(Guest::Refuses("ua-sriov-1".into()));
     let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
-    assert_eq!(outcomes, [Outcome::Released, Outcome::Pending, Outcome::Released]);
+    assert_eq!(outcomes, [UnplugOutcome::Released, UnplugOutcome::Pending, UnplugOutcome::Released]);
 }
 
 #[test]
@@ -226,7 +230,7 @@ fn a_libvirtd_that_stays_away_is_said_to_be() {
     let model = host.model().clone();
     host.faults().before(3, move || model.stop_daemon());
     let outcomes = vm::unplug(host.faults(), &domain, &aliases, Duration::from_secs(1)).unwrap();
-    assert_eq!(outcomes, [Outcome::DaemonGone, Outcome::DaemonGone, Outcome::DaemonGone]);
+    assert_eq!(outcomes, [UnplugOutcome::DaemonGone, UnplugOutcome::DaemonGone, UnplugOutcome::DaemonGone]);
 }
 
 #[test]

@@ -92,6 +92,6 @@ pub use base::{
     Action, DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,
     PciAddress, Position, RootName, SnapshotName, WantedVf,
 };
-pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Outcome, Why};
+pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Obstacle, UnplugOutcome};
 pub use host::{Hook, Host, HostBuilder, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};
 pub use operations::PluggedVf;

@@ -8,7 +8,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
-use crate::vm::checkpoint::Image;
+use crate::vm::checkpoint::Checkpoint;
 use crate::vm::gone::{self, LastLook};
 
 /// How long `cancel` waits for an action that was told to end before it leaves the claims to reconciliation.
@@ -118,5 +118,5 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
 fn discard_image(store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     let claimants = store.claimants()?;
     let unfinished = claimants.iter().filter(|claimant| claimant.owner.is(owner)).find_map(|c| c.image.as_deref());
-    unfinished.and_then(Image::of_unfinished).map_or(Ok(()), |image| image.discard())
+    unfinished.and_then(Checkpoint::of_unfinished).map_or(Ok(()), |image| image.discard())
 }

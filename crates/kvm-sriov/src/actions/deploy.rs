@@ -5,13 +5,13 @@ use std::path::Path;
 use crate::base::{Action, DeployId, MacAddress, Owner, WantedVf};
 use crate::claims::{Claim, ClaimError, ClaimStore, Request, VmLock};
 use crate::config::VfMap;
-use crate::error::{ActionError, Cause, HostState, Refusal};
+use crate::error::{ActionError, Cause, HostState, RefusedVf};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::vm::dir::{self, VmDir};
 use crate::vm::gone;
-use crate::vm::{Attempt, Failure, with_refusals};
+use crate::vm::{PlugFailure, VfCall, with_refusals};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted, WantedNic, alias_of};
 
 /// Starts the VM that `xml` describes and returns its domain.
@@ -154,7 +154,7 @@ impl Start<'_> {
         needs: &Needs,
     ) -> Result<DomainRef, ActionError> {
         let vfs: Vec<WantedVf> = needs.nics.iter().map(|nic| nic.wanted.vf()).collect();
-        let mut refusals: Vec<Refusal> = Vec::new();
+        let mut refusals: Vec<RefusedVf> = Vec::new();
         loop {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
             let request = Request { owner, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
@@ -167,12 +167,12 @@ impl Start<'_> {
             let claimed = Claimed::new(self, store, owner, needs, claims);
             match claimed.start_domain(lock, &refusals) {
                 Ok(domain) => return Ok(domain),
-                Err(Failure::Refused(refusal)) => {
+                Err(PlugFailure::OneVf(refusal)) => {
                     claimed.give_back().map_err(|undo| claimed.left_claimed(Cause::Claims(undo)))?;
                     log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
                     refusals.push(refusal);
                 }
-                Err(Failure::Other(cause)) => return Err(claimed.undo(cause)),
+                Err(PlugFailure::AnyVf(cause)) => return Err(claimed.undo(cause)),
             }
         }
     }
@@ -212,7 +212,7 @@ impl<'a> Claimed<'a> {
         Self { start, store, owner, needs, claims, nics }
     }
 
-    fn start_domain(&self, lock: &VmLock, refusals: &[Refusal]) -> Result<DomainRef, Failure> {
+    fn start_domain(&self, lock: &VmLock, refusals: &[RefusedVf]) -> Result<DomainRef, PlugFailure> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
         let xml = start.rewrite(&self.nics, &self.needs.dummy_bridge)?;
@@ -236,11 +236,11 @@ impl<'a> Claimed<'a> {
     }
 
     /// Whose fault it is that the domain was not created.
-    fn judge(&self, cause: Cause, refusals: &[Refusal]) -> Failure {
-        let Cause::Call { what, source } = cause else { return Failure::Other(cause) };
+    fn judge(&self, cause: Cause, refusals: &[RefusedVf]) -> PlugFailure {
+        let Cause::Call { what, source } = cause else { return PlugFailure::AnyVf(cause) };
         let vfs: Vec<_> = self.nics.iter().map(|nic| nic.vf).collect();
         let (guest_kib, limit_kib) = (self.start.deployment.memory_kib(), self.start.deployment.limit_kib());
-        Attempt { what, vfs: &vfs, refusals, guest_kib, limit_kib, sysfs: self.start.host.sysfs() }.judge(source)
+        VfCall { what, vfs: &vfs, refusals, guest_kib, limit_kib, sysfs: self.start.host.sysfs() }.judge(source)
     }
 
     /// Believes only the live XML: every VF and every dummy is there, and the guest sees the VFs in their order.

@@ -2,12 +2,12 @@
 
 use super::shared::device;
 use crate::base::{Action, DeployId, MacAddress, Position};
-use crate::error::{ActionError, Cause, HostState, Outcome};
+use crate::error::{ActionError, Cause, HostState, UnplugOutcome};
 use crate::host::Host;
 use crate::host::detached;
 use crate::reconcile;
 use crate::vm::gone;
-use crate::vm::{self, Device, Found, Vm};
+use crate::vm::{self, Found, NicDevice, Vm};
 use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic};
 
 const ACTION: Action = Action::DetachNic;
@@ -160,7 +160,8 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
         }
     }
     if let Some(cause) = vm.not_released(&devices, &kept) {
-        let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+        let is_pending =
+            |outcome: &UnplugOutcome| matches!(outcome, UnplugOutcome::Pending | UnplugOutcome::DaemonGone);
         return Err(put_back(vm, nic, before, cause, kept.iter().any(is_pending)));
     }
     journal(vm, nic, &devices);
@@ -173,8 +174,8 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     Ok(())
 }
 
-fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[Device]) {
-    for vf in devices.iter().filter_map(Device::vf) {
+fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[NicDevice]) {
+    for vf in devices.iter().filter_map(NicDevice::vf) {
         vm.host.journal().vf(ACTION, &vm.domain.name, &nic.root, vf, "unplugged");
     }
 }

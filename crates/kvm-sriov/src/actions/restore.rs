@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, RunState};
 use crate::reconcile;
-use crate::vm::checkpoint::Image;
+use crate::vm::checkpoint::Checkpoint;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Vm};
@@ -46,7 +46,7 @@ pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<
     if wake_up(host, checkpoint).map_err(untouched)? {
         return Ok(());
     }
-    let image = Image::at(checkpoint);
+    let image = Checkpoint::at(checkpoint);
     if image.is_spent() && finish_earlier(host, &image).map_err(untouched)? {
         return Ok(());
     }
@@ -85,7 +85,7 @@ fn wake_up(host: &Host, checkpoint: &Path) -> Result<bool, Cause> {
 }
 
 /// A restore that was cut off after its commit: the domain has its VFs, and only its CPUs wait. Whether this was one.
-fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
+fn finish_earlier(host: &Host, image: &Checkpoint) -> Result<bool, Cause> {
     for domain in host.hypervisor().domains()? {
         // One that ends just now, or is not for this version to read, is another VM.
         let Ok(live) = vm::read(host, &domain) else { continue };
@@ -99,7 +99,7 @@ fn finish_earlier(host: &Host, image: &Image) -> Result<bool, Cause> {
 }
 
 /// Whether a restore from this image is under way in a domain.
-fn is_from(live: &LiveDomain, image: &Image) -> bool {
+fn is_from(live: &LiveDomain, image: &Checkpoint) -> bool {
     let operation = live.wanted.as_ref().ok().and_then(Option::as_ref).and_then(|wanted| wanted.operation.as_ref());
     operation.is_some_and(|operation| {
         matches!(&operation.kind, OperationKind::Restore { checkpoint } if checkpoint == image.checkpoint())
@@ -108,7 +108,7 @@ fn is_from(live: &LiveDomain, image: &Image) -> bool {
 
 struct Restoring<'a> {
     host: &'a Host,
-    image: &'a Image,
+    image: &'a Checkpoint,
     text: &'a str,
     saved: &'a LiveDomain,
 }

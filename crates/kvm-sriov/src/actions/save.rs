@@ -11,7 +11,7 @@ use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::block_job;
-use crate::vm::checkpoint::{Image, is_complete, make_empty};
+use crate::vm::checkpoint::{Checkpoint, is_complete, make_empty};
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::OperationKind;
@@ -66,7 +66,7 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Actio
 
 /// Keeps an older checkpoint, and makes the file that libvirt writes into.
 fn prepare_plain(checkpoint: &Path) -> Result<(), Cause> {
-    Image::at(checkpoint).keep_older()?;
+    Checkpoint::at(checkpoint).keep_older()?;
     make_empty(checkpoint)
 }
 
@@ -87,7 +87,7 @@ fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
 
 fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
     vm.check_can_leave("saved").map_err(|cause| ActionError::untouched(Action::Save, cause))?;
-    let image = Image::at(checkpoint);
+    let image = Checkpoint::at(checkpoint);
     let saved = go_out(&mut vm, &image).and_then(|()| into(&vm, &image));
     match saved {
         Ok(()) => {
@@ -102,7 +102,7 @@ fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
 }
 
 /// Everything that must leave the domain before it can be saved.
-fn go_out(vm: &mut Vm<'_>, image: &Image) -> Result<(), Cause> {
+fn go_out(vm: &mut Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     let path = image.prepare()?;
     vm.begin(OperationKind::Save, Some(&path))?;
     let devices = vm.plugged();
@@ -113,7 +113,7 @@ fn go_out(vm: &mut Vm<'_>, image: &Image) -> Result<(), Cause> {
 ///
 /// # Errors
 /// The domain was not saved. [`Cause::Twice`] when libvirt still works on it.
-fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
+fn into(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     let (host, domain) = (vm.host, &vm.domain);
     // Whatever the call said: only a domain that is gone and an image that is complete are a save.
     if let Err(cause) = write(host, domain, &image.unfinished()) {
@@ -132,7 +132,7 @@ fn into(vm: &Vm<'_>, image: &Image) -> Result<(), Cause> {
 }
 
 /// Puts everything back as it was, or says exactly what is left.
-fn undo(mut vm: Vm<'_>, image: &Image, cause: Cause) -> ActionError {
+fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
     if matches!(cause, Cause::Twice { .. }) {
         // libvirt writes into the image, and devices can't be changed.
         return ActionError::new(Action::Save, cause, HostState::Left(left(&vm)));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::{AgentError, Doubt, Outcome, Why};
+use super::{AgentError, Doubt, Obstacle, UnplugOutcome};
 use crate::base::{DomainName, HostName, MacAddress, ParseError, PciAddress, Position, RootName};
 use crate::claims::ClaimError;
 use crate::config::{AlsoListed, KvmrcError, VfMapError};
@@ -172,17 +172,17 @@ pub enum Cause {
         what: String,
     },
     /// The guest did not release VFs.
-    #[error("{vm} did not release {}", Kept(kept, *seconds))]
+    #[error("{vm} did not release {}", KeptVfs(kept, *seconds))]
     NotReleased {
         /// The domain.
         vm: DomainName,
         /// How long it was waited for, in seconds.
         seconds: u64,
         /// What stayed: the NIC's position, its VF, and why.
-        kept: Vec<(Position, PciAddress, Outcome)>,
+        kept: Vec<(Position, PciAddress, UnplugOutcome)>,
     },
     /// The guest did not release a device that is no VF of ours.
-    #[error("{vm} did not release {device}{}", In(outcome, *seconds))]
+    #[error("{vm} did not release {device}{}", WhyKept(outcome, *seconds))]
     DeviceNotReleased {
         /// The domain.
         vm: DomainName,
@@ -191,7 +191,7 @@ pub enum Cause {
         /// How long it was waited for, in seconds.
         seconds: u64,
         /// Why it stayed.
-        outcome: Outcome,
+        outcome: UnplugOutcome,
     },
     /// OpenNebula's note of the VM's directory is missing.
     #[error("cannot read 'system_datastore' from domain {vm}")]
@@ -319,7 +319,7 @@ pub enum Cause {
         /// Which one.
         operation: String,
         /// Why it stays open.
-        why: Why,
+        why: Obstacle,
     },
     /// libvirt works on the domain.
     #[error("a job of libvirt runs on {vm} ({what}), during which its devices can't be changed")]
@@ -472,26 +472,26 @@ impl Cause {
 }
 
 /// What stayed, for a person.
-struct Kept<'a>(&'a [(Position, PciAddress, Outcome)], u64);
+struct KeptVfs<'a>(&'a [(Position, PciAddress, UnplugOutcome)], u64);
 
 /// Why a device stayed, as the end of a sentence.
-struct In<'a>(&'a Outcome, u64);
+struct WhyKept<'a>(&'a UnplugOutcome, u64);
 
-impl fmt::Display for In<'_> {
+impl fmt::Display for WhyKept<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self(Outcome::Pending, seconds) => write!(f, " in {seconds} s"),
+            Self(UnplugOutcome::Pending, seconds) => write!(f, " in {seconds} s"),
             Self(outcome, _) => write!(f, " ({outcome})"),
         }
     }
 }
 
-impl fmt::Display for Kept<'_> {
+impl fmt::Display for KeptVfs<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(kept, seconds) = self;
         for (number, (_, vf, outcome)) in kept.iter().enumerate() {
             let comma = if number == 0 { "" } else { ", " };
-            write!(f, "{comma}VF {vf}{}", In(outcome, *seconds))?;
+            write!(f, "{comma}VF {vf}{}", WhyKept(outcome, *seconds))?;
         }
         Ok(())
     }

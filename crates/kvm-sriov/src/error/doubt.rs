@@ -7,7 +7,7 @@ use crate::base::Position;
 /// Why nothing is touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Why {
+pub enum Obstacle {
     /// An action works on the VM.
     Locked,
     /// libvirt works on the VM.
@@ -19,7 +19,7 @@ pub enum Why {
     /// The image that the claims name can't be read.
     Unreadable,
     /// Something is to leave the guest at this position, and a guest that stands can't answer.
-    Stands(Position),
+    GuestPaused(Position),
 }
 
 /// Why a person must say where a VM lives.
@@ -34,7 +34,7 @@ pub enum Doubt {
     NoCheckpoint,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Locked => f.write_str("an action works on it"),
@@ -42,7 +42,7 @@ impl fmt::Display for Why {
             Self::Ending => f.write_str("it is ending"),
             Self::Newer => f.write_str("a newer kvm-sriov began the operation, and is to end it"),
             Self::Unreadable => f.write_str("the image that its claims name can't be read"),
-            Self::Stands(position) => {
+            Self::GuestPaused(position) => {
                 write!(f, "what is at position {position} is not wanted, but a guest that stands can't release it")
             }
         }

@@ -1,6 +1,6 @@
 //! What an action reports when it fails: what, on what, why, and in what state the host is left.
 //!
-//! The reasons that higher rooms find ([`AgentError`], [`Doubt`], [`Why`], [`Outcome`]) are defined here, so that a
+//! The reasons that higher rooms find ([`AgentError`], [`Doubt`], [`Why`], [`UnplugOutcome`]) are defined here, so that a
 //! [`Cause`] can name them.
 
 mod action;
@@ -13,6 +13,6 @@ mod refusal;
 pub use action::{ActionError, HostState};
 pub use agent::AgentError;
 pub use cause::Cause;
-pub use doubt::{Doubt, Why};
-pub use outcome::Outcome;
-pub(crate) use refusal::Refusal;
+pub use doubt::{Doubt, Obstacle};
+pub use outcome::UnplugOutcome;
+pub(crate) use refusal::RefusedVf;

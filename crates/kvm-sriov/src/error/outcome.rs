@@ -5,7 +5,7 @@ use std::fmt;
 /// What became of the request to release one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Outcome {
+pub enum UnplugOutcome {
     /// The live XML no longer shows it.
     Released,
     /// The guest did not answer in time; the request can't be taken back, so it may still leave.
@@ -20,7 +20,7 @@ pub enum Outcome {
     DaemonGone,
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for UnplugOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Released => f.write_str("released"),

@@ -4,7 +4,7 @@ use crate::base::PciAddress;
 
 /// A VF that libvirt refused, and why; the next free one was tried.
 #[derive(Debug, Clone)]
-pub(crate) struct Refusal {
+pub(crate) struct RefusedVf {
     pub(crate) vf: PciAddress,
     pub(crate) why: String,
     /// Whether QEMU may not open its vfio device.

@@ -10,10 +10,10 @@ use crate::base::{Action, DeployId, Owner, PciAddress, Position};
 use crate::claims::{Claim, ClaimStore, Claimant, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
-use crate::vm::checkpoint::Image;
+use crate::vm::checkpoint::Checkpoint;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
-use crate::vm::{self, Device, DeviceKind, Vm, unplug};
+use crate::vm::{self, NicDevice, NicDeviceKind, Vm, unplug};
 use crate::xml::{LiveDomain, OperationKind, WantedNic, alias_of, dummy_alias_of, image_for};
 
 /// What is true is looked at anew after each round; an aborted save, or a domain that was started from its image, takes one
@@ -164,9 +164,9 @@ impl Work<'_, '_> {
     }
 
     /// The image of the restore that is open.
-    fn checkpoint(&self) -> Option<Image> {
+    fn checkpoint(&self) -> Option<Checkpoint> {
         match &self.vm.wanted.operation.as_ref()?.kind {
-            OperationKind::Restore { checkpoint } => Some(Image::at(checkpoint)),
+            OperationKind::Restore { checkpoint } => Some(Checkpoint::at(checkpoint)),
             _ => None,
         }
     }
@@ -200,7 +200,7 @@ impl Work<'_, '_> {
 
     /// Asks the guest to release everything that is not wanted, all at once.
     fn unplug(&mut self, leaving: &[Repair]) {
-        let leaving: Vec<(&Repair, Device)> =
+        let leaving: Vec<(&Repair, NicDevice)> =
             leaving.iter().filter_map(|repair| Some((repair, self.device(repair)?))).collect();
         let Some((first, _)) = leaving.first() else { return };
         // A silent guest must leave time for what can be done without it.
@@ -227,18 +227,18 @@ impl Work<'_, '_> {
     }
 
     /// The device that is to leave.
-    fn device(&self, repair: &Repair) -> Option<Device> {
+    fn device(&self, repair: &Repair) -> Option<NicDevice> {
         let live = &self.vm.live;
         match repair {
             Repair::Unplug(position) => {
                 let alias = alias_of(*position);
                 let found = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(&*alias))?;
-                Some(Device { kind: DeviceKind::Vf(found.vf), position: *position, alias })
+                Some(NicDevice { kind: NicDeviceKind::Vf(found.vf), position: *position, alias })
             }
             Repair::UnplugDummy(position) => {
                 let alias = dummy_alias_of(*position);
                 let found = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&*alias))?;
-                Some(Device { kind: DeviceKind::Dummy(found.mac), position: *position, alias })
+                Some(NicDevice { kind: NicDeviceKind::Dummy(found.mac), position: *position, alias })
             }
             _ => None,
         }
@@ -324,7 +324,7 @@ impl Work<'_, '_> {
         let owner = self.vm.owner();
         let claimants = self.vm.store.claimants()?;
         let path = claimants.iter().find(|claimant| claimant.owner.is(&owner)).and_then(|own| own.image.as_deref());
-        if let Some(image) = path.and_then(Image::of_unfinished) {
+        if let Some(image) = path.and_then(Checkpoint::of_unfinished) {
             image.discard()?;
         }
         self.vm.store.settle(&owner)?;
@@ -358,7 +358,7 @@ impl<'a> Domainless<'a> {
         for repair in &repairs {
             let done = match repair {
                 Repair::RestoreImage => return self.restore(path, report, until, elsewhere).map(Some),
-                Repair::RemoveImage => Image::of_unfinished(&path).map_or(Ok(()), |image| image.discard()),
+                Repair::RemoveImage => Checkpoint::of_unfinished(&path).map_or(Ok(()), |image| image.discard()),
                 Repair::ReleaseAll => {
                     gone::release(self.host, &self.store, &self.owner, self.action).map_err(Cause::from)
                 }

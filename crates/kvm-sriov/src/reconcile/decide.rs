@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::facts::{Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, SaveImage};
 use crate::base::{PciAddress, Position};
-use crate::error::{Doubt, Why};
+use crate::error::{Doubt, Obstacle};
 use crate::libvirt::{JobKind, RunState};
 
 /// One thing that is done to a VM, or the reason why nothing is.
@@ -12,7 +12,7 @@ use crate::libvirt::{JobKind, RunState};
 #[non_exhaustive]
 pub enum Repair {
     /// Nothing is touched.
-    Leave(Why),
+    Leave(Obstacle),
     /// Nothing is touched until a person says where the VM lives.
     InDoubt(Doubt),
     /// The save that libvirt still works on is aborted; what is true then decides.
@@ -76,12 +76,12 @@ pub enum Repair {
 /// ```
 pub fn decide(facts: &Facts) -> Vec<Repair> {
     match (facts.busy, &facts.operation, facts.domain) {
-        (Busy::Locked, ..) => vec![Repair::Leave(Why::Locked)],
+        (Busy::Locked, ..) => vec![Repair::Leave(Obstacle::Locked)],
         (Busy::Job(JobKind::Save), OpenOperation::Save, _) => vec![Repair::AbortSave],
-        (Busy::Job(_), ..) => vec![Repair::Leave(Why::Job)],
+        (Busy::Job(_), ..) => vec![Repair::Leave(Obstacle::Job)],
         (Busy::Nobody, _, None) => gone(facts),
-        (Busy::Nobody, _, Some(RunState::Ending)) => vec![Repair::Leave(Why::Ending)],
-        (Busy::Nobody, OpenOperation::Newer, _) => vec![Repair::Leave(Why::Newer)],
+        (Busy::Nobody, _, Some(RunState::Ending)) => vec![Repair::Leave(Obstacle::Ending)],
+        (Busy::Nobody, OpenOperation::Newer, _) => vec![Repair::Leave(Obstacle::Newer)],
         (Busy::Nobody, _, Some(state)) => here(facts, state),
     }
 }
@@ -96,7 +96,7 @@ fn gone(facts: &Facts) -> Vec<Repair> {
         }
         (SaveImage::BeforeBoot, Elsewhere::Unknown) => vec![Repair::InDoubt(Doubt::BeforeBoot)],
         (SaveImage::Complete, _) | (SaveImage::BeforeBoot, Elsewhere::NeverRan) => vec![Repair::RestoreImage],
-        (SaveImage::Unreadable, _) => vec![Repair::Leave(Why::Unreadable)],
+        (SaveImage::Unreadable, _) => vec![Repair::Leave(Obstacle::Unreadable)],
     }
 }
 
@@ -179,7 +179,7 @@ fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
         devices.chain(dummies).collect()
     } else {
         let stays = unwanted().filter(|nic| nic.device || nic.dummy);
-        stays.map(|nic| Repair::Leave(Why::Stands(nic.position))).collect()
+        stays.map(|nic| Repair::Leave(Obstacle::GuestPaused(nic.position))).collect()
     };
     repairs.extend(facts.spare.iter().map(|vf| Repair::Release(*vf)));
     let is_wrong = |nic: &&NicFacts| nic.device && nic.claim != NicClaim::Own;

@@ -10,7 +10,7 @@ use crate::claims::Claimant;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
-use crate::vm::checkpoint::{self, Image};
+use crate::vm::checkpoint::{self, Checkpoint};
 use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
 
 /// What is known of a VM: the NICs it wants, the devices it has, the VFs it claims, and its open operation.
@@ -241,12 +241,12 @@ impl fmt::Display for OpenOperation {
 
 impl CheckpointState {
     fn at(path: &Path) -> Self {
-        let image = Image::at(path);
+        let image = Checkpoint::at(path);
         if image.is_spent() {
             Self::Used
         } else if !path.exists() {
             Self::Missing
-        } else if Image::of_unfinished(path).is_some() {
+        } else if Checkpoint::of_unfinished(path).is_some() {
             Self::Unfinished
         } else {
             Self::Untouched
@@ -257,7 +257,7 @@ impl CheckpointState {
 impl SaveImage {
     fn at(path: &Path, this_boot: bool) -> Self {
         // Our saves write only to names of this form. Any other file is not ours, so it is not opened.
-        if Image::of_unfinished(path).is_none() {
+        if Checkpoint::of_unfinished(path).is_none() {
             return Self::Unreadable;
         }
         match checkpoint::is_complete(path) {

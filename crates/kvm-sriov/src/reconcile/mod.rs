@@ -41,7 +41,7 @@ use std::sync::Mutex;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-pub use crate::error::{Doubt, Why};
+pub use crate::error::{Doubt, Obstacle};
 pub use decide::{Repair, decide};
 pub use facts::{Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, SaveImage};
 pub(crate) use open::{lock, open, open_to_unplug};
@@ -316,7 +316,7 @@ fn repair_in_scope(vm: &mut Vm<'_>, scope: Scope) -> Result<Lacks, Cause> {
     for left in &report.left {
         match left {
             Repair::InDoubt(doubt) => return Err(Cause::Unresolved { vm: vm.domain.name.clone(), doubt: *doubt }),
-            Repair::Leave(why @ (Why::Newer | Why::Job | Why::Ending)) => {
+            Repair::Leave(why @ (Obstacle::Newer | Obstacle::Job | Obstacle::Ending)) => {
                 if let Some(operation) = &vm.wanted.operation {
                     let operation = operation.kind.to_string();
                     return Err(Cause::OpenOperation { vm: vm.domain.name.clone(), operation, why: *why });

@@ -4,7 +4,7 @@ use super::decide::Repair;
 use super::facts::Facts;
 use crate::base::Owner;
 use crate::claims;
-use crate::error::{Cause, Why};
+use crate::error::{Cause, Obstacle};
 
 /// What was found and done on a host.
 #[derive(Debug, Default)]
@@ -74,7 +74,8 @@ impl VmReport {
     /// The consistency of the VM after what was done.
     pub fn consistency(&self) -> Consistency {
         let is_in_doubt = |repair: &Repair| matches!(repair, Repair::InDoubt(_));
-        let is_left = |repair: &Repair| !matches!(repair, Repair::Leave(Why::Locked | Why::Job | Why::Ending));
+        let is_left =
+            |repair: &Repair| !matches!(repair, Repair::Leave(Obstacle::Locked | Obstacle::Job | Obstacle::Ending));
         if self.left.iter().any(is_in_doubt) {
             Consistency::InDoubt
         } else if self.left.iter().any(is_left) || !self.failures.is_empty() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::repair;
 use crate::base::{Action, DeployId};
 use crate::claims::ClaimError;
-use crate::error::{Cause, Why};
+use crate::error::{Cause, Obstacle};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
 use crate::vm::{self, Vm};
@@ -99,7 +99,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
     match repair(&mut vm) {
         // libvirt copies or saves it: devices can be changed afterwards.
-        Err(Cause::OpenOperation { why: Why::Job, .. }) => Ok(false),
+        Err(Cause::OpenOperation { why: Obstacle::Job, .. }) => Ok(false),
         other => other?.only(&[]).map(|()| vm.pending().is_empty()),
     }
 }

@@ -2,32 +2,32 @@
 
 use crate::base::PciAddress;
 use crate::claims::ClaimError;
-use crate::error::{Cause, Refusal};
+use crate::error::{Cause, RefusedVf};
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 use crate::sysfs::{Sysfs, denied_vfio_device};
 
 /// Why a domain did not get its VFs.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum PlugFailure {
     /// It is this VF's fault: another may do.
-    Refused(Refusal),
+    OneVf(RefusedVf),
     /// Another VF would not help.
-    Other(Cause),
+    AnyVf(Cause),
 }
 
-impl<E: Into<Cause>> From<E> for Failure {
+impl<E: Into<Cause>> From<E> for PlugFailure {
     fn from(cause: E) -> Self {
-        Self::Other(cause.into())
+        Self::AnyVf(cause.into())
     }
 }
 
 /// A call that was to give a domain VFs.
-pub(crate) struct Attempt<'a> {
+pub(crate) struct VfCall<'a> {
     /// For people: "plug VF 0000:07:00.3 into one-42".
     pub(crate) what: String,
     pub(crate) vfs: &'a [PciAddress],
     /// The VFs that were refused before.
-    pub(crate) refusals: &'a [Refusal],
+    pub(crate) refusals: &'a [RefusedVf],
     pub(crate) guest_kib: u64,
     pub(crate) limit_kib: Option<u64>,
     pub(crate) sysfs: &'a Sysfs,
@@ -53,15 +53,15 @@ const EVERY_VF: [&str; 8] = [
     "No space left on device",
 ];
 
-impl Attempt<'_> {
+impl VfCall<'_> {
     /// Reads libvirt's refusal. It is a VF's only where libvirt or QEMU names that VF, or its vfio device.
-    pub(crate) fn judge(self, error: LibvirtError) -> Failure {
+    pub(crate) fn judge(self, error: LibvirtError) -> PlugFailure {
         let text = error.text().to_owned();
         match error.kind() {
             LibvirtErrorKind::NoMemory => {
                 let (guest_kib, limit_kib) = (self.guest_kib, self.limit_kib);
                 let free_kib = self.sysfs.available_memory_kib();
-                return Failure::Other(Cause::NoMemory { text, guest_kib, limit_kib, free_kib });
+                return PlugFailure::AnyVf(Cause::NoMemory { text, guest_kib, limit_kib, free_kib });
             }
             // A VF that vanished may be a device that is not there.
             LibvirtErrorKind::Other | LibvirtErrorKind::NoDevice => {}
@@ -76,19 +76,19 @@ impl Attempt<'_> {
             return match self.vfs.iter().find(|vf| self.is_device_of(&device, **vf, &text)) {
                 Some(vf) if !self.refusals.iter().any(|before| before.is_denied) => {
                     let why = format!("QEMU may not open {device}: {advice}");
-                    Failure::Refused(Refusal { vf: *vf, why, is_denied: true })
+                    PlugFailure::OneVf(RefusedVf { vf: *vf, why, is_denied: true })
                 }
-                _ => Failure::Other(Cause::VfioDenied { device, text, advice }),
+                _ => PlugFailure::AnyVf(Cause::VfioDenied { device, text, advice }),
             };
         }
         match self.vfs.iter().find(|vf| is_named(**vf, &text)) {
-            Some(vf) => Failure::Refused(Refusal { vf: *vf, why: text, is_denied: false }),
+            Some(vf) => PlugFailure::OneVf(RefusedVf { vf: *vf, why: text, is_denied: false }),
             None => self.not_a_vfs(error),
         }
     }
 
-    fn not_a_vfs(self, source: LibvirtError) -> Failure {
-        Failure::Other(Cause::Call { what: self.what, source })
+    fn not_a_vfs(self, source: LibvirtError) -> PlugFailure {
+        PlugFailure::AnyVf(Cause::Call { what: self.what, source })
     }
 
     /// Whether the vfio device is that of this VF; `/dev/vfio/vfio` is nobody's.
@@ -115,7 +115,7 @@ fn is_named(vf: PciAddress, text: &str) -> bool {
 }
 
 /// An exhausted map says why libvirt refused the VFs that were free.
-pub(crate) fn with_refusals(cause: Cause, refusals: &[Refusal]) -> Cause {
+pub(crate) fn with_refusals(cause: Cause, refusals: &[RefusedVf]) -> Cause {
     match cause {
         Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
             let reasons: Vec<String> = refusals.iter().map(|r| format!("{}: {}", r.vf, r.why)).collect();
@@ -155,16 +155,16 @@ mod tests {
         dir
     }
 
-    fn judge(dir: &tempfile::TempDir, refusals: &[Refusal], code: u32, text: &str) -> Whose {
+    fn judge(dir: &tempfile::TempDir, refusals: &[RefusedVf], code: u32, text: &str) -> Whose {
         let vfs = OURS.map(|vf| vf.parse().unwrap());
         let sysfs = Sysfs::at(dir.path().to_owned());
         let what = "create domain".into();
-        let attempt = Attempt { what, vfs: &vfs, refusals, guest_kib: 1, limit_kib: None, sysfs: &sysfs };
+        let attempt = VfCall { what, vfs: &vfs, refusals, guest_kib: 1, limit_kib: None, sysfs: &sysfs };
         match attempt.judge(LibvirtError::of_libvirt(code, text)) {
-            Failure::Refused(refusal) => Vf(OURS.iter().find(|vf| refusal.vf.to_string() == **vf).unwrap()),
-            Failure::Other(Cause::NoMemory { .. }) => Memory,
-            Failure::Other(Cause::VfioDenied { .. }) => Denied,
-            Failure::Other(_) => NoVfs,
+            PlugFailure::OneVf(refusal) => Vf(OURS.iter().find(|vf| refusal.vf.to_string() == **vf).unwrap()),
+            PlugFailure::AnyVf(Cause::NoMemory { .. }) => Memory,
+            PlugFailure::AnyVf(Cause::VfioDenied { .. }) => Denied,
+            PlugFailure::AnyVf(_) => NoVfs,
         }
     }
 
@@ -313,7 +313,7 @@ mod tests {
         }
         // The second one that QEMU may not open is not the last.
         let denied = "vfio 0000:07:00.3: Could not open '/dev/vfio/13': Permission denied";
-        let before = |is_denied| [Refusal { vf: "0000:07:00.2".parse().unwrap(), why: String::new(), is_denied }];
+        let before = |is_denied| [RefusedVf { vf: "0000:07:00.2".parse().unwrap(), why: String::new(), is_denied }];
         assert_eq!(judge(&dir, &before(false), internal, denied), Vf("0000:07:00.3"));
         assert_eq!(judge(&dir, &before(true), internal, denied), Denied);
     }

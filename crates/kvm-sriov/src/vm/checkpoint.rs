@@ -17,11 +17,11 @@ const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
 
 /// A checkpoint, and the names it has on its way.
 #[derive(Debug, Clone)]
-pub(crate) struct Image {
+pub(crate) struct Checkpoint {
     checkpoint: PathBuf,
 }
 
-impl Image {
+impl Checkpoint {
     /// The image that OpenNebula knows by this path.
     pub(crate) fn at(checkpoint: &Path) -> Self {
         Self { checkpoint: checkpoint.to_owned() }
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn an_image_is_there_only_when_it_is_complete() {
         let dir = tempfile::tempdir().unwrap();
-        let image = Image::at(&dir.path().join("checkpoint"));
+        let image = Checkpoint::at(&dir.path().join("checkpoint"));
         fs::write(image.checkpoint(), "old").unwrap();
         let path = image.prepare().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
@@ -171,6 +171,6 @@ mod tests {
         assert!(image.is_spent());
         image.remove_used().unwrap();
         assert!(!image.is_spent());
-        assert_eq!(Image::of_unfinished(&path).unwrap().checkpoint(), image.checkpoint());
+        assert_eq!(Checkpoint::of_unfinished(&path).unwrap().checkpoint(), image.checkpoint());
     }
 }

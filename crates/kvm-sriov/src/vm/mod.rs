@@ -29,13 +29,13 @@ use std::time::{Duration, Instant};
 pub use clock::sync_clock;
 pub use unplug::unplug;
 
-pub(crate) use blame::{Attempt, Failure, with_refusals};
+pub(crate) use blame::{PlugFailure, VfCall, with_refusals};
 pub(crate) use dummy::nic_defaults;
-pub(crate) use take_out::{Device, DeviceKind, aliases};
+pub(crate) use take_out::{NicDevice, NicDeviceKind, aliases};
 
 use crate::base::{Action, DeployId, NicKey, Owner, POLL, Position};
 use crate::claims::{ClaimStore, VmLock};
-use crate::error::{Cause, Outcome};
+use crate::error::{Cause, UnplugOutcome};
 use crate::host::Host;
 use crate::host::detached;
 use crate::libvirt::{DomainRef, JobKind, RunState};
@@ -213,7 +213,7 @@ pub(crate) fn abort_save(host: &Host, domain: &DomainRef, end: Instant) -> Resul
 /// What is to be said when the guest may still release a VF that it was asked for.
 pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
     let Cause::NotReleased { kept, .. } = cause else { return None };
-    let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+    let is_pending = |outcome: &UnplugOutcome| matches!(outcome, UnplugOutcome::Pending | UnplugOutcome::DaemonGone);
     kept.iter().any(|(.., outcome)| is_pending(outcome)).then_some(
         "the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged back (is the guest's \
          PCI hot-plug driver loaded?)",
@@ -469,10 +469,10 @@ impl<'a> Vm<'a> {
     ///
     /// # Errors
     /// [`Cause::Absent`] when the domain ended meanwhile; or its XML can't be read, and devices may have left.
-    pub(crate) fn ask_for(&self, aliases: &[String]) -> Result<Vec<Outcome>, Cause> {
+    pub(crate) fn ask_for(&self, aliases: &[String]) -> Result<Vec<UnplugOutcome>, Cause> {
         let outcomes = unplug(self.host.hypervisor(), &self.domain, aliases, self.host.settings().unplug_timeout)
             .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })?;
-        if outcomes.contains(&Outcome::DomainGone) {
+        if outcomes.contains(&UnplugOutcome::DomainGone) {
             return Err(Cause::Absent { id: self.domain.name.to_string() });
         }
         Ok(outcomes)
@@ -489,7 +489,7 @@ impl<'a> Vm<'a> {
         let aliases: Vec<String> = devices.iter().map(|device| device.alias.clone()).collect();
         let outcomes = self.ask_for(&aliases)?;
         let (released, kept): (Vec<_>, Vec<_>) =
-            devices.iter().cloned().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::Released);
+            devices.iter().cloned().zip(outcomes).partition(|(_, outcome)| *outcome == UnplugOutcome::Released);
         let released: Vec<Plugged> = released.into_iter().map(|(device, _)| device).collect();
         self.journal(&released, "unplugged");
         let gone: Vec<String> = released.iter().map(|device| device.alias.clone()).collect();
@@ -512,7 +512,8 @@ impl<'a> Vm<'a> {
     pub(crate) fn plug_back(&mut self, cause: &Cause) -> Result<(), Cause> {
         let mut pending: Vec<Position> = match cause {
             Cause::NotReleased { kept, .. } => {
-                let is_pending = |outcome: &Outcome| matches!(outcome, Outcome::Pending | Outcome::DaemonGone);
+                let is_pending =
+                    |outcome: &UnplugOutcome| matches!(outcome, UnplugOutcome::Pending | UnplugOutcome::DaemonGone);
                 kept.iter().filter(|(.., outcome)| is_pending(outcome)).map(|(position, ..)| *position).collect()
             }
             _ => Vec::new(),

@@ -1,10 +1,10 @@
 //! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
 
 use super::Vm;
-use super::blame::{Attempt, Failure, with_refusals};
+use super::blame::{PlugFailure, VfCall, with_refusals};
 use crate::base::{PciAddress, WantedVf};
 use crate::claims::{Claim, Request};
-use crate::error::{Cause, Refusal};
+use crate::error::{Cause, RefusedVf};
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
@@ -28,7 +28,7 @@ impl Vm<'_> {
         while let (Some(nic), Some(claim)) = (nics.get(done), claims.get(done).cloned()) {
             match self.attach(nic, claim.vf, &refusals) {
                 Ok(()) => done += 1,
-                Err(Failure::Refused(refusal)) => {
+                Err(PlugFailure::OneVf(refusal)) => {
                     log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
                     refusals.push(refusal);
                     let next = self
@@ -46,7 +46,7 @@ impl Vm<'_> {
                         }
                     }
                 }
-                Err(Failure::Other(cause)) => return Err(self.give_up(&before, &claims, done, cause)),
+                Err(PlugFailure::AnyVf(cause)) => return Err(self.give_up(&before, &claims, done, cause)),
             }
         }
         self.reread()?;
@@ -110,8 +110,8 @@ impl Vm<'_> {
         for (nic, claim) in lost {
             log::info!("the guest of {} released VF {} again: it is plugged once more", self.domain.name, claim.vf);
             self.attach(nic, claim.vf, &[]).map_err(|failure| match failure {
-                Failure::Other(cause) => cause,
-                Failure::Refused(Refusal { vf, why, .. }) => {
+                PlugFailure::AnyVf(cause) => cause,
+                PlugFailure::OneVf(RefusedVf { vf, why, .. }) => {
                     let what = format!("VF {vf} left again at once, and was refused then: {why}");
                     Cause::NotAsAsked { name: self.domain.name.clone(), what }
                 }
@@ -134,7 +134,7 @@ impl Vm<'_> {
     }
 
     /// The claims of these NICs: those that the VM has, which need no map, and for the others free VFs, all or none.
-    fn claim(&self, nics: &[WantedNic], refused: &[Refusal]) -> Result<Vec<Claim>, Cause> {
+    fn claim(&self, nics: &[WantedNic], refused: &[RefusedVf]) -> Result<Vec<Claim>, Cause> {
         let owner = self.owner();
         let refused: Vec<PciAddress> = refused.iter().map(|refusal| refusal.vf).collect();
         let in_use: Vec<PciAddress> = self.live.vfs().collect();
@@ -173,7 +173,7 @@ impl Vm<'_> {
         Ok(claims.into_iter().filter_map(|(_, claim)| claim.or_else(|| fresh.next())).collect())
     }
 
-    fn attach(&self, nic: &WantedNic, vf: PciAddress, refusals: &[Refusal]) -> Result<(), Failure> {
+    fn attach(&self, nic: &WantedNic, vf: PciAddress, refusals: &[RefusedVf]) -> Result<(), PlugFailure> {
         let device = hostdev_of(nic, vf);
         let limit = self.host.call_limit(self.live.memory_kib);
         let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device, limit));
@@ -184,7 +184,7 @@ impl Vm<'_> {
             log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
             return Ok(());
         }
-        let attempt = Attempt {
+        let attempt = VfCall {
             what: format!("plug VF {vf} into {}", self.domain.name),
             vfs: &[vf],
             refusals,

@@ -34,7 +34,7 @@ pub(crate) struct Storage {
     /// The VM's directory.
     pub(crate) dir: PathBuf,
     /// Disks that the guest writes to: libvirt copies them.
-    pub(crate) written: Vec<(Disk, Image)>,
+    pub(crate) written: Vec<(Disk, DiskImage)>,
     /// Disks on logical volumes.
     pub(crate) volumes: Vec<(Disk, Volume)>,
     /// Disks that it only reads, and where they are below the directory.
@@ -51,7 +51,7 @@ pub(crate) struct Storage {
 
 /// An image that a guest writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Image {
+pub(crate) struct DiskImage {
     /// Where it is.
     pub(crate) path: PathBuf,
     /// Its format.
@@ -72,7 +72,7 @@ pub(crate) struct Volume {
 }
 
 /// Where something is, seen from the VM's directory.
-enum Place {
+enum DiskPlace {
     /// In it: the path as one below it, without links.
     Within(PathBuf),
     /// On a logical volume that a link in it names.
@@ -127,11 +127,11 @@ impl Storage {
         if disk.kind == "volume" {
             return Err(no_move("is a volume of a storage pool, and libvirt does not show where that is".into()));
         }
-        let place = disk.path.as_deref().map_or(Ok(Place::Elsewhere), |path| self.place(path, sysfs))?;
-        let is_copied = !disk.is_readonly && matches!(place, Place::Within(_) | Place::Volume(_));
+        let place = disk.path.as_deref().map_or(Ok(DiskPlace::Elsewhere), |path| self.place(path, sysfs))?;
+        let is_copied = !disk.is_readonly && matches!(place, DiskPlace::Within(_) | DiskPlace::Volume(_));
         if !is_copied {
             for path in &disk.inner {
-                if matches!(self.place(path, sysfs)?, Place::Within(_) | Place::Volume(_)) {
+                if matches!(self.place(path, sysfs)?, DiskPlace::Within(_) | DiskPlace::Volume(_)) {
                     return Err(no_move(format!("needs {}, which can't be copied with it", path.display())));
                 }
             }
@@ -141,18 +141,18 @@ impl Storage {
             return Err(no_move(format!("{what}, and a copy of it would not be")));
         }
         match place {
-            Place::Elsewhere => {}
-            Place::Linked(link) => self.linked.push((disk, link)),
-            Place::Within(path) if disk.kind != "file" || !path.is_file() => {
+            DiskPlace::Elsewhere => {}
+            DiskPlace::Linked(link) => self.linked.push((disk, link)),
+            DiskPlace::Within(path) if disk.kind != "file" || !path.is_file() => {
                 let why = format!("is {}, of the kind {} and no image that could be copied", path.display(), disk.kind);
                 return Err(no_move(why));
             }
-            Place::Within(path) if disk.is_readonly => self.readonly.push((disk, path)),
-            Place::Within(path) => {
-                let image = Image::read(vm, &disk, path)?;
+            DiskPlace::Within(path) if disk.is_readonly => self.readonly.push((disk, path)),
+            DiskPlace::Within(path) => {
+                let image = DiskImage::read(vm, &disk, path)?;
                 self.written.push((disk, image));
             }
-            Place::Volume(volume) if disk.format != "raw" || disk.device == "lun" => {
+            DiskPlace::Volume(volume) if disk.format != "raw" || disk.device == "lun" => {
                 let what = if disk.device == "lun" { "a lun" } else { disk.format.as_str() };
                 let why = format!(
                     "is {what} on {}, and only raw disks are copied to another device",
@@ -160,13 +160,13 @@ impl Storage {
                 );
                 return Err(no_move(why));
             }
-            Place::Volume(volume) => self.volumes.push((disk, volume)),
+            DiskPlace::Volume(volume) => self.volumes.push((disk, volume)),
         }
         Ok(())
     }
 
     /// Where a path of the domain leads to.
-    fn place(&self, path: &Path, sysfs: &Sysfs) -> Result<Place, Cause> {
+    fn place(&self, path: &Path, sysfs: &Sysfs) -> Result<DiskPlace, Cause> {
         let hops: Vec<PathBuf> = hops(path).collect();
         let real_dir = self.real_dir()?;
         let is_below = |path: &Path| path.starts_with(&self.dir) || path.starts_with(&real_dir);
@@ -178,10 +178,10 @@ impl Storage {
             });
             return Ok(match link {
                 Some((link, target)) if is_volume(&self::hops(link).collect::<Vec<_>>()) => {
-                    Place::Volume(Volume { link: link.clone(), target: target.clone(), device })
+                    DiskPlace::Volume(Volume { link: link.clone(), target: target.clone(), device })
                 }
-                _ if is_below(path) => Place::Linked(path.into()),
-                _ => Place::Elsewhere,
+                _ if is_below(path) => DiskPlace::Linked(path.into()),
+                _ => DiskPlace::Elsewhere,
             });
         }
         if is_below(path) && is_volume(&hops) {
@@ -190,14 +190,14 @@ impl Storage {
         }
         match fs::canonicalize(path) {
             Ok(real) => Ok(match real.strip_prefix(&real_dir) {
-                Ok(rest) => Place::Within(self.dir.join(rest)),
-                Err(_) if is_below(path) => Place::Linked(path.into()),
-                Err(_) => Place::Elsewhere,
+                Ok(rest) => DiskPlace::Within(self.dir.join(rest)),
+                Err(_) if is_below(path) => DiskPlace::Linked(path.into()),
+                Err(_) => DiskPlace::Elsewhere,
             }),
             Err(error) if is_below(path) => Err(Cause::file("find", path)(error)),
             Err(error) => {
                 log::debug!("{}: {error}", path.display());
-                Ok(Place::Elsewhere)
+                Ok(DiskPlace::Elsewhere)
             }
         }
     }
@@ -239,7 +239,7 @@ impl Storage {
         };
         let is_of_start = matches!(mention.element.as_str(), "kernel" | "initrd" | "dtb" | "loader" | "nvram");
         match place {
-            Place::Within(path) if is_of_start && path.is_file() => {
+            DiskPlace::Within(path) if is_of_start && path.is_file() => {
                 if !self.others.contains(&path) {
                     self.others.push(path);
                 }
@@ -247,8 +247,8 @@ impl Storage {
                     self.in_use.push(mention);
                 }
             }
-            Place::Within(_) | Place::Volume(_) => self.in_use.push(mention),
-            Place::Linked(_) | Place::Elsewhere => {}
+            DiskPlace::Within(_) | DiskPlace::Volume(_) => self.in_use.push(mention),
+            DiskPlace::Linked(_) | DiskPlace::Elsewhere => {}
         }
         Ok(())
     }
@@ -281,7 +281,7 @@ pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     one.components().eq(other.components())
 }
 
-impl Image {
+impl DiskImage {
     fn read(vm: &DomainName, disk: &Disk, path: PathBuf) -> Result<Self, Cause> {
         let no_move =
             |why: &str| Cause::NoMove { vm: vm.clone(), how: format!("live: its disk {} {why}", disk.target) };
@@ -325,7 +325,7 @@ impl Qcow2 {
 }
 
 /// An empty image like another one.
-pub(crate) fn make_image(like: &Image, path: &Path) -> Result<(), Cause> {
+pub(crate) fn make_image(like: &DiskImage, path: &Path) -> Result<(), Cause> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;
     }
@@ -387,7 +387,8 @@ mod tests {
         let storage = Storage::of(&"one-42".parse().unwrap(), &doubled, &domain, &Sysfs::default()).unwrap();
         let written: Vec<_> =
             storage.written.iter().map(|(disk, image)| (disk.target.as_str(), image.clone())).collect();
-        let image = |path: &str, format: &str, size| Image { path: doubled.join(path), format: format.into(), size };
+        let image =
+            |path: &str, format: &str, size| DiskImage { path: doubled.join(path), format: format.into(), size };
         assert_eq!(written, [("disk.0", image("disk.0", "raw", 9)), ("0", image("disk.2.snap/0", "qcow2", 1 << 30))]);
         assert_eq!(storage.links.len(), 2);
         let files: Vec<_> = storage.files().iter().map(|f| f.file_name().unwrap().to_owned()).collect();

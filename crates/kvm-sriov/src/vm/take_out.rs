@@ -3,31 +3,31 @@
 use super::Vm;
 use crate::base::{MacAddress, PciAddress, Position};
 use crate::claims::Claim;
-use crate::error::{Cause, Outcome};
+use crate::error::{Cause, UnplugOutcome};
 use crate::xml::WantedNic;
 
 /// A device of ours that is to leave, and what it is: its VF, or its MAC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Device {
+pub(crate) struct NicDevice {
     pub(crate) alias: String,
     pub(crate) position: Position,
-    pub(crate) kind: DeviceKind,
+    pub(crate) kind: NicDeviceKind,
 }
 
 /// What a device of ours is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DeviceKind {
+pub(crate) enum NicDeviceKind {
     Vf(PciAddress),
     Dummy(MacAddress),
 }
 
 impl Vm<'_> {
     /// The devices that a NIC has: its VF and its dummy, whichever is there.
-    pub(crate) fn devices_of(&self, nic: &WantedNic) -> Vec<Device> {
+    pub(crate) fn devices_of(&self, nic: &WantedNic) -> Vec<NicDevice> {
         let position = nic.position;
-        let device = |alias: Option<&String>, kind| Some(Device { alias: alias?.clone(), position, kind });
-        let vf = self.live.device_of(nic).and_then(|vf| device(vf.alias.as_ref(), DeviceKind::Vf(vf.vf)));
-        let dummy = self.dummy_of(nic).and_then(|dummy| device(dummy.alias.as_ref(), DeviceKind::Dummy(dummy.mac)));
+        let device = |alias: Option<&String>, kind| Some(NicDevice { alias: alias?.clone(), position, kind });
+        let vf = self.live.device_of(nic).and_then(|vf| device(vf.alias.as_ref(), NicDeviceKind::Vf(vf.vf)));
+        let dummy = self.dummy_of(nic).and_then(|dummy| device(dummy.alias.as_ref(), NicDeviceKind::Dummy(dummy.mac)));
         vf.into_iter().chain(dummy).collect()
     }
 
@@ -68,7 +68,7 @@ impl Vm<'_> {
             let Some(dummy) = self.dummy_of(nic).filter(|dummy| dummy.is_ours()) else { continue };
             if dummy.mac != self.host.dummy_mac(nic.mac, nic.position)? {
                 let (alias, position) = (dummy.alias.clone().unwrap_or_default(), nic.position);
-                wrong.push(Device { alias, position, kind: DeviceKind::Dummy(dummy.mac) });
+                wrong.push(NicDevice { alias, position, kind: NicDeviceKind::Dummy(dummy.mac) });
             }
         }
         self.take_out(&wrong)?;
@@ -77,7 +77,7 @@ impl Vm<'_> {
     }
 
     /// Asks the guest to release devices; all of them must leave.
-    fn take_out(&self, devices: &[Device]) -> Result<(), Cause> {
+    fn take_out(&self, devices: &[NicDevice]) -> Result<(), Cause> {
         if devices.is_empty() {
             return Ok(());
         }
@@ -87,17 +87,17 @@ impl Vm<'_> {
     }
 
     /// The error that names what stayed; `None` when all left.
-    pub(crate) fn not_released(&self, devices: &[Device], outcomes: &[Outcome]) -> Option<Cause> {
+    pub(crate) fn not_released(&self, devices: &[NicDevice], outcomes: &[UnplugOutcome]) -> Option<Cause> {
         let seconds = self.host.settings().unplug_timeout.as_secs();
         let vm = || self.domain.name.clone();
-        let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != Outcome::Released);
+        let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != UnplugOutcome::Released);
         let kept: Vec<_> =
             stayed().filter_map(|(device, outcome)| Some((device.position, device.vf()?, outcome.clone()))).collect();
         if !kept.is_empty() {
             return Some(Cause::NotReleased { vm: vm(), seconds, kept });
         }
         let (device, outcome) = stayed().next()?;
-        let DeviceKind::Dummy(mac) = device.kind else { return None };
+        let NicDeviceKind::Dummy(mac) = device.kind else { return None };
         let device = format!("the dummy interface {mac}");
         Some(Cause::DeviceNotReleased { vm: vm(), device, seconds, outcome: outcome.clone() })
     }
@@ -122,17 +122,17 @@ impl Vm<'_> {
     }
 }
 
-impl Device {
+impl NicDevice {
     /// The VF; `None` for a dummy.
     pub(crate) fn vf(&self) -> Option<PciAddress> {
         match self.kind {
-            DeviceKind::Vf(vf) => Some(vf),
-            DeviceKind::Dummy(_) => None,
+            NicDeviceKind::Vf(vf) => Some(vf),
+            NicDeviceKind::Dummy(_) => None,
         }
     }
 }
 
 /// The aliases of devices, in their order.
-pub(crate) fn aliases(devices: &[Device]) -> Vec<String> {
+pub(crate) fn aliases(devices: &[NicDevice]) -> Vec<String> {
     devices.iter().map(|device| device.alias.clone()).collect()
 }

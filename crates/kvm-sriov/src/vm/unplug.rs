@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::base::span::{Kind, Span};
-use crate::error::Outcome;
+use crate::error::UnplugOutcome;
 use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtErrorKind};
 use crate::xml::{LiveDomain, XmlError};
 
@@ -42,14 +42,14 @@ pub fn unplug(
     domain: &DomainRef,
     aliases: &[String],
     timeout: Duration,
-) -> Result<Vec<Outcome>, XmlError> {
-    let requests = aliases.iter().map(Request::new);
+) -> Result<Vec<UnplugOutcome>, XmlError> {
+    let requests = aliases.iter().map(Removal::new);
     let deadline = Instant::now() + timeout;
     Engine { hypervisor, domain, requests: requests.collect(), deadline }.run()
 }
 
 /// One device that is to leave.
-struct Request<'a> {
+struct Removal<'a> {
     alias: &'a str,
     /// When it was asked for last.
     asked: Option<Instant>,
@@ -61,12 +61,12 @@ struct Request<'a> {
     was_asked: bool,
     /// Why it could not be asked the last time.
     busy: Option<String>,
-    outcome: Option<Outcome>,
+    outcome: Option<UnplugOutcome>,
     /// From the first time it is asked for until it is heard to be gone.
     on_its_way: Option<Span>,
 }
 
-impl<'a> Request<'a> {
+impl<'a> Removal<'a> {
     fn new(alias: &'a String) -> Self {
         Self {
             alias,
@@ -97,12 +97,12 @@ impl<'a> Request<'a> {
 struct Engine<'a> {
     hypervisor: &'a dyn Hypervisor,
     domain: &'a DomainRef,
-    requests: Vec<Request<'a>>,
+    requests: Vec<Removal<'a>>,
     deadline: Instant,
 }
 
 /// What the engine does next.
-enum Next {
+enum NextStep {
     /// Look at the live XML: an event or an answer says that something changed.
     Look,
     /// Ask for what is due.
@@ -112,18 +112,18 @@ enum Next {
 }
 
 impl Engine<'_> {
-    fn run(mut self) -> Result<Vec<Outcome>, XmlError> {
+    fn run(mut self) -> Result<Vec<UnplugOutcome>, XmlError> {
         // The event may come before the call returns: registered first.
         let mut events = self.watch();
-        while let Some(source) = events.as_ref().filter(|_| self.requests.iter().any(Request::is_open)) {
+        while let Some(source) = events.as_ref().filter(|_| self.requests.iter().any(Removal::is_open)) {
             let next = match self.ask() {
                 Some(next) => next,
                 None => self.listen(source),
             };
             match next {
-                Next::Ask => {}
-                Next::Look => self.look()?,
-                Next::Reconnect => {
+                NextStep::Ask => {}
+                NextStep::Look => self.look()?,
+                NextStep::Reconnect => {
                     // What was said meanwhile is lost: the live XML knows.
                     events = self.watch();
                     self.look()?;
@@ -134,11 +134,11 @@ impl Engine<'_> {
                 break;
             }
         }
-        let rest = if events.is_some() { Outcome::Pending } else { Outcome::DaemonGone };
-        let outcome = |request: Request<'_>| {
+        let rest = if events.is_some() { UnplugOutcome::Pending } else { UnplugOutcome::DaemonGone };
+        let outcome = |request: Removal<'_>| {
             let no_time = || events.as_ref().filter(|_| request.asked.is_none()).map(|_| NO_TIME.to_owned());
-            let busy = request.busy.or_else(no_time).filter(|_| !request.was_asked).map(Outcome::Busy);
-            let refused = request.refused.map(Outcome::Refused);
+            let busy = request.busy.or_else(no_time).filter(|_| !request.was_asked).map(UnplugOutcome::Busy);
+            let refused = request.refused.map(UnplugOutcome::Refused);
             request.outcome.or(refused).or(busy).unwrap_or_else(|| rest.clone())
         };
         Ok(self.requests.into_iter().map(outcome).collect())
@@ -150,7 +150,7 @@ impl Engine<'_> {
             match self.hypervisor.watch(self.domain) {
                 Ok(events) => return Some(events),
                 Err(error) if error.kind() == LibvirtErrorKind::NoDomain => {
-                    self.close_all(&Outcome::DomainGone);
+                    self.close_all(&UnplugOutcome::DomainGone);
                     return None;
                 }
                 Err(error) if Instant::now() >= self.deadline => {
@@ -163,7 +163,7 @@ impl Engine<'_> {
     }
 
     /// Asks for every device that is due, as long as there is time.
-    fn ask(&mut self) -> Option<Next> {
+    fn ask(&mut self) -> Option<NextStep> {
         for at in 0..self.requests.len() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let Some(request) = self.requests.get_mut(at).filter(|_| !left.is_zero()) else { break };
@@ -189,27 +189,27 @@ impl Engine<'_> {
                     self.all_busy(at, error.text());
                     return None;
                 }
-                LibvirtErrorKind::NoDevice => return Some(Next::Look),
+                LibvirtErrorKind::NoDevice => return Some(NextStep::Look),
                 LibvirtErrorKind::NoAnswer => {
                     request.was_asked = true;
-                    return Some(Next::Look);
+                    return Some(NextStep::Look);
                 }
                 LibvirtErrorKind::NoDomain => {
-                    self.close_all(&Outcome::DomainGone);
+                    self.close_all(&UnplugOutcome::DomainGone);
                     return None;
                 }
                 LibvirtErrorKind::Disconnected => {
                     request.was_asked = true;
                     // It may have been asked: a second press would take the first one back.
                     request.again = NEVER_SOONER;
-                    return Some(Next::Reconnect);
+                    return Some(NextStep::Reconnect);
                 }
                 // An error may come although the device is gone, or on its way: only the live XML decides.
                 _ => {
                     let again = request.refused.replace(error.to_string());
-                    request.outcome = again.map(|_| Outcome::Refused(error.to_string()));
+                    request.outcome = again.map(|_| UnplugOutcome::Refused(error.to_string()));
                     request.again = NEVER_SOONER;
-                    return Some(Next::Look);
+                    return Some(NextStep::Look);
                 }
             }
         }
@@ -230,32 +230,32 @@ impl Engine<'_> {
     }
 
     /// Waits for an event, until something is due.
-    fn listen(&mut self, events: &Events) -> Next {
-        let due = self.requests.iter().filter_map(Request::due).min().unwrap_or(self.deadline).min(self.deadline);
+    fn listen(&mut self, events: &Events) -> NextStep {
+        let due = self.requests.iter().filter_map(Removal::due).min().unwrap_or(self.deadline).min(self.deadline);
         let heard = {
             let _span = Span::begin(Kind::Guest, "unplug");
             events.next(due.saturating_duration_since(Instant::now()))
         };
         match heard {
-            None => Next::Ask,
+            None => NextStep::Ask,
             Some(Event::DeviceRemoved(alias)) => {
-                let is_it = |request: &&mut Request<'_>| request.alias == alias && request.is_open();
+                let is_it = |request: &&mut Removal<'_>| request.alias == alias && request.is_open();
                 if let Some(request) = self.requests.iter_mut().find(is_it) {
                     request.on_its_way = None;
-                    request.outcome = Some(Outcome::Released);
+                    request.outcome = Some(UnplugOutcome::Released);
                 }
                 // Read once, when all have been heard of.
-                if self.requests.iter().any(Request::is_open) { Next::Ask } else { Next::Look }
+                if self.requests.iter().any(Removal::is_open) { NextStep::Ask } else { NextStep::Look }
             }
             Some(Event::DeviceRemovalFailed(alias)) => {
                 if let Some(request) = self.requests.iter_mut().find(|request| request.alias == alias) {
-                    request.outcome = Some(Outcome::Refused("the guest refused".into()));
+                    request.outcome = Some(UnplugOutcome::Refused("the guest refused".into()));
                 }
-                Next::Look
+                NextStep::Look
             }
-            Some(Event::Ended) => Next::Look,
-            Some(Event::Disconnected) => Next::Reconnect,
-            Some(_) => Next::Ask,
+            Some(Event::Ended) => NextStep::Look,
+            Some(Event::Disconnected) => NextStep::Reconnect,
+            Some(_) => NextStep::Ask,
         }
     }
 
@@ -264,7 +264,7 @@ impl Engine<'_> {
         let text = match self.hypervisor.live_xml(self.domain) {
             Ok(Some(text)) => text,
             Ok(None) => {
-                self.close_all(&Outcome::DomainGone);
+                self.close_all(&UnplugOutcome::DomainGone);
                 return Ok(());
             }
             // Heard of, but not seen: open again until libvirtd answers or the deadline passes.
@@ -277,7 +277,7 @@ impl Engine<'_> {
         let live = LiveDomain::parse(&text)?;
         for request in &mut self.requests {
             if !live.shows(request.alias) {
-                request.outcome = Some(Outcome::Released);
+                request.outcome = Some(UnplugOutcome::Released);
             }
         }
         self.reopen(|alias| live.shows(alias));
@@ -286,13 +286,13 @@ impl Engine<'_> {
 
     fn reopen(&mut self, shown: impl Fn(&str) -> bool) {
         for request in &mut self.requests {
-            if request.outcome == Some(Outcome::Released) && shown(request.alias) {
+            if request.outcome == Some(UnplugOutcome::Released) && shown(request.alias) {
                 request.outcome = None;
             }
         }
     }
 
-    fn close_all(&mut self, outcome: &Outcome) {
+    fn close_all(&mut self, outcome: &UnplugOutcome) {
         for request in &mut self.requests {
             request.outcome = Some(outcome.clone());
         }

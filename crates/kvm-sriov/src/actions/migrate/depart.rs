@@ -9,7 +9,7 @@ use crate::base::span::{Kind, Span};
 use crate::base::{HostName, POLL};
 use crate::error::Cause;
 use crate::vm::block_job;
-use crate::vm::storage::Image;
+use crate::vm::storage::DiskImage;
 use crate::xml::{LiveDomain, OperationKind, Wanted, dummy_alias_of, image_for};
 
 impl Departure<'_> {
@@ -48,7 +48,7 @@ impl Departure<'_> {
             self.agent.ask(&AgentRequest::Symlink { path: path.clone(), target: target.clone() })?;
         }
         // After the files: the copy of a snapshot directory holds an image of the running disk, which the empty one replaces.
-        for (_, Image { path, format, size }) in &storage.written {
+        for (_, DiskImage { path, format, size }) in &storage.written {
             self.agent.ask(&AgentRequest::Image { path: path.clone(), format: format.clone(), size: *size })?;
         }
         Ok(())

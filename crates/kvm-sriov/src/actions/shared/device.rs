@@ -3,7 +3,7 @@
 use std::slice;
 
 use crate::base::{Action, DeployId};
-use crate::error::{ActionError, Cause, HostState, Outcome};
+use crate::error::{ActionError, Cause, HostState, UnplugOutcome};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::reconcile;
@@ -71,10 +71,10 @@ pub(crate) fn unplug(
     let outcomes = vm::unplug(host.hypervisor(), domain, slice::from_ref(&alias), timeout)
         .map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
     match outcomes.into_iter().next() {
-        None | Some(Outcome::Released | Outcome::DomainGone) => Ok(()),
+        None | Some(UnplugOutcome::Released | UnplugOutcome::DomainGone) => Ok(()),
         Some(outcome) => {
             let state = match outcome {
-                Outcome::Pending | Outcome::DaemonGone => HostState::Left(format!(
+                UnplugOutcome::Pending | UnplugOutcome::DaemonGone => HostState::Left(format!(
                     "{device} is still there, the request stays pending in the guest, which may release it later"
                 )),
                 _ => HostState::NothingChanged,

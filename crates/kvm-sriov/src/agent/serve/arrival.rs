@@ -12,7 +12,7 @@ use crate::claims::{ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
-use crate::reconcile::{self, Elsewhere, Repair, Why};
+use crate::reconcile::{self, Elsewhere, Obstacle, Repair};
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, OperationKind};
 
@@ -142,7 +142,7 @@ pub(super) fn finish_unprepared(host: &Host, uuid: &DomainUuid, id: &str) -> Res
     let end = Instant::now() + Heartbeat::default().silence + ASK_SOURCE + host.settings().lock_timeout;
     let report = loop {
         let report = reconcile::resolve(host, &uuid, Elsewhere::NeverRan)?;
-        if !report.left.contains(&Repair::Leave(Why::Locked)) || Instant::now() >= end {
+        if !report.left.contains(&Repair::Leave(Obstacle::Locked)) || Instant::now() >= end {
             break report;
         }
         thread::sleep(POLL);

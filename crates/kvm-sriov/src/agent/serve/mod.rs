@@ -22,7 +22,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::vm::gone;
-use crate::vm::storage::Image;
+use crate::vm::storage::DiskImage;
 use reservation::Reservation;
 
 /// The action that the agent's locks and journal lines name.
@@ -87,7 +87,7 @@ impl Server<'_> {
             AgentRequest::Prepare(vm) => self.prepare(*vm),
             AgentRequest::Image { path, format, size } => {
                 let limit = self.host.settings().call_timeout;
-                self.reservation()?.make_image(Image { path, format, size }, limit)?;
+                self.reservation()?.make_image(DiskImage { path, format, size }, limit)?;
                 Ok(AgentAnswer::Done)
             }
             AgentRequest::Symlink { path, target } => {

@@ -18,7 +18,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::vm::gone;
-use crate::vm::storage::{Image, make_image};
+use crate::vm::storage::{DiskImage, make_image};
 use crate::xml::{Mode, Wanted, WantedNic};
 
 /// A VM that is to come, and what this host holds for it.
@@ -146,7 +146,7 @@ impl Reservation {
         }
     }
 
-    pub(super) fn make_image(&self, image: Image, limit: Duration) -> Result<(), Cause> {
+    pub(super) fn make_image(&self, image: DiskImage, limit: Duration) -> Result<(), Cause> {
         self.check_path(&image.path)?;
         on_files("make", &image.path.clone(), limit, move || make_image(&image, &image.path))
     }
