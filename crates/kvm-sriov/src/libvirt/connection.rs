@@ -28,12 +28,12 @@ const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to libvirtd.
 ///
-/// A C call in flight can't be cancelled. So each call runs on a thread of its own. When `call_timeout` passes, the caller
-/// gets [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer); the thread ends when libvirt returns.
+/// A C call in flight can't be cancelled. So each call runs on a thread of its own. When `call_timeout` passes, the
+/// caller gets [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer); the thread ends when libvirt returns.
 ///
 /// When libvirtd is restarted, the calls in flight fail with
-/// [`LibvirtErrorKind::Disconnected`](super::LibvirtErrorKind::Disconnected), and the next call opens a new connection. A
-/// failed call is not repeated: only the caller knows whether it may be made twice.
+/// [`LibvirtErrorKind::Disconnected`](super::LibvirtErrorKind::Disconnected), and the next call opens a new connection.
+/// A failed call is not repeated: only the caller knows whether it may be made twice.
 ///
 /// ```
 /// use std::time::Duration;
@@ -87,8 +87,8 @@ pub(super) struct Connector {
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
-/// One connection. Calls in flight and watches keep it alive. The fields drop in this order, so the connection is closed
-/// before the event loop may end.
+/// One connection. Calls in flight and watches keep it alive. The fields drop in this order, so the connection is
+/// closed before the event loop may end.
 pub(super) struct Connection {
     pub(super) connect: Connect,
     pub(super) closing: Arc<Closing>,
@@ -107,8 +107,8 @@ impl Libvirt {
         Self::connect(uri, Patience::of(call_timeout), Some(Arc::new(LoopUser::start()?)))
     }
 
-    /// As [`Libvirt::open`], with a common end for all calls that have a deadline: none is waited for beyond `end`, and none
-    /// is begun after it.
+    /// As [`Libvirt::open`], with a common end for all calls that have a deadline: none is waited for beyond `end`, and
+    /// none is begun after it.
     ///
     /// # Errors
     /// As [`Libvirt::open`].
@@ -117,9 +117,9 @@ impl Libvirt {
         Self::connect(uri, patience, Some(Arc::new(LoopUser::start()?)))
     }
 
-    /// Connects to `uri` in a program that runs libvirt's event loop itself (`virEventRunDefaultImpl`, or an implementation
-    /// of its own). Without a running loop no event arrives, and libvirt closes the connection because it reads no answer to
-    /// its keepalive messages.
+    /// Connects to `uri` in a program that runs libvirt's event loop itself (`virEventRunDefaultImpl`, or an
+    /// implementation of its own). Without a running loop no event arrives, and libvirt closes the connection because
+    /// it reads no answer to its keepalive messages.
     ///
     /// # Errors
     /// As [`Libvirt::open`].
@@ -144,8 +144,8 @@ impl Libvirt {
         with_deadline("virConnectOpen", self.patience.left(), move || connector.connection())
     }
 
-    /// Makes a call and waits for it until the deadline. If the connection broke since the last call, a new one is opened
-    /// within the same deadline.
+    /// Makes a call and waits for it until the deadline. If the connection broke since the last call, a new one is
+    /// opened within the same deadline.
     pub(super) fn call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
@@ -163,8 +163,8 @@ impl Libvirt {
         self.boxed_call(name, self.patience.left_of(limit), Box::new(work))
     }
 
-    /// The part of [`Libvirt::call`] that is the same for all calls with one result type. It is compiled once per type, which
-    /// keeps the programs small: they are copied to every host.
+    /// The part of [`Libvirt::call`] that is the same for all calls with one result type. It is compiled once per type,
+    /// which keeps the programs small: they are copied to every host.
     fn boxed_call<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -242,7 +242,8 @@ impl Connector {
 impl Connection {
     pub(super) fn open(uri: &str, events: Option<Arc<LoopUser>>) -> Result<Self, Error> {
         let connect = Connect::open(Some(uri))?;
-        // The test driver and other drivers without a daemon support neither keepalive nor close callbacks, and need none.
+        // The test driver and other drivers without a daemon support neither keepalive nor close callbacks, and need
+        // none.
         if let Err(error) = connect.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
             log::debug!("no keepalive on {uri}: {}", error.message());
         }
@@ -257,8 +258,8 @@ impl Connection {
         !self.closing.is_closed() && self.connect.is_alive().unwrap_or(false)
     }
 
-    /// Turns an error without a kind of its own into a disconnection when the connection is broken: libvirt has many texts
-    /// for that.
+    /// Turns an error without a kind of its own into a disconnection when the connection is broken: libvirt has many
+    /// texts for that.
     pub(super) fn judge(&self, error: LibvirtError) -> LibvirtError {
         if self.is_alive() { error } else { error.by_disconnection() }
     }

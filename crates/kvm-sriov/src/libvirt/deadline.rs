@@ -1,7 +1,7 @@
 //! Calls that are waited for until a deadline, and no longer.
 //!
-//! A C call in flight can't be cancelled. So each call runs on a thread of its own. When the deadline passes, the caller
-//! goes on with an error; the thread ends when libvirt returns.
+//! A C call in flight can't be cancelled. So each call runs on a thread of its own. When the deadline passes, the
+//! caller goes on with an error; the thread ends when libvirt returns.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -24,8 +24,8 @@ where
     answer.take().unwrap_or_else(|| Err(panicked(name)))
 }
 
-/// The part of [`with_deadline`] that is the same for every type. It is compiled once, which keeps the programs small: they
-/// are copied to every host.
+/// The part of [`with_deadline`] that is the same for every type. It is compiled once, which keeps the programs small:
+/// they are copied to every host.
 fn wait_for(name: &'static str, timeout: Duration, work: Work) -> Result<(), LibvirtError> {
     if timeout.is_zero() {
         return Err(LibvirtError::no_time(name));
@@ -57,7 +57,8 @@ impl Drop for Ending {
     }
 }
 
-/// Where the thread of a call puts its result. A result that comes after the deadline is dropped, which closes what it holds.
+/// Where the thread of a call puts its result. A result that comes after the deadline is dropped, which closes what it
+/// holds.
 pub(super) struct Answer<T>(Arc<Mutex<Option<Result<T, LibvirtError>>>>);
 
 impl<T> Answer<T> {

@@ -15,13 +15,13 @@ use super::{DomainRef, Libvirt, LibvirtError, ffi};
 pub trait DeviceCalls: Send + Sync {
     /// Plugs a device into a running domain. `Ok` means that libvirt has done it; the caller still verifies it.
     ///
-    /// * `limit` - the deadline of the call, such as [`Host::call_limit`](crate::Host::call_limit) of the memory that QEMU
-    ///   pins for the device: all of the domain's memory for a host device
+    /// * `limit` - the deadline of the call, such as [`Host::call_limit`](crate::Host::call_limit) of the memory that
+    ///   QEMU pins for the device: all of the domain's memory for a host device
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError>;
     /// Asks the guest to release the device with this alias. `Ok` means that the guest was asked.
     ///
-    /// * `limit` - the deadline of the call; never later than that of any other call. libvirt waits up to 30 s for a domain
-    ///   that is busy, then 5 s for the guest.
+    /// * `limit` - the deadline of the call; never later than that of any other call. libvirt waits up to 30 s for a
+    ///   domain that is busy, then 5 s for the guest.
     fn detach_alias(&self, domain: &DomainRef, alias: &str, limit: Duration) -> Result<(), LibvirtError>;
     /// Unplugs the device that this XML describes. For devices without an alias that the driver chose.
     fn detach(&self, domain: &DomainRef, device_xml: &str) -> Result<(), LibvirtError>;

@@ -85,8 +85,8 @@ pub struct Usage {
 pub trait DomainCalls: Send + Sync {
     /// The running domains.
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError>;
-    /// The running domain with this name, UUID or number; `None` when no such domain runs. A definition that is shut off
-    /// does not count: a snapshot's revert or `--persistent` may leave one.
+    /// The running domain with this name, UUID or number; `None` when no such domain runs. A definition that is shut
+    /// off does not count: a snapshot's revert or `--persistent` may leave one.
     fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError>;
     /// The XML of the running domain, without passwords; `None` when the domain is gone.
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError>;

@@ -31,8 +31,8 @@ pub enum LibvirtErrorKind {
     NoTime,
     /// The call was not made: the host gave no thread for it.
     NoThread,
-    /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known; a later
-    /// call opens a new connection.
+    /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known;
+    /// a later call opens a new connection.
     Disconnected,
     /// The guest was asked to release this device before, and may still do so.
     UnplugInProgress,
@@ -183,7 +183,8 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
         Some(ErrorNumber::NoDomainSnapshot) => LibvirtErrorKind::NoSnapshot,
         Some(ErrorNumber::BlockCopyActive) => LibvirtErrorKind::ActiveBlockJob,
         Some(ErrorNumber::OperationAborted) => LibvirtErrorKind::Aborted,
-        // qemuDomainHotplugDelVcpu: "vcpu unplug request timed out. Unplug result must be manually inspected in the domain".
+        // qemuDomainHotplugDelVcpu: "vcpu unplug request timed out. Unplug result must be manually inspected in the
+        // domain".
         Some(ErrorNumber::OperationTimeout) if text.contains("unplug request timed out") => {
             LibvirtErrorKind::UnplugInProgress
         }
@@ -193,13 +194,13 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
     }
 }
 
-/// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its daemon,
-/// which is none unless somebody sets one.
+/// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its
+/// daemon, which is none unless somebody sets one.
 const TEXTS: [(&str, LibvirtErrorKind); 9] = [
     // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
     ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),
-    // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power indicator
-    // blinking)".
+    // QEMU pcie_cap_slot_unplug_request_cb, shpc_device_unplug_request_cb: "Hot-unplug failed: guest is busy (power
+    // indicator blinking)".
     ("guest is busy", LibvirtErrorKind::GuestBusy),
     // libvirt virDomainDefFindDevice, an internal error: "no device found with alias ua-sriov-0".
     ("no device found with alias", LibvirtErrorKind::NoDevice),

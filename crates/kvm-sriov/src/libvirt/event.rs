@@ -15,7 +15,8 @@ use crate::base::DomainUuid;
 pub enum Event {
     /// The device with this alias has left the guest.
     DeviceRemoved(String),
-    /// The guest refused to release the device with this alias. Only pSeries guests refuse; an x86 guest does not answer.
+    /// The guest refused to release the device with this alias. Only pSeries guests refuse; an x86 guest does not
+    /// answer.
     DeviceRemovalFailed(String),
     /// The device with this alias was plugged.
     DeviceAdded(String),
@@ -66,8 +67,8 @@ pub trait EventCalls: Send + Sync {
     /// An event is a reason to read the domain's state, not a proof: the first events may be older than the watch, and
     /// libvirt may lose an event. Several watches of one domain each get all events.
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError>;
-    /// Watches for a domain that need not exist yet. Only [`Event::Resumed`], [`Event::Suspended`], [`Event::Ended`] and
-    /// [`Event::Disconnected`] are sent; otherwise as [`EventCalls::watch`].
+    /// Watches for a domain that need not exist yet. Only [`Event::Resumed`], [`Event::Suspended`], [`Event::Ended`]
+    /// and [`Event::Disconnected`] are sent; otherwise as [`EventCalls::watch`].
     fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError>;
 }
 

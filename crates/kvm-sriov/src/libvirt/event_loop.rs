@@ -75,8 +75,8 @@ impl Drop for LoopUser {
     }
 }
 
-/// Runs the loop until what the last connection left is freed. Handles and timers hold what they are for, so that freeing one may
-/// end the next: socket, client, keepalive.
+/// Runs the loop until what the last connection left is freed. Handles and timers hold what they are for, so that
+/// freeing one may end the next: socket, client, keepalive.
 ///
 /// # Source
 /// libvirt `virEventGLibHandleRemove`, `virNetClientDispose`.

@@ -15,7 +15,8 @@ pub trait GuestCalls: Send + Sync {
     fn set_memory(&self, domain: &DomainRef, kib: u64) -> Result<(), LibvirtError>;
     /// Sets the number of virtual CPUs of a running domain. Only hot-pluggable CPUs are added and removed.
     fn set_vcpus(&self, domain: &DomainRef, number: u32) -> Result<(), LibvirtError>;
-    /// Sends a command of the guest agent's protocol to the agent in a guest and returns the agent's answer. Both are JSON.
+    /// Sends a command of the guest agent's protocol to the agent in a guest and returns the agent's answer. Both are
+    /// JSON.
     fn ask_agent(&self, domain: &DomainRef, command: &str) -> Result<String, LibvirtError>;
     /// Asks the guest's agent to set the guest's clock from the hardware clock.
     fn sync_time(&self, domain: &DomainRef) -> Result<(), LibvirtError>;

@@ -15,7 +15,8 @@ use super::{DeviceCalls, DiskCalls, DomainCalls, EventCalls, GuestCalls, JobCall
 ///
 /// * `NoAnswer` - the call did not return in time. It may still take effect.
 /// * `Disconnected` - the connection to libvirtd broke during the call. The call may have taken effect. The caller may
-///   make the call again, and may repeat it for as long as it wants to wait for libvirtd. No method repeats a call itself.
+///   make the call again, and may repeat it for as long as it wants to wait for libvirtd. No method repeats a call
+///   itself.
 ///
 /// # Deadlines
 /// Calls whose duration depends on a guest's memory or disks have no fixed deadline: `save`, `migrate`, and those that

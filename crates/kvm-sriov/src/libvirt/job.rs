@@ -22,8 +22,8 @@ use crate::base::span::{Kind, Span};
 pub struct Job {
     /// What the job does.
     pub kind: JobKind,
-    /// Bytes of the guest that are copied for good, and all its bytes, when QEMU tells. The first number may fall while the
-    /// guest goes on writing.
+    /// Bytes of the guest that are copied for good, and all its bytes, when QEMU tells. The first number may fall while
+    /// the guest goes on writing.
     pub progress: Option<(u64, u64)>,
     /// How long the guest was stopped at the end of a completed job, in milliseconds, when QEMU tells.
     pub downtime_ms: Option<u64>,
@@ -52,8 +52,8 @@ pub enum JobKind {
 pub trait JobCalls: Send + Sync {
     /// The job that runs on a domain; `None` when no job runs, or the domain is gone.
     fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
-    /// The last completed job of a domain, as far as libvirt remembers it. On the destination of a migration, this is that
-    /// migration.
+    /// The last completed job of a domain, as far as libvirt remembers it. On the destination of a migration, this is
+    /// that migration.
     fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError>;
     /// Aborts the job that runs on a domain. `Ok` means that libvirt was asked.
     fn abort_job(&self, domain: &DomainRef) -> Result<(), LibvirtError>;
@@ -65,7 +65,8 @@ pub trait JobCalls: Send + Sync {
     ///
     /// * `paused` - the CPUs stay stopped until [`PowerCalls::resume`](super::PowerCalls::resume). Otherwise the domain
     ///   runs, or stays paused if it was paused when it was saved.
-    /// * `limit` - the deadline of the call, such as [`Host::copy_limit`](crate::Host::copy_limit) of the domain's memory
+    /// * `limit` - the deadline of the call, such as [`Host::copy_limit`](crate::Host::copy_limit) of the domain's
+    ///   memory
     fn restore(&self, file: &Path, xml: &str, paused: bool, limit: Duration) -> Result<(), LibvirtError>;
     /// Migrates a running domain to another host. This process is connected to both libvirtds and drives the migration.
     ///
@@ -86,8 +87,8 @@ impl JobCalls for Libvirt {
                 Ok(stats) => Ok(stats.map(|stats| Job { downtime_ms: None, ..job(stats) })),
                 // The test driver has no jobs.
                 Err(error) if number(&error) == Some(ErrorNumber::NoSupport) => Ok(None),
-                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that comes in,
-                // by version with either: "migration statistics are available only on the source host".
+                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that
+                // comes in, by version with either: "migration statistics are available only on the source host".
                 Err(error)
                     if matches!(
                         number(&error),
@@ -196,7 +197,8 @@ fn suspend_later(domain: Domain, after: Duration, end: Receiver<()>) -> Result<(
 /// How often the progress of a copy is read that is to switch to post-copy.
 const ITERATION_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Switches a migration to post-copy when `when` says so: `virsh migrate --postcopy-after-precopy`, `--timeout-postcopy`.
+/// Switches a migration to post-copy when `when` says so: `virsh migrate --postcopy-after-precopy`,
+/// `--timeout-postcopy`.
 ///
 /// # Source
 /// libvirt `tools/virsh-domain.c`, `virshMigrateIteration`: at the second iteration.

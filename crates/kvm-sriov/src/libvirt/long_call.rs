@@ -22,9 +22,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const COPY_PER_GIB: Duration = Duration::from_secs(50);
 
 impl Libvirt {
-    /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `watch` says so.
-    /// Then the error is [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still take
-    /// effect.
+    /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `watch` says
+    /// so. Then the error is [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still
+    /// take effect.
     pub(super) fn long_call<T, F>(&self, name: &'static str, mut watch: Watch, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
@@ -83,8 +83,8 @@ impl Libvirt {
 pub(super) enum Watch {
     /// After this time.
     Limit(Duration),
-    /// When none of the domain's memory or disks has been copied for too long. This happens when QEMU hangs: libvirtd still
-    /// answers.
+    /// When none of the domain's memory or disks has been copied for too long. This happens when QEMU hangs: libvirtd
+    /// still answers.
     Progress {
         uuid: String,
         /// The job's numbers when they were last read, and since when they have not changed.

@@ -139,8 +139,8 @@ fn word(name: &str) -> Option<Word> {
     })
 }
 
-/// Options that say nothing without another one: `(option, flag of the other, the other)`. libvirt would refuse them when the
-/// VFs are unplugged already.
+/// Options that say nothing without another one: `(option, flag of the other, the other)`. libvirt would refuse them
+/// when the VFs are unplugged already.
 ///
 /// # Source
 /// libvirt `qemuMigrationParamsFromFlags`, `virDomainMigrate3`.
@@ -200,14 +200,16 @@ impl<'a> Found<'a> {
 }
 
 impl MigrationOptions {
-    /// Reads options as `virsh migrate` takes them: `--option`, `--option value` or `--option=value`, separated by blanks.
+    /// Reads options as `virsh migrate` takes them: `--option`, `--option value` or `--option=value`, separated by
+    /// blanks.
     ///
-    /// `--live` and `--verbose` say nothing new. `--timeout` suspends the guest when the copy has not ended after that many
-    /// seconds.
+    /// `--live` and `--verbose` say nothing new. `--timeout` suspends the guest when the copy has not ended after that
+    /// many seconds.
     ///
     /// # Errors
-    /// A word that `virsh migrate` does not have, a value that is missing or no number, an option that appears twice, lacks
-    /// another one or contradicts it, and an option that can't be with this driver. The text names the word and says why.
+    /// A word that `virsh migrate` does not have, a value that is missing or no number, an option that appears twice,
+    /// lacks another one or contradicts it, and an option that can't be with this driver. The text names the word and
+    /// says why.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let (options, problems) = Self::read(text);
         problems.into_iter().next().map_or(Ok(options), Err)
@@ -277,8 +279,8 @@ impl MigrationOptions {
 
     /// Adds what the VM's own features ask for; they win over the options.
     ///
-    /// * `auto_converge` - MIGRATE_AUTO_CONVERGE: by how much the guest's CPUs are slowed down at first and then at each step,
-    ///   in percent, as `initial` or `initial,increment`; empty for QEMU's own values
+    /// * `auto_converge` - MIGRATE_AUTO_CONVERGE: by how much the guest's CPUs are slowed down at first and then at
+    ///   each step, in percent, as `initial` or `initial,increment`; empty for QEMU's own values
     /// * `compressed` - MIGRATE_COMPRESSED
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! libvirtd, through libvirt's C API. The only module that uses the crate `virt`.
 //!
-//! The calls are traits by subject, each with its types and with its implementation for [`Libvirt`]. [`Hypervisor`] is all
-//! of them, so that a test can replace libvirtd by one that fails.
+//! The calls are traits by subject, each with its types and with its implementation for [`Libvirt`]. [`Hypervisor`] is
+//! all of them, so that a test can replace libvirtd by one that fails.
 //!
 //! * `hypervisor` - [`Hypervisor`]: all calls together
 //! * `domain`, `power`, `device`, `job`, `snapshot`, `disk`, `guest`, `event` - the calls by subject

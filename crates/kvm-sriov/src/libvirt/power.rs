@@ -17,7 +17,8 @@ pub trait PowerCalls: Send + Sync {
     /// Creates and starts a transient domain. libvirt does not validate the XML against its schema: OpenNebula writes
     /// several `<devices>` elements, which libvirt reads but its schema does not allow.
     ///
-    /// * `limit` - the deadline of the call, such as [`Host::call_limit`](crate::Host::call_limit) of the domain's memory
+    /// * `limit` - the deadline of the call, such as [`Host::call_limit`](crate::Host::call_limit) of the domain's
+    ///   memory
     fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError>;
     /// Ends a domain at once.
     fn destroy(&self, domain: &DomainRef) -> Result<(), LibvirtError>;

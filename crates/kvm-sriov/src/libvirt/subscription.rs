@@ -13,8 +13,8 @@ use super::watch::{Sink, Ticket, lock};
 use super::{Event, LibvirtError};
 use crate::base::DomainUuid;
 
-/// The callbacks for one domain of a connection. All watchers of the domain share them: libvirt takes each callback only
-/// once.
+/// The callbacks for one domain of a connection. All watchers of the domain share them: libvirt takes each callback
+/// only once.
 pub(super) struct WatchedDomain {
     watchers: usize,
     sink: Arc<Sink>,
@@ -68,8 +68,8 @@ impl Subscription {
     ) -> Result<Self, LibvirtError> {
         let domain = connection.connect.lookup_domain_by_uuid_string(uuid)?;
         let (sink, key) = {
-            // This lock is held across libvirt's calls, so that the callbacks of the last watcher are gone before new ones
-            // are registered. libvirt's callbacks do not take this lock.
+            // This lock is held across libvirt's calls, so that the callbacks of the last watcher are gone before new
+            // ones are registered. libvirt's callbacks do not take this lock.
             let mut all = lock(&connection.watched);
             let watched = match all.entry(uuid.to_owned()) {
                 Entry::Occupied(entry) => entry.into_mut(),

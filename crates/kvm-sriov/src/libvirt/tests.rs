@@ -72,8 +72,8 @@ fn events_come_in_order_and_only_those_of_the_domain() {
 #[test]
 fn nothing_comes_after_the_end_of_a_subscription() {
     let test = TestDomain::new("one-1003");
-    // libvirt's queue is stuck for good when an event comes in just while the last callback goes: it looks at the queue's
-    // timer without the lock (virObjectEventStateQueueRemote). So one stays here.
+    // libvirt's queue is stuck for good when an event comes in just while the last callback goes: it looks at the
+    // queue's timer without the lock (virObjectEventStateQueueRemote). So one stays here.
     let _stays = TestDomain::new("one-1010").watched();
     let stop = Arc::new(AtomicBool::new(false));
     let (seen, other) = (Arc::clone(&stop), test.other.clone());
@@ -261,7 +261,8 @@ fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
     assert_eq!(copy_limit(Duration::from_secs(300), 8 << 20), Duration::from_secs(700));
 }
 
-/// Whether libvirt gives the reference back is not known when it refuses a registration: it is kept, and given back at most once.
+/// Whether libvirt gives the reference back is not known when it refuses a registration: it is kept, and given back at
+/// most once.
 #[test]
 fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
     let connect = Connect::open(Some("test:///default")).unwrap();
@@ -276,8 +277,8 @@ fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
     ffi::deregister(&connect, first).unwrap();
 }
 
-/// Watches a domain as often as this and counts what is left. In a process where nothing else opens files, starts threads or
-/// subscribes.
+/// Watches a domain as often as this and counts what is left. In a process where nothing else opens files, starts
+/// threads or subscribes.
 fn subscriptions(uri: &str, rounds: usize) {
     // libvirt's loop opens what wakes it once, and keeps it.
     drop(Libvirt::open(uri, TIMEOUT).unwrap());
@@ -354,8 +355,8 @@ fn ten_thousand_subscriptions_in_one_process() {
     subscriptions("test:///default", 10_000);
 }
 
-/// What needs root, a libvirtd that may be stopped and killed, and for each test a process of its own: the lab's scenario
-/// `the_libvirt_layer_on_a_libvirtd_of_its_own` runs all of this module.
+/// What needs root, a libvirtd that may be stopped and killed, and for each test a process of its own: the lab's
+/// scenario `the_libvirt_layer_on_a_libvirtd_of_its_own` runs all of this module.
 mod daemon {
     use super::*;
 

@@ -9,8 +9,8 @@ use virt::sys;
 
 use super::Event;
 
-/// Where the events of a watched domain go: to all its watchers. libvirt may run a callback a moment longer than a watcher
-/// lives; it then finds that watcher no more.
+/// Where the events of a watched domain go: to all its watchers. libvirt may run a callback a moment longer than a
+/// watcher lives; it then finds that watcher no more.
 pub(super) struct Sink(Mutex<Senders>);
 
 #[derive(Default)]
@@ -53,9 +53,9 @@ impl Sink {
 /// What a lifecycle event means for a watcher; `None` for what changes nothing for it.
 ///
 /// # Source
-/// libvirt `virDomainEventType`. `STARTED` says that QEMU is there, also when its CPUs stand, as on the incoming side of a
-/// migration; `RESUMED` follows when they run (qemuProcessHandleResume), except after a wake-up. `SHUTDOWN` only says that the
-/// guest powered off; QEMU is still there, and may boot it again.
+/// libvirt `virDomainEventType`. `STARTED` says that QEMU is there, also when its CPUs stand, as on the incoming side
+/// of a migration; `RESUMED` follows when they run (qemuProcessHandleResume), except after a wake-up. `SHUTDOWN` only
+/// says that the guest powered off; QEMU is still there, and may boot it again.
 pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
     match (u32::try_from(event).ok()?, u32::try_from(detail).ok()?) {
         (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP) => Some(Event::Resumed),
@@ -69,8 +69,8 @@ pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
 /// The open connections by number, for the callback that tells the end of one.
 static CONNECTIONS: Mutex<Vec<(usize, Weak<Closing>)>> = Mutex::new(Vec::new());
 
-/// The end of one connection, and who wants to know of it. libvirt has room for one callback a connection; here they share
-/// it.
+/// The end of one connection, and who wants to know of it. libvirt has room for one callback a connection; here they
+/// share it.
 pub(super) struct Closing {
     number: usize,
     waiting: Mutex<Waiting>,

@@ -19,8 +19,8 @@ struct Task {
     ending: Box<dyn Any + Send>,
 }
 
-/// A thread that has made its call and waits for the next: what undoes an action must not depend on a thread that the host may no
-/// longer give. One is enough, because an action makes one call after the other.
+/// A thread that has made its call and waits for the next: what undoes an action must not depend on a thread that the
+/// host may no longer give. One is enough, because an action makes one call after the other.
 static SPARE: Mutex<Option<Sender<Task>>> = Mutex::new(None);
 
 /// Makes a call on a thread that nobody has to wait for: the spare one, or a new one.
