@@ -110,7 +110,7 @@ impl DomainCalls for Libvirt {
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError> {
         self.call("virConnectListAllDomains", |connect| {
             let all = connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?;
-            // One that ended meanwhile, or whose name none of ours can have, keeps nobody from the others.
+            // A domain that has ended meanwhile, or whose name is not valid here, must not hide the other domains.
             let known = |domain: &Domain| {
                 reference(domain).inspect_err(|error| log::warn!("a domain is passed over: {error}")).ok()
             };

@@ -6,7 +6,7 @@ use nix::unistd::{User, geteuid};
 use virt::enumutil::Enum;
 use virt::error::{Error, ErrorNumber};
 
-/// A call to libvirt that failed: libvirt's own code and text, what kind of failure it is, and what to do about it.
+/// A call to libvirt that failed: libvirt's code and text, the kind of failure, and advice for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LibvirtError {
     kind: LibvirtErrorKind,
@@ -23,32 +23,32 @@ pub enum LibvirtErrorKind {
     NoDomain,
     /// libvirtd can't be reached.
     Unreachable,
-    /// This user may not talk to libvirtd.
+    /// This user has no permission to connect to libvirtd.
     NotAllowed,
-    /// The call did not return in time. Whether it takes effect is not known.
+    /// The call did not return in time. It may still take effect.
     NoAnswer,
-    /// The call was not made: no time was left for it.
+    /// The call was not made, because no time was left.
     NoTime,
-    /// The call was not made: the host gave no thread for it.
+    /// The call was not made, because the host could not start a thread for it.
     NoThread,
-    /// The connection to libvirtd broke, or libvirtd has not come back yet. Whether the call takes effect is not known;
-    /// a later call opens a new connection.
+    /// The connection to libvirtd broke, or libvirtd is not back yet. The call may have taken effect. The next call
+    /// opens a new connection.
     Disconnected,
-    /// The guest was asked to release this device before, and may still do so.
+    /// The guest was already asked to release this device, and may still do so.
     UnplugInProgress,
-    /// The guest is busy with this slot: it can be asked again later.
+    /// The guest is busy with the slot of this device. The request can be repeated later.
     GuestBusy,
     /// The domain has no such device.
     NoDevice,
     /// The domain has no such snapshot.
     NoSnapshot,
-    /// A copy of a disk runs, which must end first.
+    /// A copy of a disk runs. It must end first.
     ActiveBlockJob,
-    /// Another call or job holds the domain, and has not let go of it in libvirt's own 30 s.
+    /// Another call or job holds the domain and did not release it within libvirt's own 30 s.
     DomainBusy,
-    /// There is no job that could be aborted.
+    /// No job runs that could be aborted.
     NoJob,
-    /// The job was aborted: by us, or by a person.
+    /// The job was aborted, by this driver or by a person.
     Aborted,
     /// The host can't lock the guest's memory.
     NoMemory,
@@ -57,18 +57,18 @@ pub enum LibvirtErrorKind {
 }
 
 impl LibvirtError {
-    /// A failure of this kind, with libvirt's code (`virErrorNumber`, 0 when it is none of libvirt's) and text.
+    /// A failure of this kind. `code` is libvirt's `virErrorNumber`, or 0 when libvirt did not report the failure.
     pub fn new(kind: LibvirtErrorKind, code: u32, text: impl Into<String>) -> Self {
         Self { kind, code, text: text.into(), advice: None }
     }
 
-    /// libvirt's own failure: its code (`virErrorNumber`) and text say which kind it is.
+    /// A failure that libvirt reported. The kind follows from its code (`virErrorNumber`) and its text.
     pub fn of_libvirt(code: u32, text: impl Into<String>) -> Self {
         let text = text.into();
         Self::new(kind(known(Enum::from_raw(code)), &text), code, text)
     }
 
-    /// Whether libvirtd only went away for a moment, so that the call may be tried again at once.
+    /// Whether libvirtd may be back in a moment, so that the call may be repeated at once.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self.kind, LibvirtErrorKind::Disconnected | LibvirtErrorKind::Unreachable)
     }
@@ -111,7 +111,7 @@ impl LibvirtError {
         Self { kind, code: error.code().to_raw(), text, advice: Some(advice) }
     }
 
-    /// The failure to open a connection once more, after one broke.
+    /// The failure to open a new connection after the last one broke.
     pub(super) fn reopen(error: &Error, uri: &str) -> Self {
         let text = format!(
             "the connection to libvirtd at {uri} broke, and it can't be reached again yet: {}",
@@ -120,20 +120,21 @@ impl LibvirtError {
         Self::new(LibvirtErrorKind::Disconnected, error.code().to_raw(), text)
     }
 
-    /// The failure to open a connection to the libvirtd that a domain is to be moved to.
+    /// The failure to open a connection to the libvirtd of a migration's destination.
     pub(super) fn open_destination(error: &Error, uri: &str) -> Self {
         let text = format!("cannot connect to the destination's libvirtd at {uri}: {}", error.message());
         let kind = if denied(error) { LibvirtErrorKind::NotAllowed } else { LibvirtErrorKind::Unreachable };
         Self::new(kind, error.code().to_raw(), text)
     }
 
-    /// The failure of a move whose destination was lost.
+    /// The failure of a migration whose connection to the destination broke.
     pub(super) fn lost_destination(error: &Error, uri: &str) -> Self {
         let text = format!("the connection to the destination's libvirtd at {uri} broke: {}", error.message());
         Self::new(LibvirtErrorKind::Unreachable, error.code().to_raw(), text)
     }
 
-    /// The same failure, now that the connection is known to be broken. What libvirtd itself answered stays as it is.
+    /// The same failure, when the connection turns out to be broken. Only the kind `Other` changes: any other kind is
+    /// an answer of libvirtd.
     pub(super) fn by_disconnection(mut self) -> Self {
         if self.kind == LibvirtErrorKind::Other {
             self.kind = LibvirtErrorKind::Disconnected;
@@ -142,12 +143,12 @@ impl LibvirtError {
         self
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub fn kind(&self) -> LibvirtErrorKind {
         self.kind
     }
 
-    /// libvirt's code (`virErrorNumber`); 0 when the failure is none of libvirt's.
+    /// libvirt's code (`virErrorNumber`); 0 when libvirt did not report the failure.
     pub fn code(&self) -> u32 {
         self.code
     }
@@ -175,7 +176,7 @@ fn denied(error: &Error) -> bool {
         || matches!(number(error), Some(ErrorNumber::AuthFailed | ErrorNumber::AuthUnavailable))
 }
 
-/// What kind of failure code and text are.
+/// The kind of failure with this code and text.
 fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
     match number {
         Some(ErrorNumber::NoDomain) => LibvirtErrorKind::NoDomain,
@@ -194,8 +195,8 @@ fn kind(number: Option<ErrorNumber>, text: &str) -> LibvirtErrorKind {
     }
 }
 
-/// Failures that have no code of their own. QEMU's texts are never translated; libvirt's own are by the language of its
-/// daemon, which is none unless somebody sets one.
+/// Parts of the texts of failures that have no code of their own. QEMU does not translate its texts. libvirt translates
+/// into the language of its daemon, which runs without one unless somebody sets it.
 const TEXTS: [(&str, LibvirtErrorKind); 9] = [
     // QEMU qmp_device_del: "Device ua-sriov-0 is already in the process of unplug".
     ("already in the process of unplug", LibvirtErrorKind::UnplugInProgress),

@@ -1,4 +1,4 @@
-//! The thread that runs libvirt's event loop, as long as a connection needs it.
+//! The thread that runs libvirt's event loop while a connection needs it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -10,7 +10,8 @@ use super::error::LibvirtError;
 use super::ffi;
 use super::watch::lock;
 
-/// The loop of this process; libvirt has one for all connections.
+/// The event loop of this process. libvirt has one loop for all connections. This is process-wide state: the first
+/// connection starts the thread, and the end of the last one stops it.
 static LOOP: Mutex<Option<Running>> = Mutex::new(None);
 
 struct Running {
@@ -19,14 +20,14 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-/// Keeps the loop running; the last one that is dropped ends it.
+/// Keeps the event loop running. The loop ends when the last of these is dropped.
 pub(super) struct LoopUser(());
 
 impl LoopUser {
-    /// Starts the loop, or joins the one that runs. To be called before the connection is opened.
+    /// Starts the event loop if it does not run yet. Call this before the connection is opened.
     ///
     /// # Source
-    /// libvirt `virEventRegisterDefaultImpl`: once, before the first connection.
+    /// libvirt `virEventRegisterDefaultImpl`: must be called once, before the first connection is opened.
     pub(super) fn start() -> Result<Self, LibvirtError> {
         static REGISTERED: OnceLock<Result<(), LibvirtError>> = OnceLock::new();
         let mut running = lock(&LOOP);
@@ -63,7 +64,7 @@ impl Drop for LoopUser {
         };
         let Some(ending) = running.take_if(|_| last) else { return };
         ending.stop.store(true, Ordering::Release);
-        // The loop waits for events: this is one.
+        // The loop waits for events. This wakes it.
         match ffi::mark_loop() {
             Ok(_) => {
                 if ending.thread.join().is_err() {
@@ -75,8 +76,9 @@ impl Drop for LoopUser {
     }
 }
 
-/// Runs the loop until what the last connection left is freed. Handles and timers hold what they are for, so that
-/// freeing one may end the next: socket, client, keepalive.
+/// Runs the loop until it has freed everything that the last connection left. Handles and timers hold references to the
+/// objects that they serve. Freeing one may drop the last reference to an object that has handles and timers itself
+/// (socket, client, keepalive), so this takes several rounds.
 ///
 /// # Source
 /// libvirt `virEventGLibHandleRemove`, `virNetClientDispose`.
@@ -93,7 +95,7 @@ fn free_what_is_left() {
     }
 }
 
-/// One round: waits for something to do, does it, and frees what was removed.
+/// One round: waits for an event, handles it, and frees removed handles and timers.
 fn run() {
     if let Err(error) = event_run_default_impl() {
         log::warn!("libvirt's event loop: {}", error.message());

@@ -85,10 +85,11 @@ impl JobCalls for Libvirt {
             };
             match ffi::job_stats(&domain, false) {
                 Ok(stats) => Ok(stats.map(|stats| Job { downtime_ms: None, ..job(stats) })),
-                // The test driver has no jobs.
+                // The test driver does not support jobs.
                 Err(error) if number(&error) == Some(ErrorNumber::NoSupport) => Ok(None),
-                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and one that
-                // comes in, by version with either: "migration statistics are available only on the source host".
+                // qemuDomainGetJobStatsInternal refuses a domain that does not run, with the first code, and an
+                // incoming domain, with either code depending on the version: "migration statistics are available only
+                // on the source host".
                 Err(error)
                     if matches!(
                         number(&error),
@@ -141,7 +142,7 @@ impl JobCalls for Libvirt {
         let (parameters, flags) = migration.parameters()?;
         let (uri, events) = (migration.destination.clone(), self.connector.events.clone());
         let destination = {
-            // libvirt starts an ssh of its own, unless it is told otherwise.
+            // libvirt starts its own ssh, unless the URI says otherwise.
             let _span = Span::begin(Kind::Ssh, "virConnectOpen");
             with_deadline("virConnectOpen", self.patience.left(), move || {
                 Connection::open(&uri, events).map_err(|error| LibvirtError::open_destination(&error, &uri))
@@ -172,7 +173,8 @@ fn job(stats: ffi::JobStats) -> Job {
         Some(sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT) => JobKind::MigrationOut,
         _ => JobKind::Other,
     };
-    // What was sent tells nothing: zero pages cost no bytes, and changed ones are sent again.
+    // The bytes that were sent do not show the progress: pages of zeros need no bytes, and changed pages are sent
+    // again.
     let progress = stats.remaining.zip(stats.all).map(|(remaining, all)| (all.saturating_sub(remaining), all));
     Job { kind, progress, downtime_ms: stats.downtime_ms }
 }

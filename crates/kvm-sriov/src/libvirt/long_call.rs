@@ -42,7 +42,7 @@ impl Libvirt {
         worker::work(name, Box::new(work), Ending(sender))?;
         loop {
             match receiver.recv_timeout(watch.next()) {
-                // libvirt itself ends the call at once: it may still have something to say.
+                // libvirt itself ends the call at once, and its error says more than ours.
                 Ok(Signal::Closed) => {
                     drop(receiver.recv_timeout(AFTER_CLOSE));
                     break;

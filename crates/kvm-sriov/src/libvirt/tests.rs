@@ -1,4 +1,4 @@
-//! The layer against libvirt's test driver, whose domains live in this process.
+//! Tests against libvirt's test driver. The driver's domains live in this process.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A domain of the test driver, and a second connection that plays everybody else.
+/// A domain of the test driver, and a second connection that acts as other users of libvirt.
 struct TestDomain {
     libvirt: Libvirt,
     domain: DomainRef,
@@ -72,8 +72,8 @@ fn events_come_in_order_and_only_those_of_the_domain() {
 #[test]
 fn nothing_comes_after_the_end_of_a_subscription() {
     let test = TestDomain::new("one-1003");
-    // libvirt's queue is stuck for good when an event comes in just while the last callback goes: it looks at the
-    // queue's timer without the lock (virObjectEventStateQueueRemote). So one stays here.
+    // libvirt's event queue hangs for ever when an event arrives while the last callback is being removed, because
+    // virObjectEventStateQueueRemote reads the queue's timer without the lock. So this test keeps one callback.
     let _stays = TestDomain::new("one-1010").watched();
     let stop = Arc::new(AtomicBool::new(false));
     let (seen, other) = (Arc::clone(&stop), test.other.clone());
@@ -93,7 +93,7 @@ fn nothing_comes_after_the_end_of_a_subscription() {
             assert!(receiver.recv_timeout(TIMEOUT).is_ok());
         }
         drop(subscription);
-        // What came before may still be read, then the channel is closed: no sender is left anywhere.
+        // Events from before can still be read. Then the channel is closed, because no sender is left.
         while receiver.try_recv().is_ok() {}
         assert_eq!(receiver.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected));
     }
@@ -112,10 +112,10 @@ fn all_watchers_of_a_connection_that_breaks_are_told_and_the_next_call_opens_a_n
     watch::closed(broken.closing.number());
     for events in [&first, &second] {
         assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
-        // It stays so.
+        // The end is reported again and again.
         assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
     }
-    // A failure on it is a disconnection, but what libvirtd answered stands.
+    // A failure on the broken connection is a disconnection, unless libvirtd answered with an error of its own.
     assert_eq!(broken.judge(LibvirtError::other("odd")).kind(), LibvirtErrorKind::Disconnected);
     let absent = LibvirtError::new(LibvirtErrorKind::NoDomain, 42, "gone");
     assert_eq!(broken.judge(absent.clone()), absent);
@@ -160,7 +160,7 @@ fn a_domain_goes_into_a_file_and_comes_back() {
     assert_eq!(test.libvirt.live_xml(&test.domain).unwrap(), None);
     let image = test.libvirt.image_xml(&file).unwrap();
     assert!(image.contains("<name>one-1006</name>"), "{image}");
-    // The test driver takes no other XML.
+    // The test driver can't restore with another XML.
     assert!(test.libvirt.restore(&file, &image, true, TIMEOUT).is_err());
     Connect::open(Some("test:///default")).unwrap().restore_domain(file.to_str().unwrap()).unwrap();
     assert_eq!(test.libvirt.state(&test.domain).unwrap(), Some(RunState::Running));
@@ -235,12 +235,12 @@ fn what_the_test_driver_has_and_what_it_lacks() {
                    <alias name='ua-sriov-0'/></hostdev>";
     match libvirt.attach(domain, hostdev, TIMEOUT) {
         Ok(()) => assert!(libvirt.live_xml(domain).unwrap().unwrap().contains("ua-sriov-0")),
-        // Before libvirt 10 the test driver has none of it.
+        // Before libvirt 10 the test driver does not support this call.
         Err(error) => assert_eq!(error.code(), no_support, "{error}"),
     }
 }
 
-/// QEMU stands still in the middle of a save, and libvirtd answers all the same.
+/// QEMU hangs in the middle of a save, but libvirtd still answers.
 #[test]
 fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
     let test = TestDomain::new("one-1011");
@@ -249,20 +249,20 @@ fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
         Watch::progress_of(test.domain.uuid.to_string(), Duration::from_millis(300)),
         Watch::Limit(Duration::from_millis(300)),
     ] {
-        let stands = |_: &Connect| {
+        let hangs = |_: &Connect| {
             thread::sleep(TIMEOUT);
             Ok(())
         };
-        let error = test.libvirt.long_call("virDomainSaveFlags", watch, stands).unwrap_err();
+        let error = test.libvirt.long_call("virDomainSaveFlags", watch, hangs).unwrap_err();
         assert_eq!(error.kind(), LibvirtErrorKind::NoAnswer, "{error}");
     }
     assert!(begin.elapsed() < TIMEOUT / 2, "{:?}", begin.elapsed());
-    // 8 GiB may take 400 s longer.
+    // 8 GiB may take 400 s more.
     assert_eq!(copy_limit(Duration::from_secs(300), 8 << 20), Duration::from_secs(700));
 }
 
-/// Whether libvirt gives the reference back is not known when it refuses a registration: it is kept, and given back at
-/// most once.
+/// When libvirt refuses a registration, it may still release the reference. So the reference is kept, and is released
+/// at most once.
 #[test]
 fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
     let connect = Connect::open(Some("test:///default")).unwrap();
@@ -277,10 +277,10 @@ fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
     ffi::deregister(&connect, first).unwrap();
 }
 
-/// Watches a domain as often as this and counts what is left. In a process where nothing else opens files, starts
-/// threads or subscribes.
+/// Watches a domain `rounds` times and counts the threads, files and memory that are left. Runs in a process that does
+/// nothing else with files, threads or watches.
 fn subscriptions(uri: &str, rounds: usize) {
-    // libvirt's loop opens what wakes it once, and keeps it.
+    // libvirt's event loop opens the file that wakes it once, and keeps it.
     drop(Libvirt::open(uri, TIMEOUT).unwrap());
     let outside = settled(3);
     for _ in 0..200 {
@@ -295,7 +295,7 @@ fn subscriptions(uri: &str, rounds: usize) {
         let events = test.libvirt.watch(&test.domain).unwrap();
         test.other.suspend().unwrap();
         test.other.resume().unwrap();
-        // The first may be the last one's of the round before.
+        // The first event may still be the last event of the previous round.
         while events.next(TIMEOUT) != Some(Event::Suspended) {}
         drop(events);
     };
@@ -307,11 +307,11 @@ fn subscriptions(uri: &str, rounds: usize) {
         round();
     }
     assert_eq!(settled(4), before);
-    // References that were kept would be more.
+    // Leaked references would need more memory.
     assert!(resident_kib() < memory + 2048, "{} KiB, before {memory} KiB", resident_kib());
     assert_eq!(count::REGISTERED.load(Ordering::SeqCst), (rounds + 300) * 6);
     assert_eq!(count::FREED.load(Ordering::SeqCst), (rounds + 300) * 6);
-    // No callback holds the connection any more: it closes, and the loop ends.
+    // No callback holds the connection any more. So it closes, and the event loop ends.
     let connection = Arc::downgrade(&test.libvirt.connection().unwrap());
     let TestDomain { libvirt, other, .. } = test;
     drop(other);
@@ -320,7 +320,8 @@ fn subscriptions(uri: &str, rounds: usize) {
     assert_eq!(settled(3), outside);
 }
 
-/// Threads, when those of workers that are ending have ended, and open files. One worker stays.
+/// The number of threads and of open files. Waits until the worker threads that are ending have ended; one worker
+/// stays.
 fn settled(expected: usize) -> (usize, usize) {
     let deadline = Instant::now() + TIMEOUT;
     while entries("/proc/self/task") > expected && Instant::now() < deadline {
@@ -355,8 +356,8 @@ fn ten_thousand_subscriptions_in_one_process() {
     subscriptions("test:///default", 10_000);
 }
 
-/// What needs root, a libvirtd that may be stopped and killed, and for each test a process of its own: the lab's
-/// scenario `the_libvirt_layer_on_a_libvirtd_of_its_own` runs all of this module.
+/// Tests that need root, a libvirtd that may be stopped and killed, and a process for each test. The lab's scenario
+/// `the_libvirt_layer_on_a_libvirtd_of_its_own` runs them all.
 mod daemon {
     use super::*;
 
@@ -367,7 +368,7 @@ mod daemon {
         subscriptions(&daemon.uri(), 2_000);
     }
 
-    /// A libvirtd of this test with the test driver behind it.
+    /// A libvirtd with the test driver, for one test.
     struct Daemon {
         dir: tempfile::TempDir,
         child: Option<std::process::Child>,
@@ -436,7 +437,7 @@ mod daemon {
             let long = scope.spawn(|| {
                 libvirt.long_call("virLong", Watch::Limit(TIMEOUT), move |connect| {
                     begun.send(()).unwrap();
-                    // As a save does: it comes back when the connection breaks.
+                    // As a save, this returns when the connection breaks.
                     while connect.is_alive().unwrap() {
                         thread::sleep(Duration::from_millis(100));
                     }
@@ -460,7 +461,7 @@ mod daemon {
         libvirt.destroy(&domain).unwrap();
         assert_eq!(events.next(TIMEOUT), Some(Event::Ended));
         drop(events);
-        // The test driver's own domain is persistent.
+        // The test driver's default domain is persistent.
         assert_eq!(libvirt.state(&domain).unwrap(), Some(RunState::Ending));
         daemon.kill();
         assert_eq!(libvirt.destroy(&domain).unwrap_err().kind(), LibvirtErrorKind::Disconnected);

@@ -1,4 +1,4 @@
-//! What comes from libvirt by itself, and where it goes: events of domains, and the end of a connection.
+//! The receivers of what libvirt reports by itself: events of domains, and the end of a connection.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +9,8 @@ use virt::sys;
 
 use super::Event;
 
-/// Where the events of a watched domain go: to all its watchers. libvirt may run a callback a moment longer than a
-/// watcher lives; it then finds that watcher no more.
+/// The senders to all watchers of one domain. libvirt may still run a callback when a watcher is gone. The callback
+/// then no longer finds that watcher here.
 pub(super) struct Sink(Mutex<Senders>);
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ impl Sink {
         Arc::new(Self(Mutex::default()))
     }
 
-    /// Lets events through to `sender`, until [`Sink::remove`] is called with the key that this returns.
+    /// Sends events to `sender` until [`Sink::remove`] is called with the key that this returns.
     pub(super) fn add(&self, sender: Sender<Event>) -> usize {
         let mut senders = lock(&self.0);
         let key = senders.next;
@@ -33,29 +33,29 @@ impl Sink {
         key
     }
 
-    /// Lets nothing more through. An event that is being sent is in the channel when this returns.
+    /// Stops sending to a watcher. An event that was being sent is in the channel when this returns.
     pub(super) fn remove(&self, key: usize) {
         lock(&self.0).by_key.retain(|(other, _)| *other != key);
     }
 
     pub(super) fn send(&self, event: &Event) {
-        // A receiver that is gone wants no more.
+        // A receiver that is gone is removed.
         lock(&self.0).by_key.retain(|(_, sender)| sender.send(event.clone()).is_ok());
     }
 
-    /// Tells the end of the connection, after which nothing comes.
+    /// Sends the end of the connection to all watchers, and removes them.
     pub(super) fn disconnect(&self) {
         self.send(&Event::Disconnected);
         lock(&self.0).by_key.clear();
     }
 }
 
-/// What a lifecycle event means for a watcher; `None` for what changes nothing for it.
+/// The event for a watcher; `None` when the lifecycle event does not matter to a watcher.
 ///
 /// # Source
-/// libvirt `virDomainEventType`. `STARTED` says that QEMU is there, also when its CPUs stand, as on the incoming side
-/// of a migration; `RESUMED` follows when they run (qemuProcessHandleResume), except after a wake-up. `SHUTDOWN` only
-/// says that the guest powered off; QEMU is still there, and may boot it again.
+/// libvirt `virDomainEventType`. `STARTED` says that QEMU runs, even when the CPUs are stopped, as on the incoming side
+/// of a migration. `RESUMED` follows when the CPUs run (qemuProcessHandleResume), except after a wake-up. `SHUTDOWN`
+/// only says that the guest powered off: QEMU still runs and may boot the guest again.
 pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
     match (u32::try_from(event).ok()?, u32::try_from(detail).ok()?) {
         (sys::VIR_DOMAIN_EVENT_STARTED, sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP) => Some(Event::Resumed),
@@ -66,11 +66,11 @@ pub(super) fn lifecycle(event: c_int, detail: c_int) -> Option<Event> {
     }
 }
 
-/// The open connections by number, for the callback that tells the end of one.
+/// The open connections of this process by number, for the callback that reports the end of one.
 static CONNECTIONS: Mutex<Vec<(usize, Weak<Closing>)>> = Mutex::new(Vec::new());
 
-/// The end of one connection, and who wants to know of it. libvirt has room for one callback a connection; here they
-/// share it.
+/// The end of one connection, and the functions to call then. libvirt accepts one callback for each connection; all who
+/// wait for the end share it here.
 pub(super) struct Closing {
     number: usize,
     waiting: Mutex<Waiting>,
@@ -82,7 +82,7 @@ struct Waiting {
     calls: Vec<(usize, Box<dyn FnOnce() + Send>)>,
 }
 
-/// Keeps a wish to know of the end of a connection.
+/// A registration with [`Closing::tell`], until it is dropped.
 pub(super) struct Ticket {
     closing: Arc<Closing>,
     key: usize,
@@ -98,7 +98,7 @@ impl Closing {
         closing
     }
 
-    /// The connection's number, for the callback.
+    /// The connection's number, for libvirt's callback.
     pub(super) fn number(&self) -> usize {
         self.number
     }
@@ -108,8 +108,8 @@ impl Closing {
         lock(&self.waiting).closed
     }
 
-    /// Calls `call` when the connection ends, and at once if it has ended already. On any thread, with locks of libvirt
-    /// held: it may only send.
+    /// Calls `call` when the connection ends, or at once if it has already ended. `call` may run on any thread, with
+    /// locks of libvirt held, so it may only send.
     pub(super) fn tell(self: &Arc<Self>, call: Box<dyn FnOnce() + Send>) -> Ticket {
         let mut waiting = lock(&self.waiting);
         let key = waiting.next;
@@ -146,13 +146,13 @@ impl Drop for Ticket {
         let mut waiting = lock(&self.closing.waiting);
         let at = waiting.calls.iter().position(|(key, _)| *key == self.key);
         let call = at.map(|at| waiting.calls.swap_remove(at));
-        // What it holds may want the lock itself.
+        // Dropping `call` may take the same lock.
         drop(waiting);
         drop(call);
     }
 }
 
-/// The connection with this number has ended.
+/// Reports that the connection with this number has ended.
 pub(super) fn closed(number: usize) {
     let connections = lock(&CONNECTIONS);
     let closing = connections.iter().find(|(other, _)| *other == number).and_then(|(_, closing)| closing.upgrade());
@@ -162,12 +162,12 @@ pub(super) fn closed(number: usize) {
     }
 }
 
-/// A panic elsewhere makes none of these wrong.
+/// Locks a mutex, even after a panic in another thread: no data of this module is left incomplete by a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often libvirt was given a reference and gave one back.
+/// How many references libvirt was given, and how many it has released.
 #[cfg(test)]
 pub(super) mod count {
     use std::sync::atomic::AtomicUsize;

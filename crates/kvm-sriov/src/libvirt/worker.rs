@@ -1,4 +1,4 @@
-//! The threads that calls to libvirt are made on.
+//! The threads that make the calls to libvirt.
 
 use std::any::Any;
 use std::sync::Mutex;
@@ -13,22 +13,23 @@ use super::watch::lock;
 /// A call.
 pub(super) type Work = Box<dyn FnOnce() + Send>;
 
-/// A call, and what tells its end when it is dropped.
+/// A call, and an object that is dropped when the call has ended.
 struct Task {
     work: Work,
     ending: Box<dyn Any + Send>,
 }
 
-/// A thread that has made its call and waits for the next: what undoes an action must not depend on a thread that the
-/// host may no longer give. One is enough, because an action makes one call after the other.
+/// A thread that has made its call and waits for the next one. It is kept so that an action can still be undone when
+/// the host can't start another thread. This is process-wide state. One spare thread is enough for one action, because
+/// an action makes one call after the other.
 static SPARE: Mutex<Option<Sender<Task>>> = Mutex::new(None);
 
-/// Makes a call on a thread that nobody has to wait for: the spare one, or a new one.
+/// Makes a call on another thread: the spare one, or a new one. Does not wait for the call.
 ///
-/// * `ending` - is dropped when the call has ended, also by a panic
+/// * `ending` - is dropped when the call has ended, even by a panic
 ///
 /// # Errors
-/// The host gives no thread; the call was not made.
+/// The host can't start a thread. The call was not made.
 pub(super) fn work(name: &'static str, work: Work, ending: impl Any + Send) -> Result<(), LibvirtError> {
     let task = Task { work, ending: Box::new(ending) };
     let task = match lock(&SPARE).take() {
@@ -61,7 +62,7 @@ fn run(mut task: Task) {
             }
             *spare = Some(sender);
         }
-        // Only now: who waits for this end makes the next call at once.
+        // This must come last: the one who waits for the end makes the next call at once, and takes the spare thread.
         drop(ending);
         match receiver.recv() {
             Ok(next) => task = next,
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
     use crate::libvirt::{DomainCalls, Libvirt, LibvirtErrorKind};
 
-    /// The host gives no thread any more.
+    /// Simulates a host that can't start another thread.
     pub(super) static NONE_LEFT: AtomicBool = AtomicBool::new(false);
 
     #[test]
