@@ -167,19 +167,25 @@ fn main() {
         host.root(&format!("echo 'export SRIOV_SPANS={SPANS}' >/var/lib/one/.bashrc")).ok();
     }
     println!(
-        "# Measurements\n\nMade by `cargo run --locked --release -p kvm-sriov-tests --bin measure` in the lab, on two cores without KVM: processor, \
-         memory and\nadapter are emulated, so every time is many times that of production, and only the shares say something of it. \
-         Milliseconds of the\nprogram that OpenNebula calls, from spans in the code (`SRIOV_SPANS`, `crates/kvm-sriov/src/span.rs`).\n\n\
-         - VFs leave: from the request to the removal event, of each VF; they are asked together\n\
-         - next: from the last of these events to our next call of libvirt\n\
-         - guest: waited for the guest, for all VFs at once\n\
-         - calls: libvirt's answers, here and at the destination\n\
+        "# Measurements\n\n\
+         `cargo run --locked --release -p kvm-sriov-tests --bin measure` makes this table in the lab, on two \
+         cores without KVM. Processor, memory and\n\
+         adapter are emulated, so every time is many times longer than in production: only the shares mean \
+         something. The times are milliseconds of the\n\
+         program that OpenNebula calls, from spans in the code (`SRIOV_SPANS`, \
+         `crates/kvm-sriov/src/base/span.rs`).\n\n\
+         - VFs leave: from the request to the removal event, for each VF; all are requested together\n\
+         - next: from the last removal event to our next call to libvirt\n\
+         - guest: the wait for the guest, for all VFs together\n\
+         - calls: libvirt's answers, on both hosts\n\
          - copy: libvirt moves memory into the file, out of it, or to the other host\n\
-         - ssh: the agent at the destination is started, and libvirt reaches the destination's libvirtd; two connections\n\
-         - ours: everything else, at the destination and between the hosts as well\n\
-         - gap: of ours, what lies between the last removal event and libvirt's copy\n\
-         - pause: how much longer a guest stands for the hand-over of its move: from libvirt's word that it is at its destination, through a\n  \
-           look here, one round trip to the agent and its look there, until its CPUs run\n\n\
+         - ssh: the start of the agent at the destination, and libvirt's connection to the destination's \
+         libvirtd\n\
+         - ours: everything else, on both hosts and between them\n\
+         - gap: the part of ours between the last removal event and libvirt's copy\n\
+         - pause: how much longer the hand-over pauses a guest: from libvirt's answer that the domain is at its \
+         destination, through a check at the source, one\n\
+         \x20\x20round trip to the agent and its check there, until the CPUs run\n\n\
          | VFs | action | VFs leave | next | guest | calls | copy | ssh | ours | gap | pause | total |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|"
     );
@@ -214,10 +220,10 @@ fn main() {
     }
     let met = |is: u64, aim: u64| if is <= aim * 1000 { "met" } else { "missed" };
     println!(
-        "\nEach row is one call; other work on the machine shows in it. A start of `kvm-sriov` takes {:.0} times as long in the host as \
-         beside it.\n\nAims: ours at most {AFTER} ms after the last removal event, which is the column gap ({}: at most {} ms), and at most \
-         {MIGRATION} ms in a\nwhole migration with 3 VFs ({}: {} ms). VFs leave in the time of the slowest. The driver of 2013 slept 3 s for \
-         each VF that it\nunplugged and 3 s for each that it plugged: 6, 12 and 18 s in a migration, whatever the guest did.",
+        "\nEach row is one call, with whatever else ran on the machine. A start of `kvm-sriov` takes {:.0} times as long in the host as \
+         beside it.\n\nAims: ours takes at most {AFTER} ms after the last removal event, which is the column gap ({}: at most {} ms), and at most \
+         {MIGRATION} ms in a\nwhole migration with 3 VFs ({}: {} ms). All VFs together leave in the time of the slowest one. The driver of 2013 slept 3 s \
+         for\neach VF that it unplugged and 3 s for each that it plugged: 6, 12 and 18 s in a migration, whatever the guest did.",
         slowness(host1),
         met(worst.0, AFTER),
         ms(worst.0),
