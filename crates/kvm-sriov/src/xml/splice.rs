@@ -7,16 +7,16 @@ use crate::base::ascending;
 
 /// What stands in a range of the text from now on. An empty range inserts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Splice {
-    pub(super) range: Range<usize>,
-    pub(super) text: String,
+pub(in crate::xml) struct Splice {
+    pub(in crate::xml) range: Range<usize>,
+    pub(in crate::xml) text: String,
 }
 
 /// Applies all edits at once; their ranges refer to the text as it is. Insertions at one place keep their order.
 ///
 /// # Errors
 /// Two edits overlap, or a range is not in the text.
-pub(super) fn apply(text: &str, splices: Vec<Splice>) -> Result<String, XmlError> {
+pub(in crate::xml) fn apply(text: &str, splices: Vec<Splice>) -> Result<String, XmlError> {
     let place = |splice: &Splice| (splice.range.start, splice.range.end);
     let splices = ascending(splices, |a, b| place(a).cmp(&place(b)));
     let mut result = String::with_capacity(text.len());

@@ -5,8 +5,13 @@ use std::path::{Component, Path, PathBuf};
 
 use roxmltree::Node;
 
-use super::splice::{Splice, apply};
-use super::{DUMMY_ALIAS, Escaped, Wanted, XmlError, child, child_attribute, children, parse, root};
+use super::Wanted;
+use super::hostdev::DUMMY_ALIAS;
+use crate::xml::XmlError;
+use crate::xml::parse::parse;
+use crate::xml::read::{child, child_attribute, children, root};
+use crate::xml::splice::{Splice, apply};
+use crate::xml::write::Escaped;
 
 /// Where the VM's directory is now: `<datastores>/<number>/<vm>`, all of a checkpoint's path but its name.
 struct Place {
@@ -102,9 +107,9 @@ fn relocated(text: &str, range: Range<usize>, place: &Place) -> Option<Splice> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LiveDomain;
-    use super::super::tests::LIVE;
     use super::*;
+    use crate::xml::LiveDomain;
+    use crate::xml::fixtures::LIVE;
 
     #[test]
     fn paths_of_the_vm_move_with_it_and_nothing_else() {

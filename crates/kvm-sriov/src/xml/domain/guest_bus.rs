@@ -4,9 +4,11 @@ use std::ops::RangeInclusive;
 
 use roxmltree::Node;
 
-use super::{WantedNic, attribute, c_number, child, child_attribute, devices, guest_address};
+use super::WantedNic;
+use super::elements::{c_number, devices, guest_address};
 use crate::base::ascending;
 use crate::base::{PciAddress, Position};
+use crate::xml::read::{attribute, child, child_attribute};
 
 /// The guest addresses of a running domain that no device has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -103,7 +105,10 @@ impl FreeAddresses {
 
 /// Chooses guest addresses for the NICs of a domain that is to be started, in the order of their positions. A NIC that
 /// asks for an address itself keeps it.
-pub(super) fn choose_guest_addresses<'a>(domain: Node<'_, '_>, nics: impl Iterator<Item = &'a mut Option<PciAddress>>) {
+pub(in crate::xml) fn choose_guest_addresses<'a>(
+    domain: Node<'_, '_>,
+    nics: impl Iterator<Item = &'a mut Option<PciAddress>>,
+) {
     let mut nics: Vec<_> = nics.collect();
     let missing = nics.iter().filter(|address| address.is_none()).count();
     let free = match Machine::of(domain) {
@@ -253,9 +258,9 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{LIVE, RICH, domain, guests, nic};
     use super::*;
-    use crate::xml::{Adopted, Kept, LiveDomain, Mode};
+    use crate::xml::LiveDomain;
+    use crate::xml::fixtures::{LIVE, RICH, domain, guests, nic};
 
     #[test]
     fn sixteen_nics_fit_a_pc() {
@@ -323,18 +328,10 @@ mod tests {
 
     /// NICs by position and guest address.
     fn nics(places: &[(usize, &str)]) -> Vec<WantedNic> {
+        let mac = "02:00:00:00:00:01".parse().unwrap();
         let nic = |(number, guest): &(usize, &str)| WantedNic {
-            mac: "02:00:00:00:00:01".parse().unwrap(),
-            root: "a".parse().unwrap(),
-            mode: Mode::Hostdev,
-            position: position(*number),
             guest: guest.parse().ok(),
-            boot_order: None,
-            vlan: None,
-            nic_id: None,
-            dummy: None,
-            adopted: Adopted::default(),
-            kept: Kept::default(),
+            ..WantedNic::new(mac, "a".parse().unwrap(), position(*number))
         };
         places.iter().map(nic).collect()
     }

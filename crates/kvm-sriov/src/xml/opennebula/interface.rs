@@ -1,8 +1,9 @@
 //! The XML of devices that are plugged into a running domain, from OpenNebula's description.
 
-use super::vm::{Bandwidth, PciDevice, VmNic, VmPci};
-use super::{Escaped, dummy_alias_of};
+use super::{Bandwidth, VmNic, VmPci};
 use crate::base::{MacAddress, PciAddress, Position};
+use crate::xml::write::Escaped;
+use crate::xml::{PciDevice, dummy_alias_of};
 
 /// Where OpenNebula keeps the sockets of interfaces on a bridge that runs in user space (7.2 and later).
 const VHOST_SOCKETS: &str = "/var/run/one/vhost-socks";
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn recorded_nics_become_exactly_this() {
-        let first = recorded(include_str!("../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
+        let first = recorded(include_str!("../../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
         let nic = first.meant("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
         assert!(nic.attach);
         assert_eq!(
@@ -165,7 +166,7 @@ mod tests {
             "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0b'/>\
              <target dev='one-0-1'/><model type='virtio'/><alias name='ua-nic-1-0200c000020b'/></interface>"
         );
-        let limited = recorded(include_str!("../../../../tests/fixtures/wire/46-attach_nic-on-hostA/stdin"));
+        let limited = recorded(include_str!("../../../../../tests/fixtures/wire/46-attach_nic-on-hostA/stdin"));
         let nic = limited.meant("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
         assert_eq!(
             interface_of(nic, DEFAULTS, &nic_alias(nic)),
@@ -176,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_recorded_pci_nic_becomes_exactly_this() {
-        let data = recorded(include_str!("../../../../tests/fixtures/wire/12-attach_nic-on-hostA/stdin"));
+        let data = recorded(include_str!("../../../../../tests/fixtures/wire/12-attach_nic-on-hostA/stdin"));
         let pci = data.attached_pci().unwrap();
         assert_eq!(pci.mac, Some("02:00:c6:33:64:0a".parse().unwrap()));
         assert_eq!(

@@ -4,8 +4,12 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::Node;
 
-use super::splice::{Splice, apply};
-use super::{Escaped, XmlError, child, child_attribute, devices, parse, root};
+use super::elements::devices;
+use crate::xml::XmlError;
+use crate::xml::parse::parse;
+use crate::xml::read::{child, child_attribute, root};
+use crate::xml::splice::{Splice, apply};
+use crate::xml::write::Escaped;
 
 /// A disk or CD of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]

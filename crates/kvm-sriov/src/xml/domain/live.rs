@@ -1,16 +1,18 @@
 //! A running domain, as libvirt shows it.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::{
-    ALIAS, Disk, FreeAddresses, PciDevice, VmNic, Wanted, WantedNic, XmlError, alias_of, child, child_attribute,
-    children, content, decimal, devices, dummy_alias_of, guest_address, hard_limit, kibibytes, mac_of, nic_alias,
-    parse, pci_address, root, uuid_of,
-};
+use super::elements::{devices, guest_address, hard_limit, kibibytes, mac_of, pci_address, uuid_of};
+use super::hostdev::ALIAS;
+use super::{Disk, FreeAddresses, Wanted, WantedNic, alias_of, dummy_alias_of};
 use crate::base::ascending;
 use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
+use crate::xml::XmlError;
+use crate::xml::parse::parse;
+use crate::xml::read::{child, child_attribute, children, content, decimal, root};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
 pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
@@ -89,6 +91,24 @@ pub struct LiveInterface {
     pub is_transient: bool,
     /// The whole element: what it takes to plug it in again as it was.
     pub xml: String,
+}
+
+/// What a PCI device of a VM is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PciDevice {
+    /// A function of a PCI device.
+    Function(PciAddress),
+    /// A mediated device, by its UUID.
+    Mediated(String),
+}
+
+impl fmt::Display for PciDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function(address) => address.fmt(f),
+            Self::Mediated(uuid) => uuid.fmt(f),
+        }
+    }
 }
 
 impl LiveDomain {
@@ -266,23 +286,9 @@ impl LiveHostdev {
 }
 
 impl LiveInterface {
-    /// Whether it is this NIC beyond doubt: it has the alias that we give the NIC, or its device on the host. Another NIC may
-    /// have the same MAC and be on the same bridge.
-    pub(crate) fn is(&self, nic: &VmNic) -> bool {
-        let has_alias = || nic.id.is_some() && self.alias.as_deref() == Some(nic_alias(nic).as_str());
-        let has_target = || nic.target.is_some() && self.target == nic.target;
-        self.mac == nic.mac && !self.is_ours() && (has_alias() || has_target())
-    }
-
     /// Whether it has an alias of ours.
     pub fn is_ours(&self) -> bool {
         self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
-    }
-
-    /// Whether it is this NIC on the bridge that OpenNebula names: where the name is `sriov_<root>`, one that the stock driver
-    /// plugged in.
-    pub(crate) fn is_on_bridge_of(&self, nic: &VmNic) -> bool {
-        self.mac == nic.mac && !self.is_ours() && self.bridge.is_some() && self.bridge == nic.bridge
     }
 
     fn read(interface: Node<'_, '_>) -> Result<Self, XmlError> {
@@ -328,8 +334,8 @@ fn wanted_of(domain: Node<'_, '_>) -> Result<Option<Wanted>, XmlError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::LIVE;
     use super::*;
+    use crate::xml::fixtures::LIVE;
 
     #[test]
     fn iothreads_have_the_ids_that_libvirt_gives_them() {

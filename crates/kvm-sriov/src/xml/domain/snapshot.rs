@@ -1,8 +1,11 @@
 //! A snapshot's XML, as OpenNebula keeps it beside the deployment file.
 
-use super::splice::{Splice, apply};
-use super::{Wanted, XmlError, child, content, is_plain, parse, root};
+use super::Wanted;
 use crate::base::DomainUuid;
+use crate::xml::XmlError;
+use crate::xml::parse::parse;
+use crate::xml::read::{child, content, is_plain, root};
+use crate::xml::splice::{Splice, apply};
 
 /// The snapshot's XML for a domain with this UUID: every `<uuid>` of a domain in it is replaced. OpenNebula gives a VM
 /// that was powered off a new domain, and libvirt takes only snapshots of the domain at hand.

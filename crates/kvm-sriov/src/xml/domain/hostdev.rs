@@ -1,0 +1,38 @@
+//! Our devices in a domain: the host device of a VF, and the aliases by which it and its dummy are found again.
+
+use crate::base::{PciAddress, Position};
+use crate::xml::WantedNic;
+use crate::xml::write::{Line, element, lay_out};
+
+/// What the alias of each of our host devices begins with.
+pub(in crate::xml) const ALIAS: &str = "ua-sriov-";
+
+/// What the alias of each of our dummies begins with.
+pub(in crate::xml) const DUMMY_ALIAS: &str = "ua-sriov-dummy-";
+
+/// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
+///
+/// # Source
+/// libvirt keeps a user's alias only with the prefix `ua-` (formatdomain, `<alias>`).
+pub fn alias_of(position: Position) -> String {
+    format!("{ALIAS}{position}")
+}
+
+/// The alias of the dummy interface at this position: `ua-sriov-dummy-<position, decimal>`.
+pub fn dummy_alias_of(position: Position) -> String {
+    format!("{DUMMY_ALIAS}{position}")
+}
+
+/// The host device that gives this NIC its VF.
+pub(in crate::xml) fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<Line> {
+    let mut inner = vec![format!("<source><address {}/></source>", vf.to_attributes())];
+    inner.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
+    inner.push(format!("<alias name='{}'/>", alias_of(nic.position)));
+    inner.extend(nic.guest.map(|guest| format!("<address type='pci' {}/>", guest.to_attributes())));
+    element("<hostdev mode='subsystem' type='pci' managed='yes'>", inner, "</hostdev>")
+}
+
+/// The XML of the host device that gives this NIC the VF at `vf`, for a running domain.
+pub fn hostdev_of(nic: &WantedNic, vf: PciAddress) -> String {
+    lay_out(&hostdev(nic, vf), None, "")
+}

@@ -1,0 +1,100 @@
+//! Our element as it is read and written, with what a later version put there.
+
+use std::fmt::{self, Display};
+
+use roxmltree::Node;
+
+use super::Wanted;
+use crate::xml::write::Escaped;
+
+/// Attributes and elements of a later version with the same first number: opaque, and written back.
+///
+/// All attributes of ours are without a namespace and all elements in our own; whatever else stands there is dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kept {
+    pub(super) attributes: Vec<(String, String)>,
+    pub(super) content: Vec<Content>,
+}
+
+/// An element of ours as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Element {
+    pub(super) name: String,
+    pub(super) attributes: Vec<(String, String)>,
+    pub(super) content: Vec<Content>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    Element(Element),
+    Text(String),
+}
+
+impl Element {
+    pub(super) fn new(name: &str, attributes: Vec<(&str, Option<String>)>) -> Self {
+        let present = attributes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Self { name: name.to_owned(), attributes: present.collect(), content: Vec::new() }
+    }
+
+    pub(super) fn with(mut self, content: Vec<Content>) -> Self {
+        self.content.extend(content);
+        self
+    }
+
+    pub(super) fn with_kept(mut self, kept: &Kept) -> Self {
+        self.attributes.extend_from_slice(&kept.attributes);
+        self.with(kept.content.clone())
+    }
+}
+
+impl Kept {
+    pub(super) fn read(node: Node<'_, '_>, known_attributes: &[&str], known_elements: &[&str]) -> Self {
+        let attributes = node
+            .attributes()
+            .filter(|attribute| attribute.namespace().is_none() && !known_attributes.contains(&attribute.name()))
+            .map(|attribute| (attribute.name().to_owned(), attribute.value().to_owned()));
+        let content = node.children().filter_map(|child| match child.text() {
+            // libvirt puts elements on lines of their own: blanks between them say nothing.
+            Some(text) if child.is_text() => (!text.trim().is_empty()).then(|| Content::Text(text.to_owned())),
+            _ if is_of_ours(child) && !known_elements.contains(&child.tag_name().name()) => {
+                let Self { attributes, content } = Self::read(child, &[], &[]);
+                Some(Content::Element(Element { name: child.tag_name().name().to_owned(), attributes, content }))
+            }
+            _ => None,
+        });
+        Self { attributes: attributes.collect(), content: content.collect() }
+    }
+}
+
+/// An element of our namespace, or of none: that is how libvirt's call for metadata gives it back.
+fn is_of_ours(node: Node<'_, '_>) -> bool {
+    node.is_element() && node.tag_name().namespace().is_none_or(|namespace| namespace == Wanted::NAMESPACE)
+}
+
+pub(super) fn is_ours(node: Node<'_, '_>, name: &str) -> bool {
+    is_of_ours(node) && node.tag_name().name() == name
+}
+
+/// An element and the prefix that it and all in it are written with.
+pub(super) struct Prefixed<'a>(pub(super) &'a Element, pub(super) &'a str);
+
+impl Display for Prefixed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Element { name, attributes, content }, prefix) = self;
+        write!(f, "<{prefix}{name}")?;
+        for (name, value) in attributes {
+            write!(f, " {name}='{}'", Escaped(value))?;
+        }
+        if content.is_empty() {
+            return f.write_str("/>");
+        }
+        f.write_str(">")?;
+        for part in content {
+            match part {
+                Content::Element(element) => Prefixed(element, prefix).fmt(f)?,
+                Content::Text(text) => Escaped(text).fmt(f)?,
+            }
+        }
+        write!(f, "</{prefix}{name}>")
+    }
+}

@@ -1,0 +1,129 @@
+//! What a VM should have, kept in the domain itself: the element `domain` of our namespace under `<metadata>`.
+
+mod element;
+mod nic;
+mod operation;
+#[cfg(test)]
+mod tests;
+
+use roxmltree::Node;
+
+use crate::base::ParseError;
+use crate::xml::XmlError;
+use crate::xml::parse::parse;
+use crate::xml::read::{decimal, required};
+pub use element::Kept;
+use element::{Content, Element, Prefixed, is_ours};
+pub use nic::{Adopted, Mode, WantedNic};
+pub use operation::{Operation, OperationKind};
+
+/// The VFs a domain should have, and the operation that is under way on it.
+///
+/// ```
+/// use kvm_sriov::xml::Wanted;
+/// let text = "<sriov:domain xmlns:sriov='urn:kvm-sriov:domain:1' version='1.0'>\
+///     <sriov:nic mac='02:00:c0:a8:01:05' root='ib0' mode='hostdev' position='0' vlan='100'/></sriov:domain>";
+/// let wanted = Wanted::parse(text)?;
+/// assert_eq!(wanted.nics[0].vlan, Some(100));
+/// assert_eq!(Wanted::parse(&wanted.to_xml())?, wanted);
+/// # Ok::<(), kvm_sriov::xml::XmlError>(())
+/// ```
+///
+/// # Source
+/// docs/decisions/0003-metadata-in-the-domain.md.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// One for each SR-IOV NIC, each with a position of its own.
+    pub nics: Vec<WantedNic>,
+    /// The operation that is under way, or that ended without being finished.
+    pub operation: Option<Operation>,
+    /// The second number of the version. A higher one than ours is kept: whoever wrote it may read it again.
+    pub minor: u32,
+    /// What a later version put here.
+    pub kept: Kept,
+}
+
+const MAJOR: u32 = 1;
+const VERSION: &str = "a version such as 1.0";
+
+impl Wanted {
+    /// The namespace of the element. The number in it never changes: the version is an attribute.
+    pub const NAMESPACE: &'static str = "urn:kvm-sriov:domain:1";
+
+    /// The prefix that the element is written with.
+    pub const PREFIX: &'static str = "sriov";
+
+    /// Reads the element: with our prefix, another, or without (as libvirt's call for metadata answers).
+    ///
+    /// # Errors
+    /// It is not our element, was written by a newer major version, or a value does not fit.
+    pub fn parse(element: &str) -> Result<Self, XmlError> {
+        let document = parse(element)?;
+        Self::read(document.root_element())
+    }
+
+    pub(in crate::xml) fn read(element: Node<'_, '_>) -> Result<Self, XmlError> {
+        if !is_ours(element, "domain") {
+            let problem = format_args!(
+                "expected <{}:domain> of {}, found <{}>",
+                Self::PREFIX,
+                Self::NAMESPACE,
+                element.tag_name().name()
+            );
+            return Err(XmlError::at(element, problem));
+        }
+        let (major, minor) = required(element, "version", version)?;
+        if major != MAJOR {
+            let problem = format_args!(
+                "expected metadata of version {MAJOR}, found {major}.{minor}: it was written by a newer kvm-sriov, \
+                 which this host needs too"
+            );
+            return Err(XmlError::at(element, problem));
+        }
+        let mut nics: Vec<WantedNic> = Vec::new();
+        for node in element.children().filter(|node| is_ours(*node, "nic")) {
+            let nic = WantedNic::read(node)?;
+            if nics.iter().any(|other| other.position == nic.position) {
+                return Err(XmlError::at(node, format_args!("position {} is there twice", nic.position)));
+            }
+            nics.push(nic);
+        }
+        let mut operations = element.children().filter(|node| is_ours(*node, "operation"));
+        let operation = operations.next().map(Operation::read).transpose()?;
+        if let Some(second) = operations.next() {
+            return Err(XmlError::at(second, "expected one operation, found two"));
+        }
+        Ok(Self { nics, operation, minor, kept: Kept::read(element, &["version"], &["nic", "operation"]) })
+    }
+
+    /// The element with our prefix, on one line: as it stands in a domain's `<metadata>`.
+    pub fn to_xml(&self) -> String {
+        let mut element = self.element();
+        element.attributes.insert(0, (format!("xmlns:{}", Self::PREFIX), Self::NAMESPACE.to_owned()));
+        Prefixed(&element, "sriov:").to_string()
+    }
+
+    /// The element without prefix and namespace: libvirt's call that sets metadata adds both, and refuses an element
+    /// that has the prefix already.
+    ///
+    /// # Source
+    /// `virXMLInjectNamespace` in libvirt's `src/util/virxml.c`, and tried.
+    pub fn to_unqualified_xml(&self) -> String {
+        Prefixed(&self.element(), "").to_string()
+    }
+
+    fn element(&self) -> Element {
+        let parts = self.nics.iter().map(WantedNic::element).chain(self.operation.iter().map(Operation::element));
+        Element::new("domain", vec![("version", Some(format!("{MAJOR}.{}", self.minor)))])
+            .with(parts.map(Content::Element).collect())
+            .with_kept(&self.kept)
+    }
+}
+
+fn version(text: &str) -> Result<(u32, u32), ParseError> {
+    let (major, minor) = text.split_once('.').ok_or_else(|| ParseError::new(VERSION, text))?;
+    match (decimal(major), decimal(minor)) {
+        (Ok(major), Ok(minor)) => Ok((major, minor)),
+        _ => Err(ParseError::new(VERSION, text)),
+    }
+}

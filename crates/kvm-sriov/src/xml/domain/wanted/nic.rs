@@ -1,0 +1,164 @@
+//! An SR-IOV NIC that a domain should have.
+
+use std::fmt::{self, Display};
+use std::str::FromStr;
+
+use roxmltree::Node;
+
+use super::element::{Element, Kept};
+use crate::base::{MacAddress, NicKey, ParseError, PciAddress, Position, RootName, WantedVf, ascending};
+use crate::xml::XmlError;
+use crate::xml::read::{attribute, decimal, required};
+
+/// An SR-IOV NIC that a domain should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedNic {
+    /// OpenNebula's MAC of the NIC.
+    pub mac: MacAddress,
+    /// The root its VF comes from.
+    pub root: RootName,
+    /// How the VF gets into the guest.
+    pub mode: Mode,
+    /// Its place among the SR-IOV NICs of the VM.
+    pub position: Position,
+    /// The address in the guest, when it was chosen by us.
+    pub guest: Option<PciAddress>,
+    /// The place in the boot order, from 1.
+    pub boot_order: Option<u32>,
+    /// The VLAN (or the number of the partition key), when the network has one.
+    pub vlan: Option<u16>,
+    /// OpenNebula's NIC_ID, when it is known.
+    pub nic_id: Option<u32>,
+    /// The dummy's XML, from the moment the guest was asked to release it: what it takes to plug it in again.
+    pub dummy: Option<String>,
+    /// What it had without an alias of ours, when its domain was adopted.
+    pub adopted: Adopted,
+    /// What a later version put here.
+    pub kept: Kept,
+}
+
+/// The devices of a NIC in a domain that the stock driver or the driver of 2013 started: their aliases are libvirt's, which
+/// gives them again to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Adopted {
+    /// The VF, by its address on the host; `None` once it has left.
+    pub vf: Option<PciAddress>,
+    /// The dummy, by its MAC; `None` once it has left.
+    pub dummy: Option<MacAddress>,
+}
+
+/// How a VF gets into the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// A PCI host device, with a dummy interface that carries its IP address.
+    Hostdev,
+    /// An interface of type hostdev with OpenNebula's MAC.
+    Ethernet,
+    /// An interface on a libvirt network that hands out VFs.
+    Network,
+    /// A PCI host device whose GUID and partition keys are set.
+    Infiniband,
+}
+
+impl WantedNic {
+    /// A NIC with a PCI host device, and nothing else known of it.
+    pub(crate) fn new(mac: MacAddress, root: RootName, position: Position) -> Self {
+        Self {
+            mac,
+            root,
+            mode: Mode::Hostdev,
+            position,
+            guest: None,
+            boot_order: None,
+            vlan: None,
+            nic_id: None,
+            dummy: None,
+            adopted: Adopted::default(),
+            kept: Kept::default(),
+        }
+    }
+
+    /// The VF that this NIC needs.
+    pub fn vf(&self) -> WantedVf {
+        WantedVf { root: self.root.clone(), nic: self.key() }
+    }
+
+    /// What tells it from the VM's other NICs.
+    pub fn key(&self) -> NicKey {
+        NicKey { position: self.position, mac: self.mac }
+    }
+
+    /// NICs in the order of their positions.
+    pub(crate) fn in_order(nics: Vec<Self>) -> Vec<Self> {
+        ascending(nics, |a, b| a.position.cmp(&b.position))
+    }
+
+    const ATTRIBUTES: [&'static str; 11] =
+        ["mac", "root", "mode", "position", "guest", "boot", "vlan", "nic", "dummy", "adopted-vf", "adopted-dummy"];
+
+    pub(super) fn read(node: Node<'_, '_>) -> Result<Self, XmlError> {
+        Ok(Self {
+            mac: required(node, "mac", str::parse)?,
+            root: required(node, "root", str::parse)?,
+            mode: required(node, "mode", str::parse)?,
+            position: required(node, "position", position)?,
+            guest: attribute(node, "guest", str::parse)?,
+            boot_order: attribute(node, "boot", decimal)?,
+            vlan: attribute(node, "vlan", decimal)?,
+            nic_id: attribute(node, "nic", decimal)?,
+            dummy: attribute(node, "dummy", |xml| Ok(xml.to_owned()))?,
+            adopted: Adopted {
+                vf: attribute(node, "adopted-vf", str::parse)?,
+                dummy: attribute(node, "adopted-dummy", str::parse)?,
+            },
+            kept: Kept::read(node, &Self::ATTRIBUTES, &[]),
+        })
+    }
+
+    pub(super) fn element(&self) -> Element {
+        let attributes = vec![
+            ("mac", Some(self.mac.to_string())),
+            ("root", Some(self.root.to_string())),
+            ("mode", Some(self.mode.to_string())),
+            ("position", Some(self.position.to_string())),
+            ("guest", self.guest.map(|guest| guest.to_string())),
+            ("boot", self.boot_order.map(|order| order.to_string())),
+            ("vlan", self.vlan.map(|vlan| vlan.to_string())),
+            ("nic", self.nic_id.map(|id| id.to_string())),
+            ("dummy", self.dummy.clone()),
+            ("adopted-vf", self.adopted.vf.map(|vf| vf.to_string())),
+            ("adopted-dummy", self.adopted.dummy.map(|mac| mac.to_string())),
+        ];
+        Element::new("nic", attributes).with_kept(&self.kept)
+    }
+}
+
+impl Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hostdev => "hostdev",
+            Self::Ethernet => "ethernet",
+            Self::Network => "network",
+            Self::Infiniband => "infiniband",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "hostdev" => Ok(Self::Hostdev),
+            "ethernet" => Ok(Self::Ethernet),
+            "network" => Ok(Self::Network),
+            "infiniband" => Ok(Self::Infiniband),
+            _ => Err(ParseError::new("hostdev, ethernet, network or infiniband", text)),
+        }
+    }
+}
+
+pub(super) fn position(text: &str) -> Result<Position, ParseError> {
+    decimal(text).and_then(Position::new)
+}

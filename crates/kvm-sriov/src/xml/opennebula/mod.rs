@@ -1,0 +1,16 @@
+//! OpenNebula's documents: the deployment file, and the description of a VM that comes with an action.
+
+mod deployment;
+mod disk;
+mod interface;
+mod matching;
+mod nic;
+mod resize;
+mod vm;
+
+pub use deployment::{Deployment, Nvram, PlannedNic};
+pub use disk::{DiskPlace, VmDisk};
+pub use interface::{NicDefaults, dummy_interface_of, interface_of, nic_alias, pci_of};
+pub use nic::{Bandwidth, VmNic, VmPci};
+pub use resize::Resize;
+pub use vm::{Travel, VmData, datastore_values, tpm_state};
