@@ -30,7 +30,7 @@ impl DomainRef {
 }
 
 /// How a domain runs. Only states that an action treats differently are distinguished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RunState {
     /// The CPUs run.

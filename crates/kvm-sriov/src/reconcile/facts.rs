@@ -45,7 +45,7 @@ pub enum Busy {
 }
 
 /// The operation that was begun and not closed, as the domain's metadata name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OpenOperation {
     /// No operation is open.
@@ -66,7 +66,7 @@ pub enum OpenOperation {
 }
 
 /// What is left of the file that a domain was restored from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckpointState {
     /// The file has its own name: no CPU has run.
@@ -80,7 +80,7 @@ pub enum CheckpointState {
 }
 
 /// What is known of one position among the SR-IOV NICs of a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NicFacts {
     /// The position.
     pub position: Position,
@@ -95,7 +95,7 @@ pub struct NicFacts {
 }
 
 /// Who claims the VF of a NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NicClaim {
     /// No claim names the VF, or the claim does not say for which NIC.
@@ -109,7 +109,7 @@ pub enum NicClaim {
 }
 
 /// The state of the file that a save was writing, as the VM's claims name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SaveImage {
     /// The claims name no file.
@@ -129,7 +129,7 @@ pub enum SaveImage {
 }
 
 /// What is known of a VM's domain on another host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[non_exhaustive]
 pub enum Elsewhere {
     /// Nothing is known.
