@@ -14,7 +14,7 @@ use kvm_sriov::libvirt::RunState;
 use kvm_sriov::reconcile::{
     Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, Repair, SaveImage, decide,
 };
-use kvm_sriov::{Position, Why};
+use kvm_sriov::{Obstacle, Position};
 
 const RUN_STATES: [Option<RunState>; 7] = [
     None,
@@ -302,7 +302,7 @@ fn settle(world: &World) -> World {
 
 /// Whether what is left on a host is a reason that the documents name.
 fn may_be_left(repair: &Repair) -> bool {
-    matches!(repair, Repair::Leave(Why::Newer | Why::Unreadable | Why::Stands(_)))
+    matches!(repair, Repair::Leave(Obstacle::Newer | Obstacle::Unreadable | Obstacle::GuestPaused(_)))
 }
 
 fn walk(from: Vec<World>) -> usize {

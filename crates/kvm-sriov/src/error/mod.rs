@@ -1,6 +1,6 @@
 //! What an action reports when it fails: what, on what, why, and in what state the host is left.
 //!
-//! The reasons that higher rooms find ([`AgentError`], [`Doubt`], [`Why`], [`UnplugOutcome`]) are defined here, so that a
+//! The reasons that higher rooms find ([`AgentError`], [`Doubt`], [`Obstacle`], [`UnplugOutcome`]) are defined here, so that a
 //! [`Cause`] can name them.
 
 mod action;
