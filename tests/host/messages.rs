@@ -17,7 +17,7 @@ use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::reconcile::{Doubt, Obstacle};
 use kvm_sriov::sysfs::NoVf;
-use kvm_sriov::xml::{Deployment, Mode};
+use kvm_sriov::xml::{Deployment, NicMode};
 use kvm_sriov::{Action, ActionError, Cause, HostState, Position};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::host::ModelHost;
@@ -439,7 +439,7 @@ fn causes() -> Vec<(Action, Cause)> {
             Cause::TooFew { root: root(), free: 1, needed: 2, users: text(" (one-7: 3)"), no_vfs: no_vfs() },
         ),
         (Action::NetworkPre, Cause::FewVfs { root: root(), vfs: 1, needed: 2, no_vfs: no_vfs() }),
-        (Action::AttachNic, Cause::NoMode { mac: mac(), mode: Mode::Infiniband }),
+        (Action::AttachNic, Cause::NoMode { mac: mac(), mode: NicMode::Infiniband }),
         (Action::Migrate, Cause::NotInVmDir { path: "/etc/passwd".into() }),
         (Action::Migrate, Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),
         (

@@ -6,7 +6,7 @@ use std::fs;
 
 use kvm_sriov::actions::{self, NicArgs};
 use kvm_sriov::libvirt::{DomainCalls, PowerCalls};
-use kvm_sriov::xml::{Adopted, VmData, Wanted, alias_of};
+use kvm_sriov::xml::{AdoptedDevices, VmData, Wanted, alias_of};
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
@@ -432,7 +432,7 @@ fn a_vm_of_the_driver_of_2013_is_adopted() {
     // Written by an earlier version, which found devices by place and MAC, and named none.
     let mut earlier = wanted.clone();
     for nic in &mut earlier.nics {
-        nic.adopted = Adopted::default();
+        nic.adopted = AdoptedDevices::default();
     }
     let domain = host.model().find(&id).unwrap().unwrap();
     let text = earlier.to_unqualified_xml();

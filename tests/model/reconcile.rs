@@ -408,8 +408,12 @@ fn note_image(host: &ModelHost, path: &Path) {
 /// Does on a host what leads to this combination of table 1.
 fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     let pending = || OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
-    let migrate =
-        |stands| OperationKind::Migrate { to: "host2".into(), id: "7".into(), from: Some("host1".into()), stands };
+    let migrate = |was_paused| OperationKind::Migrate {
+        to: "host2".into(),
+        id: "7".into(),
+        from: Some("host1".into()),
+        was_paused,
+    };
     let restore = |path: &Path| OperationKind::Restore { checkpoint: path.to_owned() };
     let from = if operation == "restore, unfinished" { unfinished(host) } else { checkpoint(host) };
     let (kind, left): (_, &[usize]) = match operation {

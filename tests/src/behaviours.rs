@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind, Migration, RunState};
-use kvm_sriov::xml::{Adopted, Kept, LiveDomain, LiveHostdev, Medium, Mode, Wanted, WantedNic, alias_of, hostdev_of};
+use kvm_sriov::xml::{
+    AdoptedDevices, KeptContent, LiveDomain, LiveHostdev, Medium, NicMode, Wanted, WantedNic, alias_of, hostdev_of,
+};
 use kvm_sriov::{PciAddress, Position};
 
 use crate::CALL_LIMIT;
@@ -221,15 +223,15 @@ fn nic(number: u8) -> WantedNic {
     WantedNic {
         mac: format!("02:00:0a:00:3c:{number:02x}").parse().unwrap(),
         root: "pf0".parse().unwrap(),
-        mode: Mode::Hostdev,
+        mode: NicMode::Hostdev,
         position: Position::new(number.into()).unwrap(),
         guest: Some(PciAddress::new(0, 0, 0x10 + number, 0).unwrap()),
         boot_order: None,
         vlan: None,
         nic_id: None,
         dummy: None,
-        adopted: Adopted::default(),
-        kept: Kept::default(),
+        adopted: AdoptedDevices::default(),
+        kept: KeptContent::default(),
     }
 }
 

@@ -442,16 +442,16 @@ mod tests {
         let vm = Vm::new(42).datastore(PRIVATE).nic("br0").nic("sriov_pf0");
         let stdin = vm.action_data("host1").to("host2", SHARED).attach(1).feature("MIGRATE_COMPRESSED", "YES").xml();
         let data = VmData::parse(&stdin).unwrap();
-        let travel = data.travel();
-        assert_eq!(travel.source_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/100/42")));
-        assert_eq!(travel.target_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/0/42")));
-        assert!(!travel.is_shared && travel.is_compressed);
+        let vm_move = data.vm_move();
+        assert_eq!(vm_move.source_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/100/42")));
+        assert_eq!(vm_move.target_dir.as_deref(), Some(Path::new("/var/lib/one//datastores/0/42")));
+        assert!(!vm_move.is_shared && vm_move.is_compressed);
         assert_eq!(data.tm_mad(), Some("ssh"));
         let [plain, vf] = data.nics() else { panic!("{:?}", data.nics()) };
         assert_eq!((plain.attach, plain.mac.to_string()), (false, vm.mac(0)));
         assert_eq!((vf.attach, vf.target.as_deref(), vf.ip.as_deref()), (true, Some("one-42-1"), Some("10.0.42.1")));
         let stdin = vm.action_data("host1").xml();
-        assert_eq!(VmData::parse(&stdin).unwrap().travel().target_dir, None);
+        assert_eq!(VmData::parse(&stdin).unwrap().vm_move().target_dir, None);
         assert!(stdin.contains("<CHECKPOINT_FILE>/var/lib/one//datastores/100/42/checkpoint</CHECKPOINT_FILE>"));
     }
 }

@@ -52,12 +52,12 @@ impl OtherHost {
     /// asked; the answer of this host adds nothing. A host that can't be asked may be running the VM.
     fn ask(driver: &Path, explanation: &Explanation) -> Option<Self> {
         let uuid = explanation.report.owner.uuid.as_ref()?;
-        let OperationKind::Migrate { to, from, stands, .. } = &explanation.wanted.operation.as_ref()?.kind else {
+        let OperationKind::Migrate { to, from, was_paused, .. } = &explanation.wanted.operation.as_ref()?.kind else {
             return None;
         };
         let has_come = explanation.report.found.domain == Some(RunState::PausedByUser);
         let ends = match from {
-            Some(from) if *stands => vec![to, from],
+            Some(from) if *was_paused => vec![to, from],
             Some(from) if has_come => vec![from],
             _ => vec![to],
         };

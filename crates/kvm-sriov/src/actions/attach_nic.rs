@@ -9,7 +9,8 @@ use crate::host::Host;
 use crate::reconcile;
 use crate::vm::{self, Vm, nic_defaults};
 use crate::xml::{
-    LiveDomain, PciDevice, Place, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias, pci_of,
+    LiveDomain, NicPlace, PciDevice, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias,
+    pci_of,
 };
 
 const ACTION: Action = Action::AttachNic;
@@ -228,7 +229,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
 }
 
 /// Where the NIC goes.
-fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, Place), Cause> {
+fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace), Cause> {
     let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
     let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
     Ok((WantedNic::described(nic, root, &place), place))
@@ -242,7 +243,7 @@ fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Resul
 }
 
 /// From here on the VM is to have the NIC.
-fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: Place) -> Result<(), Cause> {
+fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: NicPlace) -> Result<(), Cause> {
     let guest = vm.live.device_of(new).and_then(|device| device.guest);
     vm.wanted.nics.push(WantedNic { guest, ..new.clone() });
     vm.wanted.nics = WantedNic::in_order(std::mem::take(&mut vm.wanted.nics));

@@ -70,9 +70,9 @@ fn options(host: &Host, data: Option<&VmData>) -> Result<MigrationOptions, Cause
         move |source| Cause::Value { what, source }
     };
     let mut options = MigrationOptions::parse(&host.settings().migrate_options).map_err(wrong("MIGRATE_OPTIONS"))?;
-    if let Some(travel) = data.map(VmData::travel) {
+    if let Some(vm_move) = data.map(VmData::vm_move) {
         options
-            .add_features(travel.auto_converge.as_deref(), travel.is_compressed)
+            .add_features(vm_move.auto_converge.as_deref(), vm_move.is_compressed)
             .map_err(wrong("the feature MIGRATE_AUTO_CONVERGE"))?;
     }
     Ok(options)

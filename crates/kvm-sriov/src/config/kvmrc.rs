@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{OneVersion, Settings};
-use lexer::{Line, Unreadable};
+use lexer::{LogicalLine, Unreadable};
 
 /// The longest kvmrc that is read, in bytes.
 const LIMIT: u64 = 256 * 1024;
@@ -258,7 +258,7 @@ impl Assignments {
     }
 
     fn parse(&mut self, path: &Path, text: &str) {
-        for Line { number: line, content } in lexer::lines(text) {
+        for LogicalLine { number: line, content } in lexer::lines(text) {
             match content {
                 Ok(assignments) => {
                     for (name, value) in assignments {

@@ -10,7 +10,7 @@ use crate::claims::ClaimError;
 use crate::config::{AlsoListed, KvmrcError, VfMapError};
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 use crate::sysfs::NoVf;
-use crate::xml::{Mode, XmlError};
+use crate::xml::{NicMode, XmlError};
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -378,7 +378,7 @@ pub enum Cause {
         /// The NIC.
         mac: MacAddress,
         /// Its mode.
-        mode: Mode,
+        mode: NicMode,
     },
     /// A path is outside of the directory that a VM may write to.
     #[error("{path} is not in the directory of the VM")]

@@ -11,7 +11,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::vm::checkpoint::{self, Checkpoint};
-use crate::xml::{LiveDomain, Mode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
+use crate::xml::{LiveDomain, NicMode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
 
 /// What is known of a VM: the NICs it wants, the devices it has, the VFs it claims, and its open operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl OpenOperation {
             None => Self::None,
             Some(OperationKind::Save) => Self::Save,
             Some(OperationKind::Restore { checkpoint }) => Self::Restore(CheckpointState::at(checkpoint)),
-            Some(OperationKind::Migrate { stands, .. }) => Self::Migrate { was_paused: *stands },
+            Some(OperationKind::Migrate { was_paused, .. }) => Self::Migrate { was_paused: *was_paused },
             Some(OperationKind::PendingUnplug { positions }) => Self::PendingUnplug(positions.clone()),
             Some(OperationKind::Other(_)) => Self::Newer,
         }
@@ -302,7 +302,7 @@ fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claima
             }
         }
     };
-    let dummy = nic.mode != Mode::Hostdev || live.dummy_of(nic).is_some();
+    let dummy = nic.mode != NicMode::Hostdev || live.dummy_of(nic).is_some();
     NicFacts { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
 }
 

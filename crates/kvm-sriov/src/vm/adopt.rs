@@ -7,7 +7,7 @@ use crate::claims::Claim;
 use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::xml::{Adopted, LiveDomain, LiveHostdev, LiveInterface, VmData, VmNic, WantedNic};
+use crate::xml::{AdoptedDevices, LiveDomain, LiveHostdev, LiveInterface, VmData, VmNic, WantedNic};
 
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
@@ -99,7 +99,7 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
             guest: device.guest,
             vlan: described.and_then(|nic| nic.vlan),
             nic_id: described.and_then(|nic| nic.id),
-            adopted: Adopted { vf: Some(device.vf), dummy: Some(dummy.mac) },
+            adopted: AdoptedDevices { vf: Some(device.vf), dummy: Some(dummy.mac) },
             ..WantedNic::new(mac, root, position)
         };
         log::info!("{} is adopted: NIC {} has VF {} of {}", vm.domain.name, nic.mac, device.vf, nic.root);

@@ -4,7 +4,7 @@ use super::Vm;
 use crate::base::MacAddress;
 use crate::error::Cause;
 use crate::host::Host;
-use crate::xml::{LiveInterface, Mode, NicDefaults, VmNic, WantedNic, dummy_interface_of};
+use crate::xml::{LiveInterface, NicDefaults, NicMode, VmNic, WantedNic, dummy_interface_of};
 
 /// What holds for a NIC whose description does not say.
 pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
@@ -25,7 +25,7 @@ impl Vm<'_> {
 
     /// The NICs whose dummy is not there.
     pub(crate) fn missing_dummies(&self) -> Vec<WantedNic> {
-        let lacks = |nic: &&WantedNic| nic.mode == Mode::Hostdev && self.dummy_of(nic).is_none();
+        let lacks = |nic: &&WantedNic| nic.mode == NicMode::Hostdev && self.dummy_of(nic).is_none();
         self.wanted.nics.iter().filter(lacks).cloned().collect()
     }
 

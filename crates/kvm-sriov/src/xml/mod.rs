@@ -26,12 +26,12 @@ mod write;
 
 pub(crate) use domain::ONE;
 pub use domain::{
-    Adopted, Dimm, Disk, FreeAddresses, HugePages, Kept, LiveDomain, LiveHostdev, LiveInterface, Medium, Mention, Mode,
-    Operation, OperationKind, PciDevice, Place, Sizes, Wanted, WantedNic, alias_of, dummy_alias_of, hostdev_of,
-    image_for, mentions, snapshot_of, wanted_in_snapshot, with_system_datastore,
+    AdoptedDevices, Dimm, Disk, FreeAddresses, HugePages, KeptContent, LiveDomain, LiveHostdev, LiveInterface, Medium,
+    Mention, NicMode, NicPlace, Operation, OperationKind, PciDevice, Sizes, Wanted, WantedNic, alias_of,
+    dummy_alias_of, hostdev_of, image_for, mentions, snapshot_of, wanted_in_snapshot, with_system_datastore,
 };
 pub use error::XmlError;
 pub use opennebula::{
-    Bandwidth, Deployment, DiskPlace, NicDefaults, Nvram, PlannedNic, Resize, Travel, VmData, VmDisk, VmNic, VmPci,
+    Bandwidth, Deployment, DiskPlace, NicDefaults, Nvram, PlannedNic, Resize, VmData, VmDisk, VmMove, VmNic, VmPci,
     datastore_values, dummy_interface_of, interface_of, nic_alias, pci_of, tpm_state,
 };

@@ -25,14 +25,14 @@ impl Display for Escaped<'_> {
 
 /// A line of an element and how deep it is in there.
 #[derive(Debug)]
-pub(in crate::xml) struct Line {
+pub(in crate::xml) struct ElementLine {
     pub(in crate::xml) depth: usize,
     pub(in crate::xml) text: String,
 }
 
-pub(in crate::xml) fn element(open: &str, inner: Vec<String>, close: &str) -> Vec<Line> {
-    let outer = |text: &str| Line { depth: 0, text: text.to_owned() };
-    let inner = inner.into_iter().map(|text| Line { depth: 1, text });
+pub(in crate::xml) fn element(open: &str, inner: Vec<String>, close: &str) -> Vec<ElementLine> {
+    let outer = |text: &str| ElementLine { depth: 0, text: text.to_owned() };
+    let inner = inner.into_iter().map(|text| ElementLine { depth: 1, text });
     std::iter::once(outer(open)).chain(inner).chain([outer(close)]).collect()
 }
 
@@ -48,19 +48,19 @@ pub(in crate::xml) fn step(text: &str) -> &'static str {
 }
 
 /// The lines as they stand behind a margin; all on one line where there is none.
-pub(in crate::xml) fn lay_out(lines: &[Line], margin: Option<&str>, step: &str) -> String {
+pub(in crate::xml) fn lay_out(lines: &[ElementLine], margin: Option<&str>, step: &str) -> String {
     let Some(margin) = margin else { return lines.iter().map(|line| line.text.as_str()).collect() };
     let rows: Vec<_> = lines.iter().map(|line| format!("{}{}", step.repeat(line.depth), line.text)).collect();
     rows.join(&format!("\n{margin}"))
 }
 
 /// Puts children at the end of the element in this range, before its end tag; `<a/>` gets one.
-pub(in crate::xml) fn append(text: &str, element: &Range<usize>, children: &[Vec<Line>]) -> Splice {
+pub(in crate::xml) fn append(text: &str, element: &Range<usize>, children: &[Vec<ElementLine>]) -> Splice {
     let source = text.get(element.clone()).unwrap_or_default();
     let step = step(text);
     let inner = |margin: Option<&str>| -> String {
         let deeper = margin.map(|margin| format!("{margin}{step}"));
-        let child = |lines: &Vec<Line>| match margin {
+        let child = |lines: &Vec<ElementLine>| match margin {
             Some(margin) => format!("{step}{}\n{margin}", lay_out(lines, deeper.as_deref(), step)),
             None => lay_out(lines, None, step),
         };

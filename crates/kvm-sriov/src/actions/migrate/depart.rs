@@ -115,8 +115,8 @@ impl Departure<'_> {
         let (to, host) = (self.agent.host().to_string(), self.host);
         let Some(vm) = self.found.with_vfs() else { return Ok(()) };
         let absent = || Cause::Absent { id: vm.domain.name.to_string() };
-        let stands = !host.hypervisor().state(&vm.domain)?.ok_or_else(absent)?.runs();
-        vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), stands)))?;
+        let was_paused = !host.hypervisor().state(&vm.domain)?.ok_or_else(absent)?.runs();
+        vm.set_operation(Some(operation(to, &self.id, self.from.as_ref(), was_paused)))?;
         // This XML has the metadata that was just written.
         self.migration.xml = self.xml_there()?;
         match self.agent.ask(&AgentRequest::Go)? {
@@ -136,6 +136,6 @@ fn dummies_are_on(live: &LiveDomain, wanted: &Wanted, bridge: &str) -> bool {
 }
 
 /// What the domain's metadata record of the move.
-fn operation(to: String, id: &str, from: Option<&HostName>, stands: bool) -> OperationKind {
-    OperationKind::Migrate { to, id: id.to_owned(), from: from.map(ToString::to_string), stands }
+fn operation(to: String, id: &str, from: Option<&HostName>, was_paused: bool) -> OperationKind {
+    OperationKind::Migrate { to, id: id.to_owned(), from: from.map(ToString::to_string), was_paused }
 }

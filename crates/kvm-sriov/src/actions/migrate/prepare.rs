@@ -59,13 +59,13 @@ impl<'a> Departure<'a> {
 
 /// The VM's files that the destination lacks; `None` with shared storage.
 fn storage(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<Option<Storage>, Cause> {
-    let Some(travel) = data.map(VmData::travel) else { return Ok(None) };
+    let Some(vm_move) = data.map(VmData::vm_move) else { return Ok(None) };
     let no_move = |how: &str| Cause::NoMove { vm: domain.name.clone(), how: how.into() };
-    let (source, target) = (travel.source_dir.as_deref(), travel.target_dir.as_deref());
+    let (source, target) = (vm_move.source_dir.as_deref(), vm_move.target_dir.as_deref());
     if source.zip(target).is_some_and(|(source, target)| !is_same(source, target)) {
         return Err(no_move("live to another host and another datastore at once"));
     }
-    if travel.is_shared {
+    if vm_move.is_shared {
         return Ok(None);
     }
     let dir =

@@ -53,8 +53,8 @@ const NAMES_ONLY: [&str; 8] = ["serial", "parallel", "console", "channel", "grap
 
 impl<'a> Relocation<'a> {
     fn plan(host: &'a Host, domain: &'a DomainRef, data: Option<&VmData>) -> Result<Self, Cause> {
-        let travel = data.map(VmData::travel);
-        let dirs = travel.and_then(|travel| travel.source_dir.as_deref().zip(travel.target_dir.as_deref()));
+        let vm_move = data.map(VmData::vm_move);
+        let dirs = vm_move.and_then(|vm_move| vm_move.source_dir.as_deref().zip(vm_move.target_dir.as_deref()));
         let Some((from, to)) = dirs.filter(|(from, to)| !is_same(from, to)) else {
             return Err(Cause::NoMove { vm: domain.name.clone(), how: "to where it is".into() });
         };

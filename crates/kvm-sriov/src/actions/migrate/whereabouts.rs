@@ -98,7 +98,7 @@ impl Departure<'_> {
     /// Whether the domain's CPUs ran when the move began.
     fn may_run_here(&self) -> bool {
         let operation = self.found.wanted().and_then(|wanted| wanted.operation.as_ref());
-        !operation.is_some_and(|operation| matches!(operation.kind, OperationKind::Migrate { stands: true, .. }))
+        !operation.is_some_and(|operation| matches!(operation.kind, OperationKind::Migrate { was_paused: true, .. }))
     }
 
     /// Resumes a domain that libvirt left paused here and that never ran at the destination.

@@ -68,7 +68,7 @@ impl Reservation {
 /// The domain's open operation is not this migration.
 fn was_paused(domain: &DomainRef, live: &LiveDomain, id: &str) -> Result<bool, Cause> {
     match vm::wanted(live)?.and_then(|wanted| wanted.operation).map(|operation| operation.kind) {
-        Some(OperationKind::Migrate { id: other, stands, .. }) if other == id => Ok(stands),
+        Some(OperationKind::Migrate { id: other, was_paused, .. }) if other == id => Ok(was_paused),
         _ => Err(Cause::NotAsAsked { name: domain.name.clone(), what: "it was not brought by this move".into() }),
     }
 }

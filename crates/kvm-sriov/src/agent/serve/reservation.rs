@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::vm::gone;
 use crate::vm::storage::{DiskImage, make_image};
-use crate::xml::{Mode, Wanted, WantedNic};
+use crate::xml::{NicMode, Wanted, WantedNic};
 
 /// A VM that is to come, and what this host holds for it.
 pub(super) struct Reservation {
@@ -183,7 +183,7 @@ struct Needs {
 impl Needs {
     /// * `lacking` - the NICs that have no VF on the source, so that they need none here
     fn check(host: &Host, wanted: &Wanted, lacking: &[Position]) -> Result<Self, Cause> {
-        if let Some(nic) = wanted.nics.iter().find(|nic| nic.mode != Mode::Hostdev) {
+        if let Some(nic) = wanted.nics.iter().find(|nic| nic.mode != NicMode::Hostdev) {
             return Err(Cause::NoMode { mac: nic.mac, mode: nic.mode });
         }
         let bridge = host.dummy_bridge()?.to_owned();

@@ -7,7 +7,7 @@ use std::str::Chars;
 const ASSIGNMENT: &str = "NAME=value, export NAME=value or a comment";
 
 /// A logical line: one, or several joined by a backslash at the end.
-pub(super) struct Line {
+pub(super) struct LogicalLine {
     /// Where it begins, from 1.
     pub(super) number: usize,
     /// Its assignments, in order.
@@ -25,7 +25,7 @@ pub(super) struct Unreadable {
 }
 
 /// The logical lines of a text that say something.
-pub(super) fn lines(text: &str) -> Vec<Line> {
+pub(super) fn lines(text: &str) -> Vec<LogicalLine> {
     let mut found = Vec::new();
     let mut physical = text.split('\n').enumerate();
     while let Some((index, first)) = physical.next() {
@@ -43,7 +43,7 @@ pub(super) fn lines(text: &str) -> Vec<Line> {
         }
         match assignments(&line) {
             Ok(content) if content.is_empty() => {}
-            content => found.push(Line { number: index + 1, content }),
+            content => found.push(LogicalLine { number: index + 1, content }),
         }
     }
     found

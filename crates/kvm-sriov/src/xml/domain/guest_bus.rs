@@ -23,7 +23,7 @@ pub struct FreeAddresses {
 
 /// The place of a VF that is new in its VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct NicPlace {
     /// Its position among the SR-IOV NICs.
     pub position: Position,
     /// Its address in the guest; libvirt chooses one without it.
@@ -55,14 +55,14 @@ impl FreeAddresses {
     /// * `nics` - the SR-IOV NICs of the VM, also those whose VF is out: their addresses are kept for them
     /// * `taken` - positions that can't be had although no NIC is there
     /// * returns `None` when all 16 positions are taken
-    pub fn place(&self, nics: &[WantedNic], taken: &[Position]) -> Option<Place> {
+    pub fn place(&self, nics: &[WantedNic], taken: &[Position]) -> Option<NicPlace> {
         let is_free =
             |position: &Position| nics.iter().all(|nic| nic.position != *position) && !taken.contains(position);
         let positions: Vec<_> = (0..16).filter_map(|number| Position::new(number).ok()).filter(is_free).collect();
         if self.known {
             let ordered = positions.iter().find_map(|position| {
                 let guest = self.between(nics, *position)?;
-                Some(Place { position: *position, guest: Some(guest), in_order: true })
+                Some(NicPlace { position: *position, guest: Some(guest), in_order: true })
             });
             if ordered.is_some() {
                 return ordered;
@@ -71,7 +71,7 @@ impl FreeAddresses {
         let highest = nics.iter().map(|nic| nic.position).max();
         let next = positions.iter().find(|position| Some(**position) > highest).or(positions.first());
         let guest = || self.candidates(nics).next();
-        next.map(|position| Place { position: *position, guest: guest(), in_order: nics.is_empty() || !self.known })
+        next.map(|position| NicPlace { position: *position, guest: guest(), in_order: nics.is_empty() || !self.known })
     }
 
     /// The address for a NIC that has its position already and lost its address to another device: one between its

@@ -2,7 +2,7 @@
 
 use crate::base::{PciAddress, Position};
 use crate::xml::WantedNic;
-use crate::xml::write::{Line, element, lay_out};
+use crate::xml::write::{ElementLine, element, lay_out};
 
 /// What the alias of each of our host devices begins with.
 pub(in crate::xml) const ALIAS: &str = "ua-sriov-";
@@ -24,7 +24,7 @@ pub fn dummy_alias_of(position: Position) -> String {
 }
 
 /// The host device that gives this NIC its VF.
-pub(in crate::xml) fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<Line> {
+pub(in crate::xml) fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<ElementLine> {
     let mut inner = vec![format!("<source><address {}/></source>", vf.to_attributes())];
     inner.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
     inner.push(format!("<alias name='{}'/>", alias_of(nic.position)));

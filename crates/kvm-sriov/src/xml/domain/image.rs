@@ -14,14 +14,14 @@ use crate::xml::splice::{Splice, apply};
 use crate::xml::write::Escaped;
 
 /// Where the VM's directory is now: `<datastores>/<number>/<vm>`, all of a checkpoint's path but its name.
-struct Place {
+struct VmDirectory {
     /// The datastores' directory, as it was written, and without doubled slashes.
     datastores: [String; 2],
     datastore: String,
     vm: String,
 }
 
-impl Place {
+impl VmDirectory {
     fn of(checkpoint: &Path) -> Option<Self> {
         let dir = checkpoint.parent()?;
         let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
@@ -68,7 +68,7 @@ pub fn image_for(
     if let Some(bridge) = dummy_bridge {
         splices.extend(dummy_bridges(domain).map(|range| Splice { range, text: Escaped(bridge).to_string() }));
     }
-    if let Some(place) = Place::of(checkpoint) {
+    if let Some(place) = VmDirectory::of(checkpoint) {
         for node in domain.descendants() {
             for attribute in node.attributes() {
                 splices.extend(relocated(text, attribute.range_value(), &place));
@@ -96,7 +96,7 @@ fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range
 }
 
 /// The path that stands there, if it is to be another; blanks and a CDATA section around it stay.
-fn relocated(text: &str, range: Range<usize>, place: &Place) -> Option<Splice> {
+fn relocated(text: &str, range: Range<usize>, place: &VmDirectory) -> Option<Splice> {
     let raw = text.get(range.clone())?;
     let begin = range.start.checked_add(raw.find('/')?)?;
     let end = raw.find("]]>").map_or(range.end, |at| range.start.saturating_add(at));

@@ -2,11 +2,11 @@
 
 use super::{VmNic, nic_alias};
 use crate::base::RootName;
-use crate::xml::{LiveInterface, Place, WantedNic};
+use crate::xml::{LiveInterface, NicPlace, WantedNic};
 
 impl WantedNic {
     /// The NIC that OpenNebula describes, at this place in the VM.
-    pub(crate) fn described(nic: &VmNic, root: RootName, place: &Place) -> Self {
+    pub(crate) fn described(nic: &VmNic, root: RootName, place: &NicPlace) -> Self {
         Self {
             guest: place.guest,
             boot_order: nic.boot_order,

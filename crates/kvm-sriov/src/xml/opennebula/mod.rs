@@ -13,4 +13,4 @@ pub use disk::{DiskPlace, VmDisk};
 pub use interface::{NicDefaults, dummy_interface_of, interface_of, nic_alias, pci_of};
 pub use nic::{Bandwidth, VmNic, VmPci};
 pub use resize::Resize;
-pub use vm::{Travel, VmData, datastore_values, tpm_state};
+pub use vm::{VmData, VmMove, datastore_values, tpm_state};

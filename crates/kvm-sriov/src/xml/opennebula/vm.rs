@@ -21,12 +21,12 @@ pub struct VmData {
     aliases: Vec<VmAlias>,
     vcpus: Option<u32>,
     tm_mad: Option<String>,
-    travel: Travel,
+    vm_move: VmMove,
 }
 
 /// What the description says of a move of the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Travel {
+pub struct VmMove {
     /// The VM's directory, as the datastore that it lies in has it; unknown before 5.0.
     pub source_dir: Option<PathBuf>,
     /// The VM's directory after the move.
@@ -61,7 +61,7 @@ impl VmData {
             aliases: all("NIC_ALIAS").filter_map(VmAlias::read).collect(),
             vcpus: children(vm, "TEMPLATE").find_map(|template| number(template, "VCPU")),
             tm_mad: child(top, "DATASTORE").and_then(|datastore| text_of(datastore, "TM_MAD")),
-            travel: Travel::read(top, vm),
+            vm_move: VmMove::read(top, vm),
         })
     }
 
@@ -71,8 +71,8 @@ impl VmData {
     }
 
     /// What it says of a move.
-    pub fn travel(&self) -> &Travel {
-        &self.travel
+    pub fn vm_move(&self) -> &VmMove {
+        &self.vm_move
     }
 
     /// The NICs, in OpenNebula's order.
@@ -122,7 +122,7 @@ impl VmData {
     }
 }
 
-impl Travel {
+impl VmMove {
     fn read(action: Node<'_, '_>, vm: Node<'_, '_>) -> Self {
         let text = |node: Option<Node<'_, '_>>, name| Some(value(node?, name)?.0);
         let datastore = child(action, "DATASTORE");

@@ -11,7 +11,7 @@ use crate::xml::write::Escaped;
 ///
 /// All attributes of ours are without a namespace and all elements in our own; whatever else stands there is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Kept {
+pub struct KeptContent {
     pub(super) attributes: Vec<(String, String)>,
     pub(super) content: Vec<Content>,
 }
@@ -41,13 +41,13 @@ impl Element {
         self
     }
 
-    pub(super) fn with_kept(mut self, kept: &Kept) -> Self {
+    pub(super) fn with_kept(mut self, kept: &KeptContent) -> Self {
         self.attributes.extend_from_slice(&kept.attributes);
         self.with(kept.content.clone())
     }
 }
 
-impl Kept {
+impl KeptContent {
     pub(super) fn read(node: Node<'_, '_>, known_attributes: &[&str], known_elements: &[&str]) -> Self {
         let attributes = node
             .attributes()

@@ -12,9 +12,9 @@ use crate::base::ParseError;
 use crate::xml::XmlError;
 use crate::xml::parse::parse;
 use crate::xml::read::{decimal, required};
-pub use element::Kept;
+pub use element::KeptContent;
 use element::{Content, Element, Prefixed, is_ours};
-pub use nic::{Adopted, Mode, WantedNic};
+pub use nic::{AdoptedDevices, NicMode, WantedNic};
 pub use operation::{Operation, OperationKind};
 
 /// The VFs a domain should have, and the operation that is under way on it.
@@ -40,7 +40,7 @@ pub struct Wanted {
     /// The second number of the version. A higher one than ours is kept: whoever wrote it may read it again.
     pub minor: u32,
     /// What a later version put here.
-    pub kept: Kept,
+    pub kept: KeptContent,
 }
 
 const MAJOR: u32 = 1;
@@ -93,7 +93,7 @@ impl Wanted {
         if let Some(second) = operations.next() {
             return Err(XmlError::at(second, "expected one operation, found two"));
         }
-        Ok(Self { nics, operation, minor, kept: Kept::read(element, &["version"], &["nic", "operation"]) })
+        Ok(Self { nics, operation, minor, kept: KeptContent::read(element, &["version"], &["nic", "operation"]) })
     }
 
     /// The element with our prefix, on one line: as it stands in a domain's `<metadata>`.

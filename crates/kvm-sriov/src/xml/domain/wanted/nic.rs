@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use roxmltree::Node;
 
-use super::element::{Element, Kept};
+use super::element::{Element, KeptContent};
 use crate::base::{MacAddress, NicKey, ParseError, PciAddress, Position, RootName, WantedVf, ascending};
 use crate::xml::XmlError;
 use crate::xml::read::{attribute, decimal, required};
@@ -18,7 +18,7 @@ pub struct WantedNic {
     /// The root its VF comes from.
     pub root: RootName,
     /// How the VF gets into the guest.
-    pub mode: Mode,
+    pub mode: NicMode,
     /// Its place among the SR-IOV NICs of the VM.
     pub position: Position,
     /// The address in the guest, when it was chosen by us.
@@ -32,15 +32,15 @@ pub struct WantedNic {
     /// The dummy's XML, from the moment the guest was asked to release it: what it takes to plug it in again.
     pub dummy: Option<String>,
     /// What it had without an alias of ours, when its domain was adopted.
-    pub adopted: Adopted,
+    pub adopted: AdoptedDevices,
     /// What a later version put here.
-    pub kept: Kept,
+    pub kept: KeptContent,
 }
 
 /// The devices of a NIC in a domain that the stock driver or the driver of 2013 started: their aliases are libvirt's, which
 /// gives them again to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Adopted {
+pub struct AdoptedDevices {
     /// The VF, by its address on the host; `None` once it has left.
     pub vf: Option<PciAddress>,
     /// The dummy, by its MAC; `None` once it has left.
@@ -50,7 +50,7 @@ pub struct Adopted {
 /// How a VF gets into the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Mode {
+pub enum NicMode {
     /// A PCI host device, with a dummy interface that carries its IP address.
     Hostdev,
     /// An interface of type hostdev with OpenNebula's MAC.
@@ -67,15 +67,15 @@ impl WantedNic {
         Self {
             mac,
             root,
-            mode: Mode::Hostdev,
+            mode: NicMode::Hostdev,
             position,
             guest: None,
             boot_order: None,
             vlan: None,
             nic_id: None,
             dummy: None,
-            adopted: Adopted::default(),
-            kept: Kept::default(),
+            adopted: AdoptedDevices::default(),
+            kept: KeptContent::default(),
         }
     }
 
@@ -108,11 +108,11 @@ impl WantedNic {
             vlan: attribute(node, "vlan", decimal)?,
             nic_id: attribute(node, "nic", decimal)?,
             dummy: attribute(node, "dummy", |xml| Ok(xml.to_owned()))?,
-            adopted: Adopted {
+            adopted: AdoptedDevices {
                 vf: attribute(node, "adopted-vf", str::parse)?,
                 dummy: attribute(node, "adopted-dummy", str::parse)?,
             },
-            kept: Kept::read(node, &Self::ATTRIBUTES, &[]),
+            kept: KeptContent::read(node, &Self::ATTRIBUTES, &[]),
         })
     }
 
@@ -134,7 +134,7 @@ impl WantedNic {
     }
 }
 
-impl Display for Mode {
+impl Display for NicMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hostdev => "hostdev",
@@ -145,7 +145,7 @@ impl Display for Mode {
     }
 }
 
-impl FromStr for Mode {
+impl FromStr for NicMode {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {

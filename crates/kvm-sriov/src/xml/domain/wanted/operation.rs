@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use roxmltree::Node;
 
-use super::element::{Element, Kept};
+use super::element::{Element, KeptContent};
 use super::nic::position;
 use crate::base::{ParseError, Position};
 use crate::xml::XmlError;
@@ -17,7 +17,7 @@ pub struct Operation {
     /// Which one.
     pub kind: OperationKind,
     /// What a later version put here.
-    pub kept: Kept,
+    pub kept: KeptContent,
 }
 
 /// Which operation it is.
@@ -40,7 +40,7 @@ pub enum OperationKind {
         /// The source, as OpenNebula names it, if it did.
         from: Option<String>,
         /// Whether the CPUs stood when the move began: then nobody but its user lets the VM run.
-        stands: bool,
+        was_paused: bool,
     },
     /// The guest was asked to release VFs and has not done so in time. It may do so later; then they are plugged back.
     PendingUnplug {
@@ -61,7 +61,7 @@ impl Operation {
                 to: required(node, "to", text)?,
                 id: required(node, "id", text)?,
                 from: attribute(node, "from", text)?,
-                stands: attribute(node, "stands", yes)?.is_some(),
+                was_paused: attribute(node, "stands", yes)?.is_some(),
             },
             "pending-unplug" => {
                 let positions = required(node, "positions", |list| list.split(' ').map(position).collect())?;
@@ -75,15 +75,15 @@ impl Operation {
             OperationKind::PendingUnplug { .. } => &["kind", "positions"],
             OperationKind::Save | OperationKind::Other(_) => &["kind"],
         };
-        Ok(Self { kind, kept: Kept::read(node, known, &[]) })
+        Ok(Self { kind, kept: KeptContent::read(node, known, &[]) })
     }
 
     pub(super) fn element(&self) -> Element {
         let mut attributes = vec![("kind", Some(self.kind.to_string()))];
         match &self.kind {
-            OperationKind::Migrate { to, id, from, stands } => {
+            OperationKind::Migrate { to, id, from, was_paused } => {
                 attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone())), ("from", from.clone())]);
-                attributes.push(("stands", stands.then(|| "yes".to_owned())));
+                attributes.push(("stands", was_paused.then(|| "yes".to_owned())));
             }
             // The path came from a text: an argument, or this attribute.
             OperationKind::Restore { checkpoint } => {
@@ -101,7 +101,7 @@ impl Operation {
 
 impl From<OperationKind> for Operation {
     fn from(kind: OperationKind) -> Self {
-        Self { kind, kept: Kept::default() }
+        Self { kind, kept: KeptContent::default() }
     }
 }
 

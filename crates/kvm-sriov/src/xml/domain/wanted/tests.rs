@@ -4,7 +4,7 @@ use super::element::{Content, Element};
 use super::*;
 use crate::base::{PciAddress, Position};
 
-fn kept() -> impl Strategy<Value = Kept> {
+fn kept() -> impl Strategy<Value = KeptContent> {
     let attributes = || prop::collection::btree_map("x[a-z]{0,5}", "[ -~\t\né]{0,6}", 0..3);
     let element = move |content: Vec<Content>| {
         ("y[a-z]{0,5}", attributes()).prop_map(move |(name, attributes)| Element {
@@ -21,7 +21,7 @@ fn kept() -> impl Strategy<Value = Kept> {
         })
     });
     (attributes(), prop::collection::vec(content, 0..3))
-        .prop_map(|(attributes, content)| Kept { attributes: attributes.into_iter().collect(), content })
+        .prop_map(|(attributes, content)| KeptContent { attributes: attributes.into_iter().collect(), content })
 }
 
 fn address() -> impl Strategy<Value = PciAddress> {
@@ -29,7 +29,8 @@ fn address() -> impl Strategy<Value = PciAddress> {
 }
 
 fn nics() -> impl Strategy<Value = Vec<WantedNic>> {
-    let mode = prop_oneof![Just(Mode::Hostdev), Just(Mode::Ethernet), Just(Mode::Network), Just(Mode::Infiniband)];
+    let mode =
+        prop_oneof![Just(NicMode::Hostdev), Just(NicMode::Ethernet), Just(NicMode::Network), Just(NicMode::Infiniband)];
     let nic = (
         "[0-9a-f]{2}(:[0-9a-f]{2}){5}",
         "[a-z_][a-z0-9.-]{0,8}",
@@ -55,7 +56,7 @@ fn nics() -> impl Strategy<Value = Vec<WantedNic>> {
                 vlan,
                 nic_id,
                 dummy,
-                adopted: Adopted { vf: adopted.0, dummy: adopted.1.map(|mac| mac.parse().unwrap()) },
+                adopted: AdoptedDevices { vf: adopted.0, dummy: adopted.1.map(|mac| mac.parse().unwrap()) },
                 kept,
             })
             .collect()
@@ -69,7 +70,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         prop::collection::vec((0_usize..16).prop_map(|n| Position::new(n).unwrap()), 1..4)
             .prop_map(|positions| OperationKind::PendingUnplug { positions }),
         ("[ -~é]{0,9}", "[ -~]{0,9}", prop::option::of("[ -~]{0,9}"), any::<bool>())
-            .prop_map(|(to, id, from, stands)| OperationKind::Migrate { to, id, from, stands }),
+            .prop_map(|(to, id, from, was_paused)| OperationKind::Migrate { to, id, from, was_paused }),
         "z[ -~]{0,9}".prop_map(OperationKind::Other),
     ];
     (kind, kept()).prop_map(|(kind, kept)| Operation { kind, kept })

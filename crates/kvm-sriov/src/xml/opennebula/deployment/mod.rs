@@ -16,7 +16,7 @@ use crate::xml::domain::{
 use crate::xml::parse::parse;
 use crate::xml::read::{attribute, child, child_attribute, children, content, decimal, root};
 use crate::xml::splice::{Splice, apply};
-use crate::xml::write::{Escaped, Line, append, element, lay_out, margin, step};
+use crate::xml::write::{ElementLine, Escaped, append, element, lay_out, margin, step};
 use crate::xml::{Wanted, WantedNic, XmlError, dummy_alias_of};
 
 /// The domain XML of a VM that is to be started, as OpenNebula wrote it.
@@ -257,7 +257,7 @@ impl Deployment {
     }
 
     fn metadata_splices(&self, element: &str) -> Vec<Splice> {
-        let line = |depth, text: &str| Line { depth, text: text.to_owned() };
+        let line = |depth, text: &str| ElementLine { depth, text: text.to_owned() };
         match (self.ours.split_first(), &self.metadata) {
             (Some((first, rest)), _) => {
                 let removed = rest.iter().map(|range| Splice { range: range.clone(), text: String::new() });
@@ -272,7 +272,7 @@ impl Deployment {
         }
     }
 
-    fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, bridge: &str) -> Vec<Line> {
+    fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, bridge: &str) -> Vec<ElementLine> {
         let copy = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default().to_owned();
         let mut inner =
             vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{}'/>", nic.dummy_mac)];
