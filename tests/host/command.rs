@@ -100,11 +100,11 @@ fn an_operation_that_nobody_goes_on_with_is_closed() {
     assert_eq!(planned["vms"][0]["left"][0]["word"], "close");
     let (out, text) = site.run(&["explain", "one-42"]);
     assert_eq!(out.status.code(), Some(1));
-    for said in ["open operation: save", "locked by: nobody", "would note that no operation is open", "because"] {
+    for said in ["open operation: save", "locked by: nobody", "would close the operation", "because"] {
         assert!(text.contains(said), "{text}");
     }
     let done = site.json(&["reconcile"], 0);
-    assert_eq!(done["vms"][0]["done"][0], "note that no operation is open");
+    assert_eq!(done["vms"][0]["done"][0], "close the operation");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_vm_in_doubt_waits_for_a_word() {
     let (_, text) = site.run(&["resolve", "one-42", "--here"]);
     assert!(text.contains("nobody knows whether one-42 runs there") && text.contains("--here --force"), "{text}");
     let here = site.json(&["resolve", "one-42", "--here", "--force"], 0);
-    assert_eq!(here["done"][0], "let its CPUs run");
+    assert_eq!(here["done"][0], "resume the VM");
     let there = site.json(&["resolve", "one-42", "--there"], 0);
     assert_eq!(there["done"][0], "destroy the domain");
 }

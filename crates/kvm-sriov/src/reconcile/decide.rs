@@ -1,4 +1,4 @@
-//! The rules: which repairs a VM needs, from what is known of it. docs/reference/reconcile.md has them as tables.
+//! The rules: which repairs a VM needs, from the facts about it. docs/reference/reconcile.md has them as tables.
 
 use std::fmt;
 
@@ -7,53 +7,54 @@ use crate::base::{PciAddress, Position};
 use crate::error::{Doubt, Obstacle};
 use crate::libvirt::{JobKind, RunState};
 
-/// One thing that is done to a VM, or the reason why nothing is.
+/// One repair of a VM, or the reason why the VM is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Repair {
-    /// Nothing is touched.
+    /// Nothing is changed.
     Leave(Obstacle),
-    /// Nothing is touched until a person says where the VM lives.
+    /// Nothing is changed until a person says on which host the VM lives.
     InDoubt(Doubt),
-    /// The save that libvirt still works on is aborted; what is true then decides.
+    /// The save that libvirt still runs is aborted. Then the facts are collected again.
     AbortSave,
-    /// The device at this position leaves the guest, and its claim is released.
+    /// The VF at this position is unplugged and its claim released.
     Unplug(Position),
-    /// The dummy interface at this position leaves the guest.
+    /// The dummy at this position is unplugged.
     UnplugDummy(Position),
-    /// A claim that belongs to no NIC is released.
+    /// The claim of a VF that no NIC uses is released.
     Release(PciAddress),
-    /// The VF that the NIC has is claimed for it.
+    /// The VF that the NIC at this position has is claimed for it.
     Claim(Position),
-    /// The NIC gets a VF: the one that is claimed for it, or a free one.
+    /// The NIC at this position gets a VF: the one that is claimed for it, or a free one.
     Plug(Position),
-    /// The NIC gets its dummy interface.
+    /// The NIC at this position gets its dummy.
     PlugDummy(Position),
-    /// The checkpoint gets the name that says it must not be used again.
+    /// The checkpoint is renamed to `<checkpoint>.used`, so that nothing restores it again.
     Spend,
-    /// The CPUs run.
+    /// The CPUs are started.
     Resume,
-    /// Only these positions are pending any more.
+    /// The metadata say that only these positions are still pending.
     KeepPending(Vec<Position>),
-    /// The operation is at its end, but the guest may have been asked to release the VFs at these positions.
+    /// The operation is closed, and the metadata say that these positions are pending: the guest may have been asked to
+    /// release their VFs.
     NotePending(Vec<Position>),
-    /// The operation is at its end.
+    /// The operation is closed.
     Close,
-    /// The checkpoint that was used is removed.
+    /// The used checkpoint is removed.
     RemoveUsed,
-    /// The image that a save had not finished is removed.
+    /// The image of an unfinished save is removed.
     RemoveImage,
-    /// The domain is started from the image that a save had not finished; what is true then decides.
+    /// The VM is started, paused, from the image of an unfinished save. Then the facts are collected again.
     RestoreImage,
     /// The domain is destroyed.
     Destroy,
-    /// Everything that the VM claims is released.
+    /// All claims of the VM are released.
     ReleaseAll,
 }
 
 /// The repairs that a VM needs, in the order in which they are done.
 ///
-/// Decides from the facts alone; touches nothing.
+/// Decides from the facts alone: reads and changes nothing.
 ///
 /// ```
 /// use kvm_sriov::libvirt::RunState;
@@ -79,15 +80,15 @@ pub fn decide(facts: &Facts) -> Vec<Repair> {
         (Busy::Locked, ..) => vec![Repair::Leave(Obstacle::Locked)],
         (Busy::Job(JobKind::Save), OpenOperation::Save, _) => vec![Repair::AbortSave],
         (Busy::Job(_), ..) => vec![Repair::Leave(Obstacle::Job)],
-        (Busy::Nobody, _, None) => gone(facts),
+        (Busy::Nobody, _, None) => without_domain(facts),
         (Busy::Nobody, _, Some(RunState::Ending)) => vec![Repair::Leave(Obstacle::Ending)],
         (Busy::Nobody, OpenOperation::Newer, _) => vec![Repair::Leave(Obstacle::Newer)],
-        (Busy::Nobody, _, Some(state)) => here(facts, state),
+        (Busy::Nobody, _, Some(state)) => with_domain(facts, state),
     }
 }
 
-/// A VM that claims VFs and has no domain here.
-fn gone(facts: &Facts) -> Vec<Repair> {
+/// The repairs of a VM that claims VFs and has no domain here.
+fn without_domain(facts: &Facts) -> Vec<Repair> {
     match (facts.image, facts.elsewhere) {
         (SaveImage::None, _) if facts.spare.is_empty() => Vec::new(),
         (SaveImage::None | SaveImage::Missing, _) => vec![Repair::ReleaseAll],
@@ -100,28 +101,28 @@ fn gone(facts: &Facts) -> Vec<Repair> {
     }
 }
 
-/// A VM whose domain is here and not ending.
-fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
-    // A guest that suspended itself ran here: only its CPUs rest, and only the guest's user wakes them.
-    let stands = matches!(state, RunState::PausedByUser | RunState::PausedForMigration | RunState::PausedOtherwise);
+/// The repairs of a VM whose domain is here and not ending.
+fn with_domain(facts: &Facts, state: RunState) -> Vec<Repair> {
+    // A guest that suspended itself (PmSuspended) is not among them: it ran here, and only its own user wakes it.
+    let is_paused = matches!(state, RunState::PausedByUser | RunState::PausedForMigration | RunState::PausedOtherwise);
     let image = || (facts.image != SaveImage::None).then_some(Repair::RemoveImage).into_iter();
     let nics = || of_nics(facts, state).into_iter().chain(image());
-    let resume = stands.then_some(Repair::Resume);
+    let resume = is_paused.then_some(Repair::Resume);
     let end = || vec![Repair::Destroy].into_iter().chain(image()).chain([Repair::ReleaseAll]).collect();
-    // CPUs that stand here may run elsewhere: nobody resumes or destroys before both sides are known.
+    // CPUs that are paused here may run on the other host. The VM is not resumed or destroyed before that is known.
     let known = |doubt| match facts.elsewhere {
         Elsewhere::Unknown => vec![Repair::InDoubt(doubt)],
         Elsewhere::Runs => end(),
         Elsewhere::NeverRan => nics().chain(resume.clone()).chain([closing(facts)]).collect(),
     };
-    match (&facts.operation, stands) {
+    match (&facts.operation, is_paused) {
         (OpenOperation::None | OpenOperation::Newer, _) => nics().collect(),
         (OpenOperation::Save, _) | (OpenOperation::Restore(CheckpointState::Missing), false) => {
             nics().chain([closing(facts)]).collect()
         }
         (OpenOperation::PendingUnplug(positions), _) => nics().chain(pending(facts, positions)).collect(),
         (OpenOperation::Restore(CheckpointState::Untouched), true) => end(),
-        // Somebody let it run by hand: what it came from must not be used again.
+        // Somebody started the CPUs by hand: the checkpoint must not be restored again.
         (OpenOperation::Restore(CheckpointState::Untouched | CheckpointState::Unfinished), false) => {
             [Repair::Spend].into_iter().chain(nics()).chain([Repair::RemoveUsed, Repair::Close]).collect()
         }
@@ -133,11 +134,11 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
         }
         (OpenOperation::Restore(CheckpointState::Missing), true) => known(Doubt::NoCheckpoint),
         (OpenOperation::Migrate { .. }, _) if state.runs() => nics().chain([closing(facts)]).collect(),
-        // Its user had paused it before.
+        // Its user had paused it before the migration.
         (OpenOperation::Migrate { was_paused: true }, _) if facts.elsewhere == Elsewhere::NeverRan => {
             nics().chain([closing(facts)]).collect()
         }
-        // At once: its guest stands still, and its VFs can come while it runs.
+        // The CPUs come first: the guest waits for them, and its VFs can be plugged while it runs.
         (OpenOperation::Migrate { .. }, _) if facts.elsewhere == Elsewhere::NeverRan => {
             resume.into_iter().chain(nics()).chain([closing(facts)]).collect()
         }
@@ -145,31 +146,31 @@ fn here(facts: &Facts, state: RunState) -> Vec<Repair> {
     }
 }
 
-/// The positions that have the VF that they should have.
-fn there(facts: &Facts) -> impl Iterator<Item = Position> {
+/// The wanted positions that have a VF.
+fn plugged(facts: &Facts) -> impl Iterator<Item = Position> {
     facts.nics.iter().filter(|nic| nic.wanted && nic.device).map(|nic| nic.position)
 }
 
-/// The end of an operation that was cut off. One that takes VFs out may have asked for those that are there: a request can't
-/// be taken back, and nobody knows whether it was made.
+/// How an interrupted operation is closed. A save and a migration unplug VFs: nobody knows whether the guest was asked to
+/// release those that are still plugged, and such a request can't be withdrawn.
 fn closing(facts: &Facts) -> Repair {
-    let there: Vec<Position> = there(facts).collect();
+    let plugged: Vec<Position> = plugged(facts).collect();
     match facts.operation {
-        OpenOperation::Save | OpenOperation::Migrate { was_paused: false } if !there.is_empty() => {
-            Repair::NotePending(there)
+        OpenOperation::Save | OpenOperation::Migrate { was_paused: false } if !plugged.is_empty() => {
+            Repair::NotePending(plugged)
         }
         _ => Repair::Close,
     }
 }
 
-/// What becomes of the note that these positions are pending: those stay whose VF has not left.
+/// What becomes of the note that these positions are pending: a position stays pending until its VF has left.
 fn pending(facts: &Facts, positions: &[Position]) -> Option<Repair> {
-    let stays = |position: &&Position| there(facts).any(|there| there == **position);
+    let stays = |position: &&Position| plugged(facts).any(|plugged| plugged == **position);
     let rest: Vec<Position> = positions.iter().filter(stays).copied().collect();
     if rest.is_empty() { Some(Repair::Close) } else { (rest != *positions).then_some(Repair::KeepPending(rest)) }
 }
 
-/// What leaves goes first: it makes room. Plugging is in ascending order of position.
+/// The repairs of the NICs. Unplugging comes first, because it makes room. Plugging is in ascending order of position.
 fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
     let unwanted = || facts.nics.iter().filter(|nic| !nic.wanted);
     let wanted = || facts.nics.iter().filter(|nic| nic.wanted);
@@ -190,7 +191,7 @@ fn of_nics(facts: &Facts, state: RunState) -> Vec<Repair> {
 }
 
 impl Repair {
-    /// What it is in one or two words, as in docs/reference/reconcile.md.
+    /// The repair in one or two words, as docs/reference/reconcile.md has it.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Leave(_) => "leave",
@@ -215,33 +216,37 @@ impl Repair {
         }
     }
 
-    /// Why it is done, for people.
+    /// Why it is done, for a person. Follows "because".
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Leave(_) => "who works on it now looks after it",
-            Self::InDoubt(_) => "a VM must never run in two places",
-            Self::AbortSave => "the process that asked for it is gone, and OpenNebula believes that the VM runs",
+            Self::Leave(Obstacle::Locked | Obstacle::Job) => "whoever works on the VM now takes care of it",
+            Self::Leave(Obstacle::Ending) => "the domain is gone in a moment",
+            Self::Leave(Obstacle::Newer) => "only a version that knows the operation can end it",
+            Self::Leave(Obstacle::Unreadable) => "the image may be all that is left of the VM",
+            Self::Leave(Obstacle::GuestPaused(_)) => "the VM must run for that",
+            Self::InDoubt(_) => "a VM must never run on two hosts at once",
+            Self::AbortSave => "the process that asked for the save is gone, and OpenNebula believes that the VM runs",
             Self::Unplug(_) | Self::UnplugDummy(_) => {
-                "it has an alias of ours: it is left of an attach that did not end, or of a detach"
+                "it has one of the driver's aliases: an attach or a detach was interrupted"
             }
-            Self::Release(_) => "a claim is for a NIC that the VM wants, or for a VF that it has",
-            Self::Claim(_) => "libvirt is right: who shows a VF has it",
-            Self::Plug(_) => "the VM should have it and has not",
-            Self::PlugDummy(_) => "it carries the IP address of the VF into the guest",
-            Self::Spend | Self::RemoveUsed => "once its CPUs ran, memory of before must not be used with its disks",
-            Self::Resume => "all that it waited for is done, and the process that would let it run is gone",
+            Self::Release(_) => "a claim must belong to a NIC of the VM, or to a VF that the VM has",
+            Self::Claim(_) => "libvirt is right about which VF a VM has, and the claims must agree with it",
+            Self::Plug(_) => "the VM should have this VF and does not have it",
+            Self::PlugDummy(_) => "the guest gets the IP address of its VF through the dummy",
+            Self::Spend | Self::RemoveUsed => "the CPUs ran, so the disks are newer than the memory in the checkpoint",
+            Self::Resume => "everything that the VM waited for is done, and the process that would resume it is gone",
             Self::KeepPending(_) | Self::NotePending(_) => {
-                "a request can't be taken back: what leaves late is plugged back"
+                "a request to release a VF can't be withdrawn; a VF that leaves late is plugged back"
             }
-            Self::Close => "nobody goes on with the operation, and nothing of it is left to do",
-            Self::RemoveImage => "the VM's memory of before is worth nothing any more",
-            Self::RestoreImage => "it holds all of the VM's memory, and OpenNebula believes that the VM runs",
-            Self::Destroy => "its CPUs have not run from here, or run elsewhere",
-            Self::ReleaseAll => "no domain of the VM is on this host",
+            Self::Close => "no process continues the operation, and nothing of it is left to do",
+            Self::RemoveImage => "the VM's memory in it is outdated",
+            Self::RestoreImage => "the image holds all of the VM's memory, and OpenNebula believes that the VM runs",
+            Self::Destroy => "its CPUs have not run since its checkpoint, or they run on another host",
+            Self::ReleaseAll => "the VM has no domain on this host",
         }
     }
 
-    /// Whether it is about one NIC or its claim alone: what goes wrong with it keeps nothing else from being put right.
+    /// Whether it concerns one NIC or its claim alone. If it fails, the other repairs are still done.
     pub(super) fn concerns_one_nic(&self) -> bool {
         matches!(
             self,
@@ -254,7 +259,7 @@ impl Repair {
         )
     }
 
-    /// Whether it changes nothing.
+    /// Whether it changes nothing: [`Repair::Leave`] or [`Repair::InDoubt`].
     pub fn is_note(&self) -> bool {
         matches!(self, Self::Leave(_) | Self::InDoubt(_))
     }
@@ -263,29 +268,33 @@ impl Repair {
 impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Leave(why) => write!(f, "leave it: {why}"),
+            Self::Leave(why) => write!(f, "leave it as it is: {why}"),
             Self::InDoubt(doubt) => write!(f, "in doubt: {doubt}"),
-            Self::AbortSave => f.write_str("abort the save that nobody waits for"),
-            Self::Unplug(position) => write!(f, "unplug the VF at position {position}, which is not wanted"),
-            Self::UnplugDummy(position) => write!(f, "unplug the dummy at position {position}, which is not wanted"),
-            Self::Release(vf) => write!(f, "release VF {vf}, which is claimed for no NIC"),
+            Self::AbortSave => f.write_str("abort the save, whose process is gone"),
+            Self::Unplug(position) => {
+                write!(f, "unplug the VF at position {position}, which the VM should not have")
+            }
+            Self::UnplugDummy(position) => {
+                write!(f, "unplug the dummy at position {position}, which the VM should not have")
+            }
+            Self::Release(vf) => write!(f, "release the claim of VF {vf}, which no NIC of the VM uses"),
             Self::Claim(position) => write!(f, "claim the VF that the NIC at position {position} has"),
             Self::Plug(position) => write!(f, "plug a VF for the NIC at position {position}"),
             Self::PlugDummy(position) => write!(f, "plug the dummy of the NIC at position {position}"),
             Self::Spend => f.write_str("mark the checkpoint as used"),
-            Self::Resume => f.write_str("let its CPUs run"),
+            Self::Resume => f.write_str("resume the VM"),
             Self::KeepPending(positions) => {
-                write!(f, "note that only position {} is still pending", listed(positions))
+                write!(f, "record which VFs may still leave: position {}", listed(positions))
             }
             Self::NotePending(positions) => {
-                write!(f, "note that the VF at position {} may still leave, and watch for it", listed(positions))
+                write!(f, "close the operation and watch for VFs that may still leave: position {}", listed(positions))
             }
-            Self::Close => f.write_str("note that no operation is open"),
-            Self::RemoveUsed => f.write_str("remove the checkpoint that was used"),
-            Self::RemoveImage => f.write_str("remove the image that was not finished"),
-            Self::RestoreImage => f.write_str("start it from the image that was not finished"),
+            Self::Close => f.write_str("close the operation"),
+            Self::RemoveUsed => f.write_str("remove the used checkpoint"),
+            Self::RemoveImage => f.write_str("remove the image of the unfinished save"),
+            Self::RestoreImage => f.write_str("start the VM from the image of the unfinished save"),
             Self::Destroy => f.write_str("destroy the domain"),
-            Self::ReleaseAll => f.write_str("release everything that it claims"),
+            Self::ReleaseAll => f.write_str("release all claims of the VM"),
         }
     }
 }

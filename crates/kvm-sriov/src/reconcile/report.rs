@@ -59,9 +59,19 @@ impl VmReport {
         Self { owner, found, done: Vec::new(), failures: Vec::new(), left: Vec::new(), is_gone: false }
     }
 
-    pub(super) fn fail(&mut self, repair: Repair, cause: Cause) {
-        log::debug!("{}: cannot {repair}: {cause}", self.owner.vm);
-        self.failures.push(RepairFailure { repair, cause });
+    /// Adds a repair to those that were done, or to those that failed.
+    pub(super) fn record(&mut self, repair: &Repair, done: Result<(), Cause>) {
+        let (vm, repair) = (&self.owner.vm, repair.clone());
+        match done {
+            Ok(()) => {
+                log::info!("{vm}: {repair}: done");
+                self.done.push(repair);
+            }
+            Err(cause) => {
+                log::debug!("{vm}: cannot {repair}: {cause}");
+                self.failures.push(RepairFailure { repair, cause });
+            }
+        }
     }
 
     /// Adds what a second pass over the same VM did. Its `left` replaces this one.

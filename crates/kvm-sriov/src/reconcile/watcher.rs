@@ -1,7 +1,7 @@
-//! The watcher: a process of its own that plugs back what leaves after its action stopped waiting.
+//! The watcher: a process of its own that plugs back the VFs that leave after the action has stopped waiting for them.
 //!
-//! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted,
-//! when it is resumed, or when it is reset; then it has lost a VF that nobody wanted out any more.
+//! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted, or
+//! when it is resumed or reset. Then it has lost a VF that it should still have.
 
 use std::time::{Duration, Instant};
 
@@ -14,22 +14,22 @@ use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
 use crate::vm::{self, Vm};
 use crate::xml::OperationKind;
 
-/// What locks and the journal call it.
+/// The action that locks and the journal name.
 const ACTION: Action = Action::Watcher;
 
-/// How often it looks without having been told of anything, and tries again when libvirtd is away.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often the watcher reads the domain when no event has come. Also the time between two tries when libvirtd is away.
+const READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// Plugs back what a domain with a pending unplug loses, until nothing is pending any more, the domain is gone, or
-/// SRIOV_UNPLUG_GRACE has passed. Then the note in the domain goes: what leaves later still is plugged back by whoever looks
-/// next.
+/// Plugs back the VFs that a domain with a pending unplug loses, until no unplug is pending, the domain is gone, or
+/// SRIOV_UNPLUG_GRACE has passed. After that time the pending unplug is removed from the metadata, and the next
+/// reconciliation plugs back what leaves later.
 ///
 /// # Errors
-/// libvirtd does not answer, or a VF that left can't be plugged back: later actions and `kvm-sriov reconcile` try again.
+/// libvirtd does not answer, or a VF that left can't be plugged back. Later actions and `kvm-sriov reconcile` try again.
 pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
     let end = Instant::now() + host.settings().unplug_grace;
     'grace: while Instant::now() < end {
-        // A libvirtd that is restarted knows the domain a moment later.
+        // A libvirtd that was restarted may need a moment to know the domain again.
         let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };
         let events = match host.hypervisor().watch(&domain) {
             Ok(events) => events,
@@ -44,7 +44,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
                 Err(cause) if cause.is_passing() => break,
                 Err(cause) => return Err(cause),
             }
-            match events.next(LOOK.min(end.saturating_duration_since(Instant::now()))) {
+            match events.next(READ_AGAIN.min(end.saturating_duration_since(Instant::now()))) {
                 Some(Event::Ended) => return Ok(()),
                 Some(Event::Disconnected) => break,
                 _ if Instant::now() >= end => break 'grace,
@@ -58,7 +58,7 @@ pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
     }
 }
 
-/// Takes the note back that something is pending; who has the VM now ends its operation by itself.
+/// Removes the pending unplug from the metadata. If an action holds the VM's lock, it ends its own operation.
 fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let Some(mut vm) = locked(host, domain)? else { return Ok(()) };
     repair(&mut vm)?.only(&[])?;
@@ -70,7 +70,7 @@ fn withdraw(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     Ok(())
 }
 
-/// The VM, if no action has it.
+/// Locks the VM; `None` if an action holds its lock.
 fn locked<'a>(host: &'a Host, domain: &DomainRef) -> Result<Option<Vm<'a>>, Cause> {
     let store = host.claims()?;
     match store.lock_vm(&domain.name, ACTION, Duration::ZERO) {
@@ -79,7 +79,7 @@ fn locked<'a>(host: &'a Host, domain: &DomainRef) -> Result<Option<Vm<'a>>, Caus
     }
 }
 
-/// Plugs back what is missing, if no action has the VM. Whether nothing is pending any more.
+/// Plugs back what is missing, if no action holds the VM's lock. Returns whether no unplug is pending any more.
 fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     match vm::read(host, domain) {
         Ok(live) => {
@@ -98,7 +98,7 @@ fn is_settled(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     }
     let Some(mut vm) = locked(host, domain)? else { return Ok(false) };
     match repair(&mut vm) {
-        // libvirt copies or saves it: devices can be changed afterwards.
+        // libvirt migrates or saves the domain. Its devices can be changed afterwards.
         Err(Cause::OpenOperation { why: Obstacle::Job, .. }) => Ok(false),
         other => other?.only(&[]).map(|()| vm.pending().is_empty()),
     }
