@@ -244,10 +244,10 @@ fn what_actions_say_on_the_model() {
     note_masked("save: another action has the VM", save(&host), "migrate, ", "; ", "process");
     drop(lock);
 
-    host.model().pauses("one-42");
+    host.model().pause("one-42");
     note("save: a VM that is paused", save(&host));
     note("detach_nic: a VM that is paused", detach(&host));
-    host.model().stands("one-42", RunState::Running);
+    host.model().stop_cpus("one-42", RunState::Running);
     host.model().set_guest("one-42", Guest::Silent);
     host.set_kvmrc("SHUTDOWN_TIMEOUT=1\nFORCE_DESTROY=no\n");
     note("shutdown: a guest that does not answer", actions::shutdown(&host.host(), &"one-42".parse().unwrap(), true));

@@ -48,7 +48,7 @@ impl Rig for ModelRig {
     }
 
     fn pause(&self, domain: &DomainRef) {
-        self.host.model().pauses(domain.name.as_str());
+        self.host.model().pause(domain.name.as_str());
     }
 
     fn restart_daemon(&self) {

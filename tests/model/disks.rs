@@ -259,7 +259,7 @@ fn a_silent_guest_keeps_its_disk_and_the_error_says_so() {
     assert!(error.contains("one-42 did not release disk vdb in 2 s"), "{error}");
     assert!(error.ends_with("the request stays pending in the guest, which may release it later"), "{error}");
     has_two(&host);
-    host.model().stands("one-42", RunState::PausedByUser);
+    host.model().stop_cpus("one-42", RunState::PausedByUser);
     let error = detach(&host, "vdb").unwrap_err().to_string();
     assert!(error.contains("one-42 is paused") && error.ends_with("nothing was changed"), "{error}");
 }

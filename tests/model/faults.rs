@@ -128,7 +128,7 @@ fn deploy_waits_for_udev() {
     let host = ModelHost::default();
     let (vm, free) = (Vm::new(42).nic("sriov_ib0"), host.vfs("ib0")[0]);
     host.add_vfio_rule();
-    host.model().comes_too_late(free, 3);
+    host.model().delay_udev(free, 3);
     deploy(&host, &vm).unwrap();
     assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == free));
     host.check();
@@ -396,7 +396,7 @@ fn a_second_restore_takes_nothing_from_the_first() {
             restoring.map(|thread| thread.join().unwrap())
         });
         assert!(ended.iter().any(Result::is_ok), "{ended:?}");
-        host.bury();
+        host.end_process();
         runs(&host);
         host.check();
     }
@@ -405,7 +405,7 @@ fn a_second_restore_takes_nothing_from_the_first() {
 #[test]
 fn a_vm_that_suspended_itself_is_woken_and_needs_no_checkpoint() {
     let host = a_running_vm();
-    host.model().sleeps("one-42");
+    host.model().suspend_guest("one-42");
     host.faults().disarm();
     restore(&host).unwrap();
     assert_eq!(host.faults().calls(), ["find", "state", "wake_up"]);
@@ -452,7 +452,7 @@ fn a_busy_domain_keeps_its_claims() {
         assert!(host.faults().fired() && error.contains("one-42 may lack VFs"), "{kind:?}: {error}");
         host.faults().disarm();
         assert_eq!(host.claims().len(), claims.len(), "{kind:?}");
-        host.bury();
+        host.end_process();
         reconcile(&host);
         runs(&host);
         host.check();
@@ -484,7 +484,7 @@ fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
     thread::scope(|scope| {
         let watching = scope.spawn(|| kvm_sriov::reconcile::watch(&host.host(), &vm().uuid().parse().unwrap()));
         // It must be watching before anything happens.
-        until("it watches", || host.model().watches() > 0);
+        until("it watches", || host.model().open_watches() > 0);
         happens();
         watching.join().unwrap().unwrap();
     });
@@ -498,10 +498,10 @@ fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
     host.model().set_guest("one-42", guest);
     let error = save(&host).unwrap_err();
     assert!(error.to_string().contains("did not release VF"), "{error}");
-    host.bury();
+    host.end_process();
     host.check();
     while_watched(&host, || wakes(&host));
-    host.bury();
+    host.end_process();
     runs(&host);
     host.check();
     assert_eq!(host.portrait(), before);
@@ -512,13 +512,13 @@ fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
 
 #[test]
 fn what_leaves_at_a_reset_is_plugged_back_and_a_save_works_then() {
-    late_removal(Guest::Silent, |host| host.model().guest_reboots("one-42"));
+    late_removal(Guest::Silent, |host| host.model().reboot_guest("one-42"));
 }
 
 #[test]
 fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then() {
     late_removal(Guest::InFirmware, |host| {
-        host.model().boots("one-42");
+        host.model().finish_boot("one-42");
         // The guest forgot what it was asked: the next request for anything reminds it.
         let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
         host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();

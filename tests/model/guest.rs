@@ -118,7 +118,7 @@ fn what_does_not_run_is_cancelled() {
     cancel(&host).unwrap();
     runs_nothing(&host);
     fs::write(host.run_dir().join("one-42"), "4711").unwrap();
-    host.model().ends("one-42");
+    host.model().end_domain("one-42");
     cancel(&host).unwrap();
     assert_eq!(noted(&host), None);
     let error = exec(&host).unwrap_err().to_string();
@@ -143,14 +143,14 @@ fn poll_says_what_a_vm_uses() {
         poll("5.10.0"),
         "STATE=a CPU=0.00 MEMORY=65536 NETRX=2000 NETTX=200 DISKRDBYTES=4096 DISKWRBYTES=512 DISKRDIOPS=8 DISKWRIOPS=1"
     );
-    host.model().pauses("one-42");
+    host.model().pause("one-42");
     for (version, state) in [("4.4.1", "d"), ("4.10.0", "a"), ("5.6.0", "a"), ("5.10.0", "e")] {
         let said = poll(version);
         assert!(said.starts_with(&format!("STATE={state} ")), "{version}: {said}");
     }
-    host.model().stands("one-42", RunState::PausedForMigration);
+    host.model().stop_cpus("one-42", RunState::PausedForMigration);
     assert!(poll("5.10.0").starts_with("STATE=a "));
-    host.model().ends("one-42");
+    host.model().end_domain("one-42");
     assert_eq!(poll("5.10.0"), "STATE=-");
 }
 

@@ -65,7 +65,7 @@ fn lacking(why: Obstacle) -> ModelHost {
     let own = host.claims().into_keys().find(|name| name.starts_with("ib1/")).unwrap();
     fs::remove_file(host.state_dir().join(own)).unwrap();
     match why {
-        Obstacle::NoMap => host.loses_map("ib1"),
+        Obstacle::NoMap => host.remove_map("ib1"),
         Obstacle::Full => {
             let other = (0..4).fold(Vm::new(8), |vm, _| vm.nic("sriov_ib1"));
             deploy(&host, &other, &host.deployment(&other));
@@ -216,8 +216,8 @@ fn what_fails_leaves_it_as_it_was() {
 fn a_vm_whose_maps_are_gone_gets_its_own_vfs_back() {
     let host = running();
     let before = host.domain("one-42").unwrap().hostdevs;
-    host.loses_map("ib0");
-    host.loses_map("ib1");
+    host.remove_map("ib0");
+    host.remove_map("ib1");
     host.faults().disarm();
     host.model().set_course(Course::Fails);
     let error = save(&host).unwrap_err().to_string();
@@ -298,7 +298,7 @@ fn it_moves_and_gets_a_vf_where_there_is_one() {
             let hosts = [lacking(why), ModelHost::default()];
             let there = hosts[0].beside("host2", 4);
             match why_there {
-                Obstacle::NoMap => there.loses_map("ib1"),
+                Obstacle::NoMap => there.remove_map("ib1"),
                 Obstacle::Full => {
                     let other = (0..4).fold(Vm::new(9), |vm, _| vm.nic("sriov_ib1"));
                     deploy(&there, &other, &there.deployment(&other));
@@ -311,7 +311,7 @@ fn it_moves_and_gets_a_vf_where_there_is_one() {
         // What it has here it must get there.
         let host = lacking(why);
         let there = host.beside("host2", 4);
-        there.loses_map("ib0");
+        there.remove_map("ib0");
         let error = migrate(&host, &there).unwrap_err().to_string();
         assert!(error.contains("ib0"), "{error}");
         lacks(&host);

@@ -48,7 +48,7 @@ fn spoil(host: &ModelHost) -> [PciAddress; 3] {
     let [gone, rest @ ..]: [PciAddress; 4] = host.vfs("ib0").try_into().unwrap();
     let adapter = PciAddress::new(0, gone.bus(), 0, 0).unwrap();
     host.add_other_function(adapter);
-    host.vanishes(gone);
+    host.remove_vf(gone);
     host.set_map("ib0", &[&[adapter, gone], &rest[..]].concat());
     rest
 }
@@ -83,7 +83,7 @@ fn deploy_and_attach_skip_what_is_no_vf() {
 fn a_map_without_a_single_vf_says_so() {
     let (host, free) = a_host();
     for vf in free {
-        host.vanishes(vf);
+        host.remove_vf(vf);
     }
     let error = deploy(&host, &vm()).unwrap_err().to_string();
     assert!(
@@ -124,8 +124,8 @@ fn a_destination_with_too_few_vfs_names_what_is_none() {
     let here = ModelHost::default();
     let there = here.beside("host2", 4);
     let free = spoil(&there);
-    there.vanishes(free[0]);
-    there.vanishes(free[1]);
+    there.remove_vf(free[0]);
+    there.remove_vf(free[1]);
     deploy(&here, &vm()).unwrap();
     let error = migrate(&here, &there, &vm()).unwrap_err().to_string();
     assert!(error.contains("1 free VF on ib0, 2 needed; its map also lists 0000:81:00.0 (not a VF), "), "{error}");
@@ -140,8 +140,8 @@ fn a_claimed_vf_that_vanished_is_given_up_for_another() {
     // It left the guest unasked, and the VM is to get it back.
     let domain = host.host().find(&vm().uuid().parse().unwrap()).unwrap();
     host.model().detach_alias(&domain, "ua-sriov-0", CALL_LIMIT).unwrap();
-    host.model().answers();
-    host.vanishes(host.vfs("ib0")[0]);
+    host.model().wait_for_guests();
+    host.remove_vf(host.vfs("ib0")[0]);
     host.reconcile().unwrap();
     let mut now = vfs(&host);
     now.sort();
@@ -188,7 +188,7 @@ fn what_is_no_vf_is_shown() {
     let (not_vf, missing) = (VfState::NotVf { vm: None }, VfState::Missing { vm: None });
     assert_eq!(states(&host), [not_vf.clone(), missing.clone(), VfState::Free, VfState::Free, VfState::Free]);
     deploy(&host, &vm()).unwrap();
-    host.vanishes(free[0]);
+    host.remove_vf(free[0]);
     let used = || Some("one-42".to_owned());
     assert_eq!(
         states(&host),
@@ -213,7 +213,7 @@ fn pre_counts_what_can_be_given() {
         "vnm pre: ib0 has 3 VF here, 4 needed; its map also lists 0000:07:00.0 (not a VF), 0000:07:00.1 (missing) (is the \
          adapter's driver loaded, and are its VFs made?); nothing was changed"
     );
-    host.vanishes(free[0]);
+    host.remove_vf(free[0]);
     assert!(network::pre(&host.host(), &data(3)).is_err());
 }
 

@@ -325,13 +325,13 @@ fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
         }
         hosts[0].model().set_course(Course::InDoubt { runs_there: true });
         let (there, who) = (hosts[1].model().clone(), name.clone());
-        hosts[0].model().at_loss(move || {
+        hosts[0].model().on_lost_answer(move || {
             let domain = there.find(&who.parse().unwrap()).unwrap().unwrap();
             // One with VFs stands, but for somebody who lets it run by hand.
             if !there.state(&domain).unwrap().unwrap().runs() {
                 there.resume(&domain).unwrap();
             }
-            there.ends(&who);
+            there.end_domain(&who);
         });
         let error = migrate(&hosts[0], &hosts[1], &vm).unwrap_err().to_string();
         assert!(error.contains("on host2 is not known; nothing was resumed or destroyed"), "{error}");
@@ -359,11 +359,11 @@ fn a_vm_that_its_user_paused_stays_paused() {
         if course != Course::Works {
             // Its agent alone goes on.
             let reach = Arc::clone(&reach);
-            hosts[0].model().at_loss(move || reach.cut_for_good());
+            hosts[0].model().on_lost_answer(move || reach.cut_for_good());
         }
         hosts[0].faults().disarm();
         let model = hosts[0].model().clone();
-        hosts[0].faults().before(number_of("state"), move || model.pauses("one-42"));
+        hosts[0].faults().before(number_of("state"), move || model.pause("one-42"));
         migrate_over(&reach, &hosts[0], &hosts[1], &vm()).unwrap();
         settle(&hosts);
         runs_there(&hosts);
@@ -432,7 +432,7 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     let reach = Arc::new(reach);
     if link != Way::Stays {
         let reach = Arc::clone(&reach);
-        hosts[0].model().at_loss(move || if link == Way::Breaks { reach.cut() } else { reach.cut_for_good() });
+        hosts[0].model().on_lost_answer(move || if link == Way::Breaks { reach.cut() } else { reach.cut_for_good() });
     }
     if dies {
         hosts[0].faults().arm_first("migrate", Fault::DiesAfter);
@@ -442,7 +442,7 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     // A process that died has no end of the connection any more.
     drop(reach);
     settle(&hosts);
-    hosts.iter().for_each(|host| assert_eq!(host.model().wrongs(), [""; 0], "{what}"));
+    hosts.iter().for_each(|host| assert_eq!(host.model().violations(), [""; 0], "{what}"));
     // Whoever comes next, at either end, in any order, keeps to the same rules.
     let doubts = [1, 0, 1].map(|place| {
         let host: &ModelHost = &hosts[place];
@@ -547,7 +547,7 @@ fn settle(hosts: &[ModelHost; 2]) {
     while hosts.iter().any(is_held) && begin.elapsed() < Duration::from_secs(10) {
         thread::sleep(Duration::from_millis(10));
     }
-    hosts.iter().for_each(|host| host.model().answers());
+    hosts.iter().for_each(|host| host.model().wait_for_guests());
 }
 
 /// What is done after an action that left something: each host is put right, and where it is not known where the VM lives,
@@ -671,9 +671,9 @@ fn what_cannot_move_is_refused_before_the_destination_is_asked() {
     };
     refused(&plug, "one-42 also has host device 0000:08:00.4, which can't be migrated");
     let paused = "one-42 is paused, so its guest can't release a device; resume it first";
-    refused(&|hosts| hosts[0].model().pauses("one-42"), paused);
+    refused(&|hosts| hosts[0].model().pause("one-42"), paused);
     let asleep = "one-42 is suspended by itself, so its guest can't release a device; resume it first";
-    refused(&|hosts| hosts[0].model().sleeps("one-42"), asleep);
+    refused(&|hosts| hosts[0].model().suspend_guest("one-42"), asleep);
     let unknown = "MIGRATE_OPTIONS: expected an option of virsh migrate, found \"--unsave\"";
     refused(&|hosts| hosts[0].set_kvmrc("MIGRATE_OPTIONS='--live --unsave'\n"), unknown);
 }
@@ -836,7 +836,7 @@ fn a_datastore_move_that_was_killed_is_done_again() {
             let ended = host.run(|| migrate_with(&Threads::to(&host), &host, &host, &vm, Some(&data)));
             assert!(matches!(ended, Ended::Killed), "{call} {fault:?}: {ended:?}");
             host.faults().disarm();
-            host.bury();
+            host.end_process();
             let is_there = |host: &ModelHost| {
                 host.domain("one-42").unwrap().disks[0].file.as_ref().is_some_and(|file| file.starts_with(&to))
             };
@@ -1159,7 +1159,7 @@ fn a_libvirtd_that_restarts_ends_the_move() {
         let before = hosts.portrait();
         let ended = while_it_copies(&hosts, |_| {
             hosts[place].model().restart_daemon();
-            hosts[0].model().let_go();
+            hosts[0].model().release_copies();
         });
         match ended {
             Ok(()) => runs_there(&hosts),
@@ -1212,7 +1212,7 @@ fn the_only_free_vf_of_the_destination_comes_late() {
     let vm = Vm::new(50).nic("sriov_ib0");
     deploy(&hosts[0], &vm);
     hosts[1].add_vfio_rule();
-    hosts[1].model().comes_too_late(hosts[1].vfs("ib0")[0], 2);
+    hosts[1].model().delay_udev(hosts[1].vfs("ib0")[0], 2);
     migrate(&hosts[0], &hosts[1], &vm).unwrap();
     assert_eq!(hosts[1].domain("one-50").unwrap().vfs().count(), 1);
     hosts.check();

@@ -353,7 +353,7 @@ fn a_vf_that_qemu_may_not_open_yet_is_tried_again() {
     let host = a_running_vm();
     let free = host.vfs("ib1")[1];
     host.add_vfio_rule();
-    host.model().comes_too_late(free, 3);
+    host.model().delay_udev(free, 3);
     attach(&host, &vm(), 4, "sriov_ib1").unwrap();
     assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == free));
     host.check();
@@ -363,7 +363,7 @@ fn a_vf_that_qemu_may_not_open_yet_is_tried_again() {
 fn without_a_udev_rule_it_is_no_matter_of_time() {
     let host = a_running_vm();
     let free = host.vfs("ib1")[1];
-    host.model().comes_too_late(free, 1);
+    host.model().delay_udev(free, 1);
     attach(&host, &vm(), 4, "sriov_ib1").unwrap();
     assert!(host.domain("one-42").unwrap().vfs().any(|vf| vf == host.vfs("ib1")[2]));
     host.check();
@@ -490,7 +490,7 @@ fn a_silent_guest_keeps_its_nic_and_what_leaves_late_comes_back() {
     assert_eq!(portrait(&host), before);
     // A reset carries it out: both leave.
     host.model().set_guest("one-42", Guest::default());
-    host.model().guest_reboots("one-42");
+    host.model().reboot_guest("one-42");
     repaired(&host);
     assert_eq!(portrait(&host).0, before.0);
     assert_eq!(portrait(&host).1.len(), before.1.len());
@@ -535,7 +535,7 @@ fn a_guest_that_refuses_by_event_is_left_as_it_was() {
 #[test]
 fn a_paused_vm_keeps_its_nics() {
     let host = a_running_vm();
-    host.model().pauses("one-42");
+    host.model().pause("one-42");
     let before = host.portrait();
     for number in [1, 2] {
         let error = detach(&host, &vm(), number).unwrap_err();
@@ -589,7 +589,7 @@ fn a_domain_that_ends_while_its_guest_is_asked_has_no_nic() {
     let model = host.model().clone();
     let calls = {
         host.faults().disarm();
-        host.faults().before(7, move || model.ends("one-42"));
+        host.faults().before(7, move || model.end_domain("one-42"));
         detach(&host, &vm(), 2)
     };
     calls.unwrap();

@@ -453,7 +453,7 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     }
     match domain_word {
         "running" => {}
-        word => model.stands("one-42", state(word)),
+        word => model.stop_cpus("one-42", state(word)),
     }
 }
 
@@ -637,7 +637,7 @@ fn a_save_that_nobody_waits_for_is_aborted_and_no_other() {
         if operation == "none" {
             assert_eq!(words(&report.left), said);
             assert_eq!(host.portrait(), before);
-            host.model().let_go();
+            host.model().release_copies();
             assert!(saving.join().unwrap());
         } else {
             assert_eq!(words(&report.done), [said[0].as_str(), "plug", "plug", "close"]);
@@ -664,7 +664,7 @@ fn a_move_under_way_is_left_alone_at_both_ends() {
         assert_eq!(words(&put_right(side, "unknown").left), said);
         assert_eq!(side.portrait(), before);
     }
-    host.model().let_go();
+    host.model().release_copies();
     assert!(moving.join().unwrap());
     // It has arrived, and nobody is there to receive it.
     assert_eq!(words(&put_right(&other, "unknown").done), ["plug", "plug", "close"]);
@@ -710,7 +710,7 @@ fn every_row_of_a_nic_comes_true() {
         }
         change_claim(&host, claim);
         if cpus == "stopped" {
-            host.model().pauses("one-42");
+            host.model().pause("one-42");
         }
         let mut expected: Vec<&str> = nics.done(&combination[..4]).iter().map(String::as_str).collect();
         expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
@@ -968,8 +968,8 @@ fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
         assert_eq!(wanted(&host).operation.unwrap().kind, pending);
         thread::scope(|scope| {
             let watching = scope.spawn(|| kvm_sriov::reconcile::watch(&host.host(), &vm().uuid().parse().unwrap()));
-            until("it watches", || host.model().watches() > 0);
-            host.model().guest_reboots("one-42");
+            until("it watches", || host.model().open_watches() > 0);
+            host.model().reboot_guest("one-42");
             watching.join().unwrap().unwrap();
         });
         assert_eq!(wanted(&host).operation, None, "killed at call {n}");
@@ -999,7 +999,7 @@ fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
     leaves(&host, &alias_of(position(1)));
     change_wanted(&host, |wanted| wanted.nics.retain(|nic| nic.position != position(0)));
     host.model().set_guest("one-42", Guest::Silent);
-    host.model().ends("one-43");
+    host.model().end_domain("one-43");
     let begin = Instant::now();
     let options = Options { timeout: Duration::from_secs(2), ..Options::default() };
     let report = reconcile(&host.host(), &options).unwrap();
@@ -1008,7 +1008,7 @@ fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
     assert!(begin.elapsed() < Duration::from_secs(60));
     assert_eq!(report.consistency(false), Consistency::Unfinished);
     assert_eq!(host.claims().values().filter(|text| text.contains("one-43")).count(), 0);
-    host.model().boots("one-42");
+    host.model().finish_boot("one-42");
     put_right(&host, "unknown");
     host.check();
 }

@@ -295,7 +295,7 @@ fn a_silent_guest_has_no_snapshot() {
 #[test]
 fn a_paused_vm_is_left_alone() {
     let host = with_snapshot();
-    host.model().pauses("one-42");
+    host.model().pause("one-42");
     let before = host.portrait();
     for error in [create(&host, 1).unwrap_err(), revert(&host, 0).unwrap_err()] {
         assert!(error.to_string().ends_with("resume it first; nothing was changed"), "{error}");

@@ -31,7 +31,7 @@ fn a_vm(guest: Guest) -> (ModelHost, DomainRef, Vec<String>) {
 fn unplug(host: &ModelHost, domain: &DomainRef, aliases: &[String], seconds: u64) -> (Vec<UnplugOutcome>, Duration) {
     let begin = Instant::now();
     let outcomes = vm::unplug(host.faults(), domain, aliases, Duration::from_secs(seconds)).unwrap();
-    assert_eq!(host.model().watches(), 0, "a watch was left open");
+    assert_eq!(host.model().open_watches(), 0, "a watch was left open");
     let shown: Vec<_> = host.domain(NAME).into_iter().flat_map(|live| live.hostdevs).collect();
     for (alias, outcome) in aliases.iter().zip(&outcomes) {
         let is_shown = shown.iter().any(|device| device.alias.as_ref() == Some(alias));
@@ -81,7 +81,7 @@ fn a_guest_that_forgot_while_it_booted_is_asked_again() {
     let (host, domain, aliases) = a_vm(Guest::InFirmware);
     let model = host.model().clone();
     // The fifth call is the first that is repeated.
-    host.faults().before(5, move || model.boots(NAME));
+    host.faults().before(5, move || model.finish_boot(NAME));
     let (outcomes, took) = unplug(&host, &domain, &aliases, 15);
     assert_eq!(outcomes, RELEASED);
     assert!(took >= Duration::from_secs(5), "{took:?}");
@@ -108,7 +108,7 @@ fn a_slot_that_stays_busy_was_never_asked() {
 fn a_domain_that_is_busy_is_not_waited_for_once_for_each_device() {
     for (busy, is_known) in [(Duration::from_millis(700), true), (Duration::from_secs(60), false)] {
         let (host, domain, aliases) = a_vm(Guest::Silent);
-        host.faults().is_busy(busy);
+        host.faults().set_busy(busy);
         let (outcomes, took) = unplug(&host, &domain, &aliases, 1);
         assert!(took < Duration::from_millis(1600), "{took:?}");
         assert_eq!(host.faults().count("detach_alias"), 1);
@@ -175,7 +175,7 @@ fn a_second_press_never_takes_the_first_one_back() {
 #[test]
 fn a_paused_guest_is_waited_for_until_it_is_resumed() {
     let (host, domain, aliases) = a_vm(Guest::default());
-    host.model().pauses(NAME);
+    host.model().pause(NAME);
     let (model, same) = (host.model().clone(), domain.clone());
     let resumer = thread::spawn(move || {
         thread::sleep(Duration::from_millis(300));
@@ -194,7 +194,7 @@ fn what_the_xml_shows_counts_and_not_what_was_said() {
 
     let (host, domain, aliases) = a_vm(Guest::Silent);
     let model = host.model().clone();
-    host.faults().before(4, move || model.emits(NAME, &Event::DeviceRemoved("ua-sriov-1".into())));
+    host.faults().before(4, move || model.emit(NAME, &Event::DeviceRemoved("ua-sriov-1".into())));
     assert_eq!(unplug(&host, &domain, &aliases, 1).0, PENDING);
 }
 
@@ -203,7 +203,7 @@ fn a_domain_that_ends_is_gone_wherever_it_ends() {
     for n in 1..=4 {
         let (host, domain, aliases) = a_vm(Guest::Silent);
         let model = host.model().clone();
-        host.faults().before(n, move || model.ends(NAME));
+        host.faults().before(n, move || model.end_domain(NAME));
         let (outcomes, took) = unplug(&host, &domain, &aliases, 5);
         assert_eq!(outcomes, GONE, "before call {n}");
         assert!(took < Duration::from_secs(1), "before call {n}: {took:?}");

@@ -1,4 +1,4 @@
-//! The agent of a model host, on a thread.
+//! The destination's end of a migration, on a thread.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use kvm_sriov::AgentError;
 use kvm_sriov::agent::{self, Link, Reach};
 use kvm_sriov::{Host, HostName};
 
-/// Reaches one host, once. Its agent can ask nobody back: no source is lost here.
+/// Reaches one host, for one migration. Its agent can't reach the source.
 pub struct OneAgent(Mutex<Option<Host>>);
 
 impl OneAgent {
-    /// The agent of this host.
+    /// The agent of this host, the destination.
     pub fn of(host: Host) -> Self {
         Self(Mutex::new(Some(host)))
     }

@@ -1,4 +1,4 @@
-//! What must be true of model hosts.
+//! What must be true of model hosts. A check panics with the first fact that is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,18 +10,18 @@ use kvm_sriov::{PciAddress, VfState};
 use super::element::Element;
 use super::host::ModelHost;
 
-/// A host, or several in one world, on which an action runs.
+/// One or several hosts of one world, on which an action runs.
 pub trait Stage {
-    /// The hosts, the one whose faults are meant first.
+    /// The hosts. Faults are injected on the first.
     fn hosts(&self) -> Vec<&ModelHost>;
 
-    /// Nothing is shared, nothing that is used is free, no VM runs in two places: what must be true even where an action
-    /// could not undo everything.
+    /// No VF is in two domains, the VF of a domain is claimed for it, no VM runs on two hosts. This must be true even
+    /// when an action could not undo everything.
     fn check_safe(&self) {
         let hosts = self.hosts();
         let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for host in &hosts {
-            assert_eq!(host.model().wrongs(), [""; 0]);
+            assert_eq!(host.model().violations(), [""; 0]);
             let mut users: BTreeMap<PciAddress, String> = BTreeMap::new();
             let claimed = host.claimed();
             for live in host.domains() {
@@ -41,7 +41,8 @@ pub trait Stage {
         }
     }
 
-    /// Nothing is left to do: every domain has what it wants, and nothing else is claimed.
+    /// As [`check_safe`](Self::check_safe). Besides, every domain has the VFs it wants, no other VF is claimed, and no
+    /// operation is unfinished.
     fn check(&self) {
         self.check_safe();
         for host in self.hosts() {
@@ -49,7 +50,7 @@ pub trait Stage {
         }
     }
 
-    /// What an action that changed nothing must not have changed.
+    /// The hosts' state as lines of text: domains, claims, files. An action that changed nothing leaves it as it was.
     fn portrait(&self) -> Vec<String> {
         self.hosts().iter().flat_map(|host| host.describe()).collect()
     }
@@ -68,9 +69,9 @@ impl Stage for [ModelHost; 2] {
 }
 
 impl ModelHost {
-    /// What runs here.
+    /// The running domains.
     fn domains(&self) -> Vec<LiveDomain> {
-        // A libvirtd that restarted or stopped cuts off the first call.
+        // The first call after a restart of libvirtd fails.
         let domains = self.model().domains().or_else(|_| self.model().domains()).unwrap_or_default();
         domains.iter().filter_map(|domain| self.domain(domain.name.as_str())).collect()
     }
@@ -104,8 +105,8 @@ impl ModelHost {
         }
         let odd: Vec<_> = self.claims().into_keys().filter(|name| name.contains(".new-")).collect();
         assert!(odd.is_empty(), "unfinished claims: {odd:?}");
-        assert_eq!(self.model().watches(), 0, "watches that are still open");
-        // The library's own view of all this.
+        assert_eq!(self.model().open_watches(), 0, "watches that are still open");
+        // The library's own view.
         for vf in self.host().vfs().unwrap() {
             let is_settled = matches!(
                 vf.state,
@@ -119,7 +120,7 @@ impl ModelHost {
         }
     }
 
-    /// The claim of each VF names the NIC that has it.
+    /// The claim of each VF names the NIC that uses it.
     fn check_claims(&self, live: &LiveDomain, wanted: &Wanted) {
         let store = self.host().existing_claims().unwrap().unwrap();
         let claimants = store.claimants().unwrap();
@@ -138,7 +139,7 @@ impl ModelHost {
             let (state, job) = (self.model().state(&domain).unwrap(), self.model().job(&domain).unwrap());
             write!(line, "{state:?} {job:?}").unwrap();
             lines.push(line);
-            // None: it ended just now.
+            // None: the domain has just ended.
             let Some(live) = self.model().live_xml(&domain).unwrap() else { continue };
             let live = Element::parse(&live).unwrap();
             for name in ["metadata", "vcpu", "memory", "currentMemory"] {
@@ -149,7 +150,7 @@ impl ModelHost {
                 lines.push(format!("{}: {capacity} bytes", disk.target));
             }
             let devices = live.child("devices").unwrap();
-            // The order of what is in a device says nothing.
+            // The order of the elements in a device has no meaning.
             let sorted = |device: &Element| {
                 let text = device.to_string();
                 let mut lines: Vec<&str> = text.lines().collect();
@@ -167,10 +168,10 @@ impl ModelHost {
     }
 }
 
-/// A domain of ours has each VF at its place, in order, with its dummy, and no operation is open.
+/// A domain has each wanted VF at its guest address, in order, with its dummy, and no operation is open.
 fn check_domain(live: &LiveDomain, wanted: &Wanted) {
     let name = &live.name;
-    // What the guest may still release is a note, nothing that could be put right.
+    // A pending unplug is a note that the guest may still release a VF. Nothing is to be repaired.
     let is_open = |kind: &OperationKind| !matches!(kind, OperationKind::PendingUnplug { .. });
     let open = wanted.operation.as_ref().map(|operation| &operation.kind).filter(|kind| is_open(kind));
     assert_eq!(open, None, "{name} has an open operation");

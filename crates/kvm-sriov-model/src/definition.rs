@@ -1,4 +1,4 @@
-//! What a domain is made of: the XML that it was started from, completed as libvirt does.
+//! A domain's definition: the XML that it was started from, completed as libvirt does.
 
 use kvm_sriov::libvirt::LibvirtError;
 use kvm_sriov::{DomainName, DomainUuid, PciAddress};
@@ -7,12 +7,12 @@ use super::element::Element;
 use super::refusal;
 use super::slots::Machine;
 
-/// A domain's definition, in the parts that calls change.
+/// A domain's definition, split into the parts that calls change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Definition {
     pub(super) name: DomainName,
     pub(super) uuid: DomainUuid,
-    /// `<domain>` without what is kept apart below.
+    /// `<domain>` without name, UUID and the two elements below.
     rest: Element,
     metadata: Element,
     devices: Vec<Element>,
@@ -59,7 +59,7 @@ impl Definition {
         domain
     }
 
-    /// Gives it what libvirt gives a domain that starts: the devices that nobody wrote, aliases, guest addresses.
+    /// Adds what libvirt adds to a domain that starts: default devices, aliases, guest addresses.
     pub(super) fn complete(&mut self) -> Result<(), LibvirtError> {
         let has = |name: &str, kind: Option<&str>| {
             let is_it =
@@ -95,15 +95,15 @@ impl Definition {
         Machine::of(self.rest.child("os").and_then(|os| os.child("type")).and_then(|kind| kind.attribute("machine")))
     }
 
-    /// Whether the guest has ACPI: without it nothing reaches it.
+    /// Whether the guest has ACPI. Without ACPI no request reaches it.
     pub(super) fn has_acpi(&self) -> bool {
         self.rest.child("features").is_some_and(|features| features.child("acpi").is_some())
     }
 
-    /// Keeps a user's alias, gives any other device the next number.
+    /// Keeps a user's alias, and numbers every other device.
     ///
     /// # Source
-    /// libvirt's `qemu_alias.c`: a user's alias begins with `ua-`; any other that was written is ignored.
+    /// libvirt's `qemu_alias.c`: a user's alias begins with `ua-`; any other alias is ignored.
     fn name_device(&mut self, at: usize) -> Result<(), LibvirtError> {
         let (before, rest) = self.devices.split_at(at);
         let device = &rest[0];
@@ -129,7 +129,7 @@ impl Definition {
         Ok(())
     }
 
-    /// Puts a device in, with alias and address.
+    /// Adds a device, with an alias and an address. Returns the alias.
     pub(super) fn plug(&mut self, mut device: Element) -> Result<String, LibvirtError> {
         if device.name() == "interface" && device.mac().is_none() {
             device.push(Element::new("mac", &[("address", "52:54:00:00:00:01")]));
@@ -150,7 +150,7 @@ impl Definition {
         named.map(|()| self.devices[at].alias().unwrap_or_default().to_owned())
     }
 
-    /// A disk needs a target of its own, and gets the bus that the target's name stands for.
+    /// Refuses a disk whose target is in use. Gives it the bus of its target's name.
     ///
     /// # Source
     /// libvirt's `virDiskNameToBusDeviceIndex`, `qemuDomainAttachDeviceDiskLiveInternal`.
@@ -169,7 +169,7 @@ impl Definition {
         Ok(())
     }
 
-    /// Takes a device out.
+    /// Removes a device.
     pub(super) fn unplug(&mut self, alias: &str) {
         let less = self.device(alias).map_or(0, dimm_kib);
         self.devices.retain(|device| device.alias() != Some(alias));
@@ -178,14 +178,14 @@ impl Definition {
         }
     }
 
-    /// The guest gets more memory, or less.
+    /// Changes the guest's memory.
     fn grow(&mut self, change: impl Fn(u64) -> u64) {
         let (all, balloon) = (self.memory_kib("memory"), self.memory_kib("currentMemory"));
         self.set_memory_kib("memory", change(all));
         self.set_memory_kib("currentMemory", change(balloon));
     }
 
-    /// `<memory>` or `<currentMemory>`, in KiB. Without the second the guest has all.
+    /// `<memory>` or `<currentMemory>`, in KiB. Without `<currentMemory>` the guest has all of its memory.
     pub(super) fn memory_kib(&self, name: &str) -> u64 {
         let found = self.rest.child(name).or_else(|| self.rest.child("memory"));
         found.and_then(|memory| memory.text().trim().parse().ok()).unwrap_or(0)
@@ -196,12 +196,12 @@ impl Definition {
         self.rest.push(Element::new(name, &[("unit", "KiB")]).with_text(&kib.to_string()));
     }
 
-    /// How many virtual CPUs there may be.
+    /// The maximum number of virtual CPUs.
     pub(super) fn most_vcpus(&self) -> u32 {
         self.rest.child("vcpu").and_then(|vcpu| vcpu.text().trim().parse().ok()).unwrap_or(1)
     }
 
-    /// How many there are.
+    /// The current number of virtual CPUs.
     pub(super) fn vcpus(&self) -> u32 {
         let current = self.rest.child("vcpu").and_then(|vcpu| vcpu.attribute("current"));
         current.and_then(|current| current.parse().ok()).unwrap_or(self.most_vcpus())
@@ -213,7 +213,7 @@ impl Definition {
         self.rest.push(Element::new("vcpu", &[("current", &number.to_string())]).with_text(&most));
     }
 
-    /// Whether a DIMM more has room.
+    /// Refuses a DIMM for which the domain has no room.
     ///
     /// # Source
     /// libvirt's `qemuDomainDefValidateMemoryHotplug`.
@@ -246,7 +246,7 @@ impl Definition {
         self.devices.iter().find(|device| device.is_disk(target))
     }
 
-    /// The disk goes on with another image.
+    /// The disk goes over to another image.
     pub(super) fn pivot(&mut self, target: &str, image: &Element) {
         for disk in self.devices.iter_mut().filter(|device| device.is_disk(target)) {
             disk.take(|child| matches!(child.name(), "source" | "backingStore"));
@@ -259,7 +259,7 @@ impl Definition {
         }
     }
 
-    /// The disk is being copied into this image: libvirt shows that in it.
+    /// Shows, as libvirt does, that the disk is being copied into this image.
     pub(super) fn mirror(&mut self, target: &str, image: &Element) {
         for disk in self.devices.iter_mut().filter(|device| device.is_disk(target)) {
             let mirror =
@@ -269,12 +269,12 @@ impl Definition {
         }
     }
 
-    /// The host's PCI devices that it has.
+    /// The host's PCI devices in this domain.
     pub(super) fn host_addresses(&self) -> impl Iterator<Item = PciAddress> {
         self.devices.iter().filter_map(Element::host_address)
     }
 
-    /// The element of this namespace, as libvirt's call gives it: without prefix and namespace.
+    /// The metadata of this namespace, as libvirt's call returns them: without prefix and namespace.
     ///
     /// # Source
     /// `virXMLExtractNamespaceXML` in libvirt's `src/util/virxml.c`.
@@ -283,8 +283,8 @@ impl Definition {
         element.map(|element| element.clone().without_namespace().to_string())
     }
 
-    /// Sets or removes the element of this namespace, as libvirt's call does: the prefix is put on all of it, and must
-    /// not be declared in it yet.
+    /// Sets or removes the metadata of this namespace, as libvirt's call does: every element gets the prefix, which
+    /// must not be declared in the metadata yet.
     ///
     /// # Source
     /// `virDomainDefSetMetadata` in libvirt's `src/conf/domain_conf.c`, `virXMLInjectNamespace` in `src/util/virxml.c`.
@@ -315,7 +315,8 @@ mod tests {
     use super::*;
     use kvm_sriov::xml::LiveDomain;
 
-    /// A domain as OpenNebula describes it: two blocks of devices, CDATA, a virtio disk, these NICs, and root ports on a q35.
+    /// A domain as OpenNebula describes it: two blocks of devices, CDATA, a virtio disk, these NICs, and root ports on
+    /// a q35.
     fn description(machine: &str, nics: usize) -> String {
         let nic = |n| {
             format!("<interface type='bridge'><source bridge='br0'/><mac address='02:00:0a:00:2a:0{n}'/></interface>")

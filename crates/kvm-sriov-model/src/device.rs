@@ -5,19 +5,19 @@ use kvm_sriov::PciAddress;
 use super::element::Element;
 
 impl Element {
-    /// The name that libvirt knows the device by.
-    pub fn alias(&self) -> Option<&str> {
+    /// Its alias, libvirt's name for it.
+    pub(crate) fn alias(&self) -> Option<&str> {
         self.child("alias")?.attribute("name")
     }
 
     /// Its address in the guest.
-    pub fn guest_address(&self) -> Option<PciAddress> {
+    pub(crate) fn guest_address(&self) -> Option<PciAddress> {
         let address = self.children().find(|child| child.name() == "address" && child.attribute("type") == Some("pci"));
         pci_address(address?).filter(|at| (at.domain(), at.bus(), at.slot()) != (0, 0, 0))
     }
 
-    /// The host's PCI device behind it.
-    pub fn host_address(&self) -> Option<PciAddress> {
+    /// The host's PCI device that it passes through.
+    pub(crate) fn host_address(&self) -> Option<PciAddress> {
         let is_passed_through = match self.name() {
             "hostdev" => self.attribute("type") == Some("pci"),
             "interface" => self.attribute("type") == Some("hostdev"),

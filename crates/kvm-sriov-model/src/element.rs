@@ -1,12 +1,12 @@
-//! XML as libvirt keeps it: a tree, printed anew for whoever asks.
+//! XML as libvirt keeps it: a tree, which is printed for every caller.
 
 use std::fmt::{self, Display};
 
 use roxmltree::{Document, Namespace, Node};
 
-/// An element with its names as they were written, prefixes and declarations of namespaces included.
+/// An element with its names as they were written, including prefixes and declarations of namespaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Element {
+pub(super) struct Element {
     name: String,
     namespace: Option<String>,
     attributes: Vec<(String, String)>,
@@ -20,8 +20,8 @@ enum Content {
 }
 
 impl Element {
-    /// Reads a text; comments and blanks between elements are dropped, as libvirt does.
-    pub fn parse(text: &str) -> Result<Self, roxmltree::Error> {
+    /// Reads a document. As libvirt does, it drops comments and blanks between elements.
+    pub(crate) fn parse(text: &str) -> Result<Self, roxmltree::Error> {
         Ok(Self::read(Document::parse(text)?.root_element()))
     }
 
@@ -51,63 +51,63 @@ impl Element {
     }
 
     /// An element without content.
-    pub fn new(name: &str, attributes: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(name: &str, attributes: &[(&str, &str)]) -> Self {
         let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Self { name: name.to_owned(), namespace: None, attributes, content: Vec::new() }
     }
 
-    /// With a child at its end.
+    /// Adds a child at the end.
     #[must_use]
-    pub fn with(mut self, child: Self) -> Self {
+    pub(crate) fn with(mut self, child: Self) -> Self {
         self.push(child);
         self
     }
 
-    /// With a text in it.
+    /// Adds a text at the end.
     #[must_use]
-    pub fn with_text(mut self, text: &str) -> Self {
+    pub(crate) fn with_text(mut self, text: &str) -> Self {
         self.content.push(Content::Text(text.to_owned()));
         self
     }
 
-    /// Its name, with the prefix if it was written with one.
-    pub fn name(&self) -> &str {
+    /// Its name, with the prefix that was written.
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Its namespace.
-    pub fn namespace(&self) -> Option<&str> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
     }
 
     /// The value of an attribute.
-    pub fn attribute(&self, name: &str) -> Option<&str> {
+    pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// Sets an attribute.
-    pub fn set(&mut self, name: &str, value: &str) {
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
         match self.attributes.iter_mut().find(|(known, _)| known == name) {
             Some((_, old)) => value.clone_into(old),
             None => self.attributes.push((name.to_owned(), value.to_owned())),
         }
     }
 
-    /// Its elements.
-    pub fn children(&self) -> impl Iterator<Item = &Self> {
+    /// Its child elements.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Self> {
         self.content.iter().filter_map(|content| match content {
             Content::Element(element) => Some(element),
             Content::Text(_) => None,
         })
     }
 
-    /// Its first element with this name.
-    pub fn child(&self, name: &str) -> Option<&Self> {
+    /// Its first child element with this name.
+    pub(crate) fn child(&self, name: &str) -> Option<&Self> {
         self.children().find(|child| child.name == name)
     }
 
     /// Its own text.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let texts = self.content.iter().filter_map(|content| match content {
             Content::Text(text) => Some(text.as_str()),
             Content::Element(_) => None,
@@ -115,18 +115,18 @@ impl Element {
         texts.collect()
     }
 
-    /// Puts an element at its end.
-    pub fn push(&mut self, child: Self) {
+    /// Adds a child element at the end.
+    pub(crate) fn push(&mut self, child: Self) {
         self.content.push(Content::Element(child));
     }
 
-    /// Puts an element before all others.
-    pub fn push_front(&mut self, child: Self) {
+    /// Adds a child element before all others.
+    pub(crate) fn push_front(&mut self, child: Self) {
         self.content.insert(0, Content::Element(child));
     }
 
-    /// Takes out every element that this is true of.
-    pub fn take(&mut self, which: impl Fn(&Self) -> bool) -> Vec<Self> {
+    /// Removes the child elements for which this is true, and returns them.
+    pub(crate) fn take(&mut self, which: impl Fn(&Self) -> bool) -> Vec<Self> {
         let (taken, kept) =
             self.content.drain(..).partition(|content| matches!(content, Content::Element(element) if which(element)));
         self.content = kept;
@@ -137,17 +137,17 @@ impl Element {
         Vec::into_iter(taken).filter_map(elements).collect()
     }
 
-    /// It and all in it, with this prefix and in this namespace, which is declared.
+    /// Gives it and its descendants this prefix and namespace, and declares the namespace.
     #[must_use]
-    pub fn in_namespace(mut self, prefix: &str, uri: &str) -> Self {
+    pub(crate) fn in_namespace(mut self, prefix: &str, uri: &str) -> Self {
         self.rename(&format!("{prefix}:"), Some(uri));
         self.attributes.insert(0, (format!("xmlns:{prefix}"), uri.to_owned()));
         self
     }
 
-    /// It and all in it, without prefix and namespace.
+    /// Removes prefix and namespace from it and its descendants.
     #[must_use]
-    pub fn without_namespace(mut self) -> Self {
+    pub(crate) fn without_namespace(mut self) -> Self {
         self.rename("", None);
         self.attributes.retain(|(name, _)| name != "xmlns" && !name.starts_with("xmlns:"));
         self

@@ -1,4 +1,4 @@
-//! An action with every call failing in turn, and its process dying at every call.
+//! An action with a fault at each of its calls in turn.
 
 use std::collections::VecDeque;
 use std::iter;
@@ -14,7 +14,7 @@ use super::check::Stage;
 use super::faults::Fault;
 use super::host::Ended;
 
-/// The faults that any call may have.
+/// The faults that are tried at every call.
 const FAULTS: [Fault; 9] = [
     Fault::Fails(LibvirtErrorKind::Other),
     Fault::FailsAfter(LibvirtErrorKind::Other),
@@ -27,13 +27,13 @@ const FAULTS: [Fault; 9] = [
     Fault::Restart,
 ];
 
-/// How many faults are tried at once, in all tests of a process: most of the time each waits.
+/// How many faults are tried at once in all tests of a process. Each of them mostly waits.
 const AT_ONCE: usize = 16;
 
-/// How many are tried now.
+/// How many faults are being tried.
 static NOW: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-/// One of those that are tried now.
+/// The right to try a fault.
 struct Turn;
 
 impl Turn {
@@ -51,30 +51,34 @@ impl Drop for Turn {
     }
 }
 
-/// No action makes more calls than this: where the next one is still reached, something does not end.
+/// The most calls that an action may make. An action that makes more does not end.
 pub const MOST_CALLS: usize = 100;
 
-/// The calls in the middle of which a process may die.
+/// The calls during which a process may die.
 const LONG: [&str; 2] = ["save", "migrate"];
 
-/// An action, and what is to be true around it.
+/// An action, the hosts before it, and what must be true after it.
 pub struct Scenario<S: 'static> {
-    /// Makes the hosts as they are before it.
+    /// Makes the hosts as they are before the action.
     pub given: fn() -> S,
     /// The action.
     pub action: fn(&S) -> Result<(), ActionError>,
-    /// What is true when it succeeded.
+    /// Checks what is true after the action succeeded.
     pub done: fn(&S),
-    /// What is done after the death of its process, or after an error that says that something is left: the action again,
-    /// reconciliation, or a cancel. Each alone must make everything good, and says what is true then.
+    /// The repairs after the death of its process, or after an error that says that something is left: the action
+    /// again, [`reconcile`](super::host::ModelHost::reconcile), a cancel. Each alone must repair everything, and checks
+    /// what is true then.
     pub repairs: &'static [fn(&S)],
 }
 
 impl<S: Stage> Scenario<S> {
-    /// Runs it once without a fault, then with each fault at each call.
+    /// Runs the action once without a fault, then with each fault at each call.
     ///
-    /// An error must be true: if it says that nothing was changed, or that the domain runs on, everything is as it was.
-    /// Success in spite of a fault must be complete.
+    /// An error must be true: when it says that nothing was changed, or that the domain runs on, the state is as
+    /// before. A success despite a fault must be complete.
+    ///
+    /// # Panics
+    /// With every fault after which something was wrong.
     pub fn with_every_fault(&self) {
         assert!(!self.repairs.is_empty(), "nothing shows that a death can be repaired");
         let calls = self.without_faults();
@@ -89,16 +93,16 @@ impl<S: Stage> Scenario<S> {
         assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
     }
 
-    /// Runs it with this VM ending just before each call.
+    /// Runs the action, while this VM ends just before call 1, then again before call 2, and so on.
     ///
-    /// * `repair` - what is done then; nothing of the VM may be left after it
+    /// * `repair` - the repair; afterwards nothing of the VM may be left
     pub fn with_every_end_of(&self, vm: &'static str, repair: fn(&S)) {
         for n in 1..=MOST_CALLS {
             let stage = (self.given)();
             let host = stage.hosts()[0];
             let model = host.model().clone();
             host.faults().disarm();
-            host.faults().before(n, move || model.ends(vm));
+            host.faults().before(n, move || model.end_domain(vm));
             let ended = host.run(|| (self.action)(&stage));
             let calls = host.faults().calls();
             if calls.len() < n {
@@ -106,14 +110,14 @@ impl<S: Stage> Scenario<S> {
             }
             eprintln!("{vm} ended before call {n} of {calls:?}: {}", said(&ended));
             stage.check_safe();
-            host.bury();
+            host.end_process();
             repair(&stage);
             stage.check();
         }
         panic!("no end after {MOST_CALLS} calls");
     }
 
-    /// Several at once. Returns what went wrong.
+    /// Tries several faults at once. Returns what went wrong.
     fn try_all(&self, faults: VecDeque<(usize, Fault)>) -> Vec<String> {
         let faults = Mutex::new(faults);
         let next = || faults.lock().unwrap().pop_front();
@@ -127,7 +131,7 @@ impl<S: Stage> Scenario<S> {
         })
     }
 
-    /// Lets call `n` and all after it have this fault; what went wrong.
+    /// Tries this fault at call `n`, at the next call, and so on until no call is reached. Returns what went wrong.
     fn until_it_is_not_reached(&self, n: usize, fault: Fault) -> Vec<String> {
         let mut wrong = Vec::new();
         for n in n..=MOST_CALLS {
@@ -148,7 +152,7 @@ impl<S: Stage> Scenario<S> {
         tried.map_err(|_| format!("{fault:?} at call {n}: {}", what.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// Runs it without a fault, and returns the calls that it makes.
+    /// Runs the action without a fault. Returns the names of its calls.
     pub fn without_faults(&self) -> Vec<&'static str> {
         let stage = (self.given)();
         stage.hosts()[0].faults().disarm();
@@ -159,7 +163,7 @@ impl<S: Stage> Scenario<S> {
         calls
     }
 
-    /// Runs it with this fault at call `n`; whether it makes that many calls.
+    /// Runs the action with this fault at call `n`. Returns whether it makes that many calls.
     fn with_fault(&self, n: usize, fault: Fault, what: &Mutex<String>) -> bool {
         let mut fired = false;
         for (number, repair) in self.repairs.iter().enumerate() {
@@ -183,11 +187,11 @@ impl<S: Stage> Scenario<S> {
                 Ended::Killed => {
                     fired = true;
                     if matches!(fault, Fault::DiesDuring { is_done: true, .. }) {
-                        host.model().let_go();
-                        host.model().finishes_jobs();
+                        host.model().release_copies();
+                        host.model().wait_for_jobs();
                     }
-                    // Who looks before the guest has answered must look again.
-                    host.model().answers();
+                    // A repair before the guest has answered would have to be repeated.
+                    host.model().wait_for_guests();
                     stage.check_safe();
                     repair(&stage);
                     stage.check();
@@ -196,14 +200,14 @@ impl<S: Stage> Scenario<S> {
                     fired = hit;
                     (self.done)(&stage);
                     stage.check();
-                    // Nothing is left to repair.
+                    // There is nothing to repair.
                     break;
                 }
                 Ended::With(Err(error)) => {
                     assert!(hit, "it failed without a fault: {error}");
                     fired = true;
                     if self.reports(&stage, &before, &error) {
-                        host.bury();
+                        host.end_process();
                         repair(&stage);
                         stage.check();
                     } else {
@@ -215,7 +219,7 @@ impl<S: Stage> Scenario<S> {
         fired
     }
 
-    /// Checks that the error says what is true; whether it says that something is left.
+    /// Checks that the error is true. Returns whether it says that something is left.
     fn reports(&self, stage: &S, before: &[String], error: &ActionError) -> bool {
         let text = error.to_string();
         assert_eq!(text.lines().count(), 1, "{text}");
@@ -245,7 +249,7 @@ fn said(ended: &Ended<Result<(), ActionError>>) -> String {
     }
 }
 
-/// The lines that are gone, and those that are new.
+/// The removed and the added lines.
 fn difference(before: &[String], after: &[String]) -> Vec<String> {
     let only = |mark: &str, these: &[String], those: &[String]| -> Vec<String> {
         these.iter().filter(|line| !those.contains(line)).map(|line| format!("{mark} {line}")).collect()

@@ -1,4 +1,4 @@
-//! A libvirtd whose calls are counted, and one of which goes wrong.
+//! Faults at calls to libvirtd, and a record of the calls.
 
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -17,20 +17,21 @@ use kvm_sriov::{DeployId, DomainUuid};
 pub enum Fault {
     /// It fails and has no effect.
     Fails(LibvirtErrorKind),
-    /// It has its effect, and fails all the same.
+    /// It has its effect, and fails nevertheless.
     FailsAfter(LibvirtErrorKind),
     /// The calling process dies before it.
     Dies,
-    /// The calling process dies when libvirtd works on the first call of this name, which goes on with it.
+    /// The calling process dies while libvirtd works on the first call of this name. libvirtd goes on with the call.
     DiesDuring {
-        /// One that takes long. Not known by its number: one call more before it, and it would copy for ever.
+        /// The name of a call that takes long: `save` or `migrate`. It has no number, because the calls before it may
+        /// vary.
         call: &'static str,
-        /// Whether libvirtd is done with it when others look; otherwise it works for ever.
+        /// Whether libvirtd finishes the call before the repair begins. Otherwise it works for ever.
         is_done: bool,
     },
-    /// The calling process dies when it has had its effect.
+    /// The calling process dies after its effect.
     DiesAfter,
-    /// libvirtd restarts just before it. Whoever arms this must have it done: see [`Faults::before`].
+    /// libvirtd restarts just before it. The test restarts it itself, through [`Faults::before`].
     Restart,
 }
 
@@ -41,16 +42,17 @@ impl Fault {
     }
 }
 
-/// What a thread of a process that died unwinds with.
+/// The payload with which the threads of a dead process unwind.
 pub struct Killed;
 
-/// Any libvirtd, with a fault at one of its calls.
+/// Any [`Hypervisor`] with a fault at one of its calls. Calls count from 1; their names are those of the traits'
+/// methods.
 pub struct Faults {
     inner: Arc<dyn Hypervisor>,
     book: Mutex<Book>,
 }
 
-/// The call that is to go wrong.
+/// The call that goes wrong.
 #[derive(Clone, Copy)]
 enum Which {
     Number(usize),
@@ -66,12 +68,12 @@ struct Book {
     dead: bool,
     at_death: Option<Box<dyn Fn() + Send>>,
     before: Vec<(usize, Box<dyn FnOnce() + Send>)>,
-    /// How long each request to release a device takes until it fails.
+    /// How long each request to release a device takes before it fails.
     busy: Option<Duration>,
 }
 
 impl Book {
-    /// The fault of the next call, if it has this name.
+    /// The fault of the next call, which has this name.
     fn next(&self, name: &str) -> Option<Fault> {
         let (which, fault) = self.armed?;
         let is_it = match which {
@@ -83,7 +85,7 @@ impl Book {
 }
 
 impl Faults {
-    /// This libvirtd, with no fault yet.
+    /// This hypervisor without a fault.
     pub fn around(inner: Arc<dyn Hypervisor>) -> Self {
         Self { inner, book: Mutex::default() }
     }
@@ -92,7 +94,7 @@ impl Faults {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts from 1 again, as for a new process, and lets call `n` go wrong, or the one that the fault names.
+    /// Counts from 1 again, as for a new process. Call `n`, or the call that the fault names, goes wrong.
     pub fn arm(&self, n: usize, fault: Fault) {
         let which = match fault {
             Fault::DiesDuring { call, .. } => Which::First(call),
@@ -101,17 +103,18 @@ impl Faults {
         self.begin(Some((which, fault)));
     }
 
-    /// Counts from 1 again, as for a new process, and lets the first call of this name go wrong.
+    /// Counts from 1 again, as for a new process. The first call of this name goes wrong.
     pub fn arm_first(&self, name: &'static str, fault: Fault) {
         self.begin(Some((Which::First(name), fault)));
     }
 
-    /// Each request to release a device takes so long, and fails then because something else has the domain; or it is given up before.
-    pub fn is_busy(&self, for_each: Duration) {
+    /// Each request to release a device takes this long and then fails, because another job has the domain. The caller
+    /// may give it up before.
+    pub fn set_busy(&self, for_each: Duration) {
         self.book().busy = Some(for_each);
     }
 
-    /// Counts from 1 again, as for a new process, and lets nothing go wrong.
+    /// Counts from 1 again, as for a new process. No call goes wrong.
     pub fn disarm(&self) {
         self.begin(None);
     }
@@ -121,17 +124,17 @@ impl Faults {
         *book = Book { armed, at_death: book.at_death.take(), ..Book::default() };
     }
 
-    /// Does something to the world just before call `n`.
+    /// Calls `what` just before call `n`.
     pub fn before(&self, n: usize, what: impl FnOnce() + Send + 'static) {
         self.book().before.push((n, Box::new(what)));
     }
 
-    /// Done in the moment in which the process dies, before anything of it unwinds.
-    pub fn at_death(&self, what: impl Fn() + Send + 'static) {
+    /// Calls `what` at the moment of the process's death, before its threads unwind.
+    pub fn on_death(&self, what: impl Fn() + Send + 'static) {
         self.book().at_death = Some(Box::new(what));
     }
 
-    /// Whether the call that was to go wrong was made.
+    /// Whether the fault was hit.
     pub fn fired(&self) -> bool {
         self.book().fired
     }
@@ -141,12 +144,13 @@ impl Faults {
         self.book().dead
     }
 
-    /// The calls since counting began, in order, by their names in the trait.
+    /// The names of the calls since counting began, in order.
     pub fn calls(&self) -> Vec<&'static str> {
         self.book().calls.clone()
     }
 
-    /// The limits of the calls that pin memory since counting began: the start of a domain, and each host device that is plugged in.
+    /// The limits of the calls since counting began that pin memory: the start of a domain, and each host device that
+    /// is plugged in.
     pub fn limits(&self) -> Vec<Duration> {
         self.book().limits.clone()
     }
@@ -156,7 +160,7 @@ impl Faults {
         self.book().calls.iter().filter(|call| **call == name).count()
     }
 
-    /// Counts the call, and returns its fault.
+    /// Counts the call and returns its fault.
     fn enter(&self, name: &'static str) -> Result<Option<Fault>, LibvirtError> {
         let mut book = self.book();
         if book.dead {
@@ -190,7 +194,7 @@ impl Faults {
         Self::unwind()
     }
 
-    /// Without a message; and not from a destructor that runs because of it already.
+    /// Unwinds without a message, but not from a destructor that already runs because of it.
     fn unwind<T>() -> Result<T, LibvirtError> {
         if thread::panicking() {
             return Err(LibvirtError::new(LibvirtErrorKind::Unreachable, 0, "this process is dead"));
@@ -219,7 +223,7 @@ impl Faults {
         }
     }
 
-    /// A call that takes long: the process may die while libvirtd goes on with it.
+    /// A call that takes long. The process may die while libvirtd works on it.
     fn long_call(
         &self,
         name: &'static str,

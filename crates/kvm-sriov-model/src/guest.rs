@@ -1,39 +1,38 @@
-//! What a guest, and QEMU's hot-plug controller in front of it, do with a request to release a device.
+//! How a guest, and QEMU's hot-plug controller, handle a request to release a device.
 
 use std::time::Duration;
 
-/// How long a guest takes that answers, if nothing else is said.
-pub const ANSWER: Duration = Duration::from_millis(5);
+/// How long a guest takes to answer by default.
+pub(super) const ANSWER: Duration = Duration::from_millis(5);
 
-/// Two presses of a slot's button within this time are one too many.
+/// A second press of a slot's button within this time takes the first one back.
 ///
 /// # Source
-/// Linux `drivers/pci/hotplug/pciehp_ctrl.c`: the button is acted upon 5 s after it was pressed, and a second press in
-/// this time takes the first one back.
-pub const PRESS: Duration = Duration::from_secs(5);
+/// Linux `drivers/pci/hotplug/pciehp_ctrl.c`: Linux carries a press out after 5 s.
+pub(super) const PRESS: Duration = Duration::from_secs(5);
 
-/// What a guest does when it is asked. One that is paused hears at its resume.
+/// How a guest handles requests. A paused guest handles them at its resume. The default answers after 5 ms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Guest {
     /// It releases every device after this time, and powers off when asked.
     Answers(Duration),
-    /// It never hears. What it was asked for is carried out by a reset all the same (ACPI only).
+    /// It handles no request. With ACPI, a reset carries out the requests all the same.
     Silent,
-    /// Its slots blink for this many requests, which QEMU refuses; then it answers.
+    /// QEMU refuses this many requests, because the slots blink. Then the guest answers after 5 ms.
     Busy(usize),
-    /// It is so fast that the device has gone, and the event come, before the call returns.
+    /// It releases a device, and the event is sent, before the call returns.
     EventBeforeReturn,
-    /// It is still booting: it hears nothing, and forgets what it was asked until [`Model::boots`](super::Model::boots).
-    /// ACPI then carries it out together with the next request or plug.
+    /// It is still booting and handles no request until [`Model::finish_boot`](super::Model::finish_boot). ACPI then
+    /// carries out the requests together with the next request or plug.
     InFirmware,
-    /// It says that it does not release the device (pSeries).
+    /// It reports that it does not release the device (pSeries).
     RemovalFailed,
-    /// It answers, but never for the device with this alias.
+    /// It answers after 5 ms, but never for the device with this alias.
     Refuses(String),
 }
 
 impl Guest {
-    /// How long it takes to release this device; `None` when it does not.
+    /// How long it takes to release this device; `None` if it does not release it.
     pub(super) fn releases(&self, alias: &str) -> Option<Duration> {
         match self {
             Self::Answers(after) => Some(*after),
@@ -44,7 +43,7 @@ impl Guest {
         }
     }
 
-    /// How long it takes to power off; `None` when it does not hear the button.
+    /// How long it takes to power off; `None` if it ignores the power button.
     pub(super) fn powers_off(&self) -> Option<Duration> {
         match self {
             Self::Silent | Self::InFirmware => None,
@@ -60,28 +59,28 @@ impl Default for Guest {
     }
 }
 
-/// What QEMU's controller does with a second request for a device whose first one is not answered.
+/// How QEMU's controller handles a second request for a device, while the guest has not carried out the first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Hotplug {
-    /// The guest is told again.
+    /// It repeats the request to the guest.
     ///
     /// # Source
     /// QEMU 8.1 and later, `hw/acpi/pcihp.c`: a pending request expires after a millisecond.
     #[default]
     Acpi,
-    /// It is refused: "already in the process of unplug".
+    /// It refuses it: "already in the process of unplug".
     ///
     /// # Source
     /// QEMU 6.1 to 8.0: a pending request never expires.
     AcpiOnce,
-    /// It is refused within [`PRESS`]: "already in the process of unplug". Later it is a new request.
+    /// It refuses it within 5 s: "already in the process of unplug". Later it is a new request.
     ///
     /// # Source
     /// QEMU `hw/pci/pcie.c`.
     Native,
-    /// It takes the first one back within [`PRESS`]: the device stays.
+    /// Within 5 s it takes the first request back: the device stays. Later it is a new request.
     ///
     /// # Source
-    /// QEMU before 6.2, which presses the button at every request.
+    /// QEMU before 6.2 presses the button at every request.
     NativeCancels,
 }

@@ -1,4 +1,4 @@
-//! A host of kvm-sriov around a model: its files in a directory of its own, its kernel made of directories.
+//! A host around a [`Model`]: its configuration, maps, claims and PCI devices are files in a temporary directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,28 +20,31 @@ use tempfile::TempDir;
 use super::Model;
 use super::faults::{Faults, Killed};
 
-/// The roots of a model host.
+/// The roots of a model host, each with a map.
 pub const ROOTS: [&str; 2] = ["ib0", "ib1"];
 
-/// The bridges of a model host, the dummies' last.
+/// The bridges of a model host. The last one is the dummies'.
 const BRIDGES: [&str; 2] = ["br0", "dummy_br"];
 
-/// A model host.
+/// A host whose libvirtd is a [`Model`]. [`host`](Self::host) gives the [`Host`] that a program uses.
+///
+/// Its roots `ib0` and `ib1` have a map each. Its configuration has a dummy bridge and prefix, and limits of a few
+/// seconds.
 pub struct ModelHost {
     dir: TempDir,
-    /// Where the directories of VMs are; the same on hosts with shared storage.
+    /// The directory with the directories of VMs. Hosts with shared storage have the same.
     datastore: PathBuf,
     model: Model,
     faults: Arc<Faults>,
-    photograph: Arc<Mutex<Option<Photograph>>>,
+    at_death: Arc<Mutex<Option<SavedFiles>>>,
 }
 
-/// How an action ended.
+/// How an action ended, see [`ModelHost::run`].
 #[derive(Debug)]
 pub enum Ended<T> {
-    /// It returned.
+    /// It returned this.
     With(T),
-    /// Its process died. What it held is free, its files are as they were in that moment.
+    /// Its process died. Its locks are free, and its files are as they were at that moment.
     Killed,
 }
 
@@ -52,7 +55,7 @@ impl Default for ModelHost {
 }
 
 impl ModelHost {
-    /// A host with this many VFs on each root.
+    /// A host with this many VFs on each root. The default has 4.
     pub fn with_vfs(number: usize) -> Self {
         let dir = temporary();
         let datastore = dir.path().join("datastores/0");
@@ -60,7 +63,7 @@ impl ModelHost {
         Self::around(dir, datastore, model, 0x07, number)
     }
 
-    /// A second host in the same world, with as many VFs at other addresses and the same storage.
+    /// One more host in the same world, with this many VFs at other addresses and the same storage.
     pub fn beside(&self, name: &str, number: usize) -> Self {
         let dir = temporary();
         let model = self.model.beside(name, Sysfs::at(dir.path().join("root")));
@@ -69,7 +72,7 @@ impl ModelHost {
 
     fn around(dir: TempDir, datastore: PathBuf, model: Model, bus: u8, number: usize) -> Self {
         let faults = Arc::new(Faults::around(Arc::new(model.clone())));
-        let host = Self { dir, datastore, model, faults, photograph: Arc::default() };
+        let host = Self { dir, datastore, model, faults, at_death: Arc::default() };
         let maps = host.at("maps");
         fs::create_dir_all(&maps).unwrap();
         fs::create_dir_all(&host.datastore).unwrap();
@@ -89,9 +92,9 @@ impl ModelHost {
         fs::create_dir_all(host.at("root/proc")).unwrap();
         fs::write(host.at("root/proc/meminfo"), "MemAvailable: 4194304 kB\n").unwrap();
         host.set_kvmrc("");
-        let (photograph, places) = (Arc::clone(&host.photograph), host.kept());
-        host.faults.at_death(move || {
-            *photograph.lock().unwrap() = Some(Photograph::take(&places));
+        let (at_death, places) = (Arc::clone(&host.at_death), host.kept());
+        host.faults.on_death(move || {
+            *at_death.lock().unwrap() = Some(SavedFiles::take(&places));
         });
         host
     }
@@ -104,12 +107,12 @@ impl ModelHost {
         self.at("root/sys/bus/pci/devices").join(vf.to_string())
     }
 
-    /// What a process leaves behind when it dies.
+    /// The directories whose files a process leaves behind when it dies.
     fn kept(&self) -> Vec<PathBuf> {
         vec![self.at("state"), self.datastore.clone()]
     }
 
-    /// Writes kvmrc, with these lines besides what every VM with VFs needs; the times are short.
+    /// Writes kvmrc: what VMs with VFs need, short limits, and then these lines, which win.
     pub fn set_kvmrc(&self, lines: &str) {
         let state = self.at("state");
         let text = format!(
@@ -121,7 +124,8 @@ impl ModelHost {
         fs::write(self.at("kvmrc"), text).unwrap();
     }
 
-    /// Makes a block device `/dev/dm-<number>` with this content, and a link in `/dev` to it, such as `vg-one-0/lv-one-42-0`.
+    /// Makes a block device `/dev/dm-<number>` with this content, and a link in `/dev` to it, such as
+    /// `vg-one-0/lv-one-42-0`.
     ///
     /// * returns its node
     pub fn volume(&self, name: &str, number: u32, content: &[u8]) -> PathBuf {
@@ -135,7 +139,7 @@ impl ModelHost {
         node
     }
 
-    /// Has this many huge pages of 2 MiB free on a NUMA node; those of the host are those of all nodes.
+    /// Sets how many huge pages of 2 MiB are free on each NUMA node. The host has the sum of them.
     pub fn set_huge_pages(&self, nodes: &[u64]) {
         let write = |dir: &Path, number: u64| {
             let dir = dir.join("hugepages/hugepages-2048kB");
@@ -148,7 +152,7 @@ impl ModelHost {
         }
     }
 
-    /// The host as a process sees it that starts now.
+    /// The host, as a process opens it that starts now.
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
         let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
@@ -157,11 +161,11 @@ impl ModelHost {
             .with_run_dir(self.run_dir())
     }
 
-    /// Starts a domain without VFs, whose guest answers at once. VFs are plugged in with
+    /// Starts a domain without VFs, whose guest answers. VFs are plugged in with
     /// [`Host::plug`](kvm_sriov::Host::plug).
     ///
     /// # Errors
-    /// libvirt's, such as a domain of that name that runs already, or an armed fault.
+    /// A domain of this name runs already.
     pub fn start_domain(&self, name: &str) -> Result<DomainRef, LibvirtError> {
         let xml = format!(
             "<domain type='kvm'><name>{name}</name><memory unit='MiB'>512</memory><vcpu>1</vcpu>\
@@ -170,22 +174,22 @@ impl ModelHost {
         self.model.create(&xml, Duration::from_secs(10))
     }
 
-    /// In place of OpenNebula's `/var/run/one`.
+    /// The directory that stands for OpenNebula's `/var/run/one`.
     pub fn run_dir(&self) -> PathBuf {
         self.at("run")
     }
 
-    /// Its libvirtd, without faults.
+    /// Its libvirtd. A call through it has no fault and is not counted.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// The faults between its processes and its libvirtd.
+    /// The faults of the calls that its processes make to libvirtd.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
 
-    /// The state directory.
+    /// The directory of the claims.
     pub fn state_dir(&self) -> PathBuf {
         self.at("state")
     }
@@ -201,23 +205,23 @@ impl ModelHost {
         fs::write(self.at("maps").join(root), lines.concat()).unwrap();
     }
 
-    /// Writes a file in place of a map.
+    /// Writes this text into the map of a root.
     pub fn write_map(&self, root: &str, text: &str) {
         fs::write(self.at("maps").join(root), text).unwrap();
     }
 
-    /// The host has a PCI function that is not a VF.
+    /// Adds a PCI function that is not a VF.
     pub fn add_other_function(&self, address: PciAddress) {
         fs::create_dir_all(self.device(address)).unwrap();
     }
 
-    /// The map of a root is gone.
-    pub fn loses_map(&self, root: &str) {
+    /// Removes the map of a root.
+    pub fn remove_map(&self, root: &str) {
         fs::remove_file(self.at("maps").join(root)).unwrap();
     }
 
-    /// A VF vanishes from the host.
-    pub fn vanishes(&self, vf: PciAddress) {
+    /// Removes a VF from the host.
+    pub fn remove_vf(&self, vf: PciAddress) {
         fs::remove_dir_all(self.device(vf)).unwrap();
     }
 
@@ -231,32 +235,32 @@ impl ModelHost {
         &self.datastore
     }
 
-    /// A domain that runs here.
+    /// A running domain of this host.
     pub fn domain(&self, name: &str) -> Option<LiveDomain> {
         let domain = self.model.find(&name.parse().unwrap()).unwrap()?;
         Some(LiveDomain::parse(&self.model.live_xml(&domain).unwrap()?).unwrap())
     }
 
-    /// The claim files by their names `<root>/<index>`, and what they say.
+    /// The claim files: names `<root>/<index>` and contents.
     pub fn claims(&self) -> BTreeMap<String, String> {
-        let files = Photograph::take(&[self.at("state")]);
+        let files = SavedFiles::take(&[self.at("state")]);
         let state = self.at("state");
         let name = |path: &Path| path.strip_prefix(&state).unwrap().display().to_string();
         let claims = files.files.into_iter().filter(|(path, _)| !name(path).starts_with(".locks/"));
         claims.map(|(path, bytes)| (name(&path), String::from_utf8(bytes).unwrap())).collect()
     }
 
-    /// The files in the directories of VMs that are no deployment files, and what they hold.
+    /// The files in the directories of VMs except deployment files: paths and contents.
     pub fn vm_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut files = Photograph::take(std::slice::from_ref(&self.datastore)).files;
+        let mut files = SavedFiles::take(std::slice::from_ref(&self.datastore)).files;
         files.retain(|path, _| !path.file_name().unwrap().to_string_lossy().starts_with("deployment."));
         files
     }
 
-    /// Runs an action to its end, or to the death of its process by an armed fault.
+    /// Runs an action as a process of its own, to its end or to its death by an armed [`Fault`](super::faults::Fault).
     pub fn run<T>(&self, action: impl FnOnce() -> T) -> Ended<T> {
         let ended = catch_unwind(AssertUnwindSafe(action));
-        // Another thread of it may have been the one that died.
+        // The fault may have hit another thread of the action.
         if !self.faults.is_dead() {
             return ended.map_or_else(|payload| resume_unwind(payload), Ended::With);
         }
@@ -265,16 +269,16 @@ impl ModelHost {
                 resume_unwind(payload);
             }
         }
-        self.photograph.lock().unwrap().take().unwrap().restore(&self.kept());
-        self.bury();
+        self.at_death.lock().unwrap().take().unwrap().restore(&self.kept());
+        self.end_process();
         self.faults.disarm();
         Ended::Killed
     }
 
-    /// Reconciles; again as long as a VM was passed over because its lock was held.
+    /// Reconciles. Repeats this while the lock of a VM is held, at most 5 s.
     ///
-    /// Another test of this process may have started a program: until that has begun it holds a copy of every open file, locks
-    /// of other hosts too.
+    /// Another test of this process may have just started a program. Until the program runs, it holds a copy of every
+    /// open file, including locks on other model hosts.
     ///
     /// # Errors
     /// As [`reconcile`].
@@ -291,7 +295,7 @@ impl ModelHost {
         }
     }
 
-    /// Whether a VM that claims VFs is not in the report.
+    /// Whether a VM that claims VFs is missing in the report.
     fn passed_over(&self, report: &Report) -> bool {
         let store = self.host().existing_claims().unwrap();
         let claimants = store.map(|store| store.claimants().unwrap()).unwrap_or_default();
@@ -299,8 +303,8 @@ impl ModelHost {
         report.problems.is_empty() && claimants.iter().any(|claimant| !reported(&claimant.owner))
     }
 
-    /// The process of the last action has ended: claims that name this one name one that ended long ago.
-    pub fn bury(&self) {
+    /// Ends the process of the last action: claims that name this process as their holder name an ended one afterwards.
+    pub fn end_process(&self) {
         let alive = format!("\nholder={} ", std::process::id());
         for (name, text) in self.claims() {
             if let Some((before, after)) = text.split_once(&alive) {
@@ -311,7 +315,7 @@ impl ModelHost {
     }
 }
 
-/// A directory in memory if there is one: claims are synced to the disk one by one.
+/// A directory in memory if possible: claims are synced to the disk one by one.
 fn temporary() -> TempDir {
     let shm = Path::new("/dev/shm");
     let builder = || tempfile::Builder::new();
@@ -320,12 +324,13 @@ fn temporary() -> TempDir {
 
 /// All files below some directories.
 ///
-/// A thread that unwinds runs destructors, which a process that is killed does not: what they did to files is taken back.
-pub(super) struct Photograph {
+/// A thread that unwinds runs destructors, a killed process does not. So the files are put back as they were at the
+/// death.
+pub(super) struct SavedFiles {
     pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-impl Photograph {
+impl SavedFiles {
     pub(super) fn take(places: &[PathBuf]) -> Self {
         let mut files = BTreeMap::new();
         for place in places {
@@ -339,7 +344,7 @@ impl Photograph {
         for path in entries.map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 Self::read(&path, files);
-            // A link to a device of the model's leads nowhere here.
+            // A link to a device of the model has no target in this tree.
             } else if path.exists() {
                 files.insert(path.clone(), fs::read(&path).unwrap());
             }

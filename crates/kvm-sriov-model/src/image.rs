@@ -1,4 +1,4 @@
-//! Save images on disk, as far as others look into them: libvirt's header and the domain's XML.
+//! Save images on disk, as far as others read them: libvirt's header and the domain's XML.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use kvm_sriov::libvirt::LibvirtError;
 
 use super::refusal;
 
-/// How a save image begins.
+/// The first bytes of a complete save image.
 ///
 /// # Source
 /// libvirt's `qemu_saveimage.h`.
 const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
 
-/// How it begins until all of it is written.
+/// The first bytes of a save image that is being written.
 const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
 
 /// The header: the magic, five numbers and room for fourteen more, each of four bytes.
@@ -22,31 +22,31 @@ const HEADER: usize = 16 + 19 * 4;
 
 /// A domain in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
+pub(super) struct Image {
     /// Its XML.
-    pub xml: String,
+    pub(super) xml: String,
     /// Whether its CPUs ran.
-    pub ran: bool,
-    /// Which of the memories of this VM it is.
-    pub memory: Memory,
+    pub(super) ran: bool,
+    /// Its memory.
+    pub(super) memory: Memory,
 }
 
-/// A state of a VM's memory: there is one newest, and only that may run.
+/// One state of a VM's memory. Only the newest one may run.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Memory {
+pub(super) struct Memory {
     /// The VM.
-    pub uuid: DomainUuid,
-    /// Counts up whenever its CPUs start.
-    pub number: u64,
+    pub(super) uuid: DomainUuid,
+    /// Grows whenever the CPUs start with a memory that was handed over.
+    pub(super) number: u64,
 }
 
 impl Image {
-    /// Writes it into a file, which stays marked as incomplete.
+    /// Writes it into a file that is marked as incomplete.
     pub(super) fn begin(&self, file: &Path) -> Result<(), LibvirtError> {
         self.write(file, PARTIAL)
     }
 
-    /// Marks it as complete.
+    /// Marks the file as complete.
     pub(super) fn finish(&self, file: &Path) -> Result<(), LibvirtError> {
         self.write(file, COMPLETE)
     }
@@ -68,8 +68,8 @@ impl Image {
     /// Reads a file.
     ///
     /// # Errors
-    /// It is no save image, or an incomplete one.
-    pub fn read(file: &Path) -> Result<Self, LibvirtError> {
+    /// The file is no save image, or an incomplete one.
+    pub(super) fn read(file: &Path) -> Result<Self, LibvirtError> {
         let bytes = fs::read(file)
             .map_err(|error| refusal::system(format!("Failed to open file '{}': {error}", file.display())))?;
         let short = || refusal::failed("failed to read qemu header");

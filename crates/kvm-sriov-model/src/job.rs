@@ -1,4 +1,4 @@
-//! What takes time and moves a domain: save, restore, migration.
+//! The calls that copy a domain and take time: save, restore, migration.
 
 use std::path::Path;
 use std::sync::MutexGuard;
@@ -16,7 +16,7 @@ use super::world::{Daemon, Work, World};
 /// How long a copy takes, of memory or of a disk.
 pub(super) const COPY: Duration = Duration::from_millis(3);
 
-/// A copy that hangs for so long was forgotten by its test, which would wait for ever.
+/// After this time a copy that hangs ends the test, which would wait for ever.
 const FOR_EVER: Duration = Duration::from_secs(120);
 
 /// How a save, a migration or a return to a snapshot goes.
@@ -25,31 +25,33 @@ pub enum Course {
     /// It succeeds.
     #[default]
     Works,
-    /// It copies for ever, until it is aborted, the domain or libvirtd ends, or [`Model::let_go`].
+    /// It copies for ever, until it is aborted, the domain or libvirtd ends, or [`Model::release_copies`].
     Hangs,
-    /// It fails in the middle; a save or a migration lets the domain run on, a return to a snapshot ends it.
+    /// It fails in the middle. After a save or a migration the domain runs on; a return to a snapshot ends it.
     Fails,
-    /// A save's caller is cut off, and the save goes on whatever is asked, until the domain ends: QEMU stands still.
+    /// QEMU hangs: the caller of a save is cut off, and the save can't be aborted. It lasts until the domain ends.
     StandsStill,
     /// The destination refuses before anything is copied.
     RefusedThere,
-    /// Everything is copied, and the destination can't run it: the domain runs on here.
+    /// Everything is copied, but the destination can't run the domain: it runs on at the source.
     FailsAtTheEnd,
-    /// Everything is copied, and the destination does not say whether the domain runs there: it stays paused here.
+    /// Everything is copied, but the destination does not report whether the domain runs there: it stays paused at the
+    /// source.
     InDoubt {
-        /// Whether it is there; it runs there, unless the move is one that leaves it paused.
+        /// Whether the domain is at the destination. It runs there, unless the migration leaves it paused.
         runs_there: bool,
     },
-    /// The answer of one phase of a migration is lost, and libvirt's client does what it does then.
+    /// The answer of one phase of a migration is lost, and libvirt's client reacts to that.
     AnswerLost {
-        /// Which one.
+        /// The phase.
         phase: Phase,
-        /// Whether the request had arrived.
+        /// Whether the request of this phase arrived.
         arrives: bool,
     },
 }
 
-/// The phases of libvirt's migration that its client drives, in their order: the first, third and last at the source.
+/// The phases of a migration in the order in which libvirt's client drives them. `Begin`, `Perform` and `Confirm` run
+/// at the source, the others at the destination.
 ///
 /// # Source
 /// libvirt `src/libvirt-domain.c`, `virDomainMigrateVersion3Full`.
@@ -59,16 +61,16 @@ pub enum Phase {
     Begin,
     /// The destination starts a QEMU that waits for memory.
     Prepare,
-    /// The source sends everything and stops.
+    /// The source sends the memory and stops the CPUs.
     Perform,
-    /// The destination lets the domain run, or leaves it paused if it was asked to.
+    /// The destination starts the CPUs, unless the migration leaves the domain paused.
     Finish,
-    /// The source ends the domain, or lets it run again when the phase before failed.
+    /// The source ends the domain, or starts its CPUs again when `Finish` failed.
     Confirm,
 }
 
 impl Phase {
-    /// All of them.
+    /// All phases in their order.
     pub const ALL: [Self; 5] = [Self::Begin, Self::Prepare, Self::Perform, Self::Finish, Self::Confirm];
 }
 
@@ -83,7 +85,7 @@ enum End {
     CutOff,
 }
 
-/// A copy under way.
+/// A running copy.
 struct Copy<'a> {
     model: &'a Model,
     uuid: &'a DomainUuid,
@@ -102,7 +104,7 @@ impl Copy<'_> {
     fn end(&self, world: &World, begin: Instant) -> Option<End> {
         let site = &world.sites[self.model.site];
         let lost = self.there.is_some_and(|(there, id)| {
-            // A destination that was turned off says nothing; its end is not seen here.
+            // A destination without power reports nothing: the source does not see that the domain ended there.
             world.sites[there].daemon != Daemon::Stopped && !Self::is(world, there, self.uuid, id)
         });
         if site.ends != self.ends {
@@ -115,7 +117,7 @@ impl Copy<'_> {
             return Some(End::Aborted);
         }
         match self.course {
-            Course::Hangs if !site.let_go => None,
+            Course::Hangs if !site.copies_released => None,
             _ if self.there.is_some_and(|(there, _)| world.sites[there].daemon == Daemon::Stopped) => None,
             _ if begin.elapsed() < COPY => None,
             Course::Fails => Some(End::Failed),
@@ -139,7 +141,7 @@ impl Copy<'_> {
 }
 
 impl World {
-    /// What libvirt does not let out of a host.
+    /// Refuses to save or migrate a domain as libvirt does: with a block job, or with a device of the host.
     pub(super) fn can_leave(&mut self, site: usize, uuid: &DomainUuid) -> Result<(), LibvirtError> {
         let domain = self.sites[site].changeable(uuid)?;
         if !domain.copies.is_empty() {
@@ -163,7 +165,7 @@ impl World {
         std::mem::take(&mut self.sites[site].course)
     }
 
-    /// Ends a job; a domain that ran before it, and is paused for it, runs again if `runs`.
+    /// Ends a job. With `runs`, the CPUs that stopped for it start again.
     fn finish(&mut self, site: usize, uuid: &DomainUuid, runs: bool) {
         let Some(domain) = self.sites[site].domain_mut(uuid) else { return };
         domain.job = None;
@@ -221,7 +223,7 @@ impl Model {
             End::CutOff => Err(refusal::cut_off()),
         };
         if result.is_err() {
-            // libvirtd aborts a save that it finds when it starts.
+            // libvirtd aborts a save that it finds at its start.
             world.finish(self.site, uuid, ran);
         }
         self.shared.changed();
@@ -239,7 +241,7 @@ impl Model {
         let site = &mut world.sites[self.site];
         site.is_new(&definition)?;
         if let Some(address) = definition.host_addresses().next() {
-            // QEMU finds no state of the device in the image.
+            // The image holds no state for the device.
             let text = format!("qemu unexpectedly closed the monitor: vfio {address}: load of migration failed");
             return Err(refusal::internal(text));
         }
@@ -274,7 +276,7 @@ impl Model {
             _ => None,
         };
         if let Some((Phase::Begin, _)) | Some((Phase::Prepare, false)) = lost {
-            // The source knows nothing of a move yet, or forgets it with the connection.
+            // The source does not know of the migration yet, or drops it with the connection.
             return Err(self.loses(world));
         }
         world.sites[there].is_new(&definition)?;
@@ -289,7 +291,7 @@ impl Model {
         }
         world.begin(there, uuid, JobKind::MigrationIn, "MigratePrepare3Params");
         if let Some((Phase::Prepare, true)) = lost {
-            // A QEMU that waits ends with the connection that it was asked for on.
+            // The waiting QEMU ends with the connection over which it was requested.
             let (uuid, id) = (uuid.clone(), incoming.id.unwrap_or_default());
             world.later(COPY, move |world| {
                 if Copy::is(world, there, &uuid, id) {
@@ -316,7 +318,7 @@ impl Model {
                 return Err(self.loses(world));
             }
             (End::Copied, Course::AnswerLost { phase: Phase::Perform, .. }) => {
-                // The destination is told that it failed, and the source's libvirtd does not know what it was told.
+                // The client tells the destination that the phase failed. The source's libvirtd does not learn that.
                 world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
                 world.finish(self.site, uuid, false);
                 world.end(there, uuid);
@@ -329,7 +331,8 @@ impl Model {
                 } else {
                     world.end(there, uuid);
                 }
-                // "If ddomain is NULL, then we were unable to start the guest on the target, and must restart on the source."
+                // "If ddomain is NULL, then we were unable to start the guest on the target, and must restart on the
+                // source."
                 world.finish(self.site, uuid, ran);
                 return Err(self.loses(world));
             }
@@ -342,7 +345,7 @@ impl Model {
                 } else {
                     world.finish(self.site, uuid, false);
                 }
-                // Its failure is a line in libvirt's log.
+                // libvirt only logs a failure of this phase.
                 drop(self.loses(world));
                 return Ok(());
             }
@@ -385,9 +388,9 @@ impl Model {
 }
 
 impl Model {
-    /// An answer is lost: what a test does at this moment is done.
+    /// An answer is lost: calls what the test set for this moment.
     fn loses(&self, mut world: MutexGuard<'_, World>) -> LibvirtError {
-        let what = world.sites[self.site].at_loss.take();
+        let what = world.sites[self.site].on_lost_answer.take();
         drop(world);
         self.shared.changed();
         if let Some(what) = what {
@@ -398,7 +401,7 @@ impl Model {
 }
 
 impl World {
-    /// The host that an address such as `qemu+ssh://host2/system` names.
+    /// The host in an address such as `qemu+ssh://host2/system`.
     fn destination(&self, uri: &str) -> Result<usize, LibvirtError> {
         let authority = uri.split_once("://").map_or(uri, |(_, rest)| rest).split('/').next().unwrap_or_default();
         let host = authority.rsplit('@').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! libvirt's errors: number and text as `virErrorMsg` puts them together. The library itself sorts them.
+//! libvirt's errors: number and text as `virErrorMsg` forms them. The library classifies them itself.
 
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind};
 
@@ -27,7 +27,7 @@ pub(super) fn xml(text: impl AsRef<str>) -> LibvirtError {
     other(27, format!("XML error: {}", text.as_ref()))
 }
 
-/// A system call failed: the text has the kernel's reason in it.
+/// A system call failed. The text contains the kernel's reason.
 pub(super) fn system(text: impl Into<String>) -> LibvirtError {
     other(38, text.into())
 }
@@ -44,7 +44,7 @@ pub(super) fn unsupported(text: impl AsRef<str>) -> LibvirtError {
     other(67, format!("unsupported configuration: {}", text.as_ref()))
 }
 
-/// Another job has the domain, and had it for the 30 s that libvirt waits.
+/// Another job has held the domain for the 30 s that libvirt waits.
 pub(super) fn locked(job: &str) -> LibvirtError {
     let text = format!(
         "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomain{job})"
@@ -52,7 +52,7 @@ pub(super) fn locked(job: &str) -> LibvirtError {
     other(68, text)
 }
 
-/// The guest has not let go of a CPU in the 5 s that libvirt waits.
+/// The guest has not released a CPU within the 5 s that libvirt waits.
 pub(super) fn kept_vcpu() -> LibvirtError {
     let text = "vcpu unplug request timed out. Unplug result must be manually inspected in the domain";
     other(68, format!("Timed out during operation: {text}"))
@@ -74,7 +74,7 @@ pub(super) fn no_disk(disk: &str) -> LibvirtError {
     argument(format!("invalid path {disk} not assigned to domain"))
 }
 
-/// A disk is being copied, and can have only one job.
+/// The disk is being copied, and a disk can have only one job.
 pub(super) fn copy_runs(disk: &str) -> LibvirtError {
     other(83, format!("block copy still active: disk '{disk}' already in active block job"))
 }
@@ -87,17 +87,17 @@ pub(super) fn copy_not_ready(disk: &str) -> LibvirtError {
     other(83, format!("block copy still active: disk '{disk}' not ready for pivot yet"))
 }
 
-/// A device that is named by its alias: an internal error (virDomainDefFindDevice).
+/// No device has this alias: libvirt reports an internal error (virDomainDefFindDevice).
 pub(super) fn no_alias(alias: &str) -> LibvirtError {
     internal(format!("no device found with alias {alias}"))
 }
 
-/// A device that is described by its XML.
+/// No device matches this XML.
 pub(super) fn no_device(what: &str) -> LibvirtError {
     other(99, format!("device not found: {what} not found"))
 }
 
-/// The connection broke while a call was under way, or can't be opened again yet.
+/// The connection broke during a call, or can't be opened again yet.
 pub(super) fn cut_off() -> LibvirtError {
     LibvirtError::new(LibvirtErrorKind::Disconnected, 38, "Cannot recv data: Connection reset by peer")
 }

@@ -1,4 +1,4 @@
-//! Guest addresses, as libvirt hands them out: from below, what is asked for first.
+//! Guest addresses as libvirt assigns them: requested ones first, then the lowest free ones.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ impl Machine {
         }
     }
 
-    /// Gives every device of a domain that starts its address; root ports that lack are added.
+    /// Assigns an address to every device of a domain that starts, and adds missing root ports.
     pub(super) fn place_all(self, devices: &mut Vec<Element>) -> Result<(), LibvirtError> {
         number_ports(devices);
         let mut used = BTreeSet::new();
@@ -35,7 +35,7 @@ impl Machine {
                 return Err(refusal::xml(format!("Attempted double use of PCI Address {address}")));
             }
         }
-        // libvirt's order, which decides who gets the lower addresses.
+        // libvirt's order decides which device gets the lower addresses.
         for kind in ["video", "interface", "controller", "disk", "hostdev", ""] {
             for index in 0..devices.len() {
                 let device = &devices[index];
@@ -51,7 +51,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Gives a device that is plugged in its address, or checks the one that it asks for.
+    /// Assigns an address to a device that is plugged in, or checks the requested one.
     pub(super) fn place(self, devices: &[Element], device: &mut Element) -> Result<(), LibvirtError> {
         if !needs_address(device) {
             return Ok(());
@@ -83,14 +83,14 @@ impl Machine {
     fn free(self, devices: &[Element]) -> Option<PciAddress> {
         let used: BTreeSet<_> = devices.iter().filter_map(Element::guest_address).collect();
         let candidates: Vec<PciAddress> = match self {
-            // The slot before these is the display's, whether there is one or not.
+            // Slot 2 is reserved for the display, even without one.
             Self::Pc => (3..0x20).map(|slot| address(0, slot)).collect(),
             Self::Q35 => ports(devices).collect::<BTreeSet<_>>().into_iter().map(|bus| address(bus, 0)).collect(),
         };
         candidates.into_iter().find(|candidate| !used.contains(candidate))
     }
 
-    /// Where a device goes that is not hot-plugged.
+    /// The address of a device that is never hot-plugged.
     fn built_in(self, device: &Element, devices: &[Element]) -> Option<PciAddress> {
         let slots = match (self, device.name(), device.attribute("type")) {
             (Self::Pc, "video", _) => 2..3,
@@ -114,7 +114,7 @@ fn index(controller: &Element) -> Option<u8> {
     number(controller.attribute("index")?)?.try_into().ok()
 }
 
-/// The buses behind the root ports.
+/// The numbers of the buses behind the root ports.
 fn ports(devices: &[Element]) -> impl Iterator<Item = u8> {
     let is_port = |device: &&Element| is_pci_controller(device) && device.attribute("model") == Some("pcie-root-port");
     devices.iter().filter(is_port).filter_map(index)

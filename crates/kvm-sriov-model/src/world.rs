@@ -1,4 +1,4 @@
-//! What is true on all model hosts: one state under one lock, as the real world is one.
+//! The state of all model hosts of one world, under one lock.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
@@ -17,7 +17,7 @@ use super::image::Memory;
 use super::job::{COPY, Course};
 use super::refusal;
 
-/// The lock, and what is told when something under it changed.
+/// The world, and who waits for a change in it.
 pub(super) struct Shared {
     world: Mutex<World>,
     changed: Condvar,
@@ -42,13 +42,13 @@ impl Shared {
     }
 }
 
-/// All model hosts.
+/// The model hosts that can reach each other.
 pub(super) struct World {
     pub(super) sites: Vec<Site>,
     /// The newest memory of every VM that ever ran.
     newest: BTreeMap<DomainUuid, u64>,
-    /// What must never happen and did.
-    pub(super) wrongs: Vec<String>,
+    /// What must never happen and did happen.
+    pub(super) violations: Vec<String>,
     tokens: u64,
     shared: Weak<Shared>,
 }
@@ -57,7 +57,7 @@ pub(super) struct World {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Daemon {
     Runs,
-    /// It has restarted: the next call finds its connection cut off.
+    /// It has restarted: the next call fails, because its connection is gone.
     Restarted,
     Stopped,
 }
@@ -74,20 +74,18 @@ pub(super) struct Site {
     pub(super) guests: BTreeMap<DomainName, Guest>,
     pub(super) hotplugs: BTreeMap<DomainName, Hotplug>,
     pub(super) refused: BTreeMap<PciAddress, String>,
-    /// How many more times udev does not give a vfio device to QEMU's user before QEMU opens it.
-    pub(super) too_late: BTreeMap<PciAddress, usize>,
+    /// For how many more attempts QEMU may not open the vfio device of a VF.
+    pub(super) udev_delays: BTreeMap<PciAddress, usize>,
     pub(super) course: Course,
-    /// Done when an answer of a migration is lost.
-    pub(super) at_loss: Option<Box<dyn FnOnce() + Send>>,
-    /// Whether copies that hang go on.
-    pub(super) let_go: bool,
+    /// Called when an answer of a migration is lost.
+    pub(super) on_lost_answer: Option<Box<dyn FnOnce() + Send>>,
+    /// Whether copies that hang go on ([`Course::Hangs`]).
+    pub(super) copies_released: bool,
     pub(super) completed: BTreeMap<DomainUuid, Job>,
-    /// How many more requests to destroy do not end a domain.
-    pub(super) stuck: usize,
     last_id: u32,
 }
 
-/// Who is told of a domain's events.
+/// A subscription to the events of one domain.
 pub(super) struct Watcher {
     pub(super) token: u64,
     pub(super) uuid: DomainUuid,
@@ -100,26 +98,26 @@ pub(super) struct Domain {
     pub(super) id: u32,
     pub(super) state: RunState,
     pub(super) job: Option<Work>,
-    /// Which of its VM's memories it has.
+    /// The number of its memory, see [`Memory`].
     pub(super) memory: u64,
-    /// Whether its CPUs have not run since its memory came from elsewhere.
+    /// Whether its memory came from a file or another host, and its CPUs have not run since.
     pub(super) fresh: bool,
     pub(super) guest: Guest,
     hotplug: Hotplug,
     requests: Vec<Request>,
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) current_snapshot: Option<String>,
-    /// The copies of its disks that run, by target.
+    /// The running copies of its disks, by target.
     pub(super) copies: BTreeMap<String, DiskCopy>,
-    /// How large those of its disks are that were resized, by target, in bytes.
+    /// The sizes of resized disks, by target, in bytes.
     pub(super) capacities: BTreeMap<String, u64>,
-    /// What its agent was told to run: program and arguments, until they end.
+    /// The commands that its agent runs: program and arguments, by process id.
     pub(super) commands: BTreeMap<u64, Vec<String>>,
 }
 
 /// A disk that is being copied.
 pub(super) struct DiskCopy {
-    /// The `<disk>` that it is copied into.
+    /// The `<disk>` element that it is copied into.
     pub(super) target: Element,
     pub(super) begun: Instant,
 }
@@ -133,12 +131,12 @@ impl DiskCopy {
 /// A job on a domain.
 pub(super) struct Work {
     pub(super) kind: JobKind,
-    /// libvirt's name of the call, for those who must wait.
+    /// libvirt's name of the call, for the error of a call that waits in vain.
     pub(super) call: &'static str,
     pub(super) aborted: bool,
 }
 
-/// A request to release a device that the guest has not answered.
+/// A request to release a device, which the guest has not carried out.
 struct Request {
     alias: String,
     token: u64,
@@ -155,7 +153,7 @@ pub(super) struct Snapshot {
 
 impl World {
     fn new(shared: Weak<Shared>) -> Self {
-        Self { sites: Vec::new(), newest: BTreeMap::new(), wrongs: Vec::new(), tokens: 0, shared }
+        Self { sites: Vec::new(), newest: BTreeMap::new(), violations: Vec::new(), tokens: 0, shared }
     }
 
     pub(super) fn token(&mut self) -> u64 {
@@ -163,7 +161,7 @@ impl World {
         self.tokens
     }
 
-    /// Changes the world after this time.
+    /// Makes this change after this time.
     pub(super) fn later(&self, after: Duration, change: impl FnOnce(&mut Self) + Send + 'static) {
         let shared = self.shared.clone();
         thread::spawn(move || {
@@ -175,7 +173,7 @@ impl World {
         });
     }
 
-    /// Lets the CPUs of a domain run.
+    /// Starts the CPUs of a domain.
     pub(super) fn start_cpus(&mut self, site: usize, uuid: &DomainUuid) {
         let elsewhere = self
             .sites
@@ -185,12 +183,12 @@ impl World {
         let newest = self.newest.entry(uuid.clone()).or_default();
         let Some(domain) = self.sites[site].domain_mut(uuid) else { return };
         if elsewhere {
-            self.wrongs.push(format!("the CPUs of {} run on two hosts", domain.definition.name));
+            self.violations.push(format!("the CPUs of {} run on two hosts", domain.definition.name));
         }
         if domain.memory != *newest {
-            self.wrongs.push(format!("{} runs with an old memory", domain.definition.name));
+            self.violations.push(format!("{} runs with an old memory", domain.definition.name));
         }
-        // One that had given its memory away has a newer one from now on.
+        // A domain that had handed its memory over has a newer one from now on.
         if domain.fresh || domain.state == RunState::PausedForMigration {
             *newest += 1;
             domain.memory = *newest;
@@ -210,7 +208,7 @@ impl World {
         }
     }
 
-    /// A memory that the VM has not had yet.
+    /// The number of a memory that the VM has not had yet.
     pub(super) fn new_memory(&mut self, uuid: &DomainUuid) -> u64 {
         let newest = self.newest.entry(uuid.clone()).or_default();
         *newest += 1;
@@ -260,7 +258,7 @@ impl World {
         Ok(())
     }
 
-    /// The guest is told of everything that it is asked for, if it hears.
+    /// Makes a guest that hears carry out its requests, each after its time.
     pub(super) fn hear(&mut self, site: usize, uuid: &DomainUuid) {
         let Some(domain) = self.sites[site].domain(uuid).filter(|domain| domain.hears()) else { return };
         let requests: Vec<(String, u64)> =
@@ -278,13 +276,13 @@ impl World {
         }
     }
 
-    /// The guest has released a device that it was asked for by this request.
+    /// The guest has released the device of this request.
     fn release(&mut self, site: usize, uuid: &DomainUuid, alias: &str, token: u64) {
         let there = &mut self.sites[site];
         let Some(domain) = there.domain_mut(uuid).filter(|domain| domain.state.runs()) else { return };
         if domain.forget(alias, token) {
             domain.definition.unplug(alias);
-            // Events of others come as well, and say nothing.
+            // An event of another device comes as well, which says nothing about this one.
             there.emit(uuid, &Event::DeviceRemoved("net99".into()));
             there.emit(uuid, &Event::DeviceRemoved(alias.to_owned()));
         }
@@ -297,7 +295,7 @@ impl World {
         }
     }
 
-    /// The guest begins anew. ACPI's controller carries out what was asked for; a native one forgets it.
+    /// The guest starts again. An ACPI controller carries out the requests, a native one drops them.
     ///
     /// # Source
     /// QEMU `hw/acpi/pcihp.c`: "Execute any pending removes during reset".
@@ -341,12 +339,11 @@ impl Site {
             guests: BTreeMap::new(),
             hotplugs: BTreeMap::new(),
             refused: BTreeMap::new(),
-            too_late: BTreeMap::new(),
+            udev_delays: BTreeMap::new(),
             course: Course::Works,
-            at_loss: None,
-            let_go: false,
+            on_lost_answer: None,
+            copies_released: false,
             completed: BTreeMap::new(),
-            stuck: 0,
             last_id: 0,
         }
     }
@@ -363,12 +360,12 @@ impl Site {
         self.domains.iter_mut().find(|domain| domain.definition.name.as_str() == name)
     }
 
-    /// The domain, which must be there.
+    /// The domain, or libvirt's error when it does not run.
     pub(super) fn existing(&mut self, uuid: &DomainUuid) -> Result<&mut Domain, LibvirtError> {
         self.domain_mut(uuid).ok_or_else(|| refusal::no_domain(uuid.as_str()))
     }
 
-    /// The domain, which must have no job: a job lets no change through.
+    /// The domain, or libvirt's error when it does not run or a job has it.
     pub(super) fn changeable(&mut self, uuid: &DomainUuid) -> Result<&mut Domain, LibvirtError> {
         let domain = self.existing(uuid)?;
         match &domain.job {
@@ -377,7 +374,7 @@ impl Site {
         }
     }
 
-    /// A domain must have a name and a UUID of its own.
+    /// Refuses a domain whose name or UUID another domain has.
     pub(super) fn is_new(&self, definition: &Definition) -> Result<(), LibvirtError> {
         let Definition { name, uuid, .. } = definition;
         match self
@@ -397,7 +394,7 @@ impl Site {
         }
     }
 
-    /// Whether a domain could get these devices.
+    /// Refuses devices that the host lacks, that another domain has, or that QEMU refuses.
     pub(super) fn can_have(&self, domain: &DomainName, devices: &[Element]) -> Result<(), LibvirtError> {
         let mut taken: BTreeMap<PciAddress, &DomainName> = BTreeMap::new();
         for other in &self.domains {
@@ -425,12 +422,12 @@ impl Site {
         Ok(())
     }
 
-    /// Whether QEMU may open the vfio device of this one.
+    /// Refuses a device whose vfio device QEMU may not open yet.
     ///
     /// # Source
     /// QEMU `hw/vfio/container.c`; the lab, with udev's queue stopped.
     pub(super) fn may_open(&mut self, device: &Element) -> Result<(), LibvirtError> {
-        let late = device.host_address().and_then(|address| Some((address, self.too_late.get_mut(&address)?)));
+        let late = device.host_address().and_then(|address| Some((address, self.udev_delays.get_mut(&address)?)));
         match late {
             Some((address, times)) if *times > 0 => {
                 *times -= 1;
@@ -441,7 +438,7 @@ impl Site {
         }
     }
 
-    /// Takes a domain in.
+    /// Adds a domain.
     pub(super) fn admit(&mut self, definition: Definition, state: RunState, memory: u64, fresh: bool) -> DomainRef {
         self.last_id += 1;
         let name = definition.name.clone();
@@ -466,7 +463,7 @@ impl Site {
         reference
     }
 
-    /// A domain goes back to a snapshot: QEMU ends, and another begins.
+    /// A domain returns to a snapshot: its QEMU ends, and another one starts.
     pub(super) fn replace(&mut self, definition: Definition, memory: u64, snapshot: &str) {
         self.last_id += 1;
         let (id, uuid) = (self.last_id, definition.uuid.clone());
@@ -480,7 +477,14 @@ impl Site {
         self.emit(&uuid, &Event::Ended);
     }
 
-    /// Tells everybody who watches this domain.
+    /// libvirtd ends, or restarts.
+    pub(super) fn end_daemon(&mut self, daemon: Daemon) {
+        self.daemon = daemon;
+        self.ends += 1;
+        self.watchers.clear();
+    }
+
+    /// Sends an event to everybody who watches this domain.
     pub(super) fn emit(&mut self, uuid: &DomainUuid, event: &Event) {
         self.watchers.retain(|watcher| watcher.uuid != *uuid || watcher.sender.send(event.clone()).is_ok());
     }
@@ -492,7 +496,7 @@ impl Domain {
         DomainRef { name: name.clone(), uuid: uuid.clone(), id: Some(self.id) }
     }
 
-    /// Whether anything reaches the guest.
+    /// Whether a request reaches the guest.
     pub(super) fn hears(&self) -> bool {
         self.state.runs() && self.definition.has_acpi()
     }
@@ -501,12 +505,7 @@ impl Domain {
         self.hotplug = hotplug;
     }
 
-    /// The aliases of the devices that it was asked for and has not released.
-    pub(super) fn asked_for(&self) -> Vec<String> {
-        self.requests.iter().map(|request| request.alias.clone()).collect()
-    }
-
-    /// Whether it was asked for a device that it is about to release.
+    /// Whether the guest is about to release a device.
     pub(super) fn will_answer(&self) -> bool {
         self.hears() && self.requests.iter().any(|request| self.guest.releases(&request.alias).is_some())
     }

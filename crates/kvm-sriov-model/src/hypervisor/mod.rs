@@ -18,7 +18,7 @@ use super::refusal;
 use super::world::{Daemon, Domain, World};
 
 impl Model {
-    /// A call begins: the connection must be there.
+    /// Begins a call, or fails as a call does whose connection is gone.
     pub(super) fn enter(&self) -> Result<MutexGuard<'_, World>, LibvirtError> {
         let mut world = self.shared.lock();
         let site = &mut world.sites[self.site];
@@ -41,7 +41,7 @@ impl Model {
         change(self.enter()?.sites[self.site].changeable(&domain.uuid)?)
     }
 
-    /// A call that looks at a domain.
+    /// A call that reads a domain. `None` if the domain does not run.
     pub(super) fn look<T>(
         &self,
         domain: &DomainRef,
