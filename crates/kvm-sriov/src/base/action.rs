@@ -1,4 +1,4 @@
-//! What an action is called on the wire, in lock files and in the journal.
+//! The actions, and their names for OpenNebula, in lock files and in the journal.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! Base64 as OpenNebula writes it.
+//! Decodes the base64 that OpenNebula writes.
 
-/// The bytes that a text in base64 stands for, whatever blanks are in it; `None` for other texts.
+/// Decodes base64. White space is ignored. `None` if the text is not base64.
 ///
 /// # Source
 /// RFC 4648, section 4. OpenNebula up to 5.10 wraps the lines.
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_read_in_one_line_or_in_many() {
+    fn base64_may_be_wrapped() {
         for (text, bytes) in [
             ("", Some("")),
             ("Zg==", Some("f")),

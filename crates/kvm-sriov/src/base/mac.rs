@@ -1,19 +1,20 @@
-//! MAC addresses, and the dummy's that carry a VF's IP address into the guest.
+//! MAC addresses: those of NICs, and those of the dummies that carry a NIC's IP address into the guest.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::base::ParseError;
 
-/// An Ethernet MAC address. Read without regard to case, printed in lower case with colons.
+/// An Ethernet MAC address. Parsing ignores case; printing gives lower case with colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddress([u8; 6]);
 
-/// The first byte of the dummies' MAC addresses (`DUMMY_MAC_PREFIX` in kvmrc): two hexadecimal digits, not multicast.
+/// The first byte of the MAC addresses of all dummies (`DUMMY_MAC_PREFIX` in kvmrc): two hexadecimal digits, not
+/// multicast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DummyMacPrefix(u8);
 
-/// The place of a NIC among the SR-IOV NICs of its VM, 0 to 15: one hexadecimal digit in the dummy's MAC.
+/// The number of a NIC among the SR-IOV NICs of its VM: 0 to 15, one hexadecimal digit in the MAC of the dummy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(u8);
 
@@ -23,23 +24,23 @@ impl MacAddress {
         self.0
     }
 
-    /// The last four bytes: in OpenNebula's MACs, the IP address.
+    /// The last four bytes. In OpenNebula's MACs they are the IP address.
     pub fn tail(&self) -> [u8; 4] {
         let [_, _, c, d, e, f] = self.0;
         [c, d, e, f]
     }
 
-    /// The MAC with these first and last bytes.
+    /// Builds a MAC from its first two and last four bytes.
     pub fn with_tail([a, b]: [u8; 2], [c, d, e, f]: [u8; 4]) -> Self {
         Self([a, b, c, d, e, f])
     }
 
-    /// Whether it begins with this prefix: whether it is a dummy's.
+    /// Whether this MAC has the prefix of dummies.
     pub fn has_prefix(&self, prefix: DummyMacPrefix) -> bool {
         self.0.first() == Some(&prefix.0)
     }
 
-    /// The MAC of the dummy that stands for the NIC with this MAC: `<prefix>:0<pos>:<last four bytes>`.
+    /// The MAC of the dummy for the NIC with this MAC: `<prefix>:0<pos>:<last four bytes>`.
     ///
     /// # Errors
     /// As [`DummyMacPrefix::check`].
@@ -51,10 +52,10 @@ impl MacAddress {
 }
 
 impl DummyMacPrefix {
-    /// Whether it can be the prefix of dummies in a VM that has a NIC with this MAC.
+    /// Checks that a NIC with this MAC can be told from the dummies of its VM.
     ///
     /// # Errors
-    /// [`ParseError`] when it is the first byte of the MAC: the guest could not tell the NIC from a dummy.
+    /// [`ParseError`] when the prefix is the first byte of this MAC: the guest could not tell the NIC from a dummy.
     pub fn check(&self, nic: MacAddress) -> Result<(), ParseError> {
         if nic.has_prefix(*self) {
             let expected = "a DUMMY_MAC_PREFIX that is not the first byte of the MAC of a NIC of the VM";
@@ -68,7 +69,7 @@ impl Position {
     /// The position with this number.
     ///
     /// # Errors
-    /// [`ParseError`] from 16 on: a 17th SR-IOV NIC has no digit left.
+    /// [`ParseError`] for a number above 15: the MAC of the dummy has one digit for it.
     pub fn new(number: usize) -> Result<Self, ParseError> {
         u8::try_from(number)
             .ok()

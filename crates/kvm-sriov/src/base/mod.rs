@@ -1,4 +1,4 @@
-//! Names, addresses and small tools that know nothing of the rest of the crate.
+//! Names, addresses and functions that do not depend on the rest of the crate.
 
 mod action;
 mod base64;
@@ -21,5 +21,5 @@ pub(crate) use order::ascending;
 pub use owner::{NicKey, Owner, WantedVf};
 pub use pci::{ParseError, PciAddress};
 
-/// The time between two reads of a state that no event announces.
+/// How long to wait between two reads of a state whose change no event announces.
 pub(crate) const POLL: Duration = Duration::from_millis(100);

@@ -1,36 +1,37 @@
-//! Names that come from outside, checked once: roots, domains, deploy ids.
+//! Names that come from outside the driver, checked when they are parsed: roots, domains, hosts, snapshots, deploy ids.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::base::ParseError;
 
-/// The name of a root device: the file name of its VF map, and what follows `sriov_` in a bridge name.
+/// The name of a root: the file name of its VF map, and what follows `sriov_` in a bridge name.
 ///
 /// Shape: `[A-Za-z0-9_][A-Za-z0-9_.-]*`, at most 255 bytes, not `*.conf`, `*_ofed` or `*~`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootName(String);
 
-/// The name of a libvirt domain, such as `one-42`: 1 to 255 bytes, no control characters but tabs, no `/`, not `.` or `..`. Others'
-/// domains have names that OpenNebula gives to none.
+/// The name of a libvirt domain, such as `one-42`: 1 to 255 bytes, no control characters except tabs, no `/`, not `.`
+/// or `..`. OpenNebula's own names use fewer characters; domains of other owners need the rest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainName(String);
 
-/// The UUID of a libvirt domain, kept in lower case with hyphens.
+/// The UUID of a libvirt domain, in lower case with hyphens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainUuid(String);
 
-/// The name of a host, as OpenNebula has it: letters, digits, `.`, `_` and `-`, starting with a letter or digit. It is an
-/// argument of ssh and a part of libvirt's URI.
+/// The name of a host in OpenNebula: letters, digits, `.`, `_` and `-`, starting with a letter or digit. It becomes an
+/// argument of ssh and part of a libvirt URI.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(String);
 
-/// The name of a snapshot of a VM, such as `snap-0`: letters, digits, `.`, `_` and `-`, starting with a letter or digit. It
-/// names a file in the VM's directory, too.
+/// The name of a snapshot of a VM, such as `snap-0`: letters, digits, `.`, `_` and `-`, starting with a letter or
+/// digit. It is also the name of a file in the VM's directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotName(String);
 
-/// How OpenNebula names a running VM: by UUID (6.0 and later), by name (before), and libvirt's number is taken too.
+/// How OpenNebula names a running VM: by UUID (6.0 and later) or by name (before 6.0). libvirt's numeric id is accepted
+/// as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeployId {
     /// A UUID.
@@ -42,10 +43,10 @@ pub enum DeployId {
 }
 
 impl RootName {
-    /// The root that a bridge name asks for: `None` for a bridge without the prefix `sriov_`.
+    /// The root in a bridge name; `None` for a bridge without the prefix `sriov_`.
     ///
     /// # Errors
-    /// [`ParseError`] when what follows the prefix is no root name.
+    /// [`ParseError`] when the rest of the bridge name is not a root name.
     pub fn from_bridge(bridge: &str) -> Option<Result<Self, ParseError>> {
         bridge.strip_prefix("sriov_").map(str::parse)
     }
@@ -76,7 +77,7 @@ impl FromStr for RootName {
 }
 
 impl DomainName {
-    /// The name of the VM that OpenNebula has this number for.
+    /// The domain name of OpenNebula's VM with this number.
     pub fn of_vm(number: u32) -> Self {
         Self(format!("one-{number}"))
     }
@@ -140,7 +141,7 @@ impl FromStr for HostName {
 }
 
 impl SnapshotName {
-    /// The name of the snapshot that OpenNebula has this number for.
+    /// The name of OpenNebula's snapshot with this number.
     pub fn of(number: u32) -> Self {
         Self(format!("snap-{number}"))
     }
@@ -225,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_prefix_makes_a_root() {
+    fn only_a_bridge_with_the_prefix_names_a_root() {
         assert!(RootName::from_bridge("br0").is_none());
         assert!(RootName::from_bridge("xsriov_ib0").is_none());
         assert_eq!(RootName::from_bridge("sriov_ib0").unwrap().unwrap().as_str(), "ib0");
@@ -239,17 +240,17 @@ mod tests {
             "sriov_ib0~",
             "sriov_-x",
         ] {
-            assert!(RootName::from_bridge(bad).unwrap().is_err(), "{bad} was taken");
+            assert!(RootName::from_bridge(bad).unwrap().is_err(), "{bad} was accepted");
         }
     }
 
     #[test]
-    fn a_host_name_is_no_option_and_no_part_of_a_command_line() {
+    fn a_host_name_cannot_be_an_option_or_hold_shell_characters() {
         for good in ["node3", "host-1.example", "192.0.2.7"] {
             assert_eq!(good.parse::<HostName>().unwrap().as_str(), good);
         }
         for bad in ["", "-oProxyCommand=x", "a b", "a;b", "a@b", "a/b", "$(x)", ".x"] {
-            assert!(bad.parse::<HostName>().is_err(), "{bad} was taken");
+            assert!(bad.parse::<HostName>().is_err(), "{bad} was accepted");
         }
     }
 
@@ -258,17 +259,17 @@ mod tests {
         assert_eq!(SnapshotName::of(3).as_str().parse(), Ok(SnapshotName::of(3)));
         assert!("1700000000".parse::<SnapshotName>().is_ok());
         for bad in ["", "../x", "a/b", ".x", "-x", "a b", "a\0"] {
-            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?} was accepted");
         }
     }
 
     #[test]
-    fn a_domain_of_others_may_have_an_odd_name() {
+    fn domain_names_that_opennebula_never_uses_are_accepted() {
         for good in ["one-42", "a b", "with\ta tab", &"x".repeat(255)] {
             assert_eq!(good.parse::<DomainName>().unwrap().as_str(), good);
         }
         for bad in ["", ".", "..", "a/b", "a\nb", "a\0b", &"x".repeat(256)] {
-            assert!(bad.parse::<DomainName>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<DomainName>().is_err(), "{bad:?} was accepted");
         }
     }
 

@@ -1,18 +1,18 @@
-//! Who has a VF: a VM, and one of its NICs.
+//! Who has a VF: a VM and one of its NICs.
 
 use super::{DomainName, DomainUuid, MacAddress, Position, RootName};
 
 /// A VM that has VFs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// Its domain's name.
+    /// The name of its domain.
     pub vm: DomainName,
-    /// Its domain's UUID, when it is known (OpenNebula writes it from 6.0 on).
+    /// The UUID of its domain, if known (OpenNebula writes it from 6.0 on).
     pub uuid: Option<DomainUuid>,
 }
 
 impl Owner {
-    /// Whether both are the same VM: by UUID, or by name when one has none.
+    /// Whether both are the same VM: by UUID, or by name if one of them has no UUID.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.uuid, &other.uuid) {
             (Some(mine), Some(theirs)) => mine == theirs,
@@ -21,12 +21,13 @@ impl Owner {
     }
 }
 
-/// A NIC of a VM, as claims know it. Two NICs of a VM may have the same MAC: OpenNebula gives the same lease in two networks.
+/// Identifies a NIC of a VM in a claim. The MAC alone is not enough: OpenNebula may give two NICs of a VM the same MAC,
+/// when two networks lease the same address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NicKey {
-    /// Its place among the SR-IOV NICs of the VM: what tells it from the others.
+    /// The number of the NIC among the SR-IOV NICs of the VM, unique in the VM.
     pub position: Position,
-    /// OpenNebula's MAC: all that an older claim says.
+    /// OpenNebula's MAC. Claims of older versions name only this.
     pub mac: MacAddress,
 }
 

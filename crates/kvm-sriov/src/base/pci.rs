@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// The address of a PCI function: domain, bus, slot, function.
 ///
-/// Ordered by domain, bus, slot, function. Printed as sysfs names it (`0000:07:00.3`).
+/// Ordered by domain, bus, slot, function. Prints in the form of sysfs (`0000:07:00.3`).
 ///
 /// ```
 /// use kvm_sriov::PciAddress;
@@ -16,8 +16,8 @@ use std::str::FromStr;
 /// ```
 ///
 /// # Source
-/// Limits of the fields: `PCI_SLOT` and `PCI_FUNC` of Linux (`include/uapi/linux/pci.h`); libvirt takes a
-/// 32 bit domain, as the kernel makes domains above 0xffff for VMD.
+/// Limits of the fields: `PCI_SLOT` and `PCI_FUNC` of Linux (`include/uapi/linux/pci.h`). libvirt accepts a 32 bit
+/// domain, because the kernel creates domains above 0xffff for VMD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
     domain: u32,
@@ -26,13 +26,13 @@ pub struct PciAddress {
     function: u8,
 }
 
-/// A text that is not what its type asks for. Nothing was touched.
+/// A text that does not have the form of its type. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found \"{found}\"")]
 pub struct ParseError {
-    /// The form that was expected, as shown to a person.
+    /// The expected form, for messages.
     pub expected: &'static str,
-    /// The text that was found, control characters escaped.
+    /// The text, control characters escaped.
     pub found: String,
 }
 
@@ -43,12 +43,12 @@ impl ParseError {
 }
 
 impl PciAddress {
-    /// Puts an address together.
+    /// Builds an address.
     ///
     /// * `domain` - any; `bus` - any; `slot` - at most 0x1f; `function` - at most 7
     ///
     /// # Errors
-    /// [`ParseError`] when slot or function is out of range.
+    /// [`ParseError`] when the slot or the function is out of range.
     pub fn new(domain: u32, bus: u8, slot: u8, function: u8) -> Result<Self, ParseError> {
         if slot > 0x1f {
             return Err(ParseError::new("a PCI slot of at most 0x1f", &format!("{slot:#x}")));
@@ -59,11 +59,11 @@ impl PciAddress {
         Ok(Self { domain, bus, slot, function })
     }
 
-    /// Reads the four attributes of libvirt's `<address>`: hexadecimal with `0x` or bare digits
-    /// (octal and decimal look the same for what libvirt prints: it always writes `0x`).
+    /// Reads the four attributes of libvirt's `<address>`, in hexadecimal with or without `0x`. libvirt itself always
+    /// prints `0x`.
     ///
     /// # Errors
-    /// [`ParseError`] names the attribute that does not fit.
+    /// [`ParseError`] names the attribute that is out of range.
     pub fn from_attributes(domain: &str, bus: &str, slot: &str, function: &str) -> Result<Self, ParseError> {
         let domain = u32::from_str_radix(hex_digits(domain), 16)
             .map_err(|_| ParseError::new("a hexadecimal PCI domain", domain))?;
@@ -95,13 +95,13 @@ impl PciAddress {
         self.function
     }
 
-    /// The line of a VF map: `0xBUS 0xSLOT 0xFUNC`, with the domain before it when that is not 0.
+    /// The address as a line of a VF map: `0xBUS 0xSLOT 0xFUNC`, preceded by the domain if the domain is not 0.
     pub fn to_map_line(&self) -> String {
         let rest = format!("0x{:02x} 0x{:02x} 0x{:02x}", self.bus, self.slot, self.function);
         if self.domain == 0 { rest } else { format!("0x{:04x} {rest}", self.domain) }
     }
 
-    /// libvirt's attributes, as its own XML writes them: `domain='0x0000' bus='0x07' slot='0x00' function='0x3'`.
+    /// The address as attributes in libvirt's own form: `domain='0x0000' bus='0x07' slot='0x00' function='0x3'`.
     pub fn to_attributes(&self) -> String {
         format!(
             "domain='0x{:04x}' bus='0x{:02x}' slot='0x{:02x}' function='0x{:x}'",
@@ -112,7 +112,7 @@ impl PciAddress {
 
 fn hex_digits(text: &str) -> &str {
     let digits = text.strip_prefix("0x").unwrap_or(text);
-    // from_str_radix would take a sign.
+    // `from_str_radix` would accept a sign.
     if digits.starts_with(['+', '-']) { "" } else { digits }
 }
 
@@ -171,7 +171,7 @@ mod tests {
     fn slots_and_functions_out_of_range_are_refused() {
         for text in ["0000:07:20.0", "0000:07:00.8", "0000:07:00", "07.0", "", "0000:07:00.3 ", "0:0:0:0.0", "+7:00.1"]
         {
-            assert!(text.parse::<PciAddress>().is_err(), "{text:?} was taken");
+            assert!(text.parse::<PciAddress>().is_err(), "{text:?} was accepted");
         }
         assert_eq!("07:00.3".parse::<PciAddress>().unwrap().to_string(), "0000:07:00.3");
     }

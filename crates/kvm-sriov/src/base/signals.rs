@@ -1,24 +1,25 @@
-//! Signals that would cut an action in two.
+//! Signals that would interrupt an action halfway.
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// What ends a process from outside: an administrator, a host that goes down, a connection that is lost.
+/// Signals that ask a process to end: from an administrator, at shutdown of the host, or when a connection is lost.
 fn ends() -> SigSet {
     [Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
 }
 
-/// From now on this process, its threads and the programs that it starts go on when they are told to end (SIGTERM, SIGHUP): an action
-/// finishes or undoes what it began, and its own deadlines end it. To be called before there is a thread.
+/// Makes this process, its threads and the programs that it starts ignore requests to end (SIGTERM, SIGHUP). An action
+/// then finishes or undoes what it began; its own timeouts end it. Call this before the process starts a thread:
+/// threads that exist already are not changed.
 ///
-/// SIGINT stays what it is, so that a person at a terminal can give up; SIGKILL can't be held, and what it leaves is put right
-/// by the next action.
+/// SIGINT still ends the process, so that a person at a terminal can give up. SIGKILL can't be blocked; the next action
+/// repairs what it leaves.
 pub fn hold() {
     if let Err(error) = ends().thread_block() {
-        log::warn!("SIGTERM and SIGHUP may cut this action off: {error}");
+        log::warn!("SIGTERM and SIGHUP may interrupt this action: {error}");
     }
 }
 
-/// Takes back what [`hold`] did in the action that started this process.
+/// Undoes [`hold`], which the action that started this process called.
 pub(crate) fn release() {
     if let Err(error) = ends().thread_unblock() {
         log::warn!("SIGTERM and SIGHUP do not end this process: {error}");

@@ -1,7 +1,7 @@
-//! Where the time of an action goes: to the guest, to libvirt, to the copy, to ssh, and what is left is ours.
+//! Measures how an action spends its time: on the guest, on libvirt, on copying, on ssh. The rest is the driver's own.
 //!
-//! A program that finds SRIOV_SPANS in its environment appends a line `<kind> <begin> <end> <name>` to that file for each span, in
-//! microseconds since the program began. docs/reference/measurements.md is made from them.
+//! If the environment has SRIOV_SPANS, a program appends a line `<kind> <begin> <end> <name>` to that file for each
+//! span, in microseconds since the program began. docs/reference/measurements.md is made from these lines.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -9,34 +9,34 @@ use std::io::Write;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// The file that spans are written to, if any.
+/// The file for the spans, if there is one.
 static FILE: OnceLock<Option<File>> = OnceLock::new();
 
-/// When this process began, as far as spans are concerned.
+/// The begin of the first span: time 0 of all spans of this process.
 static ZERO: OnceLock<Instant> = OnceLock::new();
 
-/// What the time is spent on.
+/// What the driver spends the time on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// The guest was waited for.
+    /// Waiting for the guest.
     Guest,
-    /// One device was on its way out of a guest, from the request to the event that it is gone.
+    /// Unplugging one device, from the request to its removal event.
     Device,
     /// A call to libvirt.
     Call,
-    /// Memory went into a file, out of one, or to another host.
+    /// Copying the guest's memory into a file, from a file or to another host; or copying files of disks.
     Copy,
-    /// Another host was reached.
+    /// Connecting to another host.
     Ssh,
-    /// An agent there was waited for; what it did it writes down itself, as `Request`.
+    /// Waiting for the agent on another host. The agent writes what it did itself, as `Request`.
     Asked,
-    /// An agent answered a request.
+    /// An agent's work on a request.
     Request,
-    /// All of an action.
+    /// A whole action.
     Action,
 }
 
-/// A stretch of time, from when it is made until it is dropped.
+/// A stretch of time: it begins when the span is created and ends when the span is dropped.
 pub(crate) struct Span {
     kind: Kind,
     name: Cow<'static, str>,
@@ -44,7 +44,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// Begins now.
+    /// Begins a span now.
     pub(crate) fn begin(kind: Kind, name: impl Into<Cow<'static, str>>) -> Self {
         let begin = Instant::now();
         ZERO.get_or_init(|| begin);
@@ -71,7 +71,7 @@ impl Drop for Span {
         };
         let since = |at: Instant| ZERO.get().map_or(0, |zero| at.duration_since(*zero).as_micros());
         let line = format!("{kind} {} {} {}\n", since(self.begin), since(Instant::now()), self.name);
-        // A measurement that is lost fails nothing.
+        // A lost measurement must not make the action fail.
         if let Err(error) = file.write_all(line.as_bytes()) {
             log::debug!("SRIOV_SPANS: {error}");
         }

@@ -1,4 +1,4 @@
-//! What files say: kvmrc, VF maps, and the version of OpenNebula.
+//! What a site configures: settings, kvmrc, VF maps; and the version of OpenNebula.
 
 mod kvmrc;
 mod settings;

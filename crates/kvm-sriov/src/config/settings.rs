@@ -1,4 +1,4 @@
-//! What a site chooses for a host.
+//! The settings of a host.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::base::DummyMacPrefix;
 
-/// What a site chooses for a host: timeouts, directories, and how guests get their VFs.
+/// The settings of a host: timeouts, directories, and how guests get their VFs.
 ///
-/// [`Kvmrc`](super::Kvmrc) fills it from the driver's files; a program that embeds the crate may fill it itself. Each field
-/// names the variable of kvmrc that sets it. The defaults are kvmrc's.
+/// [`Kvmrc`](super::Kvmrc) reads them from the driver's files. A program that embeds the crate may set the fields
+/// itself. Each field names its variable in kvmrc. The defaults are kvmrc's.
 ///
 /// ```
 /// use kvm_sriov::config::Settings;
@@ -38,7 +38,7 @@ pub struct Settings {
     pub dummy_bridge: Option<String>,
     /// DUMMY_MAC_PREFIX: the first byte of the dummies' MACs. A domain with VFs can't start without it.
     pub dummy_mac_prefix: Option<DummyMacPrefix>,
-    /// VF_STATE_DIR: the directory of the claims; absolute, and of this host alone.
+    /// VF_STATE_DIR: the directory of the claims: absolute, and not shared with other hosts.
     pub state_dir: PathBuf,
     /// SRIOV_LOCK_TIMEOUT: how long an action waits for another action of the same domain.
     pub lock_timeout: Duration,
@@ -46,21 +46,22 @@ pub struct Settings {
     pub call_timeout: Duration,
     /// SRIOV_UNPLUG_TIMEOUT: how long a guest may take to release its VFs.
     pub unplug_timeout: Duration,
-    /// SRIOV_UNPLUG_GRACE: how long a guest is watched after that for VFs that it releases late.
+    /// SRIOV_UNPLUG_GRACE: how long after SRIOV_UNPLUG_TIMEOUT the driver still plugs back VFs that the guest releases
+    /// late.
     pub unplug_grace: Duration,
-    /// MIGRATE_OPTIONS: words of `virsh migrate`.
+    /// MIGRATE_OPTIONS: options of `virsh migrate`, separated by blanks.
     pub migrate_options: String,
-    /// QEMU_PROTOCOL: the scheme of the URI of another host's libvirtd.
+    /// QEMU_PROTOCOL: the scheme of the URI of libvirtd on another host.
     pub qemu_protocol: String,
-    /// SYNC_TIME: whether the clock of a guest is set after the guest was stopped.
+    /// SYNC_TIME: whether the driver sets the clock of a guest whose CPUs were stopped.
     pub sync_time: bool,
-    /// VIRSH_RETRIES: how often a call is tried that may fail for a moment.
+    /// VIRSH_RETRIES: how often the driver tries a call that may fail for a moment.
     pub retries: u32,
     /// DEFAULT_ATTACH_NIC_MODEL: the model of a NIC that names none.
     pub nic_model: String,
     /// DEFAULT_ATTACH_NIC_FILTER: the network filter of a NIC that names none.
     pub nic_filter: Option<String>,
-    /// DEFAULT_ATTACH_`name`: what holds for a disk whose description does not say, by names such as `CACHE`.
+    /// DEFAULT_ATTACH_`name`: attributes of a disk whose description does not have them, by names such as `CACHE`.
     pub disk_defaults: BTreeMap<String, String>,
 }
 
@@ -93,7 +94,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What holds for a disk whose description does not say, by OpenNebula's name of the attribute, such as `CACHE`.
+    /// The default of an attribute of a disk, by OpenNebula's name of the attribute, such as `CACHE`.
     pub fn disk_default(&self, name: &str) -> Option<&str> {
         self.disk_defaults.get(name).map(String::as_str)
     }

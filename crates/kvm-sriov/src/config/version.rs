@@ -1,26 +1,26 @@
-//! Which OpenNebula calls, as far as it changes what is read and answered.
+//! The version of OpenNebula that runs the driver.
 //!
-//! Nothing else in the driver knows of versions. docs/reference/versions.md has every change that matters, from 4.0 on.
+//! Only this module distinguishes versions. docs/reference/versions.md lists every change that matters, from 4.0 on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::base::Action;
 
-/// What calls us. Known from `VERSION` and `scripts_common.sh` of the remotes that the driver lies in.
+/// The version of OpenNebula, from `VERSION` and `scripts_common.sh` among the remotes that contain the driver.
 ///
 /// # Source
 /// OpenNebula's drivers of 4.0 to 7.4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OneVersion {
-    /// Major and minor number; `None` before 4.4, and where the driver lies outside of any remotes.
+    /// Major and minor number; `None` before 4.4, and for a driver outside any remotes.
     version: Option<(u32, u32)>,
     error_block: bool,
 }
 
 impl OneVersion {
-    /// Reads the version of OpenNebula's remotes that `driver_dir` lies in: `VERSION` (its last line) and
-    /// `scripts_common.sh` two directories up. Neither there: the newest is assumed.
+    /// Reads the version of the remotes that contain `driver_dir`: the last line of `VERSION`, and `scripts_common.sh`,
+    /// two directories up. Without these files the newest version is assumed.
     pub fn detect(driver_dir: &Path) -> Self {
         let remotes = driver_dir.join("../..");
         let text = fs::read_to_string(remotes.join("VERSION")).unwrap_or_default();
@@ -35,18 +35,18 @@ impl OneVersion {
         Self { version, error_block }
     }
 
-    /// Whether `deploy` answers with the UUID (6.0 and later) or with the name.
+    /// Whether `deploy` returns the UUID (6.0 and later) or the name.
     pub fn deploys_by_uuid(&self) -> bool {
         self.at_least(6, 0)
     }
 
-    /// Whether `shutdown` of a domain that is not there succeeds (5.12 and later).
+    /// Whether `shutdown` of a domain that does not exist succeeds (5.12 and later).
     pub fn absent_is_shut_down(&self) -> bool {
         self.at_least(5, 12)
     }
 
-    /// Whether this version sends the VM's XML to an action on standard input. Where it does not, standard input may be the
-    /// channel of the caller itself: reading it would swallow what comes next.
+    /// Whether this version sends the VM's XML to an action on standard input. If it does not, standard input may be
+    /// the channel of the calling process: reading it would take data that belongs to the next command.
     pub fn reads_stdin(&self, action: Action) -> bool {
         match action {
             Action::Deploy => true,
@@ -56,31 +56,32 @@ impl OneVersion {
         }
     }
 
-    /// Whether an action that runs on the front-end gets the VM's XML, in base64 (5.0 and later).
+    /// Whether an action on the front-end receives the VM's XML, in base64 (5.0 and later).
     pub fn reads_local_stdin(&self) -> bool {
         self.at_least(5, 0)
     }
 
-    /// Whether a step of a network driver gets the VM on standard input (5.10 and later) or as its first argument.
+    /// Whether a network driver receives the VM on standard input (5.10 and later) or as its first argument.
     pub fn has_networks_on_stdin(&self) -> bool {
         self.at_least(5, 10)
     }
 
-    /// An action's own arguments: all but the last two, which every version appends: the VM's number and the host.
+    /// The arguments of the action itself. Every version appends two more: the VM's number and the host.
     pub fn own<'a>(&self, args: &'a [String]) -> &'a [String] {
         args.get(..args.len().saturating_sub(2)).unwrap_or_default()
     }
 
-    /// Where the stock driver's kvmrc is, under the remotes: beside its scripts up to 5.4, apart from them since. A file that an upgrade
-    /// left in the old place counts for nothing.
+    /// The stock driver's kvmrc, below the remotes: beside its scripts up to 5.4, in `etc` since then. A file that an
+    /// upgrade left in the old place is not used.
     pub fn stock_kvmrc(&self) -> PathBuf {
-        // 5.5 is how the development of 5.6 was numbered.
+        // The development versions of 5.6 have the number 5.5.
         if self.at_least(5, 5) { "etc/vmm/kvm/kvmrc".into() } else { "vmm/kvm/kvmrc".into() }
     }
 
-    /// What `poll` (up to 5.10) calls a domain whose CPUs stand: `d` is taken for gone, `a` for running, `e` for failed.
+    /// The state that `poll` (up to 5.10) reports for a domain whose CPUs are stopped. OpenNebula takes `d` for gone,
+    /// `a` for running, `e` for failed.
     ///
-    /// * `is_stuck` - whether it stands for a reason that does not pass by itself
+    /// * `is_stuck` - whether the CPUs stay stopped until somebody acts
     ///
     /// # Source
     /// OpenNebula's `poll` of 4.8, 4.10, 5.6 and 5.8.
@@ -93,8 +94,8 @@ impl OneVersion {
         }
     }
 
-    /// The failure as this version reads it. The text gets a full stop if it ends without one, because 7.x glues
-    /// `ExitCode: n` to it; up to 6.0 it stands between two marker lines.
+    /// Formats an error message for this version. 7.x appends `ExitCode: n` directly to the text, so a text without a
+    /// final punctuation mark gets a full stop. Up to 6.0 the text stands between two marker lines.
     pub fn failure(&self, text: &str) -> String {
         let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         let stop = if line.ends_with(['.', '!', '?', ')']) { "" } else { "." };
@@ -108,7 +109,7 @@ impl OneVersion {
     fn at_least(&self, major: u32, minor: u32) -> bool {
         match self.version {
             Some(version) => version >= (major, minor),
-            // VERSION came with 4.4: without it and with the old error form this is 4.0 or 4.2.
+            // 4.4 introduced VERSION. Without it, and with the old form of errors, this is 4.0 or 4.2.
             None => !self.error_block,
         }
     }
@@ -133,7 +134,7 @@ mod tests {
     const BLOCK: Option<&str> = Some("echo \"ERROR MESSAGE --8<------\"\n");
 
     #[test]
-    fn the_answer_follows_the_version() {
+    fn the_answers_depend_on_the_version() {
         for (version, common, uuid, absent) in [
             ("", BLOCK, false, false),
             ("4.14.2", BLOCK, false, false),
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_form_is_that_of_the_scripts_or_else_of_the_version() {
+    fn the_form_of_errors_comes_from_the_scripts_or_else_from_the_version() {
         assert!(!caller("6.0.0", Some("error_message() { :; }")).error_block);
         assert!(caller("7.4.0", BLOCK).error_block);
         assert!(caller("6.0.0", None).error_block && !caller("6.2.0", None).error_block);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stock_kvmrc_is_where_the_version_has_it() {
+    fn the_place_of_the_stock_kvmrc_depends_on_the_version() {
         for (version, place) in [
             ("4.4.0", "vmm/kvm/kvmrc"),
             ("5.4.15", "vmm/kvm/kvmrc"),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_one_line_with_a_stop() {
+    fn an_error_is_one_line_with_a_full_stop() {
         let caller = caller("7.4.0", None);
         assert_eq!(caller.failure("deploy: it broke\nbadly"), "deploy: it broke badly.\n");
         assert_eq!(caller.failure("deploy: it broke (why?)"), "deploy: it broke (why?)\n");

@@ -1,7 +1,8 @@
-//! VF maps: which VFs a root has.
+//! VF maps: the VFs of each root.
 //!
-//! A map is a file named after its root with one VF a line, `0xBUS 0xSLOT 0xFUNC` in hexadecimal, or four fields when
-//! the PCI domain is not 0. The number of a line, from 0, is the VF's index: it names the claim, nothing else.
+//! A map is a file with the name of its root. Each line is one VF, `0xBUS 0xSLOT 0xFUNC` in hexadecimal, or four fields
+//! when the PCI domain is not 0. The number of the line, from 0, is the VF's index: it names the file of the claim,
+//! nothing else.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::base::{PciAddress, RootName};
 use crate::sysfs::{NoVf, Sysfs};
 
-/// The longest map that is read, in bytes: more than 4000 VFs.
+/// The size limit of a map, in bytes: enough for more than 4000 VFs.
 const LIMIT: u64 = 64 * 1024;
 
 const EXPECTED: &str = "0xBUS 0xSLOT 0xFUNC";
@@ -34,19 +35,19 @@ pub struct VfMap {
     vfs: Vec<PciAddress>,
 }
 
-/// What a map has for VMs on one host.
+/// The VFs that a map offers on one host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Supply {
-    /// The VFs that can be given to a VM, in the order of the map; whether they are free is another matter.
+    /// The VFs that the host has, in the order of the map. Some may be in use.
     pub vfs: Vec<PciAddress>,
-    /// Every other address of the map, and why it can't be given.
+    /// The other addresses of the map, and why they can't be given to a VM.
     pub no_vfs: Vec<(PciAddress, NoVf)>,
 }
 
-/// So many addresses that are no VFs are named in one message.
+/// How many addresses that are not VFs one message names.
 const NAMED: usize = 8;
 
-/// Addresses that are no VFs, for a message: `0000:07:00.0 (not a VF), 0000:07:00.4 (missing)`.
+/// Addresses that are not VFs, for a message: `0000:07:00.0 (not a VF), 0000:07:00.4 (missing)`.
 pub(crate) struct NoVfs<'a>(pub(crate) &'a [(PciAddress, NoVf)]);
 
 impl fmt::Display for NoVfs<'_> {
@@ -61,7 +62,7 @@ impl fmt::Display for NoVfs<'_> {
     }
 }
 
-/// What a map lists besides VFs, as the end of a message; nothing when it lists nothing else.
+/// The addresses of a map that are not VFs, as the end of a message. Empty if there are none.
 pub(crate) struct AlsoListed<'a>(pub(crate) &'a [(PciAddress, NoVf)]);
 
 impl fmt::Display for AlsoListed<'_> {
@@ -70,20 +71,20 @@ impl fmt::Display for AlsoListed<'_> {
     }
 }
 
-/// A map that is missing or wrong. Nothing was touched.
+/// A map that is missing or wrong. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VfMapError {
-    /// A line is no VF.
+    /// A line is not a VF.
     #[error("{}, line {line}: expected \"{expected}\", found \"{found}\"", path.display())]
     Line {
         /// The map.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What belongs there.
+        /// The expected form.
         expected: String,
-        /// What is there, control characters escaped.
+        /// The line, control characters escaped.
         found: String,
     },
     /// A VF is listed twice.
@@ -98,13 +99,13 @@ pub enum VfMapError {
         /// The VF.
         vf: PciAddress,
     },
-    /// The file has no line.
+    /// The file is empty.
     #[error("{}: it is empty: expected a line \"{EXPECTED}\" for each VF", path.display())]
     Empty {
         /// The map.
         path: PathBuf,
     },
-    /// The file is longer than any map.
+    /// The file is too large to be a map.
     #[error("{}: it is longer than {LIMIT} bytes, so it is no VF map", path.display())]
     TooLong {
         /// The map.
@@ -115,7 +116,7 @@ pub enum VfMapError {
     Unreadable {
         /// The map or directory.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// No directory has a map of this name.
@@ -125,19 +126,19 @@ pub enum VfMapError {
     Missing {
         /// The root.
         root: RootName,
-        /// The directories, with commas.
+        /// The directories, separated by commas.
         looked_in: String,
     },
 }
 
-/// What stands for the path of a map that was not read from a file.
+/// The path of a map that was not read from a file.
 const NO_FILE: &str = "(given by the program)";
 
 impl VfMap {
-    /// A map that is not in a file. The place of a VF in it is its index.
+    /// Creates a map without a file. The position of a VF in the list is its index.
     ///
     /// # Errors
-    /// It is empty, or lists a VF twice.
+    /// The list is empty, or has a VF twice.
     pub fn new(root: RootName, vfs: Vec<PciAddress>) -> Result<Self, VfMapError> {
         let path = PathBuf::from(NO_FILE);
         if vfs.is_empty() {
@@ -151,7 +152,7 @@ impl VfMap {
         Ok(Self { root, path, vfs })
     }
 
-    /// Reads the map of `root` from its text; `path` only appears in errors.
+    /// Parses the map of `root`. `path` appears only in errors.
     ///
     /// # Errors
     /// [`VfMapError`] names the line.
@@ -180,7 +181,7 @@ impl VfMap {
     /// Reads the map of `root` from a file.
     ///
     /// # Errors
-    /// [`VfMapError`] names the file, and the line if it could be read.
+    /// [`VfMapError`] names the file, and the line if the file could be read.
     pub fn load(root: RootName, path: &Path) -> Result<Self, VfMapError> {
         let mut bytes = Vec::new();
         File::open(path)
@@ -192,22 +193,22 @@ impl VfMap {
         Self::parse(root, path, &bytes)
     }
 
-    /// Whose map it is.
+    /// The root.
     pub fn root(&self) -> &RootName {
         &self.root
     }
 
-    /// The file it was read from.
+    /// The file of the map.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its VFs; the place of one is its index.
+    /// The VFs. The position of a VF in the list is its index.
     pub fn vfs(&self) -> &[PciAddress] {
         &self.vfs
     }
 
-    /// Which of its lines can be given to a VM on the host that `sysfs` shows: only what the kernel calls a VF.
+    /// Divides the addresses of the map by what the kernel of the host calls them: VFs, and others.
     pub fn supply(&self, sysfs: &Sysfs) -> Supply {
         let mut supply = Supply::default();
         for vf in &self.vfs {
@@ -225,7 +226,7 @@ impl VfMap {
     }
 }
 
-/// The VF of a line, or what was expected.
+/// Parses a line. The error is the expected form.
 fn parse_line(line: &str) -> Result<PciAddress, String> {
     let fields: Vec<&str> = line.split(' ').collect();
     let (domain, rest) = match fields.as_slice() {
@@ -246,7 +247,7 @@ fn parse_line(line: &str) -> Result<PciAddress, String> {
     }
 }
 
-/// The directories that maps are looked for in; the first that has a root wins.
+/// The directories with maps. If several have a map of a root, the first one counts.
 #[derive(Debug, Clone)]
 pub struct MapDirs {
     given: Vec<VfMap>,
@@ -254,12 +255,12 @@ pub struct MapDirs {
 }
 
 impl MapDirs {
-    /// These directories, in this order. One that is not there has no maps.
+    /// Searches these directories in this order. A directory that does not exist has no maps.
     pub fn new(dirs: Vec<PathBuf>) -> Self {
         Self { given: Vec::new(), dirs }
     }
 
-    /// The same, and this map in place of one of its root in a directory.
+    /// Adds a map, which replaces any other of its root.
     #[must_use]
     pub fn with(mut self, map: VfMap) -> Self {
         self.given.retain(|known| known.root() != map.root());
@@ -267,7 +268,7 @@ impl MapDirs {
         self
     }
 
-    /// The same, and one more directory after the others.
+    /// Adds a directory after the others.
     #[must_use]
     pub fn and(mut self, dir: PathBuf) -> Self {
         self.dirs.push(dir);
@@ -282,7 +283,8 @@ impl MapDirs {
     /// The map of a root.
     ///
     /// # Errors
-    /// [`VfMapError::Missing`] says where it was looked for; the others what is wrong with it.
+    /// [`VfMapError::Missing`] names the directories that were searched; the other errors say what is wrong with the
+    /// map.
     pub fn load(&self, root: &RootName) -> Result<VfMap, VfMapError> {
         if let Some(map) = self.given.iter().find(|map| map.root() == root) {
             return Ok(map.clone());
@@ -298,10 +300,10 @@ impl MapDirs {
         Err(VfMapError::Missing { root: root.clone(), looked_in: looked_in.join(", ") })
     }
 
-    /// Every root that has a map, by name. Files whose names are no root names (`*.conf`, `*~`, dot files) are none.
+    /// Every root that has a map, sorted. Files whose names are not root names (`*.conf`, `*~`, dot files) are ignored.
     ///
     /// # Errors
-    /// [`VfMapError::Unreadable`] for a directory that is there and can't be read.
+    /// [`VfMapError::Unreadable`] for a directory that exists, but can't be read.
     pub fn roots(&self) -> Result<Vec<RootName>, VfMapError> {
         let mut roots: BTreeSet<RootName> = self.given.iter().map(|map| map.root().clone()).collect();
         for dir in &self.dirs {
@@ -358,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_may_lead_and_the_last_newline_may_lack() {
+    fn a_pci_domain_may_precede_and_the_last_newline_may_be_missing() {
         let map = parse(b"0x0001 0x07 0x1f 0x07\n0x07 0x00 0x01").unwrap();
         assert_eq!(map.vfs(), ["0001:07:1f.7".parse().unwrap(), "0000:07:00.1".parse().unwrap()]);
     }
 
     #[test]
-    fn only_what_the_kernel_calls_a_vf_can_be_given() {
+    fn only_vfs_of_the_host_can_be_given_to_a_vm() {
         let dir = tempfile::tempdir().unwrap();
         let devices = dir.path().join("sys/bus/pci/devices");
         for vf in ["0000:07:00.1/physfn", "0000:07:00.3/physfn", "0000:07:00.0"] {
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_directory_that_has_a_root_wins() {
+    fn the_first_directory_with_a_map_counts() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
         fs::create_dir_all(&b).unwrap();

@@ -3,34 +3,34 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// What may follow, when a line is more than assignments.
+/// What the driver can read, for messages about lines that hold more than assignments.
 const ASSIGNMENT: &str = "NAME=value, export NAME=value or a comment";
 
-/// A logical line: one, or several joined by a backslash at the end.
+/// A logical line: one line of the file, or several that backslashes at their ends join.
 pub(super) struct LogicalLine {
-    /// Where it begins, from 1.
+    /// The number of its first line, from 1.
     pub(super) number: usize,
     /// Its assignments, in order.
     pub(super) content: Result<Vec<(String, String)>, Unreadable>,
 }
 
-/// A line that is more than assignments.
+/// A line that holds more than assignments.
 #[derive(Debug)]
 pub(super) struct Unreadable {
     pub(super) expected: &'static str,
     /// The line, control characters escaped.
     pub(super) found: String,
-    /// The variable that the line sets, if that is all it does.
+    /// The variable that the line sets, if it does nothing else.
     pub(super) only_sets: Option<String>,
 }
 
-/// The logical lines of a text that say something.
+/// The logical lines of a text, without blank lines and comments.
 pub(super) fn lines(text: &str) -> Vec<LogicalLine> {
     let mut found = Vec::new();
     let mut physical = text.split('\n').enumerate();
     while let Some((index, first)) = physical.next() {
         let mut line = first.to_owned();
-        // A comment ends with its line, whatever that ends with.
+        // A comment ends at the end of its line, even if the line ends with a backslash.
         while ends_in_continuation(&line) && !line.trim_start().starts_with('#') {
             line.pop();
             match physical.next() {
@@ -49,7 +49,7 @@ pub(super) fn lines(text: &str) -> Vec<LogicalLine> {
     found
 }
 
-/// An odd number of backslashes at the end: the last one joins the next line.
+/// With an odd number of backslashes at the end, the last one joins the next line.
 fn ends_in_continuation(line: &str) -> bool {
     line.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1
 }
@@ -61,14 +61,14 @@ fn assignments(line: &str) -> Result<Vec<(String, String)>, Unreadable> {
     let unreadable = |expected, name: Option<&String>, alone: bool| Unreadable {
         expected,
         found: line.escape_debug().to_string(),
-        // Something before or after the assignment may be a command.
+        // Text before or after the assignment may be a command.
         only_sets: name.filter(|_| alone && !has_command(line)).cloned(),
     };
     loop {
         while rest.next_if(|c| *c == ' ' || *c == '\t').is_some() {}
         match rest.peek() {
             None | Some('#') => return Ok(found),
-            // `a=1; b=2` runs one after the other.
+            // `a=1; b=2` is two assignments.
             Some(';') if !found.is_empty() => {
                 rest.next();
                 exported = false;
@@ -96,8 +96,8 @@ fn assignments(line: &str) -> Result<Vec<(String, String)>, Unreadable> {
     }
 }
 
-/// Whether a line that can't be read may do more than set one variable: bash would run what follows `;`, `&` or `|`, and
-/// an assignment before another word holds for that command alone.
+/// Whether a line that can't be read may do more than set one variable. Bash runs what follows `;`, `&` or `|`, and an
+/// assignment before another word applies only to that command.
 fn has_command(line: &str) -> bool {
     let outside: String = line.split(['"', '\'']).step_by(2).collect();
     let mut depth = 0_i32;
@@ -121,7 +121,7 @@ fn name(rest: &mut Peekable<Chars<'_>>) -> String {
     name
 }
 
-/// A value, up to a blank, `;` or the end: bare words, quotes and backslashes, joined.
+/// Reads a value up to a blank, `;` or the end of the line: bare words, quotes and backslashes, joined.
 fn value(rest: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
     const PLAIN: &str = "a plain value (quotes are fine; nothing is expanded or run)";
     let mut value = String::new();
@@ -142,7 +142,7 @@ fn value(rest: &mut Peekable<Chars<'_>>) -> Result<String, &'static str> {
             '\\' => value.push(rest.next().ok_or("a character after the \\")?),
             '\r' => return Err("lines that end in \\n alone, not in \\r\\n"),
             '$' | '`' | '(' | ')' | '&' | '|' | '<' | '>' | '{' | '}' => return Err(PLAIN),
-            // Bash would put the home directory here.
+            // Bash would expand this to the home directory.
             '~' if value.is_empty() || value.ends_with(':') => return Err(PLAIN),
             c => value.push(c),
         }
@@ -155,7 +155,7 @@ fn double_quoted(rest: &mut Peekable<Chars<'_>>, value: &mut String) -> Result<(
         match rest.next() {
             Some('"') => return Ok(()),
             Some('\\') => match rest.next() {
-                // Inside double quotes a backslash only quotes these.
+                // Inside double quotes a backslash quotes only these characters.
                 Some(c @ ('"' | '\\' | '$' | '`')) => value.push(c),
                 Some(c) => value.extend(['\\', c]),
                 None => return Err("a closing \" on the same line"),
@@ -173,7 +173,7 @@ mod tests {
     use proptest::prelude::*;
     use std::process::Command;
 
-    /// What we read, as `NAME=value` by name; `None` if a line can't be read.
+    /// The variables that the lexer reads, as `NAME=value` sorted by name; `None` if a line can't be read.
     fn ours(text: &str) -> Option<Vec<String>> {
         let mut values = std::collections::BTreeMap::new();
         for line in lines(text) {
@@ -182,7 +182,7 @@ mod tests {
         Some(values.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
     }
 
-    /// What bash makes of it, for the variables A, B and C.
+    /// The values that bash gives the variables A, B and C.
     fn bash(text: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kvmrc");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_what_bash_makes_of_it() {
+    fn values_are_those_of_bash() {
         for text in [
             "",
             "A=1\n",
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_bash_would_run_or_expand_is_not_read() {
+    fn commands_and_expansions_are_refused() {
         for text in [
             "A=$B",
             "A=\"$B\"",
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lone_assignment_may_be_passed_over() {
+    fn only_a_lone_assignment_may_be_ignored() {
         let name = |text: &str| lines(text).remove(0).content.unwrap_err().only_sets;
         assert_eq!(name("X=$Y").as_deref(), Some("X"));
         assert_eq!(name("export X=\"$(cat /y; date)\"").as_deref(), Some("X"));
@@ -259,7 +259,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn generated_quoting_is_what_bash_makes_of_it(parts in proptest::collection::vec(
+        fn generated_quoting_gives_the_values_of_bash(parts in proptest::collection::vec(
             prop_oneof!["[a-z0-9/:.,=@%+*?!-]{1,4}", "'[ -&(-~]{0,5}'", "\"[ !#%-\\[\\]-_a-~]{0,5}\"", "\\\\[ -~]"], 1..6))
         {
             let text = format!("A={}\n", parts.concat());

@@ -1,0 +1,66 @@
+//! The variables that files set.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::KvmrcError;
+use super::lexer::{self, LogicalLine, Unreadable};
+use super::names::is_used;
+
+/// The size limit of a kvmrc, in bytes.
+const LIMIT: u64 = 256 * 1024;
+
+/// A value, and the line that set it.
+pub(super) struct Setting {
+    pub(super) value: String,
+    pub(super) path: PathBuf,
+    pub(super) line: usize,
+}
+
+/// The variables that the files set; later files override earlier ones.
+#[derive(Default)]
+pub(super) struct Assignments {
+    pub(super) values: BTreeMap<String, Setting>,
+    pub(super) problems: Vec<KvmrcError>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Assignments {
+    pub(super) fn read(&mut self, path: &Path) {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
+            if length as u64 > LIMIT {
+                Err(io::Error::other(format!("the file is longer than {LIMIT} bytes")))
+            } else {
+                Ok(())
+            }
+        });
+        match read {
+            Ok(()) => self.parse(path, &String::from_utf8_lossy(&bytes)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(source) => self.problems.push(KvmrcError::Unreadable { path: path.into(), source }),
+        }
+    }
+
+    fn parse(&mut self, path: &Path, text: &str) {
+        for LogicalLine { number: line, content } in lexer::lines(text) {
+            match content {
+                Ok(assignments) => {
+                    for (name, value) in assignments {
+                        self.values.insert(name, Setting { value, path: path.into(), line });
+                    }
+                }
+                Err(Unreadable { expected, found, only_sets }) => {
+                    let error = KvmrcError::Line { path: path.into(), line, expected, found };
+                    if only_sets.is_some_and(|name| !is_used(&name)) {
+                        self.warnings.push(error.to_string());
+                    } else {
+                        self.problems.push(error);
+                    }
+                }
+            }
+        }
+    }
+}
