@@ -11,10 +11,11 @@ use std::{fs, io};
 
 use kvm_sriov::AgentError;
 use kvm_sriov::UnplugOutcome;
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::claims::{ClaimError, Holder, Process};
 use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::reconcile::{Doubt, Obstacle};
 use kvm_sriov::sysfs::NoVf;
 use kvm_sriov::xml::{Deployment, NicMode};
@@ -189,7 +190,7 @@ fn attach(host: &ModelHost, number: usize) -> Result<(), ActionError> {
         vn_mad: None,
         target: None,
     };
-    actions::attach_nic(&host.host(), &"one-42".parse().unwrap(), &nic, None)
+    actions::attach_nic(&host.host(), &"one-42".parse().unwrap(), &nic.described(None), None)
 }
 
 fn detach(host: &ModelHost) -> Result<(), ActionError> {

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::libvirt::DomainCalls;
 use kvm_sriov::opennebula;
-use kvm_sriov::{Action, actions};
+use kvm_sriov::{Action, DomainName, actions};
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::remotes::target;
@@ -284,7 +284,7 @@ fn cancel_kills_only_programs_of_the_driver() {
         until("the lock is held", || {
             store.vm_holder(&vm).unwrap().is_some_and(|other| other.process.pid() == holder.id())
         });
-        actions::cancel(&host.host(), &"one-42".parse().unwrap(), Some(42)).unwrap();
+        actions::cancel(&host.host(), &"one-42".parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
         let status = holder.wait().unwrap();
         assert_eq!((status.signal() == Some(9), status.success()), (is_killed, !is_killed), "{child}: {status}");
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{DeployId, MacAddress, actions};
+use kvm_sriov::{DeployId, DomainName, MacAddress, actions};
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
@@ -143,12 +143,17 @@ fn calls_grow_by_one_for_each_vf() {
             "<VM><ID>42</ID><TEMPLATE><NIC><ATTACH>YES</ATTACH><MAC>{mac}</MAC><BRIDGE>sriov_ib1</BRIDGE></NIC></TEMPLATE></VM>"
         ));
         let data = data.unwrap();
-        let arguments =
-            actions::NicArgs { mac, bridge: Some("sriov_ib1".into()), model: None, vn_mad: None, target: None };
+        let arguments = kvm_sriov::opennebula::NicArgs {
+            mac,
+            bridge: Some("sriov_ib1".into()),
+            model: None,
+            vn_mad: None,
+            target: None,
+        };
         // One VF and its dummy, however many there are.
         makes(
             "attach_nic",
-            &|| actions::attach_nic(&host.host(), &id(), &arguments, Some(&data)).unwrap(),
+            &|| actions::attach_nic(&host.host(), &id(), &arguments.described(Some(&data)), Some(&data)).unwrap(),
             &["find", "live_xml", "domains", "live_xml", "attach", "live_xml", "attach", "live_xml", "set_metadata"],
         );
         makes(
@@ -187,7 +192,7 @@ fn calls_grow_by_one_for_each_vf() {
         makes("reconcile, all VFs gone", &reconcile, &[&plugs, noted, &["live_xml"]].concat());
         makes(
             "cancel",
-            &|| actions::cancel(&host.host(), &id(), Some(42)).unwrap(),
+            &|| actions::cancel(&host.host(), &id(), Some(&DomainName::of_vm(42))).unwrap(),
             &["find", "live_xml", "find", "destroy", "find", "find"],
         );
     }

@@ -8,8 +8,9 @@ use std::os::unix::fs::symlink;
 
 use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DiskCalls, DomainCalls, LibvirtErrorKind, RunState};
+use kvm_sriov::opennebula::Message;
 use kvm_sriov::xml::Sizes;
-use kvm_sriov::{ActionError, DeployId};
+use kvm_sriov::{Action, ActionError, DeployId};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
@@ -65,7 +66,13 @@ fn message(disk: &str) -> String {
 }
 
 fn attach(host: &ModelHost, target: &str, disk: &str) -> Result<(), ActionError> {
-    actions::attach_disk(&host.host(), &id(), "/ds/0/42/disk.2", target, &message(disk), None)
+    attach_described(host, "/ds/0/42/disk.2", target, message(disk))
+}
+
+/// Attaches the disk that OpenNebula's message is about.
+fn attach_described(host: &ModelHost, path: &str, target: &str, message: String) -> Result<(), ActionError> {
+    let disk = Message::new(Action::AttachDisk, message).attached_disk()?;
+    actions::attach_disk(&host.host(), &id(), &disk, path, target, None)
 }
 
 fn detach(host: &ModelHost, target: &str) -> Result<(), ActionError> {
@@ -112,7 +119,7 @@ fn a_disk_gets_an_io_thread_of_the_running_domain_and_the_queues_of_the_vm() {
             "<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID><TEMPLATE><VCPU>3</VCPU><FEATURES>{features}</FEATURES>\
              <DISK><ATTACH>YES</ATTACH><TYPE>FILE</TYPE>{disk}</DISK></TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
         );
-        actions::attach_disk(&host.host(), &id(), "/ds/0/42/disk.1", "vdb", &message, None).unwrap();
+        attach_described(&host, "/ds/0/42/disk.1", "vdb", message).unwrap();
         let domain = host.model().find(&id()).unwrap().unwrap();
         let live = host.model().live_xml(&domain).unwrap().unwrap();
         let disk = live.split("<disk ").find(|disk| disk.contains("'vdb'")).unwrap();
@@ -221,7 +228,7 @@ fn a_message_without_a_disk_touches_nothing() {
     for (text, problem) in
         [(nothing.as_str(), "names no disk that is to be attached"), ("<VM", "OpenNebula's message: ")]
     {
-        let error = actions::attach_disk(&host.host(), &id(), "/d", "vdb", text, None).unwrap_err().to_string();
+        let error = attach_described(&host, "/d", "vdb", text.to_owned()).unwrap_err().to_string();
         assert!(error.contains(problem) && error.ends_with("nothing was changed"), "{error}");
     }
     assert!(host.faults().calls().is_empty());
@@ -235,7 +242,7 @@ fn the_image_behind_a_link_is_attached() {
     fs::write(dir.join("disk.2.snap/0"), "").unwrap();
     symlink("disk.2.snap/0", dir.join("disk.2")).unwrap();
     let path = dir.join("disk.2").display().to_string();
-    let attach = || actions::attach_disk(&host.host(), &id(), &path, "vdb", &message(""), None);
+    let attach = || attach_described(&host, &path, "vdb", message(""));
     attach().unwrap();
     attach().unwrap();
     assert_eq!(disks(&host)[2].1, dir.join("disk.2.snap/0").display().to_string());
@@ -265,8 +272,8 @@ fn a_silent_guest_keeps_its_disk_and_the_error_says_so() {
 }
 
 fn resize_disk(host: &ModelHost, mib: u64) -> Result<(), ActionError> {
-    let message = message("<TARGET>vda</TARGET>");
-    actions::resize_disk(&host.host(), &id(), 2, mib, &message, None)
+    let target = Message::new(Action::ResizeDisk, message("<TARGET>vda</TARGET>")).target_of(2)?;
+    actions::resize_disk(&host.host(), &id(), 2, &target, mib, None)
 }
 
 fn capacity(host: &ModelHost) -> u64 {
@@ -296,7 +303,7 @@ fn a_disk_is_never_cut_off() {
     let text = "resize_disk: could not resize disk 2 on one-42: it has 67108864 bytes, which are more than 63 MiB; nothing \
                 was changed";
     assert_eq!(error, text);
-    let nameless = actions::resize_disk(&host.host(), &id(), 3, 80, &message(""), None).unwrap_err().to_string();
+    let nameless = Message::new(Action::ResizeDisk, message("")).target_of(3).unwrap_err().to_string();
     assert!(nameless.contains("names no target of disk 3"), "{nameless}");
     assert_eq!(host.portrait(), before);
     resize_disk(&host, 64).unwrap();
@@ -386,7 +393,8 @@ fn resize(host: &ModelHost, vcpus: u32, mib: u64, mode: &str) -> Result<(), Acti
         "<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID><TEMPLATE><VCPU>{vcpus}</VCPU><MEMORY>{mib}</MEMORY>\
          <MEMORY_RESIZE_MODE>{mode}</MEMORY_RESIZE_MODE></TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"
     );
-    actions::resize(&host.host(), &id(), &message, None)
+    let wanted = Message::new(Action::Resize, message).resize()?;
+    actions::resize(&host.host(), &id(), &wanted, None)
 }
 
 /// Virtual CPUs, MiB of all memory, and MiB that the balloon leaves.

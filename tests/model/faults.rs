@@ -8,7 +8,7 @@ use std::thread;
 
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, JobCalls, LibvirtErrorKind};
 use kvm_sriov::reconcile::Consistency;
-use kvm_sriov::{Action, ActionError, Cause, DeployId, HostState, actions};
+use kvm_sriov::{Action, ActionError, Cause, DeployId, DomainName, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::faults::Fault;
@@ -34,7 +34,7 @@ fn deploy(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
 }
 
 fn cancel(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {
-    actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(vm.id))
+    actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(&DomainName::of_vm(vm.id)))
 }
 
 fn shutdown(host: &ModelHost, vm: &Vm) -> Result<(), ActionError> {

@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, DomainRef};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::{ActionError, DeployId, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
@@ -170,7 +171,7 @@ fn a_nic_with_the_macs_of_dummies_is_refused_beside_vfs() {
             vn_mad: None,
             target: Some("one-x".into()),
         };
-        actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments, None)
+        actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments.described(None), None)
     };
     let before = host.portrait();
     let error = attach(&plain, &plain.mac(1), "sriov_ib0").unwrap_err().to_string();

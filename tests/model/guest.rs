@@ -6,9 +6,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use kvm_sriov::Action;
 use kvm_sriov::actions::{self, Ceph};
 use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::RunState;
+use kvm_sriov::opennebula::{self, Message};
 use kvm_sriov::{ActionError, DomainName};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::every::Scenario;
@@ -138,7 +140,7 @@ fn caller(version: &str) -> OneVersion {
 #[test]
 fn poll_says_what_a_vm_uses() {
     let host = a_running_vm();
-    let poll = |version: &str| actions::poll(&host.host(), &"one-42".parse().unwrap(), &caller(version)).unwrap();
+    let poll = |version: &str| opennebula::poll(&host.host(), &"one-42".parse().unwrap(), &caller(version)).unwrap();
     assert_eq!(
         poll("5.10.0"),
         "STATE=a CPU=0.00 MEMORY=65536 NETRX=2000 NETTX=200 DISKRDBYTES=4096 DISKWRBYTES=512 DISKRDIOPS=8 DISKWRIOPS=1"
@@ -171,14 +173,18 @@ impl Pool {
     }
 
     fn ceph(&self) -> Ceph {
-        let message = "<VMM_DRIVER_ACTION_DATA><VM/><DATASTORE><TEMPLATE><CEPH_USER>me</CEPH_USER>\
-            <POOL_NAME>fast</POOL_NAME></TEMPLATE></DATASTORE></VMM_DRIVER_ACTION_DATA>";
+        let message = Message::new(
+            Action::SaveCeph,
+            "<VMM_DRIVER_ACTION_DATA><VM/><DATASTORE><TEMPLATE><CEPH_USER>me</CEPH_USER>\
+            <POOL_NAME>fast</POOL_NAME></TEMPLATE></DATASTORE></VMM_DRIVER_ACTION_DATA>"
+                .into(),
+        );
         let driver = self.dir.path().join("vmm/kvm-sriov");
         let conf = self.dir.path().join("etc/datastore/ceph");
         fs::create_dir_all(&driver).unwrap();
         fs::create_dir_all(&conf).unwrap();
         fs::write(conf.join("ceph.conf"), "POOL_NAME=one\nRBD_FORMAT=2\n").unwrap();
-        Ceph { program: self.dir.path().join("rbd"), ..Ceph::of(message, &driver).unwrap() }
+        Ceph { program: self.dir.path().join("rbd"), ..message.ceph(&driver).unwrap() }
     }
 
     fn fail(&self, verb: &str) {

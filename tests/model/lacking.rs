@@ -4,10 +4,11 @@
 
 use std::fs;
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind};
+use kvm_sriov::opennebula::{Message, NicArgs};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, SnapshotName};
+use kvm_sriov::{ActionError, DeployId, DomainName, SnapshotName};
 use kvm_sriov_model::Course;
 use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
@@ -113,7 +114,7 @@ fn attach_nic(host: &ModelHost, number: usize, bridge: &str) -> Result<(), Actio
         vn_mad: None,
         target: Some(format!("one-42-{number}")),
     };
-    actions::attach_nic(&host.host(), &id(), &arguments, None)
+    actions::attach_nic(&host.host(), &id(), &arguments.described(None), None)
 }
 
 fn detach_nic(host: &ModelHost, number: usize) -> Result<(), ActionError> {
@@ -129,14 +130,18 @@ const CHANGES: [(&str, Action); 10] = [
     ("snapshot_delete", |host| actions::snapshot_delete(&host.host(), &id(), &SnapshotName::of(0))),
     ("attach_disk and detach_disk", |host| {
         let disk = "<DISK><ATTACH>YES</ATTACH><DISK_ID>2</DISK_ID><TYPE>FILE</TYPE></DISK>";
-        actions::attach_disk(&host.host(), &id(), "/ds/0/42/disk.2", "vdb", &message(disk), None)?;
+        let disk = Message::new(kvm_sriov::Action::AttachDisk, message(disk)).attached_disk()?;
+        actions::attach_disk(&host.host(), &id(), &disk, "/ds/0/42/disk.2", "vdb", None)?;
         actions::detach_disk(&host.host(), &id(), "vdb", None)
     }),
     ("prereconfigure and reconfigure", |host| {
         actions::prereconfigure(&host.host(), &id(), Some("hda"), None)?;
         actions::reconfigure(&host.host(), &id(), Some("hda"), Some("/ds/new.iso".as_ref()), None)
     }),
-    ("resize", |host| actions::resize(&host.host(), &id(), &message("<VCPU>3</VCPU><MEMORY>64</MEMORY>"), None)),
+    ("resize", |host| {
+        let wanted = Message::new(kvm_sriov::Action::Resize, message("<VCPU>3</VCPU><MEMORY>64</MEMORY>")).resize()?;
+        actions::resize(&host.host(), &id(), &wanted, None)
+    }),
     ("attach_nic and detach_nic without a VF", |host| {
         attach_nic(host, 4, "br0")?;
         detach_nic(host, 4)
@@ -245,7 +250,7 @@ fn only_what_asks_for_a_vf_fails_for_want_of_one() {
     }
     // One that it has lost is plugged by a second try of its attach.
     let host = lacking(Obstacle::Full);
-    actions::cancel(&host.host(), &Vm::new(8).uuid().parse().unwrap(), Some(8)).unwrap();
+    actions::cancel(&host.host(), &Vm::new(8).uuid().parse().unwrap(), Some(&DomainName::of_vm(8))).unwrap();
     attach_nic(&host, 2, "sriov_ib1").unwrap();
     host.check();
     // A NIC that came since the snapshot asks for one.
@@ -267,7 +272,7 @@ fn it_ends() {
     for why in WHY {
         for action in [
             |host: &ModelHost| actions::shutdown(&host.host(), &id(), true),
-            |host: &ModelHost| actions::cancel(&host.host(), &id(), Some(42)),
+            |host: &ModelHost| actions::cancel(&host.host(), &id(), Some(&DomainName::of_vm(42))),
         ] {
             let host = lacking(why);
             action(&host).unwrap();

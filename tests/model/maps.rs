@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, PowerCalls};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::opennebula::network;
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, PciAddress, VfState};
+use kvm_sriov::{ActionError, DomainName, PciAddress, VfState};
 use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
@@ -33,7 +34,7 @@ fn attach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
         vn_mad: None,
         target: None,
     };
-    actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments, None)
+    actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments.described(None), None)
 }
 
 /// A host whose map begins with the adapter itself and a VF that is gone; then come three VFs.
@@ -279,6 +280,6 @@ fn claims_that_cannot_be_read_stop_nothing_and_are_named() {
         problems[0].contains("ib0/0 can't be read as a claim") && problems[1].contains("is a link"),
         "{problems:?}"
     );
-    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
     assert_eq!(host.claims().keys().collect::<Vec<_>>(), ["ib0/0"]);
 }

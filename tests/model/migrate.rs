@@ -18,7 +18,7 @@ use kvm_sriov::libvirt::{
 };
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
-use kvm_sriov::{ActionError, AgentError, Cause, DeployId, Host, HostName, HostState, actions};
+use kvm_sriov::{ActionError, AgentError, Cause, DeployId, DomainName, Host, HostName, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::MOST_CALLS;
 use kvm_sriov_model::faults::Fault;
@@ -178,7 +178,7 @@ fn while_it_copies(hosts: &[ModelHost; 2], event: impl FnOnce(&Threads)) -> Resu
 }
 
 fn cancel(host: &ModelHost) {
-    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
 }
 
 /// Positions, dummies and guest addresses, as the guest sees them.
@@ -706,7 +706,7 @@ fn a_move_is_cancelled_while_its_guest_is_asked() {
     thread::scope(|scope| {
         let moving = scope.spawn(|| migrate(&hosts[0], &hosts[1], &vm()));
         until("it asks the guest", || hosts[0].faults().count("detach_alias") == 3);
-        actions::cancel(&hosts[0].host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+        actions::cancel(&hosts[0].host(), &vm().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
         let said = moving.join().unwrap().unwrap_err().to_string();
         assert!(said.starts_with("migrate: ") && said.contains("has ended"), "{said}");
     });
@@ -1249,14 +1249,14 @@ fn what_pins_all_of_a_guests_memory_may_take_as_long_as_that_takes() {
     };
     deploy(&here, &vm);
     is_enough(&here, "deploy");
-    let nic = actions::NicArgs {
+    let nic = kvm_sriov::opennebula::NicArgs {
         mac: vm.mac(1).parse().unwrap(),
         bridge: Some("sriov_ib1".into()),
         model: None,
         vn_mad: None,
         target: None,
     };
-    actions::attach_nic(&here.host(), &id, &nic, None).unwrap();
+    actions::attach_nic(&here.host(), &id, &nic.described(None), None).unwrap();
     is_enough(&here, "attach_nic");
     let checkpoint = here.vm_dir(&vm).join("checkpoint");
     actions::save(&here.host(), &id, &checkpoint, None).unwrap();

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind, PowerCalls};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, HostState, PciAddress};
+use kvm_sriov::{ActionError, DeployId, DomainName, HostState, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::faults::Fault;
@@ -52,7 +53,7 @@ fn arguments(vm: &Vm, number: usize, bridge: &str) -> NicArgs {
 
 fn attach(host: &ModelHost, vm: &Vm, number: usize, bridge: &str) -> Result<(), ActionError> {
     let (arguments, data) = (arguments(vm, number, bridge), said(vm, number, bridge, ""));
-    actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments, Some(&data))
+    actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments.described(Some(&data)), Some(&data))
 }
 
 fn detach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
@@ -127,7 +128,9 @@ fn the_first_vf_of_a_vm_with_every_fault() {
                 repaired(host);
                 assert_eq!(portrait(host).1.len(), 1);
             },
-            |host| actions::cancel(&host.host(), &plain().uuid().parse().unwrap(), Some(42)).unwrap(),
+            |host| {
+                actions::cancel(&host.host(), &plain().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap()
+            },
         ],
     };
     assert_eq!(
@@ -406,7 +409,8 @@ fn the_dummy_has_what_the_nic_was_given() {
                 <VLAN_ID>100</VLAN_ID>";
     let data = said(&plain(), 1, "sriov_ib0", rest);
     let id = plain().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0"), Some(&data)).unwrap();
+    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0").described(Some(&data)), Some(&data))
+        .unwrap();
     let live = host.domain("one-42").unwrap();
     let dummy = live.interfaces.last().unwrap();
     for part in
@@ -423,8 +427,8 @@ fn the_dummy_has_what_the_nic_was_given() {
 fn an_old_version_says_all_in_its_arguments() {
     let host = a_plain_vm();
     let id = plain().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0"), None).unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 2, "br0"), None).unwrap();
+    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0").described(None), None).unwrap();
+    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 2, "br0").described(None), None).unwrap();
     assert_eq!(portrait(&host).1.len(), 3);
     actions::detach_nic(&host.host(), &id, plain().mac(1).parse().unwrap(), None).unwrap();
     actions::detach_nic(&host.host(), &id, plain().mac(2).parse().unwrap(), None).unwrap();
@@ -577,7 +581,8 @@ fn an_alias_has_no_device() {
     let text = format!("<VM><TEMPLATE><NIC_ALIAS><ATTACH>YES</ATTACH><MAC>{mac}</MAC></NIC_ALIAS></TEMPLATE></VM>");
     let data = VmData::parse(&text).unwrap();
     let id = vm().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&vm(), 9, "sriov_ib0"), Some(&data)).unwrap();
+    actions::attach_nic(&host.host(), &id, &arguments(&vm(), 9, "sriov_ib0").described(Some(&data)), Some(&data))
+        .unwrap();
     actions::detach_nic(&host.host(), &id, mac.parse().unwrap(), Some(&data)).unwrap();
     assert_eq!(host.portrait(), before);
 }
@@ -632,7 +637,7 @@ fn a_nic_is_found_again_whatever_its_description_lacks() {
         let data = VmData::parse(&text).unwrap();
         for _ in 0..2 {
             let arguments = NicArgs { target: None, ..arguments(&plain(), number, "br0") };
-            actions::attach_nic(&host.host(), &id, &arguments, Some(&data)).unwrap();
+            actions::attach_nic(&host.host(), &id, &arguments.described(Some(&data)), Some(&data)).unwrap();
             assert_eq!(host.domain("one-42").unwrap().interfaces.len(), 2);
         }
         for _ in 0..2 {
@@ -729,7 +734,13 @@ fn a_pci_nic_comes_and_goes_as_with_the_stock_driver() {
     let before = host.portrait();
     let (id, data) = (plain().uuid().parse().unwrap(), a_pci_nic(&host));
     for _ in 0..2 {
-        actions::attach_nic(&host.host(), &id, &arguments(&plain(), 9, "onebr.100"), Some(&data)).unwrap();
+        actions::attach_nic(
+            &host.host(),
+            &id,
+            &arguments(&plain(), 9, "onebr.100").described(Some(&data)),
+            Some(&data),
+        )
+        .unwrap();
         let live = host.domain("one-42").unwrap();
         assert_eq!(live.interfaces.last().unwrap().vf, Some(host.vfs("ib1")[3]));
     }

@@ -4,10 +4,11 @@
 
 use std::fs;
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DomainCalls, PowerCalls};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::xml::{AdoptedDevices, VmData, Wanted, alias_of};
-use kvm_sriov::{ActionError, SnapshotName};
+use kvm_sriov::{ActionError, DomainName, SnapshotName};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::host::ModelHost;
@@ -73,7 +74,12 @@ fn arguments(vm: &Vm, number: usize) -> NicArgs {
 
 fn attach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
     let id = vm.uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(vm, number), Some(&said(vm, number)))
+    actions::attach_nic(
+        &host.host(),
+        &id,
+        &arguments(vm, number).described(Some(&said(vm, number))),
+        Some(&said(vm, number)),
+    )
 }
 
 fn detach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
@@ -127,7 +133,7 @@ fn repaired(host: &ModelHost) {
 }
 
 fn cancelled(host: &ModelHost) {
-    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(42)).unwrap();
+    actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
     assert!(host.domain("one-42").is_none());
     assert_eq!(host.claims().len(), 1);
 }
@@ -278,7 +284,7 @@ fn a_mac_alone_is_enough_for_another_network() {
     deploy(&host, &Vm::new(42).nic("sriov_ib0")).unwrap();
     let bare = |number| NicArgs { target: None, vn_mad: None, ..arguments(&one, number) };
     for number in [1, 2, 1, 2] {
-        actions::attach_nic(&host.host(), &one.uuid().parse().unwrap(), &bare(number), None).unwrap();
+        actions::attach_nic(&host.host(), &one.uuid().parse().unwrap(), &bare(number).described(None), None).unwrap();
     }
     let live = host.domain("one-42").unwrap();
     assert_eq!((live.hostdevs.len(), live.interfaces.len()), (2, 3));

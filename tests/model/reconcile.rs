@@ -17,7 +17,7 @@ use kvm_sriov::reconcile::{
     Report, SaveImage, VmReport, decide, reconcile, resolve,
 };
 use kvm_sriov::xml::{OperationKind, Wanted, alias_of, dummy_alias_of};
-use kvm_sriov::{Action, Owner, PciAddress, Position, actions};
+use kvm_sriov::{Action, DomainName, Owner, PciAddress, Position, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::{Ended, ModelHost};
@@ -1048,7 +1048,7 @@ fn locks_of_vms_that_are_gone_do_not_pile_up() {
         actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).unwrap();
     }
     for vm in &vms[..2] {
-        actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(vm.id)).unwrap();
+        actions::cancel(&host.host(), &vm.uuid().parse().unwrap(), Some(&DomainName::of_vm(vm.id))).unwrap();
     }
     host.reconcile().unwrap();
     assert_eq!(locks(), ["claims", "vm-one-42"]);

@@ -6,8 +6,9 @@ use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use kvm_sriov::actions::{self, NicArgs};
+use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DomainCalls, LibvirtErrorKind, SnapshotCalls};
+use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, SnapshotName};
 use kvm_sriov_model::check::Stage;
@@ -78,7 +79,7 @@ fn attach(host: &ModelHost, number: usize, bridge: &str) {
         vn_mad: None,
         target: Some(format!("one-42-{number}")),
     };
-    actions::attach_nic(&host.host(), &vm().uuid().parse().unwrap(), &arguments, None).unwrap();
+    actions::attach_nic(&host.host(), &vm().uuid().parse().unwrap(), &arguments.described(None), None).unwrap();
 }
 
 fn detach(host: &ModelHost, number: usize) {

@@ -3,8 +3,8 @@ use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::AttachNic, |call| {
-        let (id, nic) = (call.arg(0, "deploy id")?, call.nic()?);
-        let input = call.data()?;
-        actions::attach_nic(&call.host()?, &id, &nic, input.as_ref().map(|input| &input.vm)).map(|()| None)
+        let (id, input) = (call.arg(0, "deploy id")?, call.input()?);
+        let nic = call.nic(input.vm.as_ref())?;
+        actions::attach_nic(&call.host()?, &id, &nic, input.vm.as_ref()).map(|()| None)
     })
 }

@@ -4,6 +4,6 @@ use kvm_sriov::{Action, actions, opennebula};
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Cancel, |call| {
         let id = call.arg(0, "deploy id")?;
-        actions::cancel(&call.host_lenient()?, &id, call.vm_id()).map(|()| None)
+        actions::cancel(&call.host_lenient()?, &id, call.vm().as_ref()).map(|()| None)
     })
 }

@@ -4,7 +4,7 @@ use kvm_sriov::{Action, actions, opennebula};
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::DetachDisk, |call| {
         let (id, target): (_, String) = (call.arg(0, "deploy id")?, call.arg(2, "target")?);
-        let input = call.data()?;
-        actions::detach_disk(&call.host()?, &id, &target, input.as_ref().map(|input| &input.vm)).map(|()| None)
+        let input = call.input()?;
+        actions::detach_disk(&call.host()?, &id, &target, input.vm.as_ref()).map(|()| None)
     })
 }

@@ -4,7 +4,7 @@ use kvm_sriov::{Action, actions, opennebula};
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::DetachNic, |call| {
         let (id, mac) = (call.arg(0, "deploy id")?, call.arg(1, "MAC")?);
-        let input = call.data()?;
-        actions::detach_nic(&call.host_lenient()?, &id, mac, input.as_ref().map(|input| &input.vm)).map(|()| None)
+        let input = call.input()?;
+        actions::detach_nic(&call.host_lenient()?, &id, mac, input.vm.as_ref()).map(|()| None)
     })
 }

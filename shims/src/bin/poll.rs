@@ -1,11 +1,11 @@
-//! `poll`: what a VM uses, and a host that is put right (OpenNebula up to 5.10).
-use kvm_sriov::{Action, actions, opennebula};
+//! `poll`: measures what a VM uses, and starts the probe (OpenNebula up to 5.10).
+use kvm_sriov::{Action, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Poll, |call| {
         let id = call.arg(0, "deploy id")?;
         let host = call.host_lenient()?;
         opennebula::probe::start_in_turn(&host);
-        actions::poll(&host, &id, call.caller()).map(Some)
+        opennebula::poll(&host, &id, call.caller()).map(Some)
     })
 }

@@ -4,8 +4,7 @@ use kvm_sriov::{Action, actions, opennebula};
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Prereconfigure, |call| {
         let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
-        let input = call.data()?;
-        let data = input.as_ref().map(|input| &input.vm);
-        actions::prereconfigure(&call.host()?, &id, target.as_deref(), data).map(|()| None)
+        let input = call.input()?;
+        actions::prereconfigure(&call.host()?, &id, target.as_deref(), input.vm.as_ref()).map(|()| None)
     })
 }

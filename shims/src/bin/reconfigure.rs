@@ -4,8 +4,8 @@ use kvm_sriov::{Action, actions, opennebula};
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Reconfigure, |call| {
         let (id, target): (_, Option<String>) = (call.arg(0, "deploy id")?, call.optional_arg(1, "target")?);
-        let (iso, input): (Option<std::path::PathBuf>, _) = (call.optional_arg(2, "image")?, call.data()?);
-        let data = input.as_ref().map(|input| &input.vm);
-        actions::reconfigure(&call.host()?, &id, target.as_deref(), iso.as_deref(), data).map(|()| None)
+        let (iso, input): (Option<std::path::PathBuf>, _) = (call.optional_arg(2, "image")?, call.input()?);
+        let vm = input.vm.as_ref();
+        actions::reconfigure(&call.host()?, &id, target.as_deref(), iso.as_deref(), vm).map(|()| None)
     })
 }

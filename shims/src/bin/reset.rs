@@ -1,4 +1,4 @@
-//! `reset`: presses a VM's reset button.
+//! `reset`: resets a VM without asking its guest.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {

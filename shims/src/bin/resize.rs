@@ -1,10 +1,10 @@
-//! `resize`: a running VM gets more CPUs and memory, or less.
+//! `resize`: changes the memory and the number of CPUs of a running VM.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Resize, |call| {
-        let id = call.arg(0, "deploy id")?;
-        let input = call.needed_data()?;
-        actions::resize(&call.host()?, &id, &input.text, Some(&input.vm)).map(|()| None)
+        let (id, input) = (call.arg(0, "deploy id")?, call.needed_input()?);
+        let wanted = input.message.resize()?;
+        actions::resize(&call.host()?, &id, &wanted, input.vm.as_ref()).map(|()| None)
     })
 }

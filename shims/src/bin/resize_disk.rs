@@ -1,11 +1,10 @@
-//! `resize_disk`: a disk of a running VM grows.
+//! `resize_disk`: makes a disk of a running VM larger.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::ResizeDisk, |call| {
         let (id, disk, mib) = (call.arg(0, "deploy id")?, call.arg(1, "disk id")?, call.arg(2, "size")?);
-        let (message, input) = (call.encoded_arg(3, "message")?, call.data()?);
-        let data = input.as_ref().map(|input| &input.vm);
-        actions::resize_disk(&call.host()?, &id, disk, mib, &message, data).map(|()| None)
+        let (target, input) = (call.message(3)?.target_of(disk)?, call.input()?);
+        actions::resize_disk(&call.host()?, &id, disk, &target, mib, input.vm.as_ref()).map(|()| None)
     })
 }

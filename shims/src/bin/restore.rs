@@ -1,9 +1,11 @@
-//! `restore`: a VM comes back from a file.
+//! `restore`: starts a VM from the file of its save.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Restore, |call| {
         let file: std::path::PathBuf = call.arg(0, "checkpoint")?;
-        actions::restore(&call.host()?, &file, call.data()?.as_ref()).map(|()| None)
+        let host = call.host()?;
+        call.input()?.fetch(&file);
+        actions::restore(&host, &file, opennebula::vm_of_checkpoint(&file).as_ref()).map(|()| None)
     })
 }

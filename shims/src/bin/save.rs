@@ -1,9 +1,12 @@
-//! `save`: a VM goes into a file.
+//! `save`: saves a VM into a file and ends it.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::Save, |call| {
         let (id, file): (_, std::path::PathBuf) = (call.arg(0, "deploy id")?, call.arg(1, "checkpoint")?);
-        actions::save(&call.host_lenient()?, &id, &file, call.data()?.as_ref()).map(|()| None)
+        let (host, input) = (call.host_lenient()?, call.input()?);
+        actions::save(&host, &id, &file, input.vm.as_ref())?;
+        input.run_hook();
+        Ok(None)
     })
 }

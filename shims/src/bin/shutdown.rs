@@ -1,4 +1,4 @@
-//! `shutdown`: asks a guest to power off, and waits until it did.
+//! `shutdown`: asks a guest to power off, and waits until it has.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {

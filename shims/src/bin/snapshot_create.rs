@@ -1,11 +1,11 @@
-//! `snapshot_create`: keeps a VM's disks and memory as they are now.
+//! `snapshot_create`: takes a snapshot of a VM and its disks.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {
     opennebula::run(Action::SnapshotCreate, |call| {
         let (id, number) = (call.arg(0, "deploy id")?, call.arg(1, "snapshot id")?);
-        let input = call.data()?;
-        let name = actions::snapshot_create(&call.host()?, &id, number, input.as_ref().map(|input| &input.vm))?;
+        let input = call.input()?;
+        let name = actions::snapshot_create(&call.host()?, &id, number, input.vm.as_ref())?;
         Ok(Some(name.to_string()))
     })
 }

@@ -1,4 +1,4 @@
-//! `snapshot_delete`: a snapshot is no longer needed.
+//! `snapshot_delete`: deletes a snapshot.
 use kvm_sriov::{Action, actions, opennebula};
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! `sriov_agent`: the driver's end on another host of a migration. Started by the driver itself, through ssh.
+//! `sriov_agent`: serves another host that migrates a VM to or from this one. The driver there starts it through ssh.
 use kvm_sriov::{Action, Host, agent, opennebula};
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! `sriov_probe`: puts the host right. Started by OpenNebula's monitoring, and when a VM has left.
+//! `sriov_probe`: repairs the VMs of a host. OpenNebula's monitoring starts it, and `vnm/sriov/clean` when a VM has left the host.
 fn main() -> std::process::ExitCode {
     kvm_sriov::opennebula::probe::run()
 }

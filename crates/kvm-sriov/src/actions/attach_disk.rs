@@ -11,11 +11,11 @@ use crate::xml::{DiskPlace, VmData, VmDisk};
 
 const ACTION: Action = Action::AttachDisk;
 
-/// Plugs in the disk that OpenNebula's message is about. Success when it is there already. VFs stay where they are.
+/// Plugs a disk into a running VM. Success when the VM has it already. The VM keeps its VFs.
 ///
+/// * `disk` - the disk as OpenNebula describes it
 /// * `path` - the image in the VM's directory, for a disk that is a file or a device
-/// * `target` - its place in the domain, such as `vdb`
-/// * `message` - `VMM_DRIVER_ACTION_DATA`; the disk is the one with `ATTACH=YES`
+/// * `target` - the disk's place in the domain, such as `vdb`
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
@@ -26,16 +26,12 @@ const ACTION: Action = Action::AttachDisk;
 pub fn attach_disk(
     host: &Host,
     id: &DeployId,
+    disk: &VmDisk,
     path: &str,
     target: &str,
-    message: &str,
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    let disk = VmDisk::find(message, None)
-        .map_err(|source| Cause::Xml { what: "OpenNebula's message".into(), source })
-        .and_then(|disk| disk.ok_or_else(|| Cause::NotNamed { what: "disk that is to be attached".into() }))
-        .map_err(untouched)?;
     let place = without_link(disk.place(path));
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;

@@ -15,57 +15,26 @@ use crate::xml::{
 
 const ACTION: Action = Action::AttachNic;
 
-/// What the arguments say of a NIC: all that is known of it before OpenNebula 5.0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicArgs {
-    /// Its MAC.
-    pub mac: MacAddress,
-    /// The bridge of its network.
-    pub bridge: Option<String>,
-    /// The model of the device that the guest sees.
-    pub model: Option<String>,
-    /// The network driver, such as `ovswitch` (4.4 and later).
-    pub vn_mad: Option<String>,
-    /// The device on the host (5.0 and later).
-    pub target: Option<String>,
-}
-
-impl NicArgs {
-    /// The NIC as OpenNebula describes it, or as far as the arguments do.
-    fn described(&self, data: Option<&VmData>) -> VmNic {
-        let by_arguments = || {
-            let is_ovs = self.vn_mad.as_deref().is_some_and(|driver| driver.starts_with("ovswitch"));
-            VmNic {
-                bridge_type: is_ovs.then(|| "openvswitch".to_owned()),
-                model: self.model.clone(),
-                target: self.target.clone(),
-                ..VmNic::new(self.mac, self.bridge.clone())
-            }
-        };
-        data.and_then(|data| data.meant(self.mac)).cloned().unwrap_or_else(by_arguments)
-    }
-}
-
 /// Plugs a NIC into a running VM. Success when it is there already.
 ///
 /// On a bridge `sriov_<root>` it gets a free VF of that root and a dummy interface, at the lowest position that keeps the
 /// VM's VFs in the order of their guest addresses. On any other bridge it is what the stock driver makes of it, and so is a
 /// PCI device. An alias is another address of a NIC: there is nothing to plug in.
 ///
-/// * `data` - OpenNebula's description of the VM; without it (before 5.0) the arguments are all there is
+/// * `nic` - the NIC
+/// * `data` - OpenNebula's description of the VM: says whether the NIC is an alias or a PCI device, and which other NICs there are
 ///
 /// # Errors
 /// Nothing was changed, or the error's state says exactly what is left.
 ///
 /// # Source
 /// OpenNebula's stock `attach_nic`.
-pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmData>) -> Result<(), ActionError> {
-    let nic = args.described(data);
-    if data.is_some_and(|data| data.attaches_alias(args.mac)) {
-        log::info!("{} is an alias: there is nothing to plug in", args.mac);
+pub fn attach_nic(host: &Host, id: &DeployId, nic: &VmNic, data: Option<&VmData>) -> Result<(), ActionError> {
+    if data.is_some_and(|data| data.attaches_alias(nic.mac)) {
+        log::info!("{} is an alias: there is nothing to plug in", nic.mac);
         return Ok(());
     }
-    let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|mac| mac == args.mac));
+    let pci = data.and_then(VmData::attached_pci).filter(|pci| pci.mac.is_none_or(|mac| mac == nic.mac));
     if let Some(pci) = pci {
         return as_stock(host, id, data, &New::Pci(pci));
     }
@@ -73,9 +42,9 @@ pub fn attach_nic(host: &Host, id: &DeployId, args: &NicArgs, data: Option<&VmDa
         ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
     })?;
     if let Some(root) = root {
-        return with_vf(host, id, &nic, root, data);
+        return with_vf(host, id, nic, root, data);
     }
-    as_stock(host, id, data, &New::Interface(&nic))
+    as_stock(host, id, data, &New::Interface(nic))
 }
 
 /// What is plugged in that is no VF of ours.

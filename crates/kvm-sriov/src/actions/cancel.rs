@@ -19,18 +19,18 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Never waits for another action of the same VM: OpenNebula cancels while the old one still runs. It ends that action's program,
 /// or lets another program that holds the VM's lock know of the wish ([`VmLock::cancelled`](crate::claims::VmLock::cancelled)), destroys, and only then takes the lock, to look once more and to free the VFs.
 ///
-/// * `vm_id` - OpenNebula's number of the VM; with it the claims of a domain that is gone are found by its name
+/// * `vm` - the VM's name, where the caller knows it: the claims of a domain that is gone are found by its name
 ///
 /// # Errors
 /// The domain is still there, or was not seen to be gone; its VFs stay claimed.
 ///
 /// # Source
 /// OpenNebula's stock `cancel`: destroys up to 60 times, a second apart.
-pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), ActionError> {
+pub fn cancel(host: &Host, id: &DeployId, vm: Option<&DomainName>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::new(Action::Cancel, cause, HostState::MayEnd);
     let domain = host.hypervisor().find(id).map_err(|e| ActionError::untouched(Action::Cancel, e))?;
     let store = gone::usable_claims(host);
-    let owner = owner_of(domain.as_ref(), id, vm_id, store.as_ref());
+    let owner = owner_of(domain.as_ref(), id, vm, store.as_ref());
     if let (Some(store), Some(owner)) = (&store, &owner) {
         tell_holder(store, &owner.vm);
     }
@@ -51,19 +51,18 @@ pub fn cancel(host: &Host, id: &DeployId, vm_id: Option<u32>) -> Result<(), Acti
 fn owner_of(
     domain: Option<&DomainRef>,
     id: &DeployId,
-    vm_id: Option<u32>,
+    vm: Option<&DomainName>,
     store: Option<&ClaimStore>,
 ) -> Option<Owner> {
     if let Some(domain) = domain {
         return Some(Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) });
     }
-    let by_number = || vm_id.and_then(|number| format!("one-{number}").parse().ok());
     match id {
         DeployId::Name(name) => Some(Owner { vm: name.clone(), uuid: None }),
         DeployId::Uuid(uuid) => store
             .and_then(|store| store.owner_with(uuid).ok().flatten())
-            .or_else(|| by_number().map(|vm| Owner { vm, uuid: Some(uuid.clone()) })),
-        DeployId::Id(_) => by_number().map(|vm| Owner { vm, uuid: None }),
+            .or_else(|| vm.map(|vm| Owner { vm: vm.clone(), uuid: Some(uuid.clone()) })),
+        DeployId::Id(_) => vm.map(|vm| Owner { vm: vm.clone(), uuid: None }),
     }
 }
 

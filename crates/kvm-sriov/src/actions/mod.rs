@@ -15,7 +15,7 @@
 //! let xml = "<domain type='test'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
 //! let domain = actions::deploy(&host, &dir.path().join("42/deployment.0"), xml)?;
 //! actions::reboot(&host, &domain.uuid.to_string().parse()?)?;
-//! actions::cancel(&host, &"one-42".parse()?, Some(42))?;
+//! actions::cancel(&host, &"one-42".parse()?, None)?;
 //!
 //! let error = actions::reset(&host, &"one-42".parse()?).unwrap_err();
 //! assert_eq!(error.to_string(), "reset: there is no domain one-42 on this host; nothing was changed");
@@ -55,7 +55,7 @@ mod snapshot_delete;
 mod snapshot_revert;
 
 pub use attach_disk::attach_disk;
-pub use attach_nic::{NicArgs, attach_nic};
+pub use attach_nic::attach_nic;
 pub use cancel::cancel;
 pub use deploy::deploy;
 pub use detach_disk::detach_disk;
@@ -64,7 +64,7 @@ pub use exec::exec;
 pub use exec_cancel::exec_cancel;
 pub use migrate::migrate;
 pub use migrate_local::migrate_local;
-pub use poll::poll;
+pub use poll::{Measurement, poll};
 pub use prereconfigure::prereconfigure;
 pub use reboot::reboot;
 pub use reconfigure::reconfigure;
@@ -76,7 +76,6 @@ pub use restore_ceph::restore_ceph;
 pub use save::save;
 pub use save_ceph::save_ceph;
 pub use shared::ceph::Ceph;
-pub use shared::input::Input;
 pub use shared::route::Route;
 pub use shutdown::shutdown;
 pub use snapshot_create::snapshot_create;

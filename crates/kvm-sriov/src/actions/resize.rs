@@ -21,7 +21,8 @@ const ORDINARY_KIB: u64 = 64;
 /// says; a DIMM is pinned when it is plugged in, so the host must have that much memory free, of the pages that the VM's memory is
 /// made of.
 ///
-/// * `message` - `VMM_DRIVER_ACTION_DATA`; `data` - the same as the VM's description, for a domain that is adopted
+/// * `wanted` - the new sizes
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
 /// Nothing was changed: memory that was changed before the CPUs could not be is changed back. Or the error's state says exactly
@@ -29,10 +30,8 @@ const ORDINARY_KIB: u64 = 64;
 ///
 /// # Source
 /// OpenNebula's stock `resize`.
-pub fn resize(host: &Host, id: &DeployId, message: &str, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn resize(host: &Host, id: &DeployId, wanted: &Resize, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    let wanted = Resize::parse(message)
-        .map_err(|source| untouched(Cause::Xml { what: "the XML on standard input".into(), source }))?;
     // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();

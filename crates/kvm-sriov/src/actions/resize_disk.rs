@@ -5,8 +5,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
 use crate::vm::block_job;
-
-use crate::xml::{VmData, VmDisk};
+use crate::xml::VmData;
 
 const ACTION: Action = Action::ResizeDisk;
 
@@ -14,9 +13,9 @@ const MIB: u64 = 1024 * 1024;
 
 /// Makes a disk as large as OpenNebula says, for the guest too. Success when it is so large already. VFs stay where they are.
 ///
-/// * `disk` - OpenNebula's DISK_ID
+/// * `disk` - OpenNebula's DISK_ID, for messages
+/// * `target` - the disk's place in the domain, such as `vdb`
 /// * `mib` - the new size, in MiB
-/// * `message` - `VMM_DRIVER_ACTION_DATA`, which says what the disk's target is
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
@@ -29,28 +28,21 @@ pub fn resize_disk(
     host: &Host,
     id: &DeployId,
     disk: u32,
+    target: &str,
     mib: u64,
-    message: &str,
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    let target = VmDisk::find(message, Some(disk))
-        .map_err(|source| Cause::Xml { what: "OpenNebula's message".into(), source })
-        .and_then(|found| {
-            let target = found.as_ref().and_then(VmDisk::target).map(str::to_owned);
-            target.ok_or_else(|| Cause::NotNamed { what: format!("target of disk {disk}") })
-        })
-        .map_err(untouched)?;
     // The lock of a VM with VFs is held until this returns: a save would stop the disk while it grows.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("resize disk {disk} on {}", domain.name);
-    let Some(there) = found.live().disk(&target) else {
-        return Err(untouched(Cause::NoDisk { vm: domain.name.clone(), target, what }));
+    let Some(there) = found.live().disk(target) else {
+        return Err(untouched(Cause::NoDisk { vm: domain.name.clone(), target: target.to_owned(), what }));
     };
     let hypervisor = host.hypervisor();
     let bytes = mib.saturating_mul(MIB);
-    let capacity = || host.patiently(|| Ok(hypervisor.disk_capacity(domain, &target)?));
+    let capacity = || host.patiently(|| Ok(hypervisor.disk_capacity(domain, target)?));
     let before = capacity().map_err(untouched)?;
     // A device may well be larger than what was asked for: it has whole extents.
     if before > bytes && there.file.is_some() {
@@ -58,7 +50,7 @@ pub fn resize_disk(
         return Err(untouched(Cause::NoRoom { what, why }));
     }
     // Also when it seems to be so large: of a device QEMU may not know yet that it has grown.
-    let resized = block_job::wait_out(&domain.name, || hypervisor.resize_disk(domain, &target, bytes));
+    let resized = block_job::wait_out(&domain.name, || hypervisor.resize_disk(domain, target, bytes));
     let Err(source) = resized else { return Ok(()) };
     let cause = Cause::Call { what, source };
     // Whatever the call said: only the disk tells.

@@ -1,12 +1,10 @@
 //! `restore`: a VM comes back from a file, with VFs of the same roots.
 
-use std::ffi::OsStr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::Input;
-use crate::base::{Action, DeployId, Owner};
+use crate::base::{Action, DeployId, DomainName, Owner};
 use crate::claims::{Claim, ClaimStore, Request, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState};
@@ -29,7 +27,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Starts the domain that `checkpoint` holds, and removes the checkpoint when it runs. Each of its SR-IOV NICs has a free VF
 /// of its root, at the guest address it had, before the first CPU runs.
 ///
-/// * `input` - the transfer driver's `restore.<TM>`, run first when there is no checkpoint, or an empty one
+/// * `vm` - the VM's name, where the caller knows it. A VM of that name that suspended itself to memory is only woken up, and needs no
+///   checkpoint. Without a name the image alone says which VM is restored.
 ///
 /// # Errors
 /// Nothing runs and nothing is claimed; the checkpoint is as it was. Once a CPU may have run, the checkpoint is never used
@@ -37,14 +36,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 ///
 /// # Source
 /// OpenNebula's stock `restore`.
-pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
+pub fn restore(host: &Host, checkpoint: &Path, vm: Option<&DomainName>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::new(Action::Restore, cause, HostState::NothingRestored);
-    let is_empty = checkpoint.metadata().map_or(true, |metadata| metadata.len() == 0);
-    if let Some(hook) = input.and_then(|input| input.hook.as_ref()).filter(|_| is_empty) {
-        hook.run();
-    }
-    if wake_up(host, checkpoint).map_err(untouched)? {
-        return Ok(());
+    if let Some(name) = vm {
+        if wake_up(host, name).map_err(untouched)? {
+            return Ok(());
+        }
     }
     let image = Checkpoint::at(checkpoint);
     if image.is_spent() && finish_earlier(host, &image).map_err(untouched)? {
@@ -69,14 +66,12 @@ pub fn restore(host: &Host, checkpoint: &Path, input: Option<&Input>) -> Result<
     Ok(())
 }
 
-/// Wakes a VM that suspended itself to memory: it needs no checkpoint, and nothing else is done to it. Whether it was one.
+/// Wakes up a VM that suspended itself to memory. Returns whether it did.
 ///
 /// # Source
-/// OpenNebula's stock `restore` (6.8 and later), which knows the VM by the directory of its checkpoint.
-fn wake_up(host: &Host, checkpoint: &Path) -> Result<bool, Cause> {
-    let number = checkpoint.parent().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
-    let Ok(name) = format!("one-{number}").parse() else { return Ok(false) };
-    let Some(domain) = host.hypervisor().find(&DeployId::Name(name))? else { return Ok(false) };
+/// OpenNebula's stock `restore` (6.8 and later).
+fn wake_up(host: &Host, name: &DomainName) -> Result<bool, Cause> {
+    let Some(domain) = host.hypervisor().find(&DeployId::Name(name.clone()))? else { return Ok(false) };
     let is_asleep = host.hypervisor().state(&domain)? == Some(RunState::PmSuspended);
     if is_asleep {
         host.hypervisor().wake_up(&domain)?;

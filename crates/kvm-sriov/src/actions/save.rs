@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::Input;
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -14,14 +13,13 @@ use crate::vm::block_job;
 use crate::vm::checkpoint::{Checkpoint, is_complete, make_empty};
 use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
-use crate::xml::OperationKind;
+use crate::xml::{OperationKind, VmData};
 
 /// Saves the domain into `checkpoint` and ends it. VFs are unplugged before, and free afterwards.
 ///
 /// The image has its name only when it is complete; an older checkpoint is kept as `<checkpoint>.<seconds since 1970>`.
 ///
-/// * `input` - OpenNebula's description of the VM, for a domain that is adopted, and the transfer driver's `save.<TM>`, which
-///   is run when the image is there
+/// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
 /// Nothing was saved, and the domain runs on with its VFs. A guest that did not release a VF in time may do so later: the
@@ -29,8 +27,8 @@ use crate::xml::OperationKind;
 ///
 /// # Source
 /// OpenNebula's stock `save`.
-pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>) -> Result<(), ActionError> {
-    match reconcile::open_to_unplug(host, Action::Save, id, input.map(|input| &input.vm))
+pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, data: Option<&VmData>) -> Result<(), ActionError> {
+    match reconcile::open_to_unplug(host, Action::Save, id, data)
         .map_err(|cause| ActionError::untouched(Action::Save, cause))?
     {
         Found::Plain(domain, _) => plain(host, &domain, checkpoint)?,
@@ -38,9 +36,6 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, input: Option<&Input>
     }
     if host.settings().cleanup_memory_on_stop {
         Sudo::ask().compact_memory();
-    }
-    if let Some(hook) = input.and_then(|input| input.hook.as_ref()) {
-        hook.run();
     }
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 mod builder;
 pub(crate) mod detached;
-mod hook;
 mod identity;
 mod journal;
 pub(crate) mod sudo;
@@ -17,7 +16,6 @@ use crate::error::Cause;
 use journal::Journal;
 
 pub use builder::HostBuilder;
-pub use hook::Hook;
 pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 
 use crate::base::{Action, DeployId, DummyMacPrefix, MacAddress, POLL, ParseError, PciAddress, Position, RootName};

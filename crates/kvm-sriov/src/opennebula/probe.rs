@@ -27,8 +27,8 @@ const EVERY: Duration = Duration::from_secs(30);
 /// script there starts this program, and waits for nothing.
 pub fn run() -> ExitCode {
     signals::hold();
-    super::call::log_to_stderr(Action::Probe);
-    let driver = super::call::driver_of(&env::current_exe().unwrap_or_default());
+    super::stderr_log::to_stderr(Action::Probe);
+    let driver = super::place::driver_of(&env::current_exe().unwrap_or_default());
     match heal(&driver) {
         Ok(()) => {}
         Err(cause) => log::warn!("{cause}; the host is put right by the next probe, or the next action"),

@@ -1,10 +1,11 @@
 //! A VF comes into a running domain.
 
-use crate::actions::{self, NicArgs};
+use crate::actions;
 use crate::base::{Action, DeployId, MacAddress, PciAddress, Position, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
+use crate::xml::VmNic;
 
 /// A VF that a running domain has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,7 @@ impl Host {
     /// No VF is free, libvirt refused every free one, or the domain is busy. Nothing was changed, or the state in the error
     /// says what is left.
     pub fn plug(&self, domain: &DeployId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, ActionError> {
-        let bridge = Some(format!("sriov_{root}"));
-        let nic = NicArgs { mac, bridge, model: None, vn_mad: None, target: None };
+        let nic = VmNic::new(mac, Some(format!("sriov_{root}")));
         actions::attach_nic(self, domain, &nic, None)?;
         self.plugged_vf(domain, root, mac).map_err(|cause| {
             let left = format!("{domain} has the VF; kvm-sriov explain {domain} shows it");

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::base::program;
-use crate::config;
 use crate::error::Cause;
-use crate::xml;
 
 /// A pool of Ceph, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,28 +23,6 @@ pub struct Ceph {
 }
 
 impl Ceph {
-    /// What OpenNebula says of the system datastore and, where it says nothing, `etc/datastore/ceph/ceph.conf` of its remotes.
-    ///
-    /// * `message` - `VMM_DRIVER_ACTION_DATA`
-    ///
-    /// # Errors
-    /// The message can't be read.
-    pub fn of(message: &str, driver_dir: &Path) -> Result<Self, Cause> {
-        let names = ["CEPH_USER", "CEPH_CONF", "POOL_NAME", "RBD_FORMAT"];
-        let said = xml::datastore_values(message, names)
-            .map_err(|source| Cause::Xml { what: "the XML on standard input".into(), source })?;
-        let defaults = config::variables(&driver_dir.join("../../etc/datastore/ceph/ceph.conf"));
-        let [user, conf, pool, format] = said;
-        let or_default = |said: Option<String>, name: &str| said.or_else(|| defaults.get(name).cloned());
-        Ok(Self {
-            program: "rbd".into(),
-            pool: or_default(pool, "POOL_NAME").unwrap_or_else(|| "one".into()),
-            user: or_default(user, "CEPH_USER"),
-            conf: or_default(conf, "CEPH_CONF"),
-            format: or_default(format, "RBD_FORMAT"),
-        })
-    }
-
     /// The image that the checkpoint of a VM is in.
     pub(crate) fn image(&self, vm: u32) -> String {
         format!("{}/one-sys-{vm}-checkpoint", self.pool)

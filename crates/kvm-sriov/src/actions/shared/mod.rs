@@ -3,5 +3,4 @@
 pub(crate) mod ceph;
 pub(crate) mod device;
 pub(crate) mod guest_command;
-pub(crate) mod input;
 pub(crate) mod route;
