@@ -4,10 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,8 +38,10 @@ struct Threads {
     hosts: Mutex<Vec<(String, Host)>>,
     /// How an agent reaches the host that it was started from.
     back: Option<Arc<Threads>>,
-    /// Ends of the connection, to cut it.
+    /// Ends of the connections, to cut them.
     ends: Mutex<Vec<UnixStream>>,
+    /// For each connection, whether its agent no longer hears what is sent to it.
+    deaf: Mutex<Vec<Arc<AtomicBool>>>,
     /// The names of files that were copied.
     copied: Mutex<Vec<String>>,
 }
@@ -50,7 +54,7 @@ impl Threads {
     /// So many connections to a host, one after the other.
     fn times(number: usize, host: &ModelHost) -> Self {
         let hosts = (0..number).map(|_| (host.model().name(), host.host())).collect();
-        Self { hosts: Mutex::new(hosts), back: None, ends: Mutex::default(), copied: Mutex::default() }
+        Self { hosts: Mutex::new(hosts), ..Self::default() }
     }
 
     /// A connection to `to`, and another one if that is lost; the agents there may ask `from`.
@@ -65,10 +69,33 @@ impl Threads {
         }
     }
 
+    /// The first connection carries nothing any more. The source notices at once, the agent does not.
+    fn stall(&self) {
+        self.deaf.lock().unwrap()[0].store(true, Ordering::SeqCst);
+        self.ends.lock().unwrap()[1].shutdown(Shutdown::Both).unwrap();
+    }
+
     /// They break, and no new ones can be made.
     fn cut_for_good(&self) {
         self.hosts.lock().unwrap().clear();
         self.cut();
+    }
+}
+
+/// What an agent hears; nothing while it is deaf, except that the connection ends.
+struct Ear {
+    input: UnixStream,
+    is_deaf: Arc<AtomicBool>,
+}
+
+impl Read for Ear {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.input.read(buffer)?;
+            if read == 0 || !self.is_deaf.load(Ordering::SeqCst) {
+                return Ok(read);
+            }
+        }
     }
 }
 
@@ -83,6 +110,9 @@ impl Reach for Threads {
         let back = self.back.clone().unwrap_or_else(|| Arc::new(Self::default()));
         let ((to, input), (from, output)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
         self.ends.lock().unwrap().extend([to.try_clone().unwrap(), from.try_clone().unwrap()]);
+        let is_deaf = Arc::new(AtomicBool::new(false));
+        self.deaf.lock().unwrap().push(Arc::clone(&is_deaf));
+        let input = Ear { input, is_deaf };
         thread::spawn(move || agent::serve(|| Ok(host), &*back, input, output));
         Ok(Link::new(from, to))
     }
@@ -406,6 +436,39 @@ fn a_reservation_stays_while_the_move_can_still_succeed() {
     runs_there(&hosts);
     hosts.check();
     assert_eq!(looks(&hosts[1]), before);
+}
+
+/// The source repeats `finish` over a new connection. The first agent has not noticed that the source lost it, and holds the
+/// VM's lock.
+#[test]
+fn a_repeated_finish_waits_for_the_first_agents_lock_with_the_vfs_and_not_with_the_cpus() {
+    let hosts = hosts();
+    let before = looks(&hosts[0]);
+    let reach = Arc::new(Threads::between(&hosts[0], &hosts[1]));
+    hosts[0].faults().disarm();
+    let stalled = Arc::clone(&reach);
+    hosts[0].faults().before(number_of("migrate"), move || stalled.stall());
+    thread::scope(|scope| {
+        let first_agent = scope.spawn(|| {
+            let runs = || {
+                let domain = hosts[1].model().find(&"one-42".parse().unwrap()).unwrap();
+                domain.is_some_and(|domain| hosts[1].model().state(&domain).unwrap() == Some(RunState::Running))
+            };
+            until("it runs there", runs);
+            // Time in which the second agent must neither give up nor take the lock.
+            thread::sleep(Duration::from_millis(500));
+            let vfs = hosts[1].domain("one-42").unwrap().hostdevs.len();
+            reach.cut();
+            vfs
+        });
+        migrate_over(&reach, &hosts[0], &hosts[1], &vm()).unwrap();
+        assert_eq!(looks(&hosts[1]), before, "what the VM has when its move is reported as done");
+        assert_eq!(first_agent.join().unwrap(), 0, "VFs while the first agent held the lock");
+    });
+    drop(reach);
+    settle(&hosts);
+    runs_there(&hosts);
+    hosts.check();
 }
 
 /// When the connection to the agent breaks.
