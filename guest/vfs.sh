@@ -1,14 +1,15 @@
 # shellcheck shell=sh
-# Which virtual function (VF) belongs to which dummy interface. Read by the other scripts of this package.
+# Finds out which virtual function (VF) belongs to which dummy. The other scripts of this package read this file.
 #
-# The driver gives a VM a VF and a dummy for each SR-IOV NIC. The dummy's MAC is <prefix>:0<position>:<last four bytes of the
-# NIC's MAC>; it carries the IP address and never a packet. The driver plugs VFs so that ascending guest PCI address is
-# ascending position, and keeps these addresses through suspend and migration. So the k-th VF belongs to the k-th dummy.
+# The driver gives a VM a VF and a dummy for each SR-IOV NIC. The dummy's MAC is <prefix>:0<position>:<last four bytes
+# of the NIC's MAC>; it carries the IP address and never a packet. The driver plugs VFs so that ascending guest PCI
+# address is ascending position, and keeps these addresses through suspend and migration. So the k-th VF belongs to the
+# k-th dummy.
 #
-# While VFs come or go there are more of the one than of the other for a moment, and counting would give a VF another one's
-# address. Then only pairs count that were seen when all were there; the rest has to wait.
+# While VFs are attached or detached, there may be more VFs than dummies for a moment, or fewer. Counting would give a
+# VF the address of another one then. So only pairs count that were seen when all were present; the others wait.
 #
-# SRIOV_SYS and SRIOV_RUN are where sysfs lies and where pairs are remembered until the next boot.
+# SRIOV_SYS is the path of sysfs. SRIOV_RUN is the directory in which pairs are recorded until the next boot.
 
 : "${SRIOV_SYS:=/sys}" "${SRIOV_RUN:=/run/kvm-sriov-guest}" "${SRIOV_CONF:=/etc/kvm-sriov-guest.conf}" "${SRIOV_CMDLINE:=/proc/cmdline}"
 
@@ -17,7 +18,8 @@ sriov_fail() {
     return 1
 }
 
-# A process for each of these would be felt in a small guest, so they are the shell's own work where it can do it.
+# In a small guest, a process for each of these would take noticeable time. So the shell does the work itself where it
+# can.
 
 sriov_lower() {
     case $1 in
@@ -26,7 +28,7 @@ sriov_lower() {
     esac
 }
 
-# NAME: what kvm-sriov.<name> on the kernel's command line says, or NAME in the file. Neither is ever run.
+# NAME: the value of kvm-sriov.<name> on the kernel's command line, or of NAME in the file. Neither is ever run.
 sriov_setting() (
     value=
     if [ -r "$SRIOV_CONF" ]; then
@@ -64,18 +66,20 @@ sriov_dummy_prefix() {
     esac
 }
 
-# What QEMU emulates beside virtio, by the guest's drivers: a dummy has the model of its NIC, which can be one of these. They drive no
-# VFs; but a vmxnet3 that nobody names counts as one, as it stands for a VF where a guest is tried without (tests/scenarios/light).
+# The NICs that QEMU emulates besides virtio, by the names of the guest's drivers. A dummy has the model of its NIC,
+# which may be one of these. None of these drivers is for VFs. But a vmxnet3 that the context does not name counts as a
+# VF: it stands for one in tests without VFs (tests/scenarios/light).
 sriov_emulated='8139cp 8139too e100 e1000 e1000e igb ne2k-pci pcnet32 tulip vmxnet3'
 
-# Every network device that belongs to a PCI function, a line each. What is not known is "-". A device may go while it is read.
+# Prints a line for each network device that belongs to a PCI function. An unknown value is "-". A device may disappear
+# while it is read.
 sriov_nics() {
     for function in "$SRIOV_SYS"/bus/pci/devices/*; do
         for nic in "$function"/net/* "$function"/virtio*/net/*; do
             [ -e "$nic/address" ] || continue
             line="nic ${function##*/} ${nic##*/}"
             case $nic in "$function"/net/*) line="$line function" ;; *) line="$line virtio" ;; esac
-            # A function that is split into VFs here, and its VFs, are the guest's own.
+            # A function that the guest splits into VFs, and its VFs, belong to the guest.
             if [ -e "$function/sriov_totalvfs" ] || [ -e "$function/physfn" ]; then line="$line split"; else line="$line -"; fi
             driver=-
             for bound in "$SRIOV_SYS"/bus/pci/drivers/*/"${function##*/}"; do
@@ -92,12 +96,12 @@ sriov_nics() {
     done
 }
 
-# Judges the network devices (docs/howto/guest.md has the rules) and pairs VFs with dummies. Prints, a line each:
+# Classifies the network devices (docs/howto/guest.md has the rules) and pairs VFs with dummies. Prints lines:
 #   dummy DEVICE KEY              a dummy; its KEY is 0<position>:<last four bytes of the NIC's MAC>
 #   pair ADDRESS KEY DEVICE KIND  the VF at this PCI address belongs to this dummy
-#   keep ADDRESS KEY              is to be remembered
-#   waits DUMMIES VFS             how many there are, while some have no other half
-# The context is that of the environment, as its scripts have it, or else the one that one-contextd has written down.
+#   keep ADDRESS KEY              record this pair
+#   waits DUMMIES VFS             the numbers of dummies and VFs, while some have no partner
+# The context comes from the environment, as in its scripts, or else from the file that one-contextd has written.
 sriov_judge() {
     prefix=$(sriov_dummy_prefix) || return 1
     opennebula=$(sriov_lower "$(sriov_setting MAC_PREFIX)")
@@ -115,8 +119,8 @@ sriov_judge() {
         function bears(hardware, ifindex) {
             if (!((hardware, ifindex) in bearer)) { bearer[hardware, ifindex] = 1; bearers[hardware]++ }
         }
-        # Whether OpenNebula gave this NIC this MAC, as far as can be known. No NIC has the address 0.0.0.0: such a MAC is
-        # what libvirt leaves on a VF that had none.
+        # Whether OpenNebula gave this NIC this MAC, as far as the guest can tell. No NIC has the address 0.0.0.0:
+        # libvirt leaves such a MAC on a VF that had none.
         function is_opennebulas(hardware, i) {
             if (context) return (hardware in named)
             if (index(hardware, opennebula ":") != 1 || substr(hardware, 7) == "00:00:00:00" || assigned[i] == 1) return 0
@@ -135,9 +139,9 @@ sriov_judge() {
             if (driver[i] in model && driver[i] != "vmxnet3") return 0
             if (type[i] == 32) return 1
             if (is_opennebulas(own[i], i) && !(substr(own[i], 7) in carried))
-                # A bond gives its MAC to its VF. Without the one from before, what is remembered tells.
+                # A bond gives its MAC to its VF. Without the permanent MAC, the recorded pair decides.
                 return own[i] == mac[i] && bearers[mac[i]] > 1 && (pci[i] in kept)
-            # Somebody gave it the MAC of a NIC, as loc-10-network-pci does.
+            # Some program gave the VF the MAC of a NIC, as loc-10-network-pci does.
             if (own[i] != mac[i] && is_opennebulas(mac[i], i) && !(substr(mac[i], 7) in carried)) return bearers[mac[i]] > 1
             return 1
         }
@@ -154,7 +158,7 @@ sriov_judge() {
                 if (line ~ /^(ETH|PCI)[0-9]+_(MAC|ADDRESS)=/) take(substr(line, 1, index(line, "=") - 1), substr(line, index(line, "=") + 1))
             count = split(emulated, word, " ")
             for (k = 1; k <= count; k++) model[word[k]] = 1
-            # The MAC that a device had at first is in no file of sysfs.
+            # No file of sysfs has the permanent MAC of a device.
             while (("ip -o link show 2>/dev/null" | getline line) > 0) {
                 count = split(line, word, " ")
                 number = word[1] + 0
@@ -177,7 +181,7 @@ sriov_judge() {
         END {
             while ((getline line < remembered) > 0) { split(line, word, " "); before[word[1]] = word[2] }
             for (i = 1; i <= n; i++) {
-                # Six bytes: the address of an IPoIB device has 20.
+                # Six bytes, because the address of an IPoIB device has 20.
                 if (type[i] != 1 || index(own[i], prefix ":0") != 1 || own[i] !~ /^..:..:..:..:..:..$/ || own[i] in named) continue
                 if (split_up[i] || is_passed(pci[i])) continue
                 if (kind[i] == "function" && (assigned[i] == 1 || !(driver[i] in model || driver[i] == "-"))) continue
@@ -189,8 +193,8 @@ sriov_judge() {
                 there[key] = 1
             }
             for (address in before) if (before[address] in there) kept[address] = before[address]
-            # A function with two ports has a device for each, and an IPoIB device has one for each partition key beside it: the
-            # one that counts is the first of the first port.
+            # A function with two ports has a device for each port, and an IPoIB function has one more for each
+            # partition key. Only the first device of the first port counts.
             for (i = 1; i <= n; i++) if (is_vf(i)) {
                 if (!(pci[i] in best)) vf[++vfs] = pci[i]
                 else if (port[i] > port[best[pci[i]]] || (port[i] == port[best[pci[i]]] && at[i] > at[best[pci[i]]])) continue
@@ -213,23 +217,23 @@ sriov_judge() {
         }'
 }
 
-# Sets `judged` to what sriov_judge says, remembers pairs, and says who waits.
+# Sets `judged` to the output of sriov_judge, records pairs, and says how many wait.
 sriov_look() {
     judged=$(sriov_judge) || return 1
-    # Written beside and renamed: another run may read it.
+    # Written to another name and renamed, because another run may read it.
     if mkdir -p "$SRIOV_RUN" 2>/dev/null && echo "$judged" | sed -n 's/^keep //p' >"$SRIOV_RUN/.pairs.$$" 2>/dev/null; then
         mv -f "$SRIOV_RUN/.pairs.$$" "$SRIOV_RUN/pairs"
     fi
     case $judged in *'
 waits '*)
         set -- "${judged##*waits }"
-        echo "kvm-sriov-guest: ${1% *} dummies and ${1#* } VFs: those whose other half is not known yet wait" >&2
+        echo "kvm-sriov-guest: ${1% *} dummies and ${1#* } VFs: those whose partner is not known yet wait" >&2
         ;;
     esac
 }
 
-# One line for each VF whose dummy is known, by ascending PCI address: position in decimal, network device, kind (ethernet
-# or infiniband), and the last four bytes of the NIC's MAC.
+# One line for each VF whose dummy is known, by ascending PCI address: position in decimal, network device, kind
+# (ethernet or infiniband), and the last four bytes of the NIC's MAC.
 sriov_vfs() (
     sriov_look || exit 1
     echo "$judged" | while read -r what _ key device kind; do

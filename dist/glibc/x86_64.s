@@ -1,7 +1,8 @@
-# What the programs call of glibc, under the names that it has had since long ago (docs/decisions/0010-older-glibc.md).
+# Functions of glibc that the programs call, under their oldest symbol versions (docs/decisions/0010-older-glibc.md).
 #
-# A program that is linked on today's glibc asks for the symbol versions of today, so it would not start on an older system although
-# glibc keeps all old versions and they do the same. Each function here is taken instead of glibc's, and jumps to glibc's old version.
+# A program that is linked with today's glibc asks for today's symbol versions. So it would not start on an older system, although
+# glibc keeps all old versions and they do the same. The linker takes each function here instead of glibc's. It jumps to glibc's old
+# version.
 
     .macro old name, version
     .symver glibc_\name, \name@GLIBC_\version
@@ -13,7 +14,7 @@
     .size \name, . - \name
     .endm
 
-# Before 2.33 stat was called through a function that also takes the version of the structure, which is 1.
+# Before 2.33 programs called stat through a function that also takes the version of the structure, which is 1.
     .macro stat name, target
     .globl \name
     .hidden \name
@@ -27,11 +28,11 @@
     .endm
 
     .text
-    # Since 2.34 it is glibc that runs a program's initializers. Older ones leave out those that crt1.o does not hand over: Rust's
-    # standard library has one and does without it.
+    # Since 2.34 glibc itself runs a program's initializers. Older versions skip those that crt1.o does not pass on. Rust's
+    # standard library has one, and works without it.
     old __libc_start_main, 2.2.5
 
-    # Since 2.34 in libc.so, before in libpthread.so and libdl.so, which the programs are linked with for it.
+    # Since 2.34 these are in libc.so, before in libpthread.so and libdl.so. So the programs are linked with these libraries.
     old dlsym, 2.2.5
     old pthread_attr_getguardsize, 2.2.5
     old pthread_attr_getstack, 2.2.5
@@ -50,7 +51,7 @@
     stat fstat64, __fxstat64
     stat lstat64, __lxstat64
 
-    # Since 2.30.
+    # glibc has it only since 2.30.
     .globl gettid
     .hidden gettid
     .type gettid, @function

@@ -118,7 +118,7 @@ fn a_vf_that_comes_late_at_boot_is_waited_for_and_said() {
     vfs(&mut guest, &[9]);
     let said = guest.run("kvm-sriov-guest list");
     assert_eq!((said.code, said.out.as_str()), (0, ""));
-    let wanted = "kvm-sriov-guest: 2 dummies and 1 VFs: those whose other half is not known yet wait\n";
+    let wanted = "kvm-sriov-guest: 2 dummies and 1 VFs: those whose partner is not known yet wait\n";
     assert_eq!(said.err, wanted);
     vfs(&mut guest, &[7]);
     assert_eq!(list(&guest), ["0 vf7 10.0.7.0", "1 vf9 10.0.7.1"]);
