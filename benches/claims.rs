@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kvm_sriov::claims::{Backing, ClaimStore, Request};
+use kvm_sriov::claims::{Backing, ClaimRequest, ClaimStore};
 use kvm_sriov::config::VfMap;
 use kvm_sriov::sysfs::Sysfs;
-use kvm_sriov::{NicKey, Owner, PciAddress, Position, RootName, WantedVf};
+use kvm_sriov::{Action, NicKey, Owner, PciAddress, Position, RootName, WantedVf};
 
 /// What a process does in a round, one after the other.
 const CALLS: [&str; 4] = ["recover", "claim", "commit", "release"];
@@ -107,7 +107,8 @@ fn process(dir: &Path, number: usize, all: usize) {
     let owner = |n: usize| Owner { vm: format!("one-{n}").parse().unwrap(), uuid: None };
     let backing = Backing { wanting: (0..all).map(|n| (owner(n), nic)).collect(), ..Backing::default() };
     let (owner, vfs) = (owner(number), [WantedVf { root, nic }]);
-    let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
+    let lock = store.lock_vm(&owner.vm, Action::Deploy, Duration::ZERO).unwrap();
+    let request = ClaimRequest { owner: &owner, lock: &lock, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
     for line in io::stdin().lines() {
         assert_eq!(line.unwrap(), "go");
         let mut last = Instant::now();

@@ -12,7 +12,7 @@ use std::{fs, io};
 use kvm_sriov::AgentError;
 use kvm_sriov::UnplugOutcome;
 use kvm_sriov::actions;
-use kvm_sriov::claims::{ClaimError, Holder, Process};
+use kvm_sriov::claims::{ClaimError, Holder, Process, Token};
 use kvm_sriov::config::OneVersion;
 use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::opennebula::NicArgs;
@@ -271,7 +271,12 @@ fn causes() -> Vec<(Action, Cause)> {
     let call = |what: &str| Cause::Call { what: what.to_owned(), source: libvirt() };
     let xml = || Deployment::parse("<domain>").unwrap_err();
     let no_mac = || "02:00".parse::<kvm_sriov::MacAddress>().unwrap_err();
-    let holder = Holder { action: text("migrate"), process: Process::new(4711, 1), since: u64::MAX, program: None };
+    let holder = Holder {
+        action: text("migrate"),
+        token: Token::new(Process::new(4711, 1), None),
+        since: u64::MAX,
+        program: None,
+    };
     let users = BTreeMap::from([(text("one-7"), 3), (text("one-9"), 1)]);
     let no_vfs = || vec![("0000:07:00.0".parse().unwrap(), NoVf::NotVf), (vf(), NoVf::Missing)];
     let agent: fn(AgentError) -> Cause = Cause::Agent;

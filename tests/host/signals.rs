@@ -282,7 +282,7 @@ fn cancel_kills_only_programs_of_the_driver() {
             .spawn()
             .unwrap();
         until("the lock is held", || {
-            store.vm_holder(&vm).unwrap().is_some_and(|other| other.process.pid() == holder.id())
+            store.vm_holder(&vm).unwrap().is_some_and(|other| other.token.process().pid() == holder.id())
         });
         actions::cancel(&host.host(), &"one-42".parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
         let status = holder.wait().unwrap();

@@ -775,8 +775,9 @@ fn every_row_of_what_is_gone_comes_true() {
         let store = host.host().claims().unwrap();
         let held = (works == "an action").then(|| {
             let noted = (image != "none").then_some(path.as_path());
-            store.hold(&owner(), noted).unwrap();
-            store.lock_vm(&owner().vm, Action::Restore, Duration::ZERO).unwrap()
+            let lock = store.lock_vm(&owner().vm, Action::Restore, Duration::ZERO).unwrap();
+            store.hold(&lock, &owner(), noted).unwrap();
+            lock
         });
         let before = host.portrait();
         let said = table.done(combination);

@@ -50,7 +50,7 @@ pub(crate) fn reconcile(
 }
 
 fn view_of(report: &Report, verdict: Consistency) -> ReconcileView {
-    let claim = |repair: &kvm_sriov::claims::Repair| ClaimRepairView {
+    let claim = |repair: &kvm_sriov::claims::ClaimRepair| ClaimRepairView {
         root: repair.claim().root.to_string(),
         address: repair.claim().vf.to_string(),
         vm: repair.claim().owner.vm.to_string(),

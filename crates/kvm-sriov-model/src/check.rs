@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use kvm_sriov::claims::Process;
 use kvm_sriov::libvirt::{DiskCalls, DomainCalls, JobCalls};
 use kvm_sriov::xml::{LiveDomain, OperationKind, Wanted, dummy_alias_of};
 use kvm_sriov::{PciAddress, VfState};
@@ -99,10 +100,15 @@ impl ModelHost {
         assert!(leaked.is_empty(), "claims without a domain: {leaked:?}");
         if let Some(store) = self.host().existing_claims().unwrap() {
             for claimant in store.claimants().unwrap() {
-                assert!(!claimant.held, "the claims of {} name a process", claimant.owner.vm);
+                assert!(!claimant.held, "an action holds the claims of {}", claimant.owner.vm);
                 assert_eq!(claimant.image, None, "the image of {}", claimant.owner.vm);
             }
         }
+        // The action has ended, but its process goes on: the claim would count as stale.
+        let this = Process::this();
+        let holder = format!("\nholder={} {}\n", this.pid(), this.started());
+        let held: Vec<_> = self.claims().into_iter().filter(|(_, text)| text.contains(&holder)).collect();
+        assert!(held.is_empty(), "claims that name a process: {held:?}");
         let odd: Vec<_> = self.claims().into_keys().filter(|name| name.contains(".new-")).collect();
         assert!(odd.is_empty(), "unfinished claims: {odd:?}");
         assert_eq!(self.model().open_watches(), 0, "watches that are still open");

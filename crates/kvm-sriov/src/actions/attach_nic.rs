@@ -206,7 +206,7 @@ fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace
 
 fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {
     // A claim that an earlier try left must not be freed while it is used.
-    vm.store.hold(&vm.owner(), None)?;
+    vm.store.hold(&vm.lock, &vm.owner(), None)?;
     vm.plug(slice::from_ref(new))?;
     vm.plug_dummy(new, mac, dummy)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::base::{Action, DeployId, MacAddress, Owner, WantedVf};
-use crate::claims::{Claim, ClaimError, ClaimStore, Request, VmLock};
+use crate::claims::{Claim, ClaimError, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState, RefusedVf};
 use crate::host::Host;
@@ -157,7 +157,8 @@ impl Start<'_> {
         let mut refusals: Vec<RefusedVf> = Vec::new();
         loop {
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
-            let request = Request { owner, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
+            let request =
+                ClaimRequest { owner, lock, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self
                 .host
                 .recover(store, &needs.maps, Action::Deploy)

@@ -182,7 +182,7 @@ fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[NicDevice]) {
 
 /// Before the guest is asked, the domain says what it takes to plug its dummy in again. A VF needs no such note.
 fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
-    vm.store.hold(&vm.owner(), None)?;
+    vm.store.hold(&vm.lock, &vm.owner(), None)?;
     let dummy = vm.dummy_of(nic).map(|dummy| dummy.xml.clone());
     for wanted in vm.wanted.nics.iter_mut().filter(|wanted| wanted.position == nic.position) {
         wanted.dummy = dummy.clone().or(wanted.dummy.take());

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::base::{Action, DeployId, DomainName, Owner};
-use crate::claims::{Claim, ClaimStore, Request, VmLock};
+use crate::claims::{Claim, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -198,7 +198,7 @@ impl Restoring<'_> {
             ..wanted
         };
         let xml = self.xml(Some(&wanted)).map_err(untouched)?;
-        let claims = self.claim(&store, &wanted).map_err(untouched)?;
+        let claims = self.claim(&store, &lock, &wanted).map_err(untouched)?;
         self.prepare();
         let domain = match self.start(&xml, true) {
             Ok(domain) => domain,
@@ -208,13 +208,14 @@ impl Restoring<'_> {
     }
 
     /// A VF for every NIC, before anything is started.
-    fn claim(&self, store: &ClaimStore, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
+    fn claim(&self, store: &ClaimStore, lock: &VmLock, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
         let backing = self.host.recover(store, &maps, Action::Restore)?;
         let vfs: Vec<_> = wanted.nics.iter().map(WantedNic::vf).collect();
         let owner = self.owner();
-        let request = Request { owner: &owner, vfs: &vfs, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
+        let request =
+            ClaimRequest { owner: &owner, lock, vfs: &vfs, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
         let claims = store.claim_all(&request, &backing)?;
         for claim in &claims {
             self.host.journal().vf(Action::Restore, &owner.vm, &claim.root, claim.vf, "claimed");

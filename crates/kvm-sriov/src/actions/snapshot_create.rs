@@ -77,7 +77,7 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
 fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionError> {
     vm.check_can_leave("in a snapshot").map_err(|cause| ActionError::untouched(ACTION, cause))?;
     let (host, domain, devices) = (vm.host, vm.domain.clone(), vm.plugged());
-    let held = vm.store.hold(&vm.owner(), None).map_err(Cause::from);
+    let held = vm.store.hold(&vm.lock, &vm.owner(), None).map_err(Cause::from);
     let taken = held.and_then(|_| vm.unplug(&devices)).and_then(|()| take(host, &domain, name));
     if let Err(cause) = taken {
         return Err(undo(vm, cause));

@@ -107,7 +107,7 @@ impl Revert<'_, '_> {
     fn run(mut self) -> Result<(), ActionError> {
         self.check().map_err(|cause| ActionError::untouched(ACTION, cause))?;
         let devices = self.vm.plugged();
-        let held = self.vm.store.hold(&self.vm.owner(), None).map_err(Cause::from);
+        let held = self.vm.store.hold(&self.vm.lock, &self.vm.owner(), None).map_err(Cause::from);
         if let Err(cause) = held.and_then(|_| self.vm.unplug(&devices)) {
             return Err(self.not_unplugged(cause));
         }

@@ -5,12 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::process;
+use super::ClaimError;
+use super::process::ThisHost;
 use super::record::Content;
 use super::safe::{self, Stamp};
-use super::{ClaimError, Owner};
-use crate::base::ascending;
-use crate::base::{PciAddress, RootName};
+use crate::base::{Owner, PciAddress, RootName, ascending};
 use crate::config::VfMap;
 
 /// A claim's file, as it was when it was read.
@@ -79,7 +78,7 @@ impl Entries {
     /// * `seen` - claims as they were read before: those whose files are still the same are not read again
     pub(super) fn read(state: &Path, seen: &[Entry]) -> Result<Self, ClaimError> {
         let mut entries = Self::default();
-        let host = process::machine_id();
+        let this = ThisHost::read();
         let seen: BTreeMap<_, _> = seen.iter().map(|entry| ((&entry.root, entry.index), entry)).collect();
         for name in names(state)? {
             let dir = state.join(&name);
@@ -89,7 +88,7 @@ impl Entries {
                     let known = seen.get(&(&root, index)).filter(|known| known.stamp == Some(stamp));
                     known.map(|known| (*known).clone())
                 };
-                if let Err(error) = entries.read_root(&root, &dir, host.as_deref(), &before) {
+                if let Err(error) = entries.read_root(&root, &dir, &this, &before) {
                     entries.unreadable.push((root, error));
                 }
             }
@@ -102,7 +101,7 @@ impl Entries {
         &mut self,
         root: &RootName,
         dir: &Path,
-        host: Option<&str>,
+        this: &ThisHost,
         before: &dyn Fn(usize, Stamp) -> Option<Entry>,
     ) -> Result<(), ClaimError> {
         safe::check_dir(dir)?;
@@ -116,7 +115,7 @@ impl Entries {
                 continue;
             }
             let (content, bytes, stamp) = match safe::read(&path) {
-                Ok(Some((bytes, stamp))) => (Content::parse(&bytes, host), bytes, Some(stamp)),
+                Ok(Some((bytes, stamp))) => (Content::parse(&bytes, this), bytes, Some(stamp)),
                 Ok(None) => continue,
                 Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), None),
             };

@@ -1,172 +1,82 @@
-//! One action at a time for a VM.
+//! One action at a time for each VM.
+//!
+//! A lock is flock(2) on a file of its own. Each call opens the file anew, so two threads of one process exclude each
+//! other just as two processes do. The files are closed on exec. A child that is forked without exec shares the lock until
+//! it ends too.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, mpsc};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use fs2::FileExt;
 
-use super::{ClaimError, Process, entries, process, safe};
+use super::holder::{Holder, now, program_for};
+use super::{ClaimError, Process, Token, entries, safe};
 use crate::base::{Action, DomainName};
 
-/// How the file of a VM's lock begins.
+/// The prefix of the names of the files that VMs' locks are on.
 const LOCK: &str = "vm-";
 
-/// How the file of the wish begins that an action ends.
-const WISH: &str = "cancel-";
+/// The prefix of the names of the files that ask an action to end.
+const CANCEL: &str = "cancel-";
 
-/// The program that this process is, when it is one of the driver's that works on one VM and on nothing else.
-static PROGRAM: OnceLock<Program> = OnceLock::new();
-
-/// A program of the driver.
-struct Program {
-    /// What it calls itself, such as `save`.
-    action: Action,
-    /// Its file's name.
-    file: String,
-}
-
-/// This process is a program of the driver, which does this and nothing else: who cancels its VM may end it.
-pub(crate) fn this_is_program(action: Action) {
-    let file = std::env::current_exe().ok().and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()));
-    if let Some(file) = file.filter(|file| !file.contains(char::is_whitespace)) {
-        // A process is one program: the first word stands.
-        PROGRAM.get_or_init(|| Program { action, file });
-    }
-}
-
-/// The file's name of this program, if the lock that it takes for `action` is for its one work.
-fn program_for(action: Action) -> Option<String> {
-    let program = PROGRAM.get()?;
-    // The agent works on one VM, too, and its work has another name.
-    (program.action == action || program.action == Action::Agent).then(|| program.file.clone())
-}
-
-/// Who holds a VM's lock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its action, such as `save`.
-    pub action: String,
-    /// Its process.
-    pub process: Process,
-    /// Since when, in seconds since 1970.
-    pub since: u64,
-    /// The file's name of the driver's program that it is, if it is one that works on this VM and on nothing else. A probe,
-    /// `kvm-sriov reconcile` and a program that embeds this library are none.
-    pub program: Option<String>,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {}, for {} s", self.action, self.process, now().saturating_sub(self.since))
-    }
-}
-
-impl Holder {
-    /// Ends it (SIGKILL), if it is one of the driver's programs that works on this VM alone and still runs: an action goes on when it is
-    /// only asked to end. Anything else is left to see the wish. Whether it was told.
-    pub fn end(&self) -> bool {
-        let is_ours = self.program.as_deref().is_some_and(|program| self.process.runs(program));
-        if is_ours {
-            self.process.kill();
-        }
-        is_ours
-    }
-
-    fn to_text(&self) -> String {
-        let Self { action, process, since, program } = self;
-        let (boot, program) = (process::boot_id(), program.as_deref().unwrap_or("-"));
-        format!("{action} {} {} {since} {boot} {program}\n", process.pid(), process.started())
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split_whitespace();
-        let action = words.next()?.to_owned();
-        let process = Process::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let since = words.next()?.parse().ok()?;
-        // Of another boot the process is another one.
-        let program = words.next().filter(|boot| *boot == process::boot_id()).and_then(|_| words.next());
-        Some(Self { action, process, since, program: program.filter(|name| *name != "-").map(str::to_owned) })
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The lock of a VM, held until it is dropped, or until the process ends however it ends.
+/// The lock of a VM. An action holds it until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct VmLock {
     _file: File,
-    wish: PathBuf,
+    cancel: PathBuf,
+    token: Token,
 }
 
 impl VmLock {
-    /// Whether somebody wishes that this action ends: OpenNebula cancels its VM.
+    /// Whether this action was asked to end, because OpenNebula cancels its VM.
     pub fn cancelled(&self) -> bool {
-        matches!(safe::read(&self.wish), Ok(Some((bytes, _))) if bytes == wish_for(Process::this()).as_bytes())
+        let Ok(Some((bytes, _))) = safe::read(&self.cancel) else { return false };
+        // A version before 0.2 names the process alone.
+        let of_process = Token::new(self.token.process(), None);
+        [self.token, of_process].iter().any(|token| bytes == cancel_text(*token).as_bytes())
     }
 
-    /// Takes the lock of a VM that has one; `None` when it has none.
+    /// The token of the action that holds this lock. Claims name it as their holder. It lives as long as the lock.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Takes the lock of a VM, if the VM was locked before; `None` when it was not.
     pub(super) fn take_known(locks: &Path, vm: &DomainName, action: Action) -> Result<Option<Self>, ClaimError> {
         lock_path(locks, vm).exists().then(|| Self::take(locks, vm, action, Duration::ZERO)).transpose()
     }
 
-    /// Takes the lock in `file` for an action, waiting at most `timeout`.
+    /// Takes the lock of a VM for an action. Waits at most `timeout` for another action.
     pub(super) fn take(locks: &Path, vm: &DomainName, action: Action, timeout: Duration) -> Result<Self, ClaimError> {
-        let (path, wish) = (lock_path(locks, vm), wish_path(locks, vm));
+        let (path, cancel) = (lock_path(locks, vm), cancel_path(locks, vm));
         let Some(mut file) = acquire(&path, timeout)? else {
-            let unknown =
-                || Holder { action: "an action".into(), process: Process::new(0, 0), since: now(), program: None };
+            let token = Token::new(Process::new(0, 0), None);
+            let unknown = || Holder { action: "an action".into(), token, since: now(), program: None };
             let holder = holder(locks, vm)?.unwrap_or_else(unknown);
             return Err(ClaimError::Busy { vm: vm.clone(), holder });
         };
-        // A wish for an earlier holder is of no account, and nobody can have one for us yet.
-        safe::remove_file(&wish)?;
-        let program = program_for(action);
-        let text = Holder { action: action.to_string(), process: Process::this(), since: now(), program }.to_text();
+        // The request was for an earlier holder: nobody knows this one yet.
+        safe::remove_file(&cancel)?;
+        let token = Token::next();
+        let text = Holder { action: action.to_string(), token, since: now(), program: program_for(action) }.to_text();
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(ClaimError::file("write", path))?;
-        Ok(Self { _file: file, wish })
+        Ok(Self { _file: file, cancel, token })
     }
 }
 
-/// The turn at something that is done at most once in a while, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Turn {
-    _file: File,
-}
-
-impl Turn {
-    /// Takes the turn whose lock is `file`; `None` when another process has it, or had it less than `every` ago.
-    pub(super) fn take(path: &Path, every: Duration) -> Result<Option<Self>, ClaimError> {
-        let Some(mut file) = acquire(path, Duration::ZERO)? else { return Ok(None) };
-        let mut text = String::new();
-        // What can't be read is no time, and a time to come is that of a clock that was put back.
-        let last = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u64>().ok());
-        if last.and_then(|last| now().checked_sub(last)).is_some_and(|ago| ago < every.as_secs()) {
-            return Ok(None);
-        }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", now()))
-            .map_err(ClaimError::file("write", path))?;
-        Ok(Some(Self { _file: file }))
-    }
-}
-
-/// Who holds the lock of a VM; `None` when nobody does.
+/// The action that holds the lock of a VM; `None` when no action does.
 pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, ClaimError> {
     let path = lock_path(locks, vm);
     let Some(file) = safe::open(&path).map_err(ClaimError::file("open", &path))? else { return Ok(None) };
-    // A shared lock, so that those who only look do not see each other.
+    // A shared lock, so that two processes that only read do not take each other for a holder.
     if FileExt::try_lock_shared(&file).is_ok() {
         return Ok(None);
     }
@@ -174,17 +84,36 @@ pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, Cl
     Ok(read.and_then(|(bytes, _)| Holder::parse(&String::from_utf8_lossy(&bytes))))
 }
 
-/// Records the wish that this process ends its action.
-pub(super) fn wish(locks: &Path, vm: &DomainName, process: Process) -> Result<(), ClaimError> {
-    let path = wish_path(locks, vm);
-    safe::Unnamed::write(&path, wish_for(process).as_bytes())?.name(&path, true)
+/// Whether the action with this token may still work on a VM.
+///
+/// An action of an older version is only known by its process. Any other action holds the VM's lock as long as it works.
+/// An action whose lock can't be read, or whose lock file was deleted, counts as working while its process runs.
+pub(super) fn may_work(locks: &Path, vm: &DomainName, token: Token) -> bool {
+    let is_its = |holder: &Holder| {
+        let same_number = holder.token.number().is_none() || holder.token.number() == token.number();
+        holder.token.process() == token.process() && same_number
+    };
+    token.process().is_alive()
+        && (token.number().is_none()
+            || !lock_path(locks, vm).exists()
+            || holder(locks, vm).map_or(true, |holder| holder.as_ref().is_some_and(is_its)))
 }
 
-fn wish_for(process: Process) -> String {
-    format!("{} {}\n", process.pid(), process.started())
+/// Asks the action with this token to end.
+pub(super) fn request_cancel(locks: &Path, vm: &DomainName, token: Token) -> Result<(), ClaimError> {
+    let path = cancel_path(locks, vm);
+    safe::Unnamed::write(&path, cancel_text(token).as_bytes())?.name(&path, true)
 }
 
-/// Locks the file at `path`, which is made when it is not there; `None` when it was held all the time.
+fn cancel_text(token: Token) -> String {
+    let process = token.process();
+    match token.number() {
+        Some(number) => format!("{} {} {number}\n", process.pid(), process.started()),
+        None => format!("{} {}\n", process.pid(), process.started()),
+    }
+}
+
+/// Locks the file at `path`, and creates it if it does not exist. `None` when another action held it all the time.
 pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, ClaimError> {
     let failed = || ClaimError::file("lock", path);
     let end = Instant::now() + timeout;
@@ -196,15 +125,15 @@ pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, Cl
             Err(error) => return Err(failed()(error)),
         };
         match locked {
-            // Who had it may have removed the file; then others lock another one of that name.
+            // The last holder may have removed the file. Then others lock a new file with this name.
             Some(file) if !safe::is_at(&file, path).map_err(failed())? => {}
             other => return Ok(other),
         }
     }
 }
 
-/// Waits until the file is locked, or until `end`. The kernel's wait for a lock has no end of its own, so it is on a thread: one that is
-/// waited for no longer lets go of the lock at once when it gets it.
+/// Waits until the file is locked, or until `end`. The kernel waits for a lock without a time limit, so a thread waits. If
+/// it gets the lock after `end`, it releases the lock at once.
 fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
     let left = end.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -218,7 +147,7 @@ fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
                 other => break other.map(|()| file),
             }
         };
-        // What nobody takes is closed, and unlocked with that.
+        // After `end` nobody receives the file. Then it is closed here, which unlocks it.
         drop(sender.send(locked));
     })?;
     match receiver.recv_timeout(left) {
@@ -227,22 +156,22 @@ fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes the files that locks of VMs left that are not here any more. A lock that somebody has stays.
+/// Removes the files of the locks of VMs that are not here any more. A lock that is held stays.
 ///
-/// With the lock in hand nobody else has it. Who waits for it then gets the lock of a file without a name, sees that, and takes the one of
-/// the file that has the name.
+/// A file is removed with its lock held. An action that waits for this lock then gets the lock of a file without a name,
+/// notices that, and locks the file that has the name now.
 pub(super) fn sweep(locks: &Path, here: &[&DomainName]) -> Result<(), ClaimError> {
     let here: BTreeSet<String> = here.iter().map(|vm| file_name(vm)).collect();
     let mut gone = BTreeSet::new();
     for name in entries::names(locks)? {
         entries::discard_unfinished(locks, &name);
-        let vm = name.strip_prefix(LOCK).or_else(|| name.strip_prefix(WISH));
+        let vm = name.strip_prefix(LOCK).or_else(|| name.strip_prefix(CANCEL));
         gone.extend(vm.filter(|vm| !here.contains(*vm)).map(str::to_owned));
     }
     for vm in gone {
         let path = locks.join(format!("{LOCK}{vm}"));
         if let Some(_lock) = acquire(&path, Duration::ZERO)? {
-            safe::remove_file(&locks.join(format!("{WISH}{vm}")))?;
+            safe::remove_file(&locks.join(format!("{CANCEL}{vm}")))?;
             safe::remove_file(&path)?;
         }
     }
@@ -253,11 +182,12 @@ fn lock_path(locks: &Path, vm: &DomainName) -> PathBuf {
     locks.join(format!("{LOCK}{}", file_name(vm)))
 }
 
-fn wish_path(locks: &Path, vm: &DomainName) -> PathBuf {
-    locks.join(format!("{WISH}{}", file_name(vm)))
+fn cancel_path(locks: &Path, vm: &DomainName) -> PathBuf {
+    locks.join(format!("{CANCEL}{}", file_name(vm)))
 }
 
-/// A domain's name as part of a file's name: one name, one file, however odd or long the name is.
+/// A domain's name as part of a file name. Different names give different file names, whatever characters they have and
+/// however long they are.
 fn file_name(vm: &DomainName) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let escaped: String = vm
@@ -268,7 +198,7 @@ fn file_name(vm: &DomainName) -> String {
     if escaped.len() <= 200 {
         return escaped;
     }
-    // FNV-1a: the same in every build, unlike std's hasher.
+    // FNV-1a is the same in every build, unlike std's hasher.
     let hash = vm
         .as_str()
         .bytes()
@@ -313,31 +243,62 @@ mod tests {
     }
 
     #[test]
-    fn only_a_program_of_this_boot_is_known_as_one() {
-        let program = |text: &str| Holder::parse(text).unwrap().program;
-        let boot = process::boot_id();
-        assert_eq!(program(&format!("save 4711 1 2 {boot} save\n")).as_deref(), Some("save"));
-        for text in
-            ["reconcile 4711 1 2\n".to_owned(), format!("reconcile 4711 1 2 {boot} -\n"), "save 1 2 3 x save\n".into()]
-        {
-            assert_eq!(program(&text), None, "{text}");
-        }
-        let this = Holder { action: "save".into(), process: Process::this(), since: 2, program: Some("save".into()) };
-        assert_eq!(Holder::parse(&this.to_text()), Some(this.clone()));
-        assert!(!this.end(), "this process is no program save");
+    fn a_cancel_request_reaches_its_holder_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        let request = |token| request_cancel(dir.path(), &vm, token).unwrap();
+        request(Token::new(Process::this(), None));
+        let lock = VmLock::take(dir.path(), &vm, Action::Deploy, Duration::ZERO).unwrap();
+        assert!(!lock.cancelled(), "a request from before the lock was taken");
+        request(Token::new(Process::new(std::process::id(), 1), None));
+        assert!(!lock.cancelled(), "a request for another process");
+        request(Token::next());
+        assert!(!lock.cancelled(), "a request for another action of this process");
+        request(lock.token());
+        assert!(lock.cancelled());
+        request(Token::new(Process::this(), None));
+        assert!(lock.cancelled(), "a request of an older version");
     }
 
     #[test]
-    fn a_wish_reaches_its_holder_alone() {
+    fn two_actions_of_one_process_exclude_each_other_for_one_vm() {
         let dir = tempfile::tempdir().unwrap();
         let vm: DomainName = "one-42".parse().unwrap();
-        wish(dir.path(), &vm, Process::this()).unwrap();
-        let lock = VmLock::take(dir.path(), &vm, Action::Deploy, Duration::ZERO).unwrap();
-        assert!(!lock.cancelled(), "a wish from before the lock was taken");
-        wish(dir.path(), &vm, Process::new(std::process::id(), 1)).unwrap();
-        assert!(!lock.cancelled(), "a wish for another process");
-        wish(dir.path(), &vm, Process::this()).unwrap();
-        assert!(lock.cancelled());
+        let lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
+        let (first, begin) = (lock.token(), Instant::now());
+        let second = thread::scope(|scope| {
+            let other =
+                scope.spawn(|| VmLock::take(dir.path(), &vm, Action::DetachNic, Duration::from_secs(60)).unwrap());
+            let busy = VmLock::take(dir.path(), &vm, Action::AttachNic, Duration::from_millis(50)).unwrap_err();
+            assert!(matches!(busy, ClaimError::Busy { holder, .. } if holder.token == first));
+            drop(lock);
+            other.join().unwrap()
+        });
+        assert!(begin.elapsed() >= Duration::from_millis(50));
+        assert_ne!(second.token(), first);
+        let held = holder(dir.path(), &vm).unwrap().unwrap();
+        assert_eq!((held.token, held.program), (second.token(), None), "a test is no program of the driver");
+    }
+
+    #[test]
+    fn an_action_works_as_long_as_it_holds_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        let works = |token| may_work(dir.path(), &vm, token);
+        let lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
+        let first = lock.token();
+        assert!(works(first));
+        drop(lock);
+        assert!(!works(first), "its process goes on, but the action has ended");
+        assert!(works(Token::new(Process::this(), None)), "an older version is known by its process alone");
+        let lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
+        assert!(!works(first), "another action of this process holds the lock");
+        assert!(
+            !works(Token::new(Process::new(std::process::id(), 1), lock.token().number())),
+            "a process that is gone"
+        );
+        std::fs::remove_file(lock_path(dir.path(), &vm)).unwrap();
+        assert!(works(lock.token()), "without the file nobody knows");
     }
 
     #[test]
@@ -358,7 +319,7 @@ mod tests {
             assert!(acquire(&path, Duration::from_millis(5)).unwrap().is_none());
         }
         drop(held);
-        // Those that gave up get the lock one after the other, and let go of it.
+        // Those that gave up get the lock one after the other, and release it.
         assert!(acquire(&path, Duration::from_secs(30)).unwrap().is_some());
     }
 
@@ -399,29 +360,12 @@ mod tests {
         let _lock = VmLock::take(dir.path(), &busy, Action::Deploy, Duration::ZERO).unwrap();
         for vm in [&here, &gone] {
             VmLock::take(dir.path(), vm, Action::Save, Duration::ZERO).unwrap();
-            wish(dir.path(), vm, Process::this()).unwrap();
+            request_cancel(dir.path(), vm, Token::next()).unwrap();
         }
         acquire(&dir.path().join("claims"), Duration::ZERO).unwrap();
         sweep(dir.path(), &[&here]).unwrap();
         let mut names = entries::names(dir.path()).unwrap();
         names.sort();
         assert_eq!(names, ["cancel-one-1", "claims", "vm-one-1", "vm-one-2"]);
-    }
-
-    #[test]
-    fn a_turn_comes_once_in_a_while() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("poll");
-        let take = || Turn::take(&path, Duration::from_secs(30)).unwrap();
-        let turn = take();
-        assert!(turn.is_some() && take().is_none(), "it is held");
-        drop(turn);
-        assert!(take().is_none(), "it was taken a moment ago");
-        for (last, is_due) in [(now() - 31, true), (now() - 10, false), (now() + 1000, true)] {
-            std::fs::write(&path, format!("{last}\n")).unwrap();
-            assert_eq!(take().is_some(), is_due, "{last}");
-        }
-        std::fs::write(&path, "soon").unwrap();
-        assert!(take().is_some());
     }
 }

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use super::process::Process;
-use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
+use super::process::ThisHost;
+use super::{Claim, Process, Token};
+use crate::base::{DomainName, DomainUuid, MacAddress, Owner, PciAddress, Position, RootName};
 
 /// The first line of a claim; the number counts forms that an older version can't read.
 const HEADER: &str = "kvm-sriov-claim 1";
@@ -43,7 +44,7 @@ pub(super) struct Record {
     /// The boot it was written in: no process of another boot is alive.
     pub(super) boot: String,
     /// The process that works on it, while one does.
-    pub(super) holder: Option<Process>,
+    pub(super) holder: Option<Token>,
     /// The file that the holder saves the VM into, while it does.
     pub(super) image: Option<PathBuf>,
     /// Lines that a later version wrote.
@@ -51,18 +52,46 @@ pub(super) struct Record {
 }
 
 impl Content {
-    /// Reads a claim on the host with this machine-id.
-    pub(super) fn parse(bytes: &[u8], host: Option<&str>) -> Self {
+    /// Reads the file of a claim on this host.
+    pub(super) fn parse(bytes: &[u8], this: &ThisHost) -> Self {
         if bytes.is_empty() {
             return Self::Original;
         }
         match std::str::from_utf8(bytes).map_err(|error| error.to_string()).and_then(Record::parse) {
-            Ok(record) if record.host.as_deref().zip(host).is_some_and(|(theirs, ours)| theirs != ours) => {
-                Self::Elsewhere(record)
-            }
+            Ok(record) if this.is_another(record.host.as_deref(), &record.boot) => Self::Elsewhere(record),
             Ok(record) => Self::Ours(record),
             Err(why) => Self::Unreadable { why },
         }
+    }
+}
+
+impl Record {
+    /// A claim that is written on this host now.
+    pub(super) fn of(claim: &Claim, holder: Option<Token>) -> Self {
+        let ThisHost { machine, boot } = ThisHost::read();
+        Self {
+            vm: claim.owner.vm.clone(),
+            uuid: claim.owner.uuid.clone(),
+            position: claim.position,
+            mac: claim.mac,
+            vf: claim.vf,
+            host: machine,
+            boot,
+            holder,
+            image: None,
+            unknown: Vec::new(),
+        }
+    }
+
+    /// The VM that has the VF.
+    pub(super) fn owner(&self) -> Owner {
+        Owner { vm: self.vm.clone(), uuid: self.uuid.clone() }
+    }
+
+    /// The claim in the file with this number.
+    pub(super) fn claim(&self, root: &RootName, index: usize) -> Claim {
+        let (root, index) = (root.clone(), Some(index));
+        Claim { root, vf: self.vf, owner: self.owner(), position: self.position, mac: self.mac, index }
     }
 }
 
@@ -78,8 +107,9 @@ impl Record {
                 return Err(format!("expected \"{HEADER}\", found \"{}\"", other.unwrap_or_default().escape_debug()));
             }
         }
-        let (mut vm, mut uuid, mut position, mut mac, mut vf, mut host, mut boot, mut holder, mut image, mut unknown) =
-            (None, None, None, None, None, None, None, None, None, vec![]);
+        let (mut vm, mut uuid, mut position, mut mac, mut vf, mut host, mut boot, mut holder, mut image) =
+            (None, None, None, None, None, None, None, None, None);
+        let (mut action, mut unknown) = (None, vec![]);
         for (index, line) in lines.enumerate() {
             let (key, value) =
                 line.split_once('=').ok_or_else(|| format!("line {}: expected key=value", index.saturating_add(2)))?;
@@ -95,16 +125,15 @@ impl Record {
                 "vf" => vf = Some(value.parse().map_err(wrong)?),
                 "host" => host = Some(value.to_owned()),
                 "boot" => boot = Some(value.to_owned()),
-                "holder" => {
-                    let numbers =
-                        value.split_once(' ').and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)));
-                    let (pid, started) = numbers.ok_or("holder: expected a pid and its start")?;
-                    holder = Some(Process::new(pid, started));
-                }
+                "holder" => holder = Some(process(value).ok_or("holder: expected a pid and its start")?),
+                "action" => action = value.rsplit_once(' ').and_then(|(who, number)| Some((process(who)?, number))),
                 "image" => image = Some(value.into()),
                 _ => unknown.push(line.to_owned()),
             }
         }
+        // An older version keeps the line `action` when it becomes the holder. Then the line names another process.
+        let number =
+            |of: Process| action.filter(|(process, _)| *process == of).and_then(|(_, number)| number.parse().ok());
         Ok(Self {
             vm: vm.ok_or("vm is missing")?,
             uuid,
@@ -113,7 +142,7 @@ impl Record {
             vf: vf.ok_or("vf is missing")?,
             host,
             boot: boot.ok_or("boot is missing")?,
-            holder,
+            holder: holder.map(|process| Token::new(process, number(process))),
             image,
             unknown,
         })
@@ -131,7 +160,12 @@ impl Record {
         line("vf", Some(self.vf.to_string()));
         line("host", self.host.clone());
         line("boot", Some(self.boot.clone()));
-        line("holder", self.holder.map(|p| format!("{} {}", p.pid(), p.started())));
+        let holder =
+            self.holder.map(|token| (format!("{} {}", token.process().pid(), token.process().started()), token));
+        line("holder", holder.as_ref().map(|(process, _)| process.clone()));
+        // A line of its own, because an older version reads no third number after `holder`.
+        let action = holder.and_then(|(process, token)| Some(format!("{process} {}", token.number()?)));
+        line("action", action);
         // A path with a line break in it can't be written; the image is then found by its name alone.
         let image = self.image.as_ref().and_then(|path| path.to_str()).filter(|path| !path.contains('\n'));
         line("image", image.map(str::to_owned));
@@ -143,10 +177,20 @@ impl Record {
     }
 }
 
+/// A process from its number and its start.
+fn process(text: &str) -> Option<Process> {
+    let (pid, started) = text.split_once(' ')?;
+    Some(Process::new(pid.parse().ok()?, started.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn host(machine: Option<&str>) -> ThisHost {
+        ThisHost { machine: machine.map(str::to_owned), boot: "this boot".into() }
+    }
 
     proptest! {
         #[test]
@@ -155,8 +199,8 @@ mod tests {
             uuid in proptest::option::of("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"),
             position in proptest::option::of(0_usize..16),
             (bus, slot, function) in (any::<u8>(), 0u8..0x20, 0u8..8),
-            host in proptest::option::of("[0-9a-f]{32}"),
-            holder in proptest::option::of((any::<u32>(), any::<u64>())),
+            machine in proptest::option::of("[0-9a-f]{32}"),
+            holder in proptest::option::of((any::<u32>(), any::<u64>(), any::<Option<u64>>())),
             image in proptest::option::of("/[a-z/. ]{0,20}[a-z]"),
             unknown in proptest::collection::vec("x[a-z]{0,5}=[ -~]{0,9}", 0..3),
         ) {
@@ -167,26 +211,27 @@ mod tests {
                 position: position.map(|number| Position::new(number).unwrap()),
                 mac: None,
                 vf: PciAddress::new(0, bus, slot, function).unwrap(),
-                host: host.clone(),
+                host: machine.clone(),
                 boot: "b".into(),
-                holder: holder.map(|(pid, start)| Process::new(pid, start)),
+                holder: holder.map(|(pid, start, number)| Token::new(Process::new(pid, start), number)),
                 image: image.map(PathBuf::from),
                 unknown,
             };
-            prop_assert_eq!(Content::parse(record.to_text().as_bytes(), host.as_deref()), Content::Ours(record.clone()));
-            let there = Content::parse(record.to_text().as_bytes(), Some("other"));
-            prop_assert_eq!(there, if host.is_some() { Content::Elsewhere(record) } else { Content::Ours(record) });
+            let text = record.to_text();
+            prop_assert_eq!(Content::parse(text.as_bytes(), &host(machine.as_deref())), Content::Ours(record.clone()));
+            let there = Content::parse(text.as_bytes(), &host(Some("other")));
+            prop_assert_eq!(there, if machine.is_some() { Content::Elsewhere(record) } else { Content::Ours(record) });
         }
 
         #[test]
         fn parsing_never_panics(bytes: Vec<u8>) {
-            prop_assert!(!matches!(Content::parse(&bytes, None), Content::Ours(_)));
+            prop_assert!(!matches!(Content::parse(&bytes, &host(None)), Content::Ours(_)));
         }
     }
 
     #[test]
     fn what_is_no_claim_of_ours_is_said() {
-        assert_eq!(Content::parse(b"", None), Content::Original);
+        assert_eq!(Content::parse(b"", &host(None)), Content::Original);
         for (text, message) in [
             ("hello", "expected \"kvm-sriov-claim 1\", found \"hello\""),
             ("kvm-sriov-claim 2\nx", "newer version"),
@@ -196,10 +241,39 @@ mod tests {
             ("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nboot=x\nholder=1\n", "holder: "),
             ("kvm-sriov-claim 1\nvm=one-1\nposition=16\n", "position: expected a number from 0 to 15"),
         ] {
-            let Content::Unreadable { why } = Content::parse(text.as_bytes(), None) else {
+            let Content::Unreadable { why } = Content::parse(text.as_bytes(), &host(None)) else {
                 panic!("{text:?} was taken")
             };
             assert!(why.contains(message), "{message:?} is not in {why:?}");
         }
+    }
+
+    fn ours(text: &str) -> Record {
+        match Content::parse(text.as_bytes(), &host(Some("a"))) {
+            Content::Ours(record) => record,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_claim_of_this_boot_is_ours_whatever_the_machine_id_is_now() {
+        let claim = |boot: &str| format!("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nhost=b\nboot={boot}\n");
+        assert_eq!(ours(&claim("this boot")).host.as_deref(), Some("b"));
+        let there = Content::parse(claim("x").as_bytes(), &host(Some("a")));
+        assert!(matches!(there, Content::Elsewhere(_)), "{there:?}");
+        // A kernel that reports no boot id proves nothing.
+        let nameless = ThisHost { machine: Some("a".into()), boot: String::new() };
+        assert!(matches!(Content::parse(claim("").as_bytes(), &nameless), Content::Elsewhere(_)));
+    }
+
+    #[test]
+    fn older_versions_know_no_number_of_an_action() {
+        let claim = |lines: &str| ours(&format!("kvm-sriov-claim 1\nvm=one-1\nvf=07:00.1\nboot=x\n{lines}")).holder;
+        let holder = |number| Some(Token::new(Process::new(4711, 1), number));
+        assert_eq!(claim("holder=4711 1\naction=4711 1 7\n"), holder(Some(7)));
+        assert_eq!(claim("holder=4711 1\n"), holder(None));
+        // An older version has become the holder, or has settled the claim.
+        assert_eq!(claim("action=4700 1 7\nholder=4711 1\n"), holder(None));
+        assert_eq!(claim("action=4700 1 7\n"), None);
     }
 }

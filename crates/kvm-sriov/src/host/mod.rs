@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::claims::{Backing, ClaimError, ClaimStore, Entry, Repair};
+use crate::claims::{Backing, ClaimError, ClaimRepair, ClaimStore, Entry};
 use crate::error::Cause;
 use journal::Journal;
 
@@ -443,7 +443,7 @@ impl Host {
         store: &ClaimStore,
         maps: &[VfMap],
         action: Action,
-    ) -> Result<(Backing, Vec<Repair>), Cause> {
+    ) -> Result<(Backing, Vec<ClaimRepair>), Cause> {
         // The claims are read before libvirt is asked: only a claim that was there already, and is in no domain now, can
         // be stale.
         let seen = store.entries()?;

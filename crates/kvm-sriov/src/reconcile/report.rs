@@ -12,7 +12,7 @@ pub struct Report {
     /// Every VM with VFs, and every VM that claims some.
     pub vms: Vec<VmReport>,
     /// Claims that were repaired; in a dry run, claims that would be repaired.
-    pub claims: Vec<claims::Repair>,
+    pub claims: Vec<claims::ClaimRepair>,
     /// What could not be read, such as a VF map or a domain.
     pub problems: Vec<Cause>,
 }

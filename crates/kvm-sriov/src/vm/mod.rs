@@ -417,7 +417,7 @@ impl<'a> Vm<'a> {
     ///
     /// * `image` - the file that the domain goes into, if it does
     pub(crate) fn begin(&mut self, operation: OperationKind, image: Option<&Path>) -> Result<(), Cause> {
-        self.store.hold(&self.owner(), image)?;
+        self.store.hold(&self.lock, &self.owner(), image)?;
         self.noted = self.pending();
         self.set_operation(Some(operation))
     }

@@ -3,7 +3,7 @@
 use super::Vm;
 use super::blame::{PlugFailure, VfCall, with_refusals};
 use crate::base::{PciAddress, WantedVf};
-use crate::claims::{Claim, Request};
+use crate::claims::{Claim, ClaimRequest};
 use crate::error::{Cause, RefusedVf};
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
@@ -162,7 +162,8 @@ impl Vm<'_> {
             let maps = self.host.maps_and_others(asked.iter().map(|vf| &vf.root))?;
             let backing = self.host.recover(&self.store, &maps, self.action)?;
             let sysfs = self.host.sysfs();
-            let request = Request { owner: &owner, vfs: &asked, maps: &maps, sysfs, refused: &refused };
+            let request =
+                ClaimRequest { owner: &owner, lock: &self.lock, vfs: &asked, maps: &maps, sysfs, refused: &refused };
             let claims = self.store.claim_all(&request, &backing)?;
             for claim in &claims {
                 self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");

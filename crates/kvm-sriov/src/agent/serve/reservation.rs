@@ -12,7 +12,7 @@ use super::ACTION;
 use super::witness::Witness;
 use crate::agent::IncomingVm;
 use crate::base::{DeployId, DomainName, Owner, Position, WantedVf};
-use crate::claims::{ClaimError, ClaimStore, Request as ClaimRequest, VmLock};
+use crate::claims::{ClaimError, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
@@ -92,14 +92,14 @@ impl Reservation {
     fn claim(&mut self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let store = host.claims()?;
         let lock = store.lock_vm(&self.vm.name, ACTION, host.settings().lock_timeout)?;
-        self.held = Some((store.clone(), lock));
+        self.held = Some((store, lock));
         let Some(wanted) = &self.vm.wanted else { return Ok(()) };
         let (lacking, needed): (Vec<_>, Vec<_>) =
             wanted.nics.iter().partition(|nic| self.vm.lacking.contains(&nic.position));
-        self.claim_for(host, &store, &needs.maps, &needed)?;
+        self.claim_for(host, &needs.maps, &needed)?;
         for nic in lacking {
             let maps = host.maps_and_others(std::iter::once(&nic.root));
-            if let Err(cause) = maps.and_then(|maps| self.claim_for(host, &store, &maps, &[nic])) {
+            if let Err(cause) = maps.and_then(|maps| self.claim_for(host, &maps, &[nic])) {
                 log::warn!("{cause}; NIC {} of {} had no VF on the source and gets none here", nic.mac, self.vm.name);
             }
         }
@@ -107,15 +107,13 @@ impl Reservation {
     }
 
     /// Claims a VF for each of these NICs, or for none of them.
-    fn claim_for(&self, host: &Host, store: &ClaimStore, maps: &[VfMap], nics: &[&WantedNic]) -> Result<(), Cause> {
-        if nics.is_empty() {
-            return Ok(());
-        }
+    fn claim_for(&self, host: &Host, maps: &[VfMap], nics: &[&WantedNic]) -> Result<(), Cause> {
+        let Some((store, lock)) = self.held.as_ref().filter(|_| !nics.is_empty()) else { return Ok(()) };
         let backing = host.recover(store, maps, ACTION)?;
         let vfs: Vec<_> = nics.iter().map(|nic| nic.vf()).collect();
         let owner = self.owner();
         let sysfs = host.sysfs();
-        let request = ClaimRequest { owner: &owner, vfs: &vfs, maps, sysfs, refused: &[] };
+        let request = ClaimRequest { owner: &owner, lock, vfs: &vfs, maps, sysfs, refused: &[] };
         let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &vfs, &owner.vm))?;
         for claim in &claims {
             host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");

@@ -1,0 +1,103 @@
+//! What the claims say.
+
+use super::entries::{Entries, Entry};
+use super::record::{Content, Record};
+use super::{Claim, ClaimError, ClaimStore, Claimant, lock, process};
+use crate::base::{DomainUuid, Owner};
+
+impl ClaimStore {
+    /// Every claim, by root and index.
+    ///
+    /// # Errors
+    /// The state directory can't be read. Nothing was changed. The directory of a root that can't be read, or is not safe, is passed
+    /// over.
+    pub fn entries(&self) -> Result<Vec<Entry>, ClaimError> {
+        Ok(Entries::read(&self.dir, &[])?.all)
+    }
+
+    /// What there can't be read, or is another host's: it keeps nothing else from being used.
+    ///
+    /// # Errors
+    /// The state directory can't be read. Nothing was changed.
+    pub fn problems(&self) -> Result<Vec<ClaimError>, ClaimError> {
+        let Entries { all, unreadable } = Entries::read(&self.dir, &[])?;
+        let of = |entry: Entry| {
+            let path = self.path(&entry.root, entry.index);
+            match entry.content {
+                Content::Unreadable { why } => Some(ClaimError::Unreadable { path, why }),
+                Content::Elsewhere(Record { vm, host, .. }) => {
+                    Some(ClaimError::Elsewhere { path, vm, host: host.unwrap_or_default() })
+                }
+                Content::Ours(_) | Content::Original => None,
+            }
+        };
+        Ok(all.into_iter().filter_map(of).chain(unreadable.into_iter().map(|(_, error)| error)).collect())
+    }
+
+    /// Whether a VM claims anything.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn has_any(&self, owner: &Owner) -> Result<bool, ClaimError> {
+        Ok(self.entries()?.iter().any(|entry| entry.is_of(owner)))
+    }
+
+    /// The VM with this UUID, if it claims anything.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn owner_with(&self, uuid: &DomainUuid) -> Result<Option<Owner>, ClaimError> {
+        let of = |entry: &Entry| match &entry.content {
+            Content::Ours(record) if record.uuid.as_ref() == Some(uuid) => Some(record.owner()),
+            _ => None,
+        };
+        Ok(self.entries()?.iter().find_map(of))
+    }
+
+    /// Every VM that claims VFs.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn claimants(&self) -> Result<Vec<Claimant>, ClaimError> {
+        let mut claimants: Vec<Claimant> = Vec::new();
+        for entry in self.entries()? {
+            let Content::Ours(record) = &entry.content else { continue };
+            let claim = record.claim(&entry.root, entry.index);
+            match claimants.iter_mut().find(|claimant| claimant.owner.is(&claim.owner)) {
+                Some(claimant) => {
+                    claimant.held |= self.is_held(record);
+                    claimant.this_boot &= record.boot == process::boot_id();
+                    claimant.image = claimant.image.take().or_else(|| record.image.clone());
+                    claimant.claims.push(claim);
+                }
+                None => claimants.push(Claimant {
+                    owner: claim.owner.clone(),
+                    claims: vec![claim],
+                    image: record.image.clone(),
+                    held: self.is_held(record),
+                    this_boot: record.boot == process::boot_id(),
+                }),
+            }
+        }
+        Ok(claimants)
+    }
+
+    /// What a VM claims.
+    ///
+    /// # Errors
+    /// As [`ClaimStore::entries`].
+    pub fn claims_of(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
+        let entries = self.entries()?;
+        let of = |entry: &Entry| match &entry.content {
+            Content::Ours(record) if entry.is_of(owner) => Some(record.claim(&entry.root, entry.index)),
+            _ => None,
+        };
+        Ok(entries.iter().filter_map(of).collect())
+    }
+
+    /// Whether the action that holds a claim may still work.
+    pub(super) fn is_held(&self, record: &Record) -> bool {
+        record.boot == process::boot_id()
+            && record.holder.is_some_and(|holder| lock::may_work(&self.locks_dir(), &record.vm, holder))
+    }
+}
