@@ -85,7 +85,12 @@ pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
 }
 
 /// The repairs of the claims themselves, done or (in a dry run) only found.
-fn repair_claims(host: &Host, store: &ClaimStore, maps: &[VfMap], dry_run: bool) -> Result<Vec<claims::ClaimRepair>, Cause> {
+fn repair_claims(
+    host: &Host,
+    store: &ClaimStore,
+    maps: &[VfMap],
+    dry_run: bool,
+) -> Result<Vec<claims::ClaimRepair>, Cause> {
     if dry_run {
         Ok(store.inspect(&store.entries()?, &host.backing()?, maps)?)
     } else {
