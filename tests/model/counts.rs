@@ -228,12 +228,9 @@ const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/exec_cancel.rs", 1, "the guest's agent has no event for a process that ends"),
     ("actions/poll.rs", 1, "the use of CPUs is measured over a second, as by the stock driver"),
     ("sysfs.rs", 1, "udev's queue has no event that a library of ours hears"),
-    (
-        "agent/serve.rs",
-        3,
-        "a domain that is on its way in has no event of its own when libvirt lets go of it; a source is asked again; an agent \
-         that has lost its source holds the VM's lock until it has noticed",
-    ),
+    ("agent/serve/mod.rs", 1, "no event tells when libvirt releases a domain that is arriving"),
+    ("agent/serve/source_lost.rs", 1, "a source that was lost is asked again"),
+    ("agent/serve/arrival.rs", 1, "an agent that has lost its source holds the VM's lock until it has noticed"),
     ("host/mod.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
@@ -244,7 +241,7 @@ fn nothing_is_synchronised_by_sleeping() {
     let source = project().join("crates/kvm-sriov/src");
     let mut found = Vec::new();
     // The model is a test double: its guests take their time.
-    for place in ["crates/kvm-sriov", "crates/kvm-sriov-cli", "shims"] {
+    for place in ["crates/kvm-sriov/src", "crates/kvm-sriov-cli/src", "shims/src"] {
         sleeps(&project().join(place), &mut found);
     }
     let name = |path: &str| path.strip_prefix(&format!("{}/", source.display())).unwrap_or(path).to_owned();
