@@ -436,6 +436,17 @@ fn every_program_has_its_row() {
     assert_eq!(named, programs(), "docs/reference/actions.md and shims/src/bin differ");
 }
 
+/// The text of every source file of the core crate.
+fn sources() -> Vec<String> {
+    let (mut texts, mut dirs) = (Vec::new(), vec![project().join("crates/kvm-sriov/src")]);
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { dirs.push(path) } else { texts.push(fs::read_to_string(path).unwrap()) }
+        }
+    }
+    texts
+}
+
 /// Fails unless each of the names `file: test` in this text is that of a test.
 fn assert_tests(row: &str, text: &str) {
     let scenarios = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
@@ -448,6 +459,8 @@ fn assert_tests(row: &str, text: &str) {
         } else if file == "light" {
             let text = fs::read_to_string(project().join("tests/scenarios/light/main.rs")).unwrap();
             text.contains(&format!("\n    {test},\n"))
+        } else if file == "unit" {
+            sources().iter().any(|text| text.contains(&format!("fn {test}(")))
         } else {
             let path = tests_of_a_tier().remove(file).unwrap_or_else(|| panic!("{row}: there is no test file {file}"));
             let text = fs::read_to_string(project().join("tests").join(path)).unwrap();
@@ -462,6 +475,20 @@ fn what_shows_an_action_is_a_test() {
     for row in rows("docs/reference/actions.md") {
         assert_tests(&row[0], row.last().unwrap());
     }
+}
+
+#[test]
+fn every_fault_has_its_test_or_says_what_is_missing() {
+    let text = fs::read_to_string(project().join("docs/reference/faults.md")).unwrap();
+    let number = |line: &str| line.strip_prefix("| ")?.split(' ').next()?.parse::<usize>().ok();
+    let rows: Vec<(usize, &str)> = text.lines().filter_map(|line| Some((number(line)?, line))).collect();
+    assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>());
+    let shown = |row: &str| row.trim_end_matches('|').rsplit('|').next().unwrap().trim().to_owned();
+    let (open, tested): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| shown(row).starts_with("open: "));
+    for (_, row) in &tested {
+        assert_tests(row, &shown(row));
+    }
+    assert!(tested.len() >= 47, "{} cases are open", open.len());
 }
 
 #[test]
