@@ -79,8 +79,8 @@ impl Call {
         text.parse().map_err(|error: T::Err| self.wrong(name, error.to_string()))
     }
 
-    /// The argument with this number, parsed; `None` when it is empty or `-`, or when this version of OpenNebula has no such
-    /// argument.
+    /// The argument with this number, parsed; `None` when it is empty or `-`, or when this version of OpenNebula has no
+    /// such argument.
     ///
     /// # Errors
     /// Nothing was touched; the argument can't be parsed.
@@ -93,7 +93,8 @@ impl Call {
         given.map(|_| self.arg(number, name)).transpose()
     }
 
-    /// The argument with this number as it is; `None` when it is not given. For an action to which OpenNebula appends nothing.
+    /// The argument with this number as it is; `None` when it is not given. For an action to which OpenNebula appends
+    /// nothing.
     pub fn text(&self, number: usize) -> Option<&str> {
         self.args.get(number).map(String::as_str)
     }
@@ -124,7 +125,8 @@ impl Call {
         Ok(DomainName::of_vm(self.arg(number, "VM id")?))
     }
 
-    /// The name of the VM whose number OpenNebula appends as the last argument but one; `None` when a person left it out.
+    /// The name of the VM whose number OpenNebula appends as the last argument but one; `None` when a person left it
+    /// out.
     pub fn vm(&self) -> Option<DomainName> {
         self.args.iter().rev().nth(1).and_then(|id| id.parse().ok()).map(DomainName::of_vm)
     }
@@ -152,7 +154,8 @@ impl Call {
         Host::open(&self.driver_dir).map_err(|cause| self.untouched(cause))
     }
 
-    /// The host that this program runs on, for an action that ends or frees something. An error in kvmrc does not stop it.
+    /// The host that this program runs on, for an action that ends or frees something. An error in kvmrc does not stop
+    /// it.
     ///
     /// # Errors
     /// Nothing was touched; libvirtd does not answer.

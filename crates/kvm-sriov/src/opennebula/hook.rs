@@ -1,4 +1,4 @@
-//! Hooks of a transfer driver: `save.<TM>` and `restore.<TM>` beside the actions.
+//! The hooks of a transfer driver: `save.<TM>` and `restore.<TM>` beside the actions' programs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::base::Action;
 use crate::base::program;
 
-/// A hook that is there and may be run, and what it is to be given.
+/// A hook that exists, with its arguments and its standard input.
 #[derive(Debug, Clone)]
 pub struct Hook {
     program: PathBuf,
@@ -16,9 +16,10 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// The hook of an action for the transfer driver that the XML on standard input names; `None` when there is none.
+    /// The hook of an action for a transfer driver; `None` when there is no such program.
     ///
-    /// * `args` - the action's own arguments, which the hook gets, too; `stdin` - so with its standard input
+    /// * `args`, `stdin` - the action's arguments and standard input, which the hook gets as well
+    /// * `tm_mad` - the name of the transfer driver
     pub fn find(driver_dir: &Path, action: Action, args: &[String], stdin: &str, tm_mad: Option<&str>) -> Option<Self> {
         let named =
             |tm: &&str| !tm.is_empty() && tm.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
@@ -26,7 +27,7 @@ impl Hook {
         program.is_file().then(|| Self { program, args: args.to_vec(), stdin: stdin.to_owned() })
     }
 
-    /// Runs it. A failure is a line in the log: the domain is saved or can be restored all the same.
+    /// Runs the hook. A failure is only logged, because the domain is saved, or can be restored, in any case.
     pub(crate) fn run(&self) {
         let outcome = Command::new(&self.program)
             .args(&self.args)
@@ -36,7 +37,7 @@ impl Hook {
             .spawn()
             .and_then(|mut child| {
                 if let Some(mut pipe) = child.stdin.take() {
-                    // A hook that does not read its input is no failure.
+                    // A hook need not read its input.
                     if let Err(error) = pipe.write_all(self.stdin.as_bytes()) {
                         log::debug!("{}: {error}", self.program.display());
                     }

@@ -77,8 +77,8 @@ impl Call {
         if input.vm.is_some() { Ok(input) } else { Err(self.untouched(Cause::Stdin { why: "there is none".into() })) }
     }
 
-    /// Standard input of an action that runs on the front-end, decoded from base64; `None` from versions before 5.0, which
-    /// send none.
+    /// Standard input of an action that runs on the front-end, decoded from base64; `None` from versions before 5.0,
+    /// which send none.
     ///
     /// # Errors
     /// Nothing was touched; it could not be read, or is not base64 of UTF-8.

@@ -68,8 +68,8 @@ impl Message {
         Resize::parse(&self.text).map_err(|source| self.wrong(source))
     }
 
-    /// The Ceph pool of the system datastore. What the document does not say comes from `etc/datastore/ceph/ceph.conf` of
-    /// OpenNebula's remotes.
+    /// The Ceph pool of the system datastore. What the document does not say comes from `etc/datastore/ceph/ceph.conf`
+    /// of OpenNebula's remotes.
     ///
     /// # Errors
     /// Nothing was touched; the document can't be read.

@@ -1,9 +1,9 @@
 //! How OpenNebula calls the driver's programs and reads their answers.
 //!
-//! OpenNebula gives a program its own arguments and then `<vm id> <host>`, and writes XML to its standard input. The program
-//! answers with an exit code, at most one line on standard output, and lines on standard error. OpenNebula takes each line of
-//! standard error that does not start with `ERROR:`, `INFO:`, `WARN:` or `DEBUG:` as the message for the user. So a failure is
-//! exactly one such line, and log lines start with their severity.
+//! OpenNebula gives a program its own arguments and then `<vm id> <host>`, and writes XML to its standard input. The
+//! program answers with an exit code, at most one line on standard output, and lines on standard error. OpenNebula
+//! takes each line of standard error that does not start with `ERROR:`, `INFO:`, `WARN:` or `DEBUG:` as the message for
+//! the user. So a failure is exactly one such line, and log lines start with their severity.
 //!
 //! * `run` - a whole program: its user, its signals, its answer
 //! * `call` - the arguments of one call

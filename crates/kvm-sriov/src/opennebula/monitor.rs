@@ -6,8 +6,9 @@ use crate::config::OneVersion;
 use crate::error::ActionError;
 use crate::host::Host;
 
-/// The state of a VM and what it uses: `STATE=a CPU=12.5 MEMORY=1048576 NETRX=...`. CPU is in percent of one CPU, memory in KiB.
-/// The other values are bytes or requests since the domain started. A domain that is not there has `STATE=-`.
+/// The state of a VM and what it uses: `STATE=a CPU=12.5 MEMORY=1048576 NETRX=...`. CPU is in percent of one CPU,
+/// memory in KiB. The other values are bytes or requests since the domain started. A domain that is not there has
+/// `STATE=-`.
 ///
 /// # Errors
 /// As [`actions::poll`].

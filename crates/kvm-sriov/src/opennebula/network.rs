@@ -1,5 +1,5 @@
-//! The companion network driver `vnm/sriov`: what OpenNebula runs on a host for the networks of a VM, before the VM comes and after it is
-//! gone. The VFs themselves are the affair of the VM's actions.
+//! The companion network driver `vnm/sriov`. OpenNebula runs its steps on a host before a VM starts there and after it
+//! is gone. The actions of the VM claim and free the VFs themselves.
 
 use crate::base::{Action, Position, RootName};
 use crate::config::Supply;
@@ -7,25 +7,24 @@ use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::xml::{VmData, VmNic};
 
-/// The VN_MAD of a network that this driver serves.
+/// The VN_MAD of this driver's networks.
 const VN_MAD: &str = "sriov";
 
-/// Looks whether this host can give a VM its networks: run before it is started or gets a NIC, and on the destination of a migration.
-/// Whether VFs are free is not asked: that is only known by who claims them. A root must have as many VFs on this host as the VM has
-/// NICs on it.
+/// Checks that this host can give a VM its networks. OpenNebula runs this step before a VM starts or gets a NIC, and on
+/// the destination of a migration. Each root must have as many VFs on this host as the VM has NICs of that root.
+/// Whether those VFs are free is not checked, because only a claim can tell.
 ///
 /// # Errors
-/// A network has a bridge that names no root, a root has no map here or too few VFs, the dummies' bridge or MAC prefix is missing,
-/// or a NIC of the VM has that prefix. Nothing was
-/// changed, and OpenNebula goes no further.
+/// The bridge of a network names no root, a root has no map here or too few VFs, the dummies' bridge or MAC prefix is
+/// not set, or a NIC of the VM has that prefix. Nothing was changed, and OpenNebula does not go on.
 ///
 /// # Source
 /// OpenNebula's `vnm/<driver>/pre`.
 pub fn pre(host: &Host, vm: &VmData) -> Result<(), ActionError> {
-    serves(host, vm).map_err(|cause| ActionError::untouched(Action::NetworkPre, cause))
+    check(host, vm).map_err(|cause| ActionError::untouched(Action::NetworkPre, cause))
 }
 
-fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {
+fn check(host: &Host, vm: &VmData) -> Result<(), Cause> {
     let mut roots = Vec::new();
     for nic in vm.nics() {
         if let Some(root) = root(nic)? {
@@ -50,7 +49,7 @@ fn serves(host: &Host, vm: &VmData) -> Result<(), Cause> {
     Ok(())
 }
 
-/// The root of a NIC; `None` for one of another network driver.
+/// The root of a NIC; `None` for a NIC of another network driver.
 fn root(nic: &VmNic) -> Result<Option<RootName>, Cause> {
     let wrong = |source| Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source };
     match (nic.root(), nic.vn_mad.as_deref()) {

@@ -1,4 +1,4 @@
-//! The probe: puts a host right, every half minute and when a VM has left.
+//! The probe: repairs the VMs of a host, every 30 s and when a VM has left the host.
 
 use std::env;
 use std::path::Path;
@@ -12,37 +12,36 @@ use crate::host::become_owner_of;
 use crate::host::detached;
 use crate::reconcile::{Options, reconcile};
 
-/// After this time nothing is waited for.
+/// The probe ends after this time.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Between two times that `poll` puts the host right: as often as monitoring does it in later versions.
+/// The time between two probes that `poll` starts. Monitoring of later versions starts its probes as often.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// Reconciles the host that this program was copied to, unless another probe is at it. Each repair is a line in the journal.
-///
-/// * returns success always
+/// Reconciles this host, unless another probe is doing so. Each repair is a line in the journal. Always returns
+/// success.
 ///
 /// # Source
-/// OpenNebula's `im/kvm-probes.d/vm/monitor`, run by `monitord-client.rb`, and `vnm/<driver>/clean`, run when a VM has left the host: a
-/// script there starts this program, and waits for nothing.
+/// OpenNebula's `monitord-client.rb` runs `im/kvm-probes.d/vm/monitor`, and OpenNebula runs `vnm/<driver>/clean` when a
+/// VM has left the host. A script in each of these places starts this program and does not wait for it.
 pub fn run() -> ExitCode {
     signals::hold();
     super::stderr_log::to_stderr(Action::Probe);
     let driver = super::place::driver_of(&env::current_exe().unwrap_or_default());
-    match heal(&driver) {
+    match repair(&driver) {
         Ok(()) => {}
-        Err(cause) => log::warn!("{cause}; the host is put right by the next probe, or the next action"),
+        Err(cause) => log::warn!("{cause}; the next probe, or the next action, repairs this host"),
     }
     ExitCode::SUCCESS
 }
 
-/// What OpenNebula's versions without probes for VMs (up to 5.10) have instead: `poll`, which they run for every VM, starts the probe, too, if
-/// none was started in the last 30 s. Waits for nothing, and never fails: `poll` has an answer of its own.
+/// Starts the probe if none was started in the last 30 s. `poll` calls this for OpenNebula up to 5.10, which has no
+/// probes for VMs but runs `poll` for every VM. Waits for nothing, and only logs a failure, which is none of `poll`.
 pub fn start_in_turn(host: &Host) {
     match is_due(host) {
         Ok(true) => detached::start_probe(host),
         Ok(false) => {}
-        Err(cause) => log::warn!("{cause}; the host is put right by a later poll, or the next action"),
+        Err(cause) => log::warn!("{cause}; a later poll, or the next action, repairs this host"),
     }
 }
 
@@ -51,10 +50,10 @@ fn is_due(host: &Host) -> Result<bool, Cause> {
     Ok(store.probe_turn(EVERY)?.is_some())
 }
 
-fn heal(driver: &Path) -> Result<(), Cause> {
+fn repair(driver: &Path) -> Result<(), Cause> {
     become_owner_of(driver)?;
     let host = Host::open_lenient_until(driver, Instant::now() + LIMIT)?;
-    // Who has the turn keeps it until its work is done, however long its VMs take.
+    // The turn is kept until the work is done, however long its VMs take.
     let turn = match host.existing_claims()? {
         Some(store) => match store.probe_turn(Duration::ZERO)? {
             Some(turn) => Some(turn),

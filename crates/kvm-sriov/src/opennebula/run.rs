@@ -14,15 +14,16 @@ use crate::host::{Host, become_owner_of, detached};
 
 /// Runs one action and answers as the caller's version expects. A shim's `main` consists of this call.
 ///
-/// As root the process first becomes the owner of the program's directory, so that all files of the driver have one owner. On
-/// SIGTERM and SIGHUP the action goes on until it has finished, or has undone what it began.
+/// As root the process first becomes the owner of the program's directory, so that all files of the driver have one
+/// owner. On SIGTERM and SIGHUP the action goes on until it has finished, or has undone what it began.
 pub fn run(action: Action, body: impl FnOnce(&Call) -> Result<Option<String>, ActionError>) -> ExitCode {
     signals::hold();
     claims::this_is_program(action);
     answer(action, body)
 }
 
-/// As [`run`], for a program that an action started for a domain and that goes on after the action has ended. SIGTERM ends it.
+/// As [`run`], for a program that an action started for a domain and that goes on after the action has ended. SIGTERM
+/// ends it.
 pub fn run_detached(action: Action, body: impl FnOnce(&Host, &DeployId) -> Result<(), Cause>) -> ExitCode {
     detached::detach();
     answer(action, |call| {

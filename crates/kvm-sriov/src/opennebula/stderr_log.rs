@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::base::Action;
 
-/// The largest number of log lines of one action. From 6.2 to 6.10 OpenNebula adds all of them to the user's error message.
+/// The largest number of log lines of one action. From 6.2 to 6.10 OpenNebula adds all of them to the user's error
+/// message.
 const LOG_LINES: usize = 20;
 
 /// Writes each log record as one line that starts with its severity.
