@@ -1,33 +1,36 @@
-//! Scenarios: tests that share running hosts, with lines and a verdict as cargo's own.
+//! Runs scenarios: tests that share running hosts. Their lines and the verdict are like cargo's own.
 
 use std::collections::BTreeSet;
 use std::panic::UnwindSafe;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
-use std::{env, iter, panic, thread};
+use std::{env, iter, panic, process, thread};
 
 use crate::rig_host::RigHost;
 
-/// A name and what runs on a site.
+/// A scenario: its name, and the function that runs it on a site.
 pub type Scenario<S> = (&'static str, fn(S));
 
-/// Functions as a list of [`Scenario`]s with their names.
+/// Makes a list of [`Scenario`]s from the names of functions.
 #[macro_export]
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
-/// The scenarios that the command line names, each one that there is; what begins with `-` is cargo's.
+/// The scenarios that the command line names; words that begin with `-` are cargo's. An unknown name ends the process with
+/// code 2, before any host starts.
 pub fn wanted(known: &[&str]) -> BTreeSet<String> {
     let wanted: BTreeSet<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    for name in &wanted {
-        assert!(known.contains(&name.as_str()), "there is no scenario {name}");
+    let unknown: Vec<&str> = wanted.iter().map(String::as_str).filter(|name| !known.contains(name)).collect();
+    if !unknown.is_empty() {
+        eprintln!("unknown scenario: {} (there are: {})", unknown.join(", "), known.join(", "));
+        process::exit(2);
     }
     wanted
 }
 
-/// Runs scenarios on hosts that take the next one as they get free, each with `passes`. Returns how many failed.
+/// Runs scenarios with `passes` on several hosts: each takes the next scenario when it is free. Returns how many failed.
 pub fn side_by_side<S>(
     hosts: &[RigHost],
     scenarios: &[&Scenario<S>],
@@ -44,7 +47,8 @@ pub fn side_by_side<S>(
     })
 }
 
-/// Runs a scenario on hosts, says how it went, and explains a failure with what each of them tells. Returns whether it passed.
+/// Runs a scenario on hosts and prints the result, after a failure with the evidence of each host. Returns whether it
+/// passed.
 pub fn passes(name: &str, hosts: &[RigHost], scenario: impl FnOnce() + UnwindSafe) -> bool {
     let begin = Instant::now();
     let passed = panic::catch_unwind(scenario).is_ok();
@@ -57,7 +61,7 @@ pub fn passes(name: &str, hosts: &[RigHost], scenario: impl FnOnce() + UnwindSaf
     passed
 }
 
-/// The last line, as `./check` counts it.
+/// Prints the last line, which `./check` counts, and returns the exit code.
 pub fn verdict(ran: usize, failed: usize) -> ExitCode {
     let (word, code) = if failed == 0 { ("ok", ExitCode::SUCCESS) } else { ("FAILED", ExitCode::FAILURE) };
     println!("\ntest result: {word}. {} passed; {failed} failed; 0 ignored", ran.saturating_sub(failed));
