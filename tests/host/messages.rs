@@ -56,16 +56,7 @@ impl Messages {
         for (what, code, message) in &self.seen {
             writeln!(text, "{what} [{code}]\n    {message}").unwrap();
         }
-        let place = project().join("tests/fixtures/messages").join(self.part);
-        if std::env::var_os("KVM_SRIOV_MESSAGES").is_some_and(|value| value == "write") {
-            fs::create_dir_all(place.parent().unwrap()).unwrap();
-            fs::write(&place, &text).unwrap();
-        }
-        let expected = fs::read_to_string(&place).unwrap_or_default();
-        for (line, (expected, found)) in expected.lines().zip(text.lines()).enumerate() {
-            assert_eq!(expected, found, "{}, line {}", place.display(), line + 1);
-        }
-        assert_eq!(expected.lines().count(), text.lines().count(), "{}", place.display());
+        agrees(self.part, &text);
     }
 }
 
@@ -257,6 +248,20 @@ fn what_actions_say_on_the_model() {
     messages.into_inner().compare();
 }
 
+/// Fails unless the file of this name says the same.
+fn agrees(name: &str, text: &str) {
+    let place = project().join("tests/fixtures/messages").join(name);
+    if std::env::var_os("KVM_SRIOV_MESSAGES").is_some_and(|value| value == "write") {
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::write(&place, text).unwrap();
+    }
+    let expected = fs::read_to_string(&place).unwrap_or_default();
+    for (line, (expected, found)) in expected.lines().zip(text.lines()).enumerate() {
+        assert_eq!(expected, found, "{}, line {}", place.display(), line + 1);
+    }
+    assert_eq!(expected.lines().count(), text.lines().count(), "{}", place.display());
+}
+
 /// One of each cause that there is, with the action that comes upon it.
 fn causes() -> Vec<(Action, Cause)> {
     let vm = || "one-42".parse().unwrap();
@@ -317,11 +322,7 @@ fn causes() -> Vec<(Action, Cause)> {
         ),
         (
             Action::Deploy,
-            Cause::Claims(ClaimError::File {
-                verb: "write",
-                path: "/tmp/vf_interfaces/ib0/0".into(),
-                source: denied(),
-            }),
+            Cause::Claims(ClaimError::File { verb: "write", path: "/tmp/vf_interfaces/ib0/0".into(), error: denied() }),
         ),
         (Action::Save, Cause::Claims(ClaimError::Busy { vm: vm(), holder })),
         (
@@ -431,7 +432,7 @@ fn causes() -> Vec<(Action, Cause)> {
         (Action::Save, Cause::Unmapped { vm: vm(), vf: vf(), root: root() }),
         (Action::Save, Cause::Unresolved { vm: vm(), doubt: Doubt::Migration }),
         (Action::Save, Cause::OpenOperation { vm: vm(), operation: text("migrate"), why: Obstacle::Newer }),
-        (Action::AttachNic, Cause::JobRuns { vm: vm(), what: "migrates it" }),
+        (Action::AttachNic, Cause::JobRuns { vm: vm(), what: "its migration" }),
         (Action::Migrate, agent(AgentError::NotStarted { host: host(), why: text("no route to host") })),
         (Action::Migrate, agent(AgentError::Version { host: host(), found: text("3"), own: 2 })),
         (Action::Migrate, agent(AgentError::Refused { host: host(), why: text("no free VF") })),
@@ -452,6 +453,8 @@ fn causes() -> Vec<(Action, Cause)> {
             Action::Migrate,
             Cause::UnknownThere { cause: Box::new(call("migrate one-42 to node2")), vm: vm(), to: host() },
         ),
+        (Action::Save, Cause::Stopped { kept: Vec::new() }),
+        (Action::Save, Cause::Stopped { kept: vec![(position(), vf(), UnplugOutcome::Pending)] }),
         (Action::Deploy, Cause::Cancelled { name: vm() }),
         (Action::Restore, Cause::BadImage { path: "/d/checkpoint".into() }),
         (Action::Cancel, Cause::Identity { path: "/var/tmp/one/vmm/kvm-sriov".into(), uid: 9869, source: denied() }),
@@ -459,6 +462,22 @@ fn causes() -> Vec<(Action, Cause)> {
             Action::AttachNic,
             Cause::Twice { cause: Box::new(call("attach NIC to one-42")), undo: Box::new(Cause::Libvirt(libvirt())) },
         ),
+    ]
+}
+
+/// One of each state that there is.
+fn states() -> Vec<HostState> {
+    vec![
+        HostState::NothingStarted,
+        HostState::NothingChanged,
+        HostState::RunsOn,
+        HostState::MayEnd,
+        HostState::NothingSaved,
+        HostState::NothingMoved,
+        HostState::NothingRestored,
+        HostState::Left("one-42 is saved in /d/.checkpoint".to_owned()),
+        HostState::InDoubt("whether one-42 is saved is not known".to_owned()),
+        HostState::Done,
     ]
 }
 
@@ -503,22 +522,46 @@ fn what_is_said_of_every_cause() {
     messages.compare();
 }
 
+/// Programs that embed the library print an error with its chain of sources.
+#[test]
+fn no_message_repeats_the_text_of_its_source() {
+    for (action, cause) in causes() {
+        let error = ActionError::untouched(action, cause);
+        let mut outer: &dyn std::error::Error = &error;
+        while let Some(inner) = outer.source() {
+            let (said, again) = (outer.to_string(), inner.to_string());
+            assert!(!said.contains(&again), "{said}\n{again}");
+            outer = inner;
+        }
+        let cause: &dyn std::error::Error = error.cause();
+        assert!(cause.source().is_none_or(|source| !cause.to_string().contains(&source.to_string())), "{cause}");
+    }
+}
+
+/// What a program can conclude from every cause and from every state.
+#[test]
+fn what_a_program_concludes() {
+    let word = |is: bool| if is { "yes" } else { "no" };
+    let mut text = String::from("cause: the same call may succeed later, the VM is in doubt\n");
+    for (action, cause) in causes() {
+        let (what, error) = (name(&cause), ActionError::untouched(action, cause));
+        let line = format!("{what}: {}, {}: {}", word(error.is_retryable()), word(error.leaves_doubt()), error.cause());
+        writeln!(text, "{line}").unwrap();
+    }
+    text.push_str("\nstate: something may have changed, what was done is not known\n");
+    for state in states() {
+        let error = ActionError::new(Action::Save, Cause::NothingPrepared, state);
+        let (changed, doubt) = (word(error.changed_anything()), word(error.leaves_doubt()));
+        writeln!(text, "{:?}: {changed}, {doubt}", error.state()).unwrap();
+    }
+    agrees("consequences.txt", &text);
+}
+
 /// After what fails the host is in one of these states.
 #[test]
 fn what_is_said_of_every_state() {
     let (seen, mut messages) = (Seen::new(), Messages::of("states.txt"));
-    let left = "whether it was saved is not known".to_owned();
-    for state in [
-        HostState::NothingStarted,
-        HostState::NothingChanged,
-        HostState::RunsOn,
-        HostState::MayEnd,
-        HostState::NothingSaved,
-        HostState::NothingMoved,
-        HostState::NothingRestored,
-        HostState::Left(left),
-        HostState::Done,
-    ] {
+    for state in states() {
         let what = format!("{state:?}");
         seen.note(&mut messages, &what, &ActionError::new(Action::Save, Cause::NothingPrepared, state));
     }

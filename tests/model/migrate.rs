@@ -20,7 +20,7 @@ use kvm_sriov::libvirt::{
 };
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
-use kvm_sriov::{ActionError, AgentError, Cause, DeployId, DomainName, Host, HostName, HostState, actions};
+use kvm_sriov::{ActionError, AgentError, Cause, DeployId, DomainName, Host, HostName, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::MOST_CALLS;
 use kvm_sriov_model::faults::Fault;
@@ -524,10 +524,7 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     let may_doubt = dies || (link != Way::Stays && !(phase == Phase::Finish && arrives && can_ask));
     assert!(!is_in_doubt || may_doubt, "{what}: {states:?}, {ended:?}");
     if is_in_doubt {
-        assert!(
-            !matches!(ended, Ended::With(Err(ref error)) if !matches!(error.state(), HostState::Left(_))),
-            "{what}: {ended:?}"
-        );
+        assert!(!matches!(ended, Ended::With(Err(ref error)) if !error.changed_anything()), "{what}: {ended:?}");
         reconciled(&hosts);
     }
     hosts.check();
@@ -689,7 +686,7 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
             reconciled(&hosts);
             runs_there(&hosts);
         }
-        Ended::With(Err(error)) if !matches!(error.state(), HostState::Left(_)) => {
+        Ended::With(Err(error)) if !error.changed_anything() => {
             settle(&hosts);
             assert_eq!(looks(&hosts[0]), looked, "{what}");
             // A VF that was refused when it came back is another one now.

@@ -239,7 +239,7 @@ fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
             let text = format!(
                 "a VF may still come into {name}; then the next action of {name}, or kvm-sriov reconcile, takes it out"
             );
-            ActionError::new(ACTION, cause, HostState::Left(text))
+            ActionError::new(ACTION, cause, HostState::InDoubt(text))
         }
         Err(undo) => twice(cause, undo, left(&vm, new)),
     }
@@ -251,6 +251,6 @@ fn left(vm: &Vm<'_>, new: &WantedNic) -> String {
 }
 
 fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-    ActionError::new(ACTION, cause, HostState::Left(left))
+    let cause = cause.and_undo(undo);
+    ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }

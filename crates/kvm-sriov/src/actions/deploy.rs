@@ -95,7 +95,7 @@ impl Start<'_> {
         match self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?)) {
             Ok(Some(domain)) if domain.id.is_some() => HostState::Left("the domain runs".into()),
             Ok(_) => HostState::NothingStarted,
-            Err(error) => HostState::Left(format!("it is not known whether the domain runs ({error})")),
+            Err(error) => HostState::InDoubt(format!("it is not known whether the domain runs ({error})")),
         }
     }
 
@@ -307,7 +307,7 @@ impl<'a> Claimed<'a> {
         });
         match gone.and_then(|()| Ok(self.give_back()?)) {
             Ok(()) => ActionError::untouched(Action::Deploy, cause),
-            Err(undo) => self.left_claimed(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }),
+            Err(undo) => self.left_claimed(cause.and_undo(undo)),
         }
     }
 
@@ -324,7 +324,7 @@ impl<'a> Claimed<'a> {
 
     fn left_claimed(&self, cause: Cause) -> ActionError {
         let vfs: Vec<String> = self.claims.iter().map(|claim| claim.vf.to_string()).collect();
-        let state = HostState::Left(format!(
+        let state = HostState::InDoubt(format!(
             "VF {} stays claimed by {} until it is seen whether the domain runs; cancel the VM to free it",
             vfs.join(", "),
             self.owner.vm

@@ -232,8 +232,8 @@ fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pend
                  them back",
                 nic.mac
             );
-            let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-            ActionError::new(ACTION, cause, HostState::Left(text))
+            let cause = cause.and_undo(undo);
+            ActionError::new(ACTION, cause, HostState::InDoubt(text))
         }
     }
 }

@@ -28,7 +28,7 @@ pub fn exec(host: &Host, vm: &DomainName, command: &str, input: Option<&str>) ->
     let number = started.map_err(|cause| {
         if guest_command::leaves_doubt(&cause) {
             let text = "whether the guest runs the command is not known, and nobody waits for what becomes of it";
-            ActionError::new(ACTION, cause, HostState::Left(text.into()))
+            ActionError::new(ACTION, cause, HostState::InDoubt(text.into()))
         } else {
             failed(cause)
         }
@@ -41,7 +41,7 @@ fn end(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionErro
     match guest_command::kill(host, domain, number) {
         Ok(()) => ActionError::untouched(ACTION, cause),
         Err(undo) => {
-            let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+            let cause = cause.and_undo(undo);
             ActionError::new(ACTION, cause, HostState::Left(format!("process {number} runs in the guest")))
         }
     }

@@ -33,7 +33,7 @@ pub fn exec_cancel(host: &Host, vm: &DomainName) -> Result<(), ActionError> {
         if let Some(domain) = domain {
             end(host, &domain, number).map_err(|cause| {
                 let left = format!("process {number} may still run in the guest, and can be cancelled again");
-                ActionError::new(ACTION, cause, HostState::Left(left))
+                ActionError::new(ACTION, cause, HostState::InDoubt(left))
             })?;
         }
     }

@@ -37,5 +37,5 @@ pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: 
 }
 
 fn lost(error: AgentError, id: &DeployId) -> ActionError {
-    ActionError::new(Action::MigrateLocal, error, HostState::Left(unclear_state(id)))
+    ActionError::new(Action::MigrateLocal, error, HostState::InDoubt(unclear_state(id)))
 }

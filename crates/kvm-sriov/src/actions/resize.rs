@@ -192,7 +192,7 @@ impl Resizing<'_> {
             // Asking for the old number takes no request back.
             Ok(there) if may_leave => {
                 let text = format!("{} has {there} VCPUs, and its guest may still let go of others", self.domain.name);
-                return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+                return Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)));
             }
             Ok(there) if there == before.vcpus && !cause.leaves_doubt() => {
                 return Err(ActionError::untouched(ACTION, cause));
@@ -206,7 +206,7 @@ impl Resizing<'_> {
             (_, there) => {
                 let number = there.map_or_else(|_| "an unknown number of".to_owned(), |number| number.to_string());
                 let text = format!("{} has {number} VCPUs, and may still get others", self.domain.name);
-                Err(ActionError::new(ACTION, cause, HostState::Left(text)))
+                Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)))
             }
         }
     }
@@ -220,11 +220,11 @@ impl Resizing<'_> {
         };
         let Err(undo) = undone else { return error };
         let left = match error.state() {
-            HostState::Left(text) => format!("{text}; its memory may have its new size"),
+            HostState::Left(text) | HostState::InDoubt(text) => format!("{text}; its memory may have its new size"),
             _ => format!("the memory of {} may have its new size", self.domain.name),
         };
-        let cause = Cause::Twice { cause: Box::new(error.into_cause()), undo: Box::new(undo) };
-        ActionError::new(ACTION, cause, HostState::Left(left))
+        let cause = error.into_cause().and_undo(undo);
+        ActionError::new(ACTION, cause, HostState::InDoubt(left))
     }
 
     /// Takes out the DIMM that came in, or plugs in one like that which left.

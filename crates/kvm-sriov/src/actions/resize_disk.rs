@@ -59,7 +59,7 @@ pub fn resize_disk(
         Ok(_) if !cause.leaves_doubt() => Err(untouched(cause)),
         Ok(_) | Err(_) => {
             let text = format!("disk {disk} may have its new size already, or get it later");
-            Err(ActionError::new(ACTION, cause, HostState::Left(text)))
+            Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)))
         }
     }
 }

@@ -172,7 +172,7 @@ impl Restoring<'_> {
         let domain = self.start(&xml, false).map_err(|cause| {
             let state = match self.running() {
                 Ok(None) => HostState::NothingRestored,
-                _ => HostState::Left(format!(
+                _ => HostState::InDoubt(format!(
                     "whether {} runs, or will, is not known; until that is seen its checkpoint must not be used again",
                     self.saved.name
                 )),
@@ -287,8 +287,8 @@ impl Restoring<'_> {
                     vfs.join(", "),
                     self.saved.name
                 );
-                let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-                ActionError::new(Action::Restore, cause, HostState::Left(left))
+                let cause = cause.and_undo(undo);
+                ActionError::new(Action::Restore, cause, HostState::InDoubt(left))
             }
         }
     }

@@ -37,7 +37,7 @@ pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), Actio
     if let Err(cause) = exported {
         return Err(failed(match checkpoint::remove(&unfinished) {
             Ok(()) => cause,
-            Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
+            Err(undo) => cause.and_undo(undo),
         }));
     }
     if let Err(cause) = ceph.rbd(&format!("remove {image}"), &["rm", "--no-progress", &image]) {

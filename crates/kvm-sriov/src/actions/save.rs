@@ -53,7 +53,7 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Actio
         Ok(true) => HostState::Left("nothing was saved, the domain is gone".into()),
         Ok(false) if !cause.leaves_doubt() => HostState::NothingSaved,
         Ok(false) | Err(_) => {
-            HostState::Left(format!("whether {} is saved, or still will be, is not known", domain.name))
+            HostState::InDoubt(format!("whether {} is saved, or still will be, is not known", domain.name))
         }
     };
     failed(while_saving(domain, checkpoint, cause), state)
@@ -119,7 +119,7 @@ fn into(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
             let cause = while_saving(domain, image.checkpoint(), cause);
             return Err(match ended {
                 Ok(()) => cause,
-                Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
+                Err(undo) => cause.and_undo(undo),
             });
         }
     }
@@ -130,7 +130,7 @@ fn into(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
 fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
     if matches!(cause, Cause::Twice { .. }) {
         // libvirt writes into the image, and devices can't be changed.
-        return ActionError::new(Action::Save, cause, HostState::Left(left(&vm)));
+        return ActionError::new(Action::Save, cause, HostState::InDoubt(left(&vm)));
     }
     let gone = vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain));
     match gone {
@@ -174,6 +174,6 @@ fn left(vm: &Vm<'_>) -> String {
 }
 
 fn failed_twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-    ActionError::new(Action::Save, cause, HostState::Left(left))
+    let cause = cause.and_undo(undo);
+    ActionError::new(Action::Save, cause, HostState::InDoubt(left))
 }

@@ -40,7 +40,7 @@ pub fn snapshot_create(
     match reconcile::open_to_unplug(host, ACTION, id, data).map_err(untouched)? {
         Found::Plain(domain, _) => {
             take(host, &domain, &name).map_err(|cause| match cause {
-                Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::Left(IN_DOUBT.into())),
+                Cause::Twice { .. } => ActionError::new(ACTION, cause, HostState::InDoubt(IN_DOUBT.into())),
                 cause => untouched(cause),
             })?;
             keep(host, &domain, vm::read(host, &domain), &name);
@@ -69,7 +69,7 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
             hypervisor.delete_snapshot(domain, name.as_str(), false).map_err(failed)?;
             create().map_err(failed)
         }
-        Err(undo) => Err(Cause::Twice { cause: Box::new(failed(error)), undo: Box::new(undo) }),
+        Err(undo) => Err(failed(error).and_undo(undo)),
     }
 }
 
@@ -92,7 +92,7 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
     // OpenNebula forgets a snapshot whose creation failed.
     let left = format!("no snapshot is kept, and {}", lacks(&vm));
     Err(match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
-        Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left)),
+        Ok(()) => ActionError::new(ACTION, cause, HostState::InDoubt(left)),
         Err(undo) => twice(cause, undo.into(), format!("snapshot {name} may be there, and {}", lacks(&vm))),
     })
 }
@@ -110,7 +110,7 @@ fn undo(mut vm: Vm<'_>, cause: Cause) -> ActionError {
     match vm.plug_back(&cause) {
         Ok(()) if in_doubt => {
             let left = "the domain runs on with its VFs; whether there is a snapshot is not known";
-            ActionError::new(ACTION, cause, HostState::Left(left.into()))
+            ActionError::new(ACTION, cause, HostState::InDoubt(left.into()))
         }
         Ok(()) => match vm::pending_text(&cause) {
             Some(pending) => {
@@ -130,8 +130,8 @@ fn lacks(vm: &Vm<'_>) -> String {
 }
 
 fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
-    ActionError::new(ACTION, cause, HostState::Left(left))
+    let cause = cause.and_undo(undo);
+    ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }
 
 /// Keeps the snapshot's XML. Without it the snapshot is lost to libvirt when the VM is powered off, not before.

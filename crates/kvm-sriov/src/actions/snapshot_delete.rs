@@ -67,13 +67,13 @@ fn delete(
                 Ok(names) if !names.iter().any(is_it) => {}
                 Ok(_) if cause.leaves_doubt() => {
                     let text = "the snapshot was still there, and may go later".into();
-                    return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+                    return Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)));
                 }
                 Ok(_) => return Err(untouched(cause)),
                 Err(undo) => {
-                    let cause = Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) };
+                    let cause = cause.and_undo(undo);
                     let text = "whether the snapshot is still there is not known".into();
-                    return Err(ActionError::new(ACTION, cause, HostState::Left(text)));
+                    return Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)));
                 }
             }
         }

@@ -83,7 +83,7 @@ fn failed_plain(host: &Host, domain: &DomainRef, cause: Cause) -> ActionError {
     let state = match host.patiently(|| gone::is_gone(host, domain)) {
         Ok(true) => HostState::Left("the domain is gone".into()),
         Ok(false) if !cause.leaves_doubt() => HostState::RunsOn,
-        Ok(false) | Err(_) => HostState::Left(in_doubt(domain)),
+        Ok(false) | Err(_) => HostState::InDoubt(in_doubt(domain)),
     };
     ActionError::new(ACTION, cause, state)
 }
@@ -123,7 +123,7 @@ impl Revert<'_, '_> {
                 "{0} is reverted but may lack VFs or have NICs of then; kvm-sriov reconcile, or its next action, goes on",
                 self.vm.domain.name
             );
-            ActionError::new(ACTION, cause, HostState::Left(text))
+            ActionError::new(ACTION, cause, HostState::InDoubt(text))
         })
     }
 
@@ -255,7 +255,7 @@ impl Revert<'_, '_> {
                 ActionError::new(ACTION, cause, HostState::Left(text))
             }
             Ok(()) if cause.leaves_doubt() => {
-                ActionError::new(ACTION, cause, HostState::Left(in_doubt(&self.vm.domain)))
+                ActionError::new(ACTION, cause, HostState::InDoubt(in_doubt(&self.vm.domain)))
             }
             Ok(()) => ActionError::new(ACTION, cause, HostState::RunsOn),
             Err(undo) => twice(cause, undo, lacks(&self.vm)),
@@ -286,8 +286,8 @@ fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
 
 fn with_undo(cause: Cause, undo: Option<Cause>, left: String) -> ActionError {
     let cause = match undo {
-        Some(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) },
+        Some(undo) => cause.and_undo(undo),
         None => cause,
     };
-    ActionError::new(ACTION, cause, HostState::Left(left))
+    ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }

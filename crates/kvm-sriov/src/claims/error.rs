@@ -55,14 +55,14 @@ pub enum ClaimError {
         host: String,
     },
     /// A file can't be read or written.
-    #[error("cannot {verb} {}: {source}", path.display())]
+    #[error("cannot {verb} {}: {error}", path.display())]
     File {
         /// "read", "write" ...
         verb: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        error: io::Error,
     },
     /// Another action of the VM runs, and did not end in time.
     #[error("{vm} is busy: {holder}")]
@@ -123,6 +123,6 @@ impl ClaimError {
     /// For `map_err`: a failure to `verb` the file at `path`.
     pub(super) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { verb, path, source }
+        move |error| Self::File { verb, path, error }
     }
 }

@@ -112,12 +112,12 @@ pub enum VfMapError {
         path: PathBuf,
     },
     /// The file or its directory can't be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Unreadable {
         /// The map or directory.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// No directory has a map of this name.
     #[error(
@@ -186,7 +186,7 @@ impl VfMap {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes))
-            .map_err(|source| VfMapError::Unreadable { path: path.into(), source })?;
+            .map_err(|error| VfMapError::Unreadable { path: path.into(), error })?;
         if bytes.len() as u64 > LIMIT {
             return Err(VfMapError::TooLong { path: path.into() });
         }
@@ -292,7 +292,7 @@ impl MapDirs {
         for dir in &self.dirs {
             let path = dir.join(root.as_str());
             match VfMap::load(root.clone(), &path) {
-                Err(VfMapError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(VfMapError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
                 other => return other,
             }
         }
@@ -307,7 +307,7 @@ impl MapDirs {
     pub fn roots(&self) -> Result<Vec<RootName>, VfMapError> {
         let mut roots: BTreeSet<RootName> = self.given.iter().map(|map| map.root().clone()).collect();
         for dir in &self.dirs {
-            let unreadable = |source| VfMapError::Unreadable { path: dir.clone(), source };
+            let unreadable = |error| VfMapError::Unreadable { path: dir.clone(), error };
             let entries = match fs::read_dir(dir) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

@@ -6,6 +6,10 @@ use super::Cause;
 use crate::base::Action;
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
+///
+/// The line contains the text of every error below it, so [`source`](std::error::Error::source) returns `None`.
+/// [`ActionError::cause`] and [`ActionError::state`] are for programs, and so are [`ActionError::is_retryable`],
+/// [`ActionError::leaves_doubt`] and [`ActionError::changed_anything`].
 #[derive(Debug)]
 pub struct ActionError {
     action: Action,
@@ -14,27 +18,29 @@ pub struct ActionError {
     exit: u8,
 }
 
-/// The state a failed action leaves the host in.
+/// The state in which a failed action leaves the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HostState {
-    /// No domain was started and no VF claimed.
+    /// No domain was started and no VF is claimed.
     NothingStarted,
     /// Nothing was changed.
     NothingChanged,
-    /// The domain runs on as before.
+    /// The domain runs as before.
     RunsOn,
-    /// The domain was asked to end and may still do so; until an action finds it gone its VFs stay claimed.
+    /// The domain was asked to end and may still do so. Its VFs stay claimed until an action finds that it is gone.
     MayEnd,
-    /// Nothing was saved, and the domain runs on as before.
+    /// Nothing was saved, and the domain runs as before.
     NothingSaved,
-    /// Nothing was moved, and the domain runs on as before.
+    /// Nothing was moved, and the domain runs as before.
     NothingMoved,
-    /// Nothing was restored, and the checkpoint is as it was.
+    /// Nothing was restored, and the checkpoint is as before.
     NothingRestored,
-    /// Not everything could be undone: says exactly what is left.
+    /// Not everything could be undone. The text says exactly what is left.
     Left(String),
-    /// It is as it was asked for.
+    /// It is unknown what was done, or what will still happen. The text says what is unknown.
+    InDoubt(String),
+    /// The action has done all that it was asked for.
     Done,
 }
 
@@ -48,18 +54,19 @@ impl fmt::Display for HostState {
             Self::NothingSaved => "nothing was saved, the domain runs on",
             Self::NothingMoved => "nothing was moved, the domain runs on",
             Self::NothingRestored => "nothing was restored, the checkpoint is as it was",
-            Self::Left(text) => text,
+            Self::Left(text) | Self::InDoubt(text) => text,
             Self::Done => "done",
         })
     }
 }
 
 impl ActionError {
-    /// A failure of `action` with its cause and the state it leaves.
+    /// A failure of `action`, with its cause and the state in which it leaves the host.
     pub fn new(action: Action, cause: impl Into<Cause>, state: HostState) -> Self {
-        // The stock driver's codes: `exit -1` for deploy and a shutdown that timed out, the number of its tries for a NIC that
-        // stays, 1 for the rest. Never 42, which makes OpenNebula copy all drivers again; so that number is always its default.
         let cause = cause.into();
+        // The codes of OpenNebula's stock driver: `exit -1` for deploy and for a shutdown that timed out, the number of
+        // its tries for a NIC that stays, and 1 for all others. A cause never chooses the code, so it is never 42:
+        // that code makes OpenNebula copy all drivers again.
         let exit = match (action, &cause) {
             (Action::Deploy, _) | (_, Cause::ShutdownTimeout { .. }) => 255,
             (Action::DetachNic, cause) if cause.is_not_released() => 3,
@@ -68,10 +75,15 @@ impl ActionError {
         Self { action, cause: Box::new(cause), state, exit }
     }
 
-    /// A failure before anything was touched.
+    /// A failure before the action changed anything.
     pub fn untouched(action: Action, cause: impl Into<Cause>) -> Self {
         let state = if action == Action::Deploy { HostState::NothingStarted } else { HostState::NothingChanged };
         Self::new(action, cause, state)
+    }
+
+    /// The action that failed.
+    pub fn action(&self) -> Action {
+        self.action
     }
 
     /// Why it failed.
@@ -83,12 +95,12 @@ impl ActionError {
         *self.cause
     }
 
-    /// The state the host is left in.
+    /// The state in which the host is left.
     pub fn state(&self) -> &HostState {
         &self.state
     }
 
-    /// The program's exit code.
+    /// The exit code with which OpenNebula's program of this action ends.
     pub fn exit_code(&self) -> u8 {
         self.exit
     }
@@ -100,8 +112,4 @@ impl fmt::Display for ActionError {
     }
 }
 
-impl std::error::Error for ActionError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&*self.cause)
-    }
-}
+impl std::error::Error for ActionError {}

@@ -2,11 +2,11 @@
 
 use crate::base::HostName;
 
-/// A failure around an agent.
+/// A failure around the agent on another host.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// The agent could not be started. Nothing was touched there.
+    /// The agent could not be started. It changed nothing on its host.
     #[error("cannot start the agent on {host}: {why}")]
     NotStarted {
         /// The host.
@@ -14,7 +14,7 @@ pub enum AgentError {
         /// What ssh or the system said.
         why: String,
     },
-    /// The agent is of another version. Nothing was touched there.
+    /// The agent speaks another version of the protocol. It changed nothing on its host.
     #[error(
         "the agent on {host} speaks version {found} of the protocol, this host version {own}: copy the drivers to \
          all hosts (onehost sync -f)"
@@ -22,12 +22,12 @@ pub enum AgentError {
     Version {
         /// The host.
         host: HostName,
-        /// Its version.
+        /// The version of the agent.
         found: String,
         /// The version of this host.
         own: u32,
     },
-    /// The agent refused. Nothing was changed there by what was asked.
+    /// The agent refused the request. The request changed nothing on the agent's host.
     #[error("{host}: {why}")]
     Refused {
         /// The host.
@@ -40,25 +40,25 @@ pub enum AgentError {
     Lost {
         /// The host.
         host: HostName,
-        /// What is known, after a colon; or nothing.
+        /// What is known, after a colon; or empty.
         why: String,
     },
-    /// The agent did not answer in time. What it was asked for may be done all the same.
+    /// The agent did not answer in time. It may still do what it was asked.
     #[error("the agent on {host} has not answered \"{asked}\" for {seconds} s")]
     NoAnswer {
         /// The host.
         host: HostName,
-        /// What it was asked.
+        /// The request.
         asked: String,
-        /// How long it was waited for.
+        /// How long it was waited for, in seconds.
         seconds: u64,
     },
-    /// The agent said something that is no answer.
+    /// The agent sent something that is not an answer to the request.
     #[error("the agent on {host} said {what}")]
     Unexpected {
         /// The host.
         host: HostName,
-        /// What it said.
+        /// What it sent.
         what: String,
     },
     /// Files could not be copied to the other host.
@@ -66,7 +66,7 @@ pub enum AgentError {
     Copy {
         /// The host.
         host: HostName,
-        /// Which files.
+        /// The files.
         what: String,
         /// What rsync said.
         why: String,

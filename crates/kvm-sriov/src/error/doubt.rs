@@ -1,49 +1,49 @@
-//! Why reconciliation leaves a VM as it is, or leaves it to a person.
+//! Why reconciliation does not repair a VM, or leaves the decision to a person.
 
 use std::fmt;
 
 use crate::base::Position;
 
-/// Why nothing is touched.
+/// What keeps reconciliation from repairing a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Obstacle {
-    /// An action works on the VM.
+    /// Another action works on the VM.
     Locked,
-    /// libvirt works on the VM.
+    /// A job of libvirt runs on the VM.
     Job,
     /// The domain is ending.
     Ending,
-    /// A later version began the operation.
+    /// A newer version of kvm-sriov began the operation.
     Newer,
-    /// The image that the claims name can't be read.
+    /// The save image that the claims name can't be read.
     Unreadable,
-    /// Something is to leave the guest at this position, and a guest that stands can't answer.
+    /// A device at this position is not wanted, but the guest is paused and can't release it.
     GuestPaused(Position),
 }
 
-/// Why a person must say where a VM lives.
+/// Why a person must say on which host a VM runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Doubt {
-    /// A move was cut off when the CPUs stood here: they may run at the other end.
+    /// A migration was interrupted while the CPUs were stopped here: they may run on the other host.
     Migration,
-    /// A save was cut off and the host was booted since: OpenNebula may have started the VM elsewhere.
+    /// A save was interrupted, and the host has booted since: OpenNebula may have started the VM elsewhere.
     BeforeBoot,
-    /// A restore was cut off and its checkpoint is gone: the CPUs may have run.
+    /// A restore was interrupted, and its checkpoint is gone: the VM may have run since.
     NoCheckpoint,
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Locked => f.write_str("an action works on it"),
-            Self::Job => f.write_str("libvirt works on it"),
+            Self::Locked => f.write_str("another action works on it"),
+            Self::Job => f.write_str("a job of libvirt runs on it"),
             Self::Ending => f.write_str("it is ending"),
-            Self::Newer => f.write_str("a newer kvm-sriov began the operation, and is to end it"),
-            Self::Unreadable => f.write_str("the image that its claims name can't be read"),
+            Self::Newer => f.write_str("a newer version of kvm-sriov began the operation and must finish it"),
+            Self::Unreadable => f.write_str("the save image that its claims name can't be read"),
             Self::GuestPaused(position) => {
-                write!(f, "what is at position {position} is not wanted, but a guest that stands can't release it")
+                write!(f, "the device at position {position} is not wanted, but a paused guest can't release it")
             }
         }
     }
@@ -52,11 +52,15 @@ impl fmt::Display for Obstacle {
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Migration => "a move was cut off when its CPUs stood here: they may run at the other end",
-            Self::BeforeBoot => {
-                "a save was cut off before this host was booted: OpenNebula may have started it elsewhere since"
+            Self::Migration => {
+                "a migration was interrupted while its CPUs were stopped here: they may run on the other host"
             }
-            Self::NoCheckpoint => "a restore was cut off and its checkpoint is gone: nobody can tell whether it ran",
+            Self::BeforeBoot => {
+                "a save was interrupted and this host has booted since: OpenNebula may have started the VM elsewhere"
+            }
+            Self::NoCheckpoint => {
+                "a restore was interrupted and its checkpoint is gone: nobody can tell whether the VM ran"
+            }
         })
     }
 }

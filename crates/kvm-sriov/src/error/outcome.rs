@@ -6,17 +6,17 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnplugOutcome {
-    /// The live XML no longer shows it.
+    /// The live XML no longer shows the device.
     Released,
-    /// The guest did not answer in time; the request can't be taken back, so it may still leave.
+    /// The guest did not answer in time. The request can't be withdrawn, so the guest may release the device later.
     Pending,
-    /// It was refused, by the guest or by libvirt.
+    /// The guest or libvirt refused.
     Refused(String),
-    /// The guest was not asked, because something else had the device or the domain all the time: libvirt's text.
+    /// The guest was not asked, because something else held the device or the domain all the time. The text is libvirt's.
     Busy(String),
-    /// The domain ended meanwhile.
+    /// The domain ended.
     DomainGone,
-    /// libvirtd did not come back in time, so it is not known.
+    /// libvirtd went away and did not come back in time. Whether the guest released the device is not known.
     DaemonGone,
 }
 

@@ -29,15 +29,15 @@ pub fn become_owner_of(path: &Path) -> Result<(), Cause> {
 pub enum NotTheDriversUser {
     /// There is no driver.
     #[error(
-        "there is no driver in {} ({source}): OpenNebula copies it to a host (onehost sync -f), and --driver names another \
+        "there is no driver in {} ({error}): OpenNebula copies it to a host (onehost sync -f), and --driver names another \
          place; nothing was changed",
         path.display()
     )]
     NoDriver {
         /// Where it should be.
         path: PathBuf,
-        /// What is there.
-        source: io::Error,
+        /// Why it can't be read.
+        error: io::Error,
     },
     /// The driver belongs to root, whom OpenNebula never is.
     #[error(
@@ -71,7 +71,7 @@ pub fn become_drivers_user(path: &Path) -> Result<(), NotTheDriversUser> {
     let found = path
         .metadata()
         .and_then(|found| if found.is_dir() { Ok(found) } else { Err(io::ErrorKind::NotADirectory.into()) });
-    let owner = found.map_err(|source| NotTheDriversUser::NoDriver { path: path.into(), source })?.uid();
+    let owner = found.map_err(|error| NotTheDriversUser::NoDriver { path: path.into(), error })?.uid();
     if owner == 0 {
         return Err(NotTheDriversUser::Roots { path: path.into() });
     }

@@ -129,7 +129,7 @@ impl Vm<'_> {
         let unused: Vec<Claim> = claims.iter().skip(done).filter(is_new).cloned().collect();
         match self.store.release(&unused) {
             Ok(()) => cause,
-            Err(undo) => Cause::Twice { cause: Box::new(cause), undo: Box::new(undo.into()) },
+            Err(undo) => cause.and_undo(undo),
         }
     }
 

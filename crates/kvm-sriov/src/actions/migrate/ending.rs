@@ -95,7 +95,7 @@ impl Departure<'_> {
             None => cause,
             Some(undo) => {
                 self.release_claims(false);
-                Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }
+                cause.and_undo(undo)
             }
         };
         let state = match (here, there) {
@@ -128,7 +128,11 @@ impl Departure<'_> {
             None => format!("look on both hosts where {vm} runs (virsh list --all), and end or resume it there"),
         };
         let left = format!("nothing was resumed or destroyed; {decides}");
-        ActionError::new(Action::Migrate, Cause::UnknownThere { cause: Box::new(cause), vm, to }, HostState::Left(left))
+        ActionError::new(
+            Action::Migrate,
+            Cause::UnknownThere { cause: Box::new(cause), vm, to },
+            HostState::InDoubt(left),
+        )
     }
 
     /// Releases the VM's claims here. When the VM may still be here, only records that no process works on it any more.

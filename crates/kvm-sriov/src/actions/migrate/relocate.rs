@@ -332,7 +332,7 @@ impl<'a> Relocation<'a> {
                 if let Err(undo) = self.media_back() {
                     let text =
                         format!("{name} runs on from {from}, but drives of it have media in {to}; both must stay");
-                    return left(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }, text);
+                    return left(cause.and_undo(undo), text);
                 }
             }
             Ok(there) => {
@@ -344,7 +344,7 @@ impl<'a> Relocation<'a> {
             }
             Err(undo) => {
                 let text = format!("whether {name} has its disks in {from} or in {to} is not known; both must stay");
-                return left(Cause::Twice { cause: Box::new(cause), undo: Box::new(undo) }, text);
+                return ActionError::new(Action::Migrate, cause.and_undo(undo), HostState::InDoubt(text));
             }
         }
         if self.makes_dir && self.to.exists() {

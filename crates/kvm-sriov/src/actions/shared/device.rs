@@ -34,7 +34,7 @@ pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &Dev
     let there = host.patiently(device.is_in);
     let in_doubt = |cause| {
         let text = format!("whether it was plugged in is not known; {} takes it out", device.undo);
-        ActionError::new(action, cause, HostState::Left(text))
+        ActionError::new(action, cause, HostState::InDoubt(text))
     };
     match (plugged, there) {
         (_, Ok(true)) => Ok(()),
@@ -74,7 +74,7 @@ pub(crate) fn unplug(
         None | Some(UnplugOutcome::Released | UnplugOutcome::DomainGone) => Ok(()),
         Some(outcome) => {
             let state = match outcome {
-                UnplugOutcome::Pending | UnplugOutcome::DaemonGone => HostState::Left(format!(
+                UnplugOutcome::Pending | UnplugOutcome::DaemonGone => HostState::InDoubt(format!(
                     "{device} is still there, the request stays pending in the guest, which may release it later"
                 )),
                 _ => HostState::NothingChanged,
@@ -143,5 +143,5 @@ pub(crate) fn change_medium(
         return Err(untouched(cause));
     }
     let text = format!("what the drive {} holds is not known", change.target);
-    Err(ActionError::new(action, cause, HostState::Left(text)))
+    Err(ActionError::new(action, cause, HostState::InDoubt(text)))
 }

@@ -40,7 +40,7 @@ impl Assignments {
         match read {
             Ok(()) => self.parse(path, &String::from_utf8_lossy(&bytes)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            Err(source) => self.problems.push(KvmrcError::Unreadable { path: path.into(), source }),
+            Err(error) => self.problems.push(KvmrcError::Unreadable { path: path.into(), error }),
         }
     }
 

@@ -46,11 +46,11 @@ pub enum KvmrcError {
         likely: String,
     },
     /// The file exists, but can't be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        error: io::Error,
     },
 }
