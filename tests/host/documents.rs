@@ -8,9 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kvm_sriov::RootName;
 use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::VfMap;
-use kvm_sriov::{PciAddress, RootName};
 use kvm_sriov_tests::remotes::programs;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::{hand_over, project};
@@ -194,50 +194,6 @@ fn installation(language: &str) -> Vec<String> {
     let found = blocks(&fs::read_to_string(project().join("docs/howto/install.md")).unwrap(), language);
     assert!(!found.is_empty(), "the installation page has no {language}");
     found
-}
-
-#[test]
-fn what_a_boot_reads_has_the_form_of_its_reader() {
-    // udev: pairs of a key, an operator and a text in quotes.
-    for line in installation("udev").concat().lines() {
-        let pairs = line.split(", ").map(|pair| {
-            let operator = ["==", "="].into_iter().find(|operator| pair.contains(&format!("{operator}\""))).unwrap();
-            let (key, value) = pair.split_once(operator).unwrap();
-            assert!(value.starts_with('"') && value.ends_with('"') && value.len() > 2, "{pair}");
-            (key, operator, value.trim_matches('"'))
-        });
-        let pairs: Vec<(&str, &str, &str)> = pairs.collect();
-        // A driver that the initramfs has loaded is bound before these rules are there: then only "add" comes.
-        assert!(pairs.contains(&("ACTION", "==", "add|bind")), "{line}");
-        assert!(pairs.contains(&("SUBSYSTEM", "==", "pci")), "{line}");
-        assert!(pairs.iter().any(|(key, operator, _)| *key == "ATTR{sriov_numvfs}" && *operator == "="), "{line}");
-        let address = pairs.iter().find(|(key, ..)| *key == "KERNEL").unwrap().2;
-        assert!(address.parse::<PciAddress>().is_ok(), "{address}");
-    }
-    // The bridge: every way makes the one that kvmrc names.
-    let kvmrc = Kvmrc::load(&[project().join("kvmrc.example")]);
-    let bridge = kvmrc.settings().dummy_bridge.clone().unwrap();
-    let units = installation("networkd");
-    assert_eq!(units.len(), 2, "a .netdev and a .network");
-    for unit in units {
-        let mut section = None;
-        for line in unit.lines().filter(|line| !line.is_empty()) {
-            match line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-                Some(name) => section = Some(name),
-                None => assert!(section.is_some() && line.split_once('=').is_some(), "{line}"),
-            }
-        }
-        assert!(unit.contains(&format!("Name={bridge}\n")), "{unit}");
-    }
-    for block in installation("interfaces") {
-        assert!(block.contains(&format!("auto {bridge}\niface {bridge} inet manual\n")), "{block}");
-    }
-    let commands = installation("sh").concat();
-    for command in
-        [format!("nmcli connection add type bridge ifname {bridge} "), format!("ip link add {bridge} type bridge ")]
-    {
-        assert!(commands.contains(&command), "{command}");
-    }
 }
 
 #[test]
