@@ -1,4 +1,4 @@
-//! What the kernel says: bridges, PCI functions, and whether QEMU may open a VF.
+//! What the kernel says about the host: bridges, PCI functions, block devices, memory, and whether QEMU may open a VF.
 
 use std::fmt;
 use std::fs;
@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use crate::base::{POLL, PciAddress};
 
-/// How many bytes one of the kernel's sectors has.
+/// The size of the kernel's sectors, in bytes.
 const SECTOR: u64 = 512;
 
 /// A block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockDevice {
-    /// Its node, whatever links lead to it.
+    /// Its node, without symbolic links.
     pub node: PathBuf,
-    /// The kernel's name of it, such as `dm-3`: two nodes with one name are one device.
+    /// The kernel's name, such as `dm-3`. Two nodes with the same name are the same device.
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
 }
 
-/// The kernel's view of the host, below a root that tests may move.
+/// The kernel's view of the host, read below a root directory that tests may change.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
     root: PathBuf,
@@ -32,9 +32,9 @@ pub struct Sysfs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoVf {
-    /// The host has no such PCI function.
+    /// The host has no PCI function at this address.
     Missing,
-    /// It is a PCI function, but not a VF: an adapter itself, or another device.
+    /// The PCI function is not a VF, but an adapter itself or another device.
     NotVf,
 }
 
@@ -54,7 +54,7 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
-    /// The view below `root`, which stands for `/`.
+    /// The view below `root`, in place of `/`.
     pub fn at(root: PathBuf) -> Self {
         Self { root }
     }
@@ -64,10 +64,10 @@ impl Sysfs {
         self.root.join("sys/class/net").join(name).join("bridge").is_dir()
     }
 
-    /// Whether the function is a VF, which has a `physfn`.
+    /// Checks that the function is a VF: only VFs have a `physfn`.
     ///
     /// # Errors
-    /// [`NoVf`] says what it is instead.
+    /// [`NoVf`] says why it is not a VF.
     ///
     /// # Source
     /// Linux `Documentation/ABI/testing/sysfs-bus-pci`: `physfn` "will exist only in VF devices".
@@ -85,10 +85,11 @@ impl Sysfs {
         fs::read_link(self.device(address).join("iommu_group")).ok()?.file_name()?.to_str()?.parse().ok()
     }
 
-    /// The block device that a path such as `/dev/vg-one-0/lv-one-42-0` leads to; `None` for what is none.
+    /// The block device behind a path such as `/dev/vg-one-0/lv-one-42-0`; `None` if the path is not one.
     ///
     /// # Source
-    /// Linux `Documentation/ABI/stable/sysfs-block`: `size` is in sectors of 512 bytes; a `/` in a node's name is a `!` there.
+    /// Linux `Documentation/ABI/stable/sysfs-block`: `size` is in sectors of 512 bytes; a `/` in the name of a node
+    /// becomes `!`.
     pub fn block_device(&self, path: &Path) -> Option<BlockDevice> {
         let node = fs::canonicalize(self.root.join(path.strip_prefix("/").ok()?)).ok()?;
         let dev = fs::canonicalize(self.root.join("dev")).ok()?;
@@ -98,31 +99,31 @@ impl Sysfs {
         Some(BlockDevice { node, name, size })
     }
 
-    /// Whether a udev rule of this host sets owner, group or mode of vfio devices.
+    /// Whether a udev rule of this host sets the owner, group or mode of vfio devices.
     ///
     /// # Source
-    /// udev(7): rules directories; libvirt labels /dev/vfio/GROUP only with `dynamic_ownership = 1`.
+    /// udev(7): the directories of rules. libvirt labels /dev/vfio/GROUP only with `dynamic_ownership = 1`.
     pub fn has_vfio_rule(&self) -> bool {
         ["etc/udev/rules.d", "run/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d"]
             .iter()
-            .any(|dir| rules_below(&self.root.join(dir)).iter().any(|line| is_vfio_rule(line)))
+            .any(|dir| udev_rules(&self.root.join(dir)).iter().any(|line| is_vfio_rule(line)))
     }
 
-    /// What to do when QEMU may not open a vfio device.
+    /// Advice for a person when QEMU may not open a vfio device.
     pub fn vfio_advice(&self) -> &'static str {
         if self.has_vfio_rule() {
-            "a udev rule for vfio is there, but it does not name the user of qemu.conf, or it came after the device: \
-             correct it, then run udevadm control --reload and udevadm trigger --subsystem-match=vfio"
+            "a udev rule for vfio exists, but it does not name the user of qemu.conf, or it was installed after the device \
+             appeared: correct it, then run udevadm control --reload and udevadm trigger --subsystem-match=vfio"
         } else {
-            "no udev rule gives it to the user of qemu.conf: install 80-kvm-sriov-vfio.rules into /etc/udev/rules.d, \
+            "no udev rule gives the device to the user of qemu.conf: install 80-kvm-sriov-vfio.rules into /etc/udev/rules.d, \
              then run udevadm control --reload"
         }
     }
 
-    /// Waits until udev has done all that it knows of, at most `limit`.
+    /// Waits until udev has handled all its events, at most `limit`.
     ///
     /// # Source
-    /// systemd `src/udev/udev-manager.c`: /run/udev/queue is there while an event is not done.
+    /// systemd `src/udev/udev-manager.c`: /run/udev/queue exists while there are unhandled events.
     pub(crate) fn wait_for_udev(&self, limit: Duration) {
         let end = Instant::now() + limit;
         while self.root.join("run/udev/queue").exists() && Instant::now() < end {
@@ -130,7 +131,7 @@ impl Sysfs {
         }
     }
 
-    /// Memory that can be had without swapping, in KiB (`MemAvailable`); 0 when the kernel does not say.
+    /// Memory that is available without swapping, in KiB (`MemAvailable`); 0 if the kernel does not say.
     pub fn available_memory_kib(&self) -> u64 {
         self.memory_info("MemAvailable:").unwrap_or(0)
     }
@@ -141,33 +142,33 @@ impl Sysfs {
         rest.trim().strip_suffix("kB")?.trim().parse().ok()
     }
 
-    /// The size of the host's huge pages where none is named, in KiB (`Hugepagesize`).
+    /// The default size of huge pages, in KiB (`Hugepagesize`).
     pub fn huge_page_kib(&self) -> Option<u64> {
         self.memory_info("Hugepagesize:")
     }
 
-    /// How many huge pages of this size can be had; `None` when the host has none of this size.
+    /// How many huge pages of this size are available; `None` if the host has none of this size.
     ///
-    /// * `nodes` - the NUMA nodes that they must be on; empty when any node will do
+    /// * `nodes` - the NUMA nodes that the pages must be on; empty for any node
     ///
     /// # Source
-    /// Linux `Documentation/admin-guide/mm/hugetlbpage.rst`: free pages of which some are promised already, and surplus pages that
-    /// the kernel makes when they are asked for.
+    /// Linux `Documentation/admin-guide/mm/hugetlbpage.rst`: some of the free pages are reserved; the kernel allocates
+    /// surplus pages on demand.
     pub fn free_huge_pages(&self, kib: u64, nodes: &[u32]) -> Option<u64> {
         let name = format!("hugepages/hugepages-{kib}kB");
         let all = self.root.join("sys/kernel/mm").join(&name);
         let number =
             |dir: &Path, file: &str| -> Option<u64> { fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok() };
         let free = number(&all, "free_hugepages")?;
-        let promised = number(&all, "resv_hugepages").unwrap_or(0);
+        let reserved = number(&all, "resv_hugepages").unwrap_or(0);
         let surplus = number(&all, "surplus_hugepages").unwrap_or(0);
-        let more = number(&all, "nr_overcommit_hugepages").unwrap_or(0).saturating_sub(surplus);
+        let overcommit = number(&all, "nr_overcommit_hugepages").unwrap_or(0).saturating_sub(surplus);
         let node = |node: &u32| self.root.join(format!("sys/devices/system/node/node{node}")).join(&name);
         let on_nodes: u64 = nodes.iter().filter_map(|n| number(&node(n), "free_hugepages")).sum();
-        // Where the promised ones are is not told.
-        let free = free.saturating_sub(promised);
+        // The kernel does not say on which nodes the reserved pages are.
+        let free = free.saturating_sub(reserved);
         let free = if nodes.is_empty() { free } else { free.min(on_nodes) };
-        Some(free.saturating_add(more))
+        Some(free.saturating_add(overcommit))
     }
 
     fn device(&self, address: PciAddress) -> PathBuf {
@@ -175,18 +176,18 @@ impl Sysfs {
     }
 }
 
-/// The vfio device that QEMU was not allowed to open, from libvirt's text of the failure.
+/// The vfio device that QEMU could not open for lack of permission, found in libvirt's error text.
 ///
 /// # Source
-/// QEMU `hw/vfio/container.c`: `Could not open '/dev/vfio/11': Permission denied`; before 9.0 `failed to open /dev/vfio/11: Permission
-/// denied`.
+/// QEMU `hw/vfio/container.c`: `Could not open '/dev/vfio/11': Permission denied`; before 9.0 `failed to open
+/// /dev/vfio/11: Permission denied`.
 pub(crate) fn denied_vfio_device(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("/dev/vfio/")?;
     let (name, rest) = rest.split_at(rest.find(['\'', ':', ' '])?);
     rest.contains("Permission denied").then(|| format!("/dev/vfio/{name}"))
 }
 
-fn rules_below(dir: &Path) -> Vec<String> {
+fn udev_rules(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries
         .flatten()
@@ -211,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_host_from_its_files() {
+    fn a_host_is_read_from_its_files() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let vf: PciAddress = "0000:07:00.3".parse().unwrap();
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!((names("/dev/null"), names("/proc/meminfo"), names("relative")), (None, None, None));
         assert!(!sysfs.has_vfio_rule());
         fs::write(root.join("etc/udev/rules.d/1.rules"), "# SUBSYSTEM==\"vfio\", OWNER=\"x\"\n").unwrap();
-        assert!(!sysfs.has_vfio_rule(), "a comment was taken for a rule");
+        assert!(!sysfs.has_vfio_rule(), "a comment is not a rule");
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/udev/80-kvm-sriov-vfio.rules");
         fs::copy(shipped, root.join("etc/udev/rules.d/80.rules")).unwrap();
         assert!(sysfs.has_vfio_rule());
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_device_in_libvirts_text() {
+    fn the_denied_device_is_found_in_libvirts_text() {
         let text = "internal error: process exited while connecting to monitor: vfio 0000:01:10.0: Could not open '/dev/vfio/11': Permission denied";
         assert_eq!(denied_vfio_device(text).as_deref(), Some("/dev/vfio/11"));
         let text = "vfio 0000:01:10.0: failed to open /dev/vfio/11: Permission denied";

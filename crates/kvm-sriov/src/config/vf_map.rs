@@ -106,7 +106,7 @@ pub enum VfMapError {
         path: PathBuf,
     },
     /// The file is too large to be a map.
-    #[error("{}: it is longer than {LIMIT} bytes, so it is no VF map", path.display())]
+    #[error("{}: it is longer than {LIMIT} bytes, so it is not a VF map", path.display())]
     TooLong {
         /// The map.
         path: PathBuf,

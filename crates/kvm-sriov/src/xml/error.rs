@@ -1,4 +1,4 @@
-//! Why a text could not be read or changed.
+//! The error of this module.
 
 use std::fmt::{self, Display};
 
@@ -6,7 +6,7 @@ use roxmltree::{Error, Node, TextPos};
 
 /// Why a text could not be read or changed, and where. Prints as one line: `line:column: expected ..., found ...`.
 ///
-/// Nothing was touched.
+/// Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{line}:{column}: {problem}")]
 pub struct XmlError {
@@ -64,14 +64,14 @@ impl XmlError {
             ),
             other => {
                 let position = other.pos();
-                // The parser's own text ends with the position that stands in front here.
+                // The parser's text ends with the position, which the message already has in front.
                 Self::new(position, other.to_string().replace(&format!(" at {position}"), ""))
             }
         }
     }
 }
 
-/// Text from outside must not break a line of the log or of OpenNebula's answer in two.
+/// Escapes control characters: text from outside must not break a line of the log or of OpenNebula's answer.
 struct OneLine<T>(T);
 
 impl<T: Display> Display for OneLine<T> {

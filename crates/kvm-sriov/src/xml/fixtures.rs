@@ -1,4 +1,4 @@
-//! Texts that the tests of several modules read.
+//! Texts for the tests of several modules.
 
 use super::{Deployment, WantedNic};
 
@@ -10,17 +10,17 @@ pub(super) const LIVE: &str = include_str!("../../tests/fixtures/live.xml");
 pub(super) const VM: &str = include_str!("../../tests/fixtures/vm.xml");
 pub(super) const ACTION: &str = include_str!("../../tests/fixtures/action-7.x.xml");
 
-/// A domain with this in it.
+/// A domain with this content.
 pub(super) fn domain(inside: &str) -> String {
     format!("<domain>\n<name>one-1</name>\n{inside}</domain>")
 }
 
-/// A NIC on this bridge.
+/// An interface on this bridge.
 pub(super) fn nic(bridge: &str, rest: &str) -> String {
     format!("<interface type='bridge'><source bridge='{bridge}'/><mac address='02:00:00:00:00:01'/>{rest}</interface>")
 }
 
-/// The guest addresses that a deployment gives its VFs.
+/// The guest addresses that the VFs of this deployment file get.
 pub(super) fn guests(text: &str) -> Vec<String> {
     let deployment = Deployment::parse(text).unwrap();
     let address = |nic: &WantedNic| nic.guest.map_or("-".to_owned(), |address| address.to_string());

@@ -1,16 +1,20 @@
-//! The XML of libvirt and OpenNebula: read with limits, edited by splices, never written anew.
+//! libvirt's and OpenNebula's XML. Texts are read within limits and edited by splices; everything else in them stays
+//! byte for byte.
 //!
-//! A domain is OpenNebula's and libvirt's; only a few places in it are ours. [`Deployment`] is what OpenNebula wants
-//! started, [`LiveDomain`] what libvirt shows of a running domain, [`VmData`] OpenNebula's own description of the VM,
-//! [`Wanted`] the element that we keep in the domain.
+//! * [`Deployment`] - the domain that OpenNebula wants started
+//! * [`VmData`] - OpenNebula's description of a VM
+//! * [`LiveDomain`] - a running domain, as libvirt shows it
+//! * [`Wanted`] - the driver's own element in the metadata of a domain: the VFs that the domain should have
+//!
+//! Inside:
+//!
+//! * `domain` - libvirt's documents: a domain, a snapshot, a save image, and the driver's element in their metadata
+//! * `opennebula` - OpenNebula's documents: the deployment file, and the description of a VM
+//! * `parse`, `read`, `splice`, `write` - parsing texts, reading elements, editing texts, writing elements
 //!
 //! # Source
-//! docs/reference/wire.md for what arrives; libvirt's formatdomain for the domain;
-//! docs/decisions/0003-metadata-in-the-domain.md for our element.
-
-//! * `domain` - libvirt's documents: a domain, a snapshot, a save image, and our element in them
-//! * `opennebula` - OpenNebula's documents: the deployment file, and its description of a VM
-//! * `parse`, `read`, `splice`, `write` - texts to trees, trees to values, and edits of a text
+//! docs/reference/wire.md for OpenNebula's documents; libvirt's formatdomain for the domain;
+//! docs/decisions/0003-metadata-in-the-domain.md for the driver's element.
 
 mod domain;
 mod error;

@@ -1,4 +1,4 @@
-//! Reads a text into a tree, within limits: a text comes from outside, and the parser itself has none.
+//! Parses a text into a tree, within limits. The text comes from outside, and the parser has no limits of its own.
 
 use std::fmt::Display;
 use std::thread;
@@ -7,26 +7,26 @@ use roxmltree::{Document, ParsingOptions};
 
 use super::XmlError;
 
-/// The longest text that is read, in bytes. OpenNebula's largest are below 100 KiB.
+/// The size limit of a text, in bytes. OpenNebula's largest texts are below 100 KiB.
 const SIZE_LIMIT: usize = 8 * 1024 * 1024;
 
-/// The most `<` a text may hold: the parser takes memory for each before it looks.
+/// The limit on `<` in a text: the parser reserves memory for each one before it parses.
 const MARKUP_LIMIT: usize = 200_000;
 
-/// The deepest nesting. libvirt shows each file under a disk inside of the one above it, and allows 200 of them.
+/// The limit on nested elements. libvirt nests the images below a disk in each other, and allows 200 of them.
 const DEPTH_LIMIT: usize = 256;
 
-/// The deepest nesting that is read on the caller's stack. The parser calls itself for every level and takes up to
-/// 16 KiB each time, without optimisation; a thread of Rust has 2 MiB.
+/// Texts nested deeper than this are parsed on a stack of their own. The parser calls itself for every level and takes
+/// up to 16 KiB each time, without optimisation; a Rust thread has 2 MiB.
 const DEPTH_ON_STACK: usize = 64;
 
-/// The stack for what is nested deeper, in bytes.
+/// That stack, in bytes.
 const DEEP_STACK: usize = 16 * 1024 * 1024;
 
-/// The most attributes of one element: the parser compares each with all others.
+/// The limit on attributes of one element: the parser compares each one with all others.
 const ATTRIBUTE_LIMIT: usize = 1_000;
 
-/// Reads a text within the limits. A DTD is refused, so nothing can be declared, included or expanded.
+/// Parses a text within the limits. A DTD is refused, so a text can't declare, include or expand anything.
 pub(in crate::xml) fn parse(text: &str) -> Result<Document<'_>, XmlError> {
     let read = || {
         let options = ParsingOptions { allow_dtd: false, nodes_limit: u32::MAX, entity_resolver: None };
@@ -44,8 +44,8 @@ pub(in crate::xml) fn parse(text: &str) -> Result<Document<'_>, XmlError> {
     })
 }
 
-/// Checks the limits and returns the deepest nesting. Looks at the markup only as far as it must. Where the text is malformed it may stop early: the parser
-/// then stops at the same place, so it never gets deeper than what was counted here.
+/// Checks the limits and returns the depth of the nesting. In a malformed text it may stop early. The parser stops at
+/// the same place, so it never gets deeper than what was counted here.
 fn check_limits(text: &str) -> Result<usize, XmlError> {
     if text.len() > SIZE_LIMIT {
         return Err(XmlError::in_text(
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_nested_elements_are_an_error_and_no_crash() {
+    fn a_million_nested_elements_are_an_error_and_not_a_crash() {
         let deep = "<a>".repeat(1_000_000);
         assert_eq!(text_of(parse(&deep)), "1:1: expected at most 200000 tags, found 1000000");
         let deep = "<a>".repeat(100_000);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hides_tags_is_not_counted_and_does_not_hide_depth() {
+    fn tags_in_comments_and_values_are_not_counted_as_nesting() {
         let hidden = format!("<!--{0}--><?p {0}?><r a='>>'><![CDATA[{0}]]></r>", "<a>".repeat(300));
         assert!(parse(&hidden).is_ok(), "{:?}", parse(&hidden).err());
         let after = format!("<r><!-- ' --><?p \"?><x y='/'>{}", "<a b='\">'>".repeat(300));

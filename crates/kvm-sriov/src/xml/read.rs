@@ -1,4 +1,4 @@
-//! Reads elements and attributes of a tree.
+//! Reads elements and attributes of a parsed text.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 use super::XmlError;
 use crate::base::ParseError;
 
-/// The root element, which must have this name and no namespace.
+/// The root element. It must have this name and no namespace.
 pub(in crate::xml) fn root<'a, 'i>(document: &'a Document<'i>, name: &str) -> Result<Node<'a, 'i>, XmlError> {
     let root = document.root_element();
     if is_plain(root, name) {
@@ -16,7 +16,7 @@ pub(in crate::xml) fn root<'a, 'i>(document: &'a Document<'i>, name: &str) -> Re
     Err(XmlError::at(root, format_args!("expected <{name}>, found <{}>", root.tag_name().name())))
 }
 
-/// Whether this is an element with this name and no namespace, as all of libvirt's and OpenNebula's own are.
+/// Whether this is an element with this name and no namespace, like all elements of libvirt and OpenNebula themselves.
 pub(in crate::xml) fn is_plain(node: Node<'_, '_>, name: &str) -> bool {
     node.is_element() && node.tag_name().namespace().is_none() && node.tag_name().name() == name
 }
@@ -25,29 +25,29 @@ pub(in crate::xml) fn children<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -
     node.children().filter(move |child| is_plain(*child, name))
 }
 
-/// The first child with this name: the one that libvirt takes, too.
+/// The first child with this name. libvirt takes the first one as well.
 pub(in crate::xml) fn child<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> Option<Node<'a, 'i>> {
     children(node, name).next()
 }
 
-/// The text of an element: all of it, also when a comment parts it.
+/// The whole text of an element, also when comments divide it.
 pub(in crate::xml) fn content(node: Node<'_, '_>) -> String {
     node.children().filter(Node::is_text).filter_map(|text| text.text()).collect()
 }
 
-/// An attribute read by `read`; `None` when it is not there.
+/// Reads an attribute with `read`; `None` if the element does not have it.
 pub(in crate::xml) fn attribute<T>(
     node: Node<'_, '_>,
     name: &'static str,
     read: impl FnOnce(&str) -> Result<T, ParseError>,
 ) -> Result<Option<T>, XmlError> {
     let Some(attribute) = node.attribute_node(name) else { return Ok(None) };
-    // The parser counts lines from the beginning: only for an error.
+    // Computed only for an error: the parser counts the lines from the beginning of the text.
     let position = || node.document().text_pos_at(attribute.range().start);
     read(attribute.value()).map(Some).map_err(|error| XmlError::new(position(), format_args!("{name}: {error}")))
 }
 
-/// An attribute that must be there.
+/// Reads a mandatory attribute.
 pub(in crate::xml) fn required<T>(
     node: Node<'_, '_>,
     name: &'static str,
@@ -58,7 +58,7 @@ pub(in crate::xml) fn required<T>(
     })
 }
 
-/// The value of the attribute of the first child with this name, as it is.
+/// The value of an attribute of the first child with this name.
 pub(in crate::xml) fn child_attribute(
     node: Node<'_, '_>,
     name: &'static str,

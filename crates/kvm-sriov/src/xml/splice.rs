@@ -1,21 +1,21 @@
-//! Edits of a text at byte positions that a parser gave: every byte outside of them stays as it was.
+//! Edits a text at byte positions that the parser reported. Every byte outside the edits stays as it is.
 
 use std::ops::Range;
 
 use super::XmlError;
 use crate::base::ascending;
 
-/// What stands in a range of the text from now on. An empty range inserts.
+/// An edit: the range of the text, and its new content. An empty range inserts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::xml) struct Splice {
     pub(in crate::xml) range: Range<usize>,
     pub(in crate::xml) text: String,
 }
 
-/// Applies all edits at once; their ranges refer to the text as it is. Insertions at one place keep their order.
+/// Applies all edits at once. Their ranges refer to the original text. Insertions at the same place keep their order.
 ///
 /// # Errors
-/// Two edits overlap, or a range is not in the text.
+/// Two edits overlap, or a range is not inside the text.
 pub(in crate::xml) fn apply(text: &str, splices: Vec<Splice>) -> Result<String, XmlError> {
     let place = |splice: &Splice| (splice.range.start, splice.range.end);
     let splices = ascending(splices, |a, b| place(a).cmp(&place(b)));
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn edits_that_overlap_or_leave_the_text_are_refused() {
-        #[expect(clippy::reversed_empty_ranges, reason = "this is the mistake")]
+        #[expect(clippy::reversed_empty_ranges, reason = "the test needs a reversed range")]
         let backwards = splice(3..2, "");
         for edits in [
             vec![splice(0..3, ""), splice(2..4, "")],
@@ -71,7 +71,7 @@ mod tests {
         fn bytes_outside_the_edits_stay(
             pieces in prop::collection::vec(("[a-zé<]{0,5}", prop::option::of("[A-Z]{0,4}")), 0..12)
         ) {
-            // Every second piece is replaced: what is expected can be written down without the code under test.
+            // Every second piece is replaced, so the expected result can be built without the code under test.
             let mut text = String::new();
             let mut expected = String::new();
             let mut edits = Vec::new();

@@ -12,7 +12,7 @@ proptest! {
         let original = [SIMPLE, RICH, OLD, WIRE, LIVE, VM, ACTION][which];
         let mut text: Vec<char> = original.chars().collect();
         let (at, to) = (at.index(text.len()), to.index(text.len()));
-        // Mostly small damage, or hardly a text would get past the parser.
+        // Mostly small damage: otherwise hardly any text would get past the parser.
         let end = to.max(at).min(at + to % 8);
         text.splice(at..end, insert.chars());
         let text: String = text.into_iter().collect();

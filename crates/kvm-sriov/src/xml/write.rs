@@ -1,11 +1,11 @@
-//! Writes elements: escaped, and indented as the text around them.
+//! Writes elements: escapes values, and indents like the text around.
 
 use std::fmt::{self, Display};
 use std::ops::Range;
 
 use super::splice::Splice;
 
-/// A text as it stands in an attribute or between tags, whatever the quotes around it.
+/// Escapes a text for an attribute or for the content of an element, for either kind of quotes.
 pub(in crate::xml) struct Escaped<'a>(pub(in crate::xml) &'a str);
 
 impl Display for Escaped<'_> {
@@ -16,14 +16,14 @@ impl Display for Escaped<'_> {
             '>' => f.write_str("&gt;"),
             '"' => f.write_str("&quot;"),
             '\'' => f.write_str("&apos;"),
-            // A parser would turn these into blanks or newlines.
+            // A parser would change these to blanks or newlines.
             '\t' | '\n' | '\r' => write!(f, "&#{};", u32::from(c)),
             c => write!(f, "{c}"),
         })
     }
 }
 
-/// A line of an element and how deep it is in there.
+/// A line of an element, and its depth in the element.
 #[derive(Debug)]
 pub(in crate::xml) struct ElementLine {
     pub(in crate::xml) depth: usize,
@@ -36,7 +36,7 @@ pub(in crate::xml) fn element(open: &str, inner: Vec<String>, close: &str) -> Ve
     std::iter::once(outer(open)).chain(inner).chain([outer(close)]).collect()
 }
 
-/// The blanks before a place, when nothing else is before it on its line.
+/// The indentation before a position, if nothing else precedes it on its line.
 pub(in crate::xml) fn margin(text: &str, at: usize) -> Option<&str> {
     let before = text.get(..at)?.rsplit('\n').next()?;
     before.chars().all(|c| c == ' ' || c == '\t').then_some(before)
@@ -47,14 +47,14 @@ pub(in crate::xml) fn step(text: &str) -> &'static str {
     if text.contains("\n  ") && !text.contains("\n\t") { "  " } else { "\t" }
 }
 
-/// The lines as they stand behind a margin; all on one line where there is none.
+/// Joins the lines with this indentation; without one, all on one line.
 pub(in crate::xml) fn lay_out(lines: &[ElementLine], margin: Option<&str>, step: &str) -> String {
     let Some(margin) = margin else { return lines.iter().map(|line| line.text.as_str()).collect() };
     let rows: Vec<_> = lines.iter().map(|line| format!("{}{}", step.repeat(line.depth), line.text)).collect();
     rows.join(&format!("\n{margin}"))
 }
 
-/// Puts children at the end of the element in this range, before its end tag; `<a/>` gets one.
+/// Inserts children before the end tag of the element in this range. `<a/>` gets an end tag.
 pub(in crate::xml) fn append(text: &str, element: &Range<usize>, children: &[Vec<ElementLine>]) -> Splice {
     let source = text.get(element.clone()).unwrap_or_default();
     let step = step(text);

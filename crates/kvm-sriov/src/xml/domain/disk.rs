@@ -1,4 +1,5 @@
-//! The disks of a running domain, and where OpenNebula's element says that the VM's files are.
+//! The disks of a domain, other places where it names files of the host, and the VM's directory in OpenNebula's
+//! element.
 
 use std::path::{Path, PathBuf};
 
@@ -11,38 +12,39 @@ use crate::xml::read::{child, child_attribute, root};
 use crate::xml::splice::{Splice, apply};
 use crate::xml::write::Escaped;
 
-/// A disk or CD of a domain.
+/// A disk or drive of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its name in the domain, such as `vda`.
+    /// Its target in the domain, such as `vda`.
     pub target: String,
-    /// The name that libvirt knows the device by.
+    /// libvirt's name of the device.
     pub alias: Option<String>,
-    /// Whether it is a CD drive, whose medium can be changed.
+    /// Whether it is a CD-ROM drive.
     pub is_cdrom: bool,
-    /// What the guest has it for, such as `disk`, `cdrom`, `floppy` or `lun`.
+    /// The kind of device that the guest sees, such as `disk`, `cdrom`, `floppy` or `lun`.
     pub device: String,
-    /// What it is on the host: libvirt's type, such as `file`, `block`, `dir`, `network`, `volume`, `nvme` or `vhostuser`.
+    /// The kind of its storage on the host: libvirt's type, such as `file`, `block`, `dir`, `network`, `volume`, `nvme`
+    /// or `vhostuser`.
     pub kind: String,
-    /// Its file; `None` for what is no file, and for an empty drive.
+    /// Its file; `None` for another kind of storage and for an empty drive.
     pub file: Option<PathBuf>,
-    /// Its place on the host, when it has one: a file, a device, a directory or a socket.
+    /// Its path on the host, if it has one: a file, a device, a directory or a socket.
     pub path: Option<PathBuf>,
-    /// Other places on the host that it needs: the images below it, and sockets.
+    /// Other paths on the host that it needs: the images below it, and sockets.
     pub inner: Vec<PathBuf>,
-    /// What it holds: a file, a device, or the name of an image elsewhere; `None` for an empty drive.
+    /// Its image: a file, a device, or the name of an image in a store; `None` for an empty drive.
     pub source: Option<String>,
-    /// The file or device that libvirt copies it into just now.
+    /// The file or device that libvirt is copying the disk to.
     pub mirror: Option<PathBuf>,
-    /// Whether its content is encrypted in the image.
+    /// Whether the image is encrypted.
     pub is_encrypted: bool,
-    /// Whether only a part of its image is the disk.
+    /// Whether the disk is only a part of the image.
     pub is_slice: bool,
-    /// The image's format, such as `qcow2`; libvirt shows one for every disk with a file.
+    /// The format of the image, such as `qcow2`. libvirt shows one for every disk with a file.
     pub format: String,
-    /// Whether the guest can't write to it.
+    /// Whether the guest can only read it.
     pub is_readonly: bool,
-    /// The element as it stands.
+    /// The whole element.
     xml: String,
 }
 
@@ -50,14 +52,14 @@ impl Disk {
     /// All disks of a domain.
     ///
     /// # Errors
-    /// The text is no XML of a domain.
+    /// The text is not the XML of a domain.
     pub fn all(domain: &str) -> Result<Vec<Self>, XmlError> {
         let document = parse(domain)?;
         let disks = devices(root(&document, "domain")?).filter(|device| device.has_tag_name("disk"));
         Ok(disks.filter_map(Self::read).collect())
     }
 
-    /// A disk, from libvirt's element; `None` for one without a target.
+    /// Reads libvirt's element; `None` for one without a target.
     pub(super) fn read(disk: Node<'_, '_>) -> Option<Self> {
         let source = child(disk, "source");
         let place = |source: Node<'_, '_>| {
@@ -96,16 +98,16 @@ impl Disk {
         })
     }
 
-    /// Whether it is a drive whose medium can be changed while the domain runs.
+    /// Whether it is a drive, whose medium can be changed while the domain runs.
     pub fn is_drive(&self) -> bool {
         matches!(self.device.as_str(), "cdrom" | "floppy")
     }
 
-    /// The element with another medium, or with none. All else stays: libvirt changes nothing but the medium of a drive that
-    /// runs.
+    /// The element with another medium, or without one. Everything else stays: libvirt changes nothing but the medium
+    /// of a drive of a running domain.
     ///
     /// # Errors
-    /// It is no element of a disk.
+    /// The element is not one of a disk.
     pub fn with_medium(&self, medium: Option<&Medium>) -> Result<String, XmlError> {
         let document = parse(&self.xml)?;
         let disk = root(&document, "disk")?;
@@ -124,7 +126,7 @@ impl Disk {
         apply(&self.xml, edits)
     }
 
-    /// A `<disk>` that names only the image that the disk is copied into.
+    /// A `<disk>` that names only the image to copy the disk into.
     pub fn copy_into(&self, image: &Medium) -> String {
         let (kind, attribute) = image.kind();
         format!(
@@ -135,41 +137,42 @@ impl Disk {
     }
 }
 
-/// The attributes of a `<source>` that name a place on the host.
+/// The attributes of a `<source>` that name a path on the host.
 ///
 /// # Source
 /// libvirt `docs/formatdomain.rst`, "Hard drives, floppy disks, CDROMs".
 const PLACES: [&str; 4] = ["file", "dev", "dir", "path"];
 
-/// An image, as a drive can hold it, or a disk can be copied into it.
+/// An image: the medium of a drive, or the destination of a copy of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Medium {
-    /// An image, or a device that has it.
+    /// The file or the block device.
     pub path: PathBuf,
     /// Whether it is a block device.
     pub is_block: bool,
 }
 
 impl Medium {
-    /// libvirt's type of a disk that is one, and the attribute that names it.
+    /// libvirt's type of a disk with this image, and the attribute that names the image.
     fn kind(&self) -> (&'static str, &'static str) {
         if self.is_block { ("block", "dev") } else { ("file", "file") }
     }
 }
 
-/// A place in a domain outside of its disks that names a directory of the host, or something in it.
+/// A value in a domain, outside its disks, that names a directory of the host or something in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mention {
-    /// The element: a device such as `filesystem`, `tpm` or `serial`, a part of `<os>` such as `nvram`, otherwise the innermost.
+    /// The element with the value: a device such as `filesystem`, `tpm` or `serial`, a part of `<os>` such as `nvram`,
+    /// otherwise the innermost element.
     pub element: String,
     /// The whole value.
     pub value: String,
 }
 
-/// Where a domain names one of these directories, or something in it, outside of its disks and metadata.
+/// The values, outside the disks and the metadata of a domain, that name one of these directories or something in it.
 ///
 /// # Errors
-/// The text is no XML of a domain.
+/// The text is not the XML of a domain.
 pub fn mentions(domain: &str, dirs: &[&str]) -> Result<Vec<Mention>, XmlError> {
     let document = parse(domain)?;
     let names = |value: &str| dirs.iter().any(|dir| names_dir(value, dir));
@@ -179,7 +182,7 @@ pub fn mentions(domain: &str, dirs: &[&str]) -> Result<Vec<Mention>, XmlError> {
         if above.iter().any(|name| matches!(*name, "disk" | "metadata")) {
             continue;
         }
-        // The document itself has no name, then comes the domain.
+        // The outermost node is the document, which has no name; the next one is the domain.
         let mut from_top = above.iter().rev().filter(|name| !name.is_empty()).skip(1);
         let block = from_top.next();
         let part = from_top.next().filter(|_| matches!(block, Some(&"devices" | &"os")));
@@ -191,8 +194,8 @@ pub fn mentions(domain: &str, dirs: &[&str]) -> Result<Vec<Mention>, XmlError> {
     Ok(found)
 }
 
-/// Whether the directory stands in the value, however many slashes are in either, and not one whose name only begins as its name
-/// does.
+/// Whether the value names the directory or something in it. Doubled slashes do not matter. A directory whose name only
+/// begins with the name of this one does not count.
 fn names_dir(value: &str, dir: &str) -> bool {
     let squeezed = |text: &str| {
         let mut text: Vec<char> = text.chars().collect();
@@ -205,10 +208,10 @@ fn names_dir(value: &str, dir: &str) -> bool {
     value.match_indices(&dir).any(|(at, _)| value.get(at.saturating_add(dir.len())..).is_some_and(ends))
 }
 
-/// OpenNebula's element of a domain with another directory of the VM.
+/// Replaces the VM's directory in OpenNebula's element of a domain.
 ///
 /// # Errors
-/// The text is no XML, or has no `<system_datastore>`.
+/// The text is not XML, or has no `<system_datastore>`.
 pub fn with_system_datastore(element: &str, dir: &Path) -> Result<String, XmlError> {
     let document = parse(element)?;
     let top = document.root_element();
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_disk_on_the_host_is_read() {
+    fn every_path_of_a_disk_on_the_host_is_read() {
         let read = |disk: &str| Disk::all(&format!("<domain><devices>{disk}</devices></domain>")).unwrap().remove(0);
         let target = "<target dev='vda'/>";
         for (disk, path, inner) in [
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_else_names_a_directory_is_found() {
+    fn values_that_name_a_directory_are_found() {
         let domain = "<domain xmlns:q='urn:q'><os><nvram template='/usr/VARS.fd'>/ds//0/42/x_VARS.fd</nvram>\
             <kernel>/ds/0/42/kernel</kernel></os><devices><disk><source file='/ds/0/42/disk.0'/></disk>\
             <filesystem><source dir='/ds/0/42/share'/></filesystem><serial><source path='/ds/0/421/log'/></serial></devices>\
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_medium_of_a_drive_changes() {
+    fn a_changed_medium_leaves_the_rest_of_the_drive() {
         let disks = Disk::all(DOMAIN).unwrap();
         let (full, empty) = (&disks[1], &disks[3]);
         let without = "<disk type='file' device='cdrom'><target dev='hda'/><readonly/></disk>";

@@ -1,4 +1,4 @@
-//! Elements of a domain that several readers need: devices, addresses, MACs, UUIDs and sizes.
+//! Elements of a domain that several modules read: devices, addresses, MACs, UUIDs and sizes.
 
 use roxmltree::Node;
 
@@ -6,12 +6,12 @@ use crate::base::{DomainUuid, MacAddress, ParseError, PciAddress};
 use crate::xml::XmlError;
 use crate::xml::read::{attribute, child, children, content, required};
 
-/// How much memory the host gives the domain's QEMU at the most, in KiB; `None` without a limit.
+/// The memory limit of the domain's QEMU on the host, in KiB; `None` without a limit.
 pub(in crate::xml) fn hard_limit(domain: Node<'_, '_>) -> Option<u64> {
     child(child(domain, "memtune")?, "hard_limit").and_then(kibibytes)
 }
 
-/// libvirt's sizes: KiB unless a unit is named, powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
+/// A size in KiB, from libvirt's element: KiB if it has no unit; powers of 1024 for `K` and `KiB`, of 1000 for `KB`.
 pub(in crate::xml) fn kibibytes(memory: Node<'_, '_>) -> Option<u64> {
     in_kib(content(memory).trim(), memory.attribute("unit").unwrap_or("KiB"))
 }
@@ -33,7 +33,7 @@ pub(in crate::xml) fn in_kib(number: &str, unit: &str) -> Option<u64> {
     u64::pow(base, power).checked_mul(number).map(|bytes| bytes / 1024)
 }
 
-/// The devices of a domain: OpenNebula writes several blocks of them.
+/// The devices of a domain, from all its blocks: OpenNebula writes several.
 pub(in crate::xml) fn devices<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
     let devices = children(domain, "devices").flat_map(|block| block.children());
     devices.filter(|device| device.is_element() && device.tag_name().namespace().is_none())
@@ -46,7 +46,7 @@ pub(in crate::xml) fn mac_of(interface: Node<'_, '_>) -> Result<MacAddress, XmlE
     required(mac, "address", str::parse)
 }
 
-/// A domain's UUID, with or without hyphens, as libvirt takes it.
+/// The UUID of a domain, with or without hyphens: libvirt accepts both.
 pub(in crate::xml) fn uuid_of(domain: Node<'_, '_>) -> Result<Option<DomainUuid>, XmlError> {
     let Some(node) = child(domain, "uuid") else { return Ok(None) };
     let text = content(node);
@@ -60,8 +60,8 @@ pub(in crate::xml) fn uuid_of(domain: Node<'_, '_>) -> Result<Option<DomainUuid>
     hyphened.parse().map(Some).map_err(|_| XmlError::at(node, ParseError::new("a UUID", &text)))
 }
 
-/// The address in libvirt's `<address domain= bus= slot= function=>`. A missing field is 0; the base of each is C's:
-/// `0x10` is hexadecimal, `010` octal and `10` decimal, which OpenNebula uses for bus numbers.
+/// The address in libvirt's `<address domain= bus= slot= function=>`. A missing field is 0. Numbers have the base of C:
+/// `0x10` is hexadecimal, `010` octal and `10` decimal; OpenNebula writes bus numbers in decimal.
 ///
 /// # Source
 /// `virPCIDeviceAddressParseXML` in libvirt's `src/conf/device_conf.c`.
@@ -88,7 +88,7 @@ pub(in crate::xml) fn c_number(text: &str) -> Result<u32, ParseError> {
         .ok_or_else(|| ParseError::new("a number such as 0x1f", text))
 }
 
-/// The guest address of a device, if one is written. An address of all zeros asks libvirt to choose.
+/// The guest address of a device, if the device has one. An address of all zeros asks libvirt to choose.
 pub(in crate::xml) fn guest_address(device: Node<'_, '_>) -> Result<Option<PciAddress>, XmlError> {
     let Some(node) = children(device, "address").find(|address| address.attribute("type") == Some("pci")) else {
         return Ok(None);

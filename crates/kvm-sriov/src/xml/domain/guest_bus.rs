@@ -1,4 +1,5 @@
-//! Guest PCI addresses: which ones are free, and which one a VF gets, so that ascending position is ascending address.
+//! Guest PCI addresses: which ones are free, and which one a VF gets. The addresses of a domain's VFs ascend with the
+//! positions of their NICs, so that the guest finds the VFs in the order of the NICs.
 
 use std::ops::RangeInclusive;
 
@@ -10,33 +11,33 @@ use crate::base::ascending;
 use crate::base::{PciAddress, Position};
 use crate::xml::read::{attribute, child, child_attribute};
 
-/// The guest addresses of a running domain that no device has.
+/// The free guest addresses of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FreeAddresses {
-    /// Where VFs are put, ascending.
+    /// The addresses to try first for a VF, ascending.
     preferred: Vec<PciAddress>,
-    /// Other addresses that take a device, ascending.
+    /// Other addresses that accept a device, ascending.
     others: Vec<PciAddress>,
-    /// Whether this machine's addresses are known to us at all.
+    /// Whether the driver knows the addresses of this type of machine.
     known: bool,
 }
 
-/// The place of a VF that is new in its VM.
+/// The position and the guest address of a new NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NicPlace {
-    /// Its position among the SR-IOV NICs.
+    /// The position among the SR-IOV NICs of the VM.
     pub position: Position,
-    /// Its address in the guest; libvirt chooses one without it.
+    /// The guest address of the VF; `None` lets libvirt choose.
     pub guest: Option<PciAddress>,
-    /// Whether it is between the addresses of the NICs before and after it.
+    /// Whether the address is between those of the NICs before and after this one.
     pub in_order: bool,
 }
 
 impl FreeAddresses {
-    /// Reads them from a live domain.
+    /// Reads the free addresses from a live domain.
     pub(super) fn of(domain: Node<'_, '_>) -> Self {
         match Machine::of(domain) {
-            // Slots 0 to 2 are the chip set's and the graphics adapter's, listed or not.
+            // Slots 0 to 2 belong to the chip set and the graphics adapter, whether the XML lists them or not.
             Machine::I440fx => {
                 Self { preferred: slots(domain, 0x10..=0x1f), others: slots(domain, 3..=0xf), known: true }
             }
@@ -49,12 +50,12 @@ impl FreeAddresses {
         }
     }
 
-    /// The place of a new NIC: the lowest position for which there is a free address between its neighbours', otherwise the
-    /// next after the highest, at whatever address is free.
+    /// Chooses the place of a new NIC: the lowest position with a free address between those of its neighbours. If
+    /// there is none, the next position after the highest, at any free address.
     ///
-    /// * `nics` - the SR-IOV NICs of the VM, also those whose VF is out: their addresses are kept for them
-    /// * `taken` - positions that can't be had although no NIC is there
-    /// * returns `None` when all 16 positions are taken
+    /// * `nics` - the SR-IOV NICs of the VM. NICs whose VF is not plugged keep their addresses
+    /// * `taken` - positions that no NIC has, but that a device of the domain still uses
+    /// * returns `None` when all 16 positions are in use
     pub fn place(&self, nics: &[WantedNic], taken: &[Position]) -> Option<NicPlace> {
         let is_free =
             |position: &Position| nics.iter().all(|nic| nic.position != *position) && !taken.contains(position);
@@ -74,14 +75,14 @@ impl FreeAddresses {
         next.map(|position| NicPlace { position: *position, guest: guest(), in_order: nics.is_empty() || !self.known })
     }
 
-    /// The address for a NIC that has its position already and lost its address to another device: one between its
-    /// neighbours' if there is one, otherwise any; libvirt chooses where none is known.
+    /// Chooses another address for a NIC whose own address was lost to another device: one between those of its
+    /// neighbours if possible, otherwise any. `None` lets libvirt choose.
     pub fn address_for(&self, nics: &[WantedNic], position: Position) -> Option<PciAddress> {
         self.between(nics, position).or_else(|| self.candidates(nics).next())
     }
 
     fn between(&self, nics: &[WantedNic], position: Position) -> Option<PciAddress> {
-        // One whose address is not known may be anywhere.
+        // A NIC whose address is unknown may be anywhere.
         if nics.iter().any(|nic| nic.guest.is_none()) {
             return None;
         }
@@ -89,22 +90,22 @@ impl FreeAddresses {
         let above = nics.iter().filter(|nic| nic.position > position).min_by_key(|nic| nic.position);
         let is_above = |address: &PciAddress| below.is_none_or(|low| low < *address);
         let Some(above) = above else { return self.candidates(nics).find(is_above) };
-        // As close to it as the positions in between allow: what is below is for other devices.
+        // As close to the next NIC as the positions between them allow: the lower addresses are left to other devices.
         let is_between = |address: &PciAddress| is_above(address) && Some(*address) < above.guest;
         let between = ascending(self.candidates(nics).filter(is_between).collect(), PciAddress::cmp);
         let room = usize::from(above.position.number().saturating_sub(position.number()));
         between.get(between.len().saturating_sub(room)).copied()
     }
 
-    /// The free addresses, those that VFs are put at first, without those that belong to a VF that is out.
+    /// The free addresses, preferred ones first, without those of NICs whose VF is not plugged.
     fn candidates(&self, nics: &[WantedNic]) -> impl Iterator<Item = PciAddress> {
         let kept = |address: &PciAddress| nics.iter().any(|nic| nic.guest == Some(*address));
         self.preferred.iter().chain(&self.others).copied().filter(move |address| !kept(address))
     }
 }
 
-/// Chooses guest addresses for the NICs of a domain that is to be started, in the order of their positions. A NIC that
-/// asks for an address itself keeps it.
+/// Chooses guest addresses for the NICs of a domain before its start, in the order of their positions. A NIC that asks
+/// for an address itself keeps it. If one NIC can't be put in order, the others get no address.
 pub(in crate::xml) fn choose_guest_addresses<'a>(
     domain: Node<'_, '_>,
     nics: impl Iterator<Item = &'a mut Option<PciAddress>>,
@@ -122,8 +123,8 @@ pub(in crate::xml) fn choose_guest_addresses<'a>(
     for address in &nics {
         let next = address.or_else(|| free.find(|candidate| last.is_none_or(|last| last < *candidate)));
         if next.is_none() || next <= last {
-            // One that breaks the order leaves them all to libvirt, which fills from below: no order is worse than
-            // one that only part of the NICs has.
+            // libvirt then chooses for all of them, from the lowest address up. A partial order would be worse than
+            // none.
             return;
         }
         last = next;
@@ -149,29 +150,29 @@ impl Machine {
             Some(machine) if machine == "pc" || machine.starts_with("pc-") || machine.contains("i440fx") => {
                 Self::I440fx
             }
-            // libvirt's own default for PCs.
+            // libvirt's default machine type for PCs.
             None if matches!(arch, "x86_64" | "i686") => Self::I440fx,
             Some(_) | None => Self::Other,
         }
     }
 }
 
-/// The upper half of the slots on the only bus, without those that somebody names. libvirt fills from below, and so
-/// does whatever is plugged in later: the upper half stays free for a VF that comes back, at the place it had.
+/// The free slots in the upper half of the only bus. libvirt fills the bus from below, also with devices that are
+/// plugged later. So the upper half stays free for VFs that come back to their addresses.
 fn free_slots(domain: Node<'_, '_>) -> Vec<PciAddress> {
     slots(domain, 0x10..=0x1f)
 }
 
-/// Those of these slots on the root bus that nobody names.
+/// The free slots in this range of the root bus.
 fn slots(domain: Node<'_, '_>, range: RangeInclusive<u8>) -> Vec<PciAddress> {
     let used: Vec<_> = used_addresses(domain).filter(|used| (used.domain(), used.bus()) == (0, 0)).collect();
     let free = range.filter(|slot| used.iter().all(|used| used.slot() != *slot));
     free.filter_map(|slot| PciAddress::new(0, 0, slot, 0).ok()).collect()
 }
 
-/// Root ports that nobody names for `wanted` VFs, provided that enough are left below them: libvirt hands out free ports
-/// from the lowest to the other devices. What is left over is shared: half of it below, for devices that are plugged in
-/// later, half of it above, for VFs that are.
+/// Free root ports for `wanted` VFs, if enough ports are left below them: libvirt gives the other devices free ports
+/// from the lowest up. Of the surplus ports, half are left below for devices that are plugged later, and half above for
+/// VFs that are plugged later.
 fn spare_ports(domain: Node<'_, '_>, wanted: usize) -> Vec<PciAddress> {
     let ports = free_ports(domain);
     let spare = ports.len().checked_sub(wanted).and_then(|rest| rest.checked_sub(other_devices(domain)));
@@ -181,7 +182,7 @@ fn spare_ports(domain: Node<'_, '_>, wanted: usize) -> Vec<PciAddress> {
     }
 }
 
-/// The addresses behind the root ports that take devices of a running guest and that nobody names, ascending.
+/// The free addresses behind root ports that accept devices of a running guest, ascending.
 fn free_ports(domain: Node<'_, '_>) -> Vec<PciAddress> {
     let used: Vec<_> = used_addresses(domain).map(|used| used.bus()).collect();
     let mut ports = root_ports(domain);
@@ -189,15 +190,15 @@ fn free_ports(domain: Node<'_, '_>) -> Vec<PciAddress> {
     ascending(ports, u8::cmp).into_iter().filter_map(|bus| PciAddress::new(0, bus, 0, 0).ok()).collect()
 }
 
-/// The buses behind the root ports that are listed: a port's index is its bus. One without index gets the lowest that
-/// is free, as libvirt does it.
+/// The buses behind the listed root ports: the index of a port is the number of its bus. A port without an index gets
+/// the lowest free one, as in libvirt.
 fn root_ports(domain: Node<'_, '_>) -> Vec<u8> {
     let controllers = || {
         devices(domain)
             .filter(|device| device.has_tag_name("controller") && device.attribute("type") == Some("pci"))
             .map(|controller| (controller, attribute(controller, "index", c_number).ok().flatten()))
     };
-    // Bus 0 is the root, listed or not.
+    // Bus 0 is the root, whether the XML lists it or not.
     let mut taken: Vec<u32> = controllers().filter_map(|(_, index)| index).chain([0]).collect();
     let mut ports = Vec::new();
     for (controller, index) in controllers() {
@@ -215,18 +216,18 @@ fn root_ports(domain: Node<'_, '_>) -> Vec<u8> {
     ports
 }
 
-/// The guest addresses that somebody names. What can't be read is libvirt's to refuse.
+/// The guest addresses that the devices name. Unreadable ones are ignored: libvirt refuses them.
 fn used_addresses<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = PciAddress> {
     devices(domain).filter_map(|device| guest_address(device).ok().flatten())
 }
 
-/// How many devices may need a root port and name no address: rather too many than too few, because a device that
-/// finds none stops the start. A dummy is counted through the NIC that it stands for.
+/// How many devices may need a root port and name no address. The count is rather too high than too low: the start
+/// fails if a device finds no port. An SR-IOV NIC is counted once, for its dummy.
 fn other_devices(domain: Node<'_, '_>) -> usize {
     let all = |name: &'static str| devices(domain).filter(move |device| device.has_tag_name(name));
     let is_free = |device: &Node<'_, '_>| matches!(guest_address(device.to_owned()), Ok(None));
     let needs_port = |device: &Node<'_, '_>| match device.tag_name().name() {
-        // Without a bus libvirt guesses it from the target's name.
+        // Without a bus, libvirt derives the bus from the name of the target.
         "disk" => child_attribute(*device, "target", "bus").is_none_or(|bus| bus == "virtio"),
         "controller" => !matches!(
             (device.attribute("type"), device.attribute("model")),
@@ -241,7 +242,7 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
         "filesystem" | "rng" | "vsock" | "sound" | "video" | "shmem" | "watchdog" | "crypto" | "panic" => true,
         _ => false,
     };
-    // These three libvirt adds itself.
+    // libvirt itself adds these three devices.
     let is_controller = |kind: &'static str| all("controller").any(|node| node.attribute("type") == Some(kind));
     let added = [
         all("memballoon").next().is_none(),
@@ -249,7 +250,7 @@ fn other_devices(domain: Node<'_, '_>) -> usize {
         !is_controller("virtio-serial") && (all("channel").next().is_some() || all("console").next().is_some()),
     ];
     let asking = |device: &Node<'_, '_>| {
-        // An SR-IOV NIC with an address still brings a dummy without one.
+        // An SR-IOV NIC with an address still needs a port for its dummy, which has none.
         device.has_tag_name("interface") || is_free(device)
     };
     let listed = devices(domain).filter(|device| needs_port(device) && asking(device)).count();
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn other_machines_are_left_to_libvirt() {
+    fn libvirt_chooses_addresses_on_other_machines() {
         for (os, expected) in [
             ("<os><type arch='aarch64' machine='virt'/></os>", "-"),
             ("<os><type arch='aarch64'/></os>", "-"),
@@ -296,27 +297,27 @@ mod tests {
     }
 
     #[test]
-    fn q35_gives_high_ports_when_enough_are_left() {
-        // Two of 16 are left above for VFs that are plugged in later.
+    fn vfs_get_high_ports_of_q35_if_enough_ports_are_left() {
+        // Two of the 16 ports are left above for VFs that are plugged later.
         assert_eq!(guests(RICH), ["0000:0d:00.0", "0000:0e:00.0"]);
         let two = nic("sriov_a", "").repeat(2);
-        // Two dummies, balloon and USB controller come from libvirt's share.
+        // The two dummies, the balloon and the USB controller take four ports.
         assert_eq!(guests(&q35(6, &two)), ["0000:05:00.0", "0000:06:00.0"]);
         assert_eq!(guests(&q35(5, &two)), ["-", "-"]);
-        // One to spare is left below, the second one above.
+        // The first surplus port is left below, the second one above.
         assert_eq!(guests(&q35(7, &two)), ["0000:06:00.0", "0000:07:00.0"]);
         assert_eq!(guests(&q35(8, &two)), ["0000:06:00.0", "0000:07:00.0"]);
         let disk = "<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>";
         assert_eq!(guests(&q35(6, &format!("{two}{disk}"))), ["-", "-"]);
         let taken = format!("{two}<rng><address type='pci' bus='7'/></rng>");
         assert_eq!(guests(&q35(7, &taken)), ["0000:05:00.0", "0000:06:00.0"]);
-        // A port without index takes the lowest that is free.
+        // A port without an index gets the lowest free one.
         let with_index = format!("{two}<controller type='pci' index='2' model='pcie-to-pci-bridge'/>");
         assert_eq!(guests(&q35(7, &with_index)), ["0000:07:00.0", "0000:08:00.0"]);
     }
 
     #[test]
-    fn a_port_that_takes_nothing_while_the_guest_runs_is_left_out() {
+    fn a_port_without_hot_plug_is_not_used() {
         let port = "<controller type='pci' index='9' model='pcie-root-port'><target hotplug='off'/></controller>";
         let two = nic("sriov_a", "").repeat(2);
         assert_eq!(guests(&q35(6, &format!("{two}{port}"))), ["0000:05:00.0", "0000:06:00.0"]);
@@ -373,47 +374,47 @@ mod tests {
     }
 
     #[test]
-    fn the_first_vf_of_a_running_pc_is_where_deploy_would_put_it() {
+    fn the_first_vf_of_a_running_pc_gets_the_address_that_deploy_would_choose() {
         assert_eq!(place(&pc([3, 4]), &[], &[]), "0 0000:00:10.0");
         assert_eq!(place(&pc([3, 4, 0x10, 0x11]), &[], &[]), "0 0000:00:12.0");
-        // What an action that died has left keeps its position.
+        // A device that a killed action left keeps its position.
         assert_eq!(place(&pc([3, 0x10]), &[], &[0]), "1 0000:00:11.0");
     }
 
     #[test]
-    fn the_next_vf_is_above_the_last() {
+    fn the_next_vf_is_above_the_last_one() {
         let two = nics(&[(0, "0000:00:10.0"), (1, "0000:00:11.0")]);
         assert_eq!(place(&pc([0x10, 0x11]), &two, &[]), "2 0000:00:12.0");
         assert_eq!(place(&pc([0x10, 0x11, 0x12]), &two, &[]), "2 0000:00:13.0");
     }
 
     #[test]
-    fn the_middle_one_comes_back_to_its_place() {
+    fn a_removed_nic_in_the_middle_gets_its_place_back() {
         let (low, high) = ((0, "0000:00:10.0"), (2, "0000:00:12.0"));
         let rest = nics(&[low, high]);
         assert_eq!(place(&pc([0x10, 0x12]), &rest, &[]), "1 0000:00:11.0");
-        // Its place is taken meanwhile: the next after the highest.
+        // Its address is taken: the position after the highest, at the next free address.
         assert_eq!(place(&pc([0x10, 0x11, 0x12]), &rest, &[]), "3 0000:00:13.0");
         assert_eq!(
             place(&running_q35(9, &[5, 7]), &nics(&[(0, "0000:05:00.0"), (2, "0000:07:00.0")]), &[]),
             "1 0000:06:00.0"
         );
-        // The lowest one, too.
+        // The same for the lowest position.
         assert_eq!(place(&pc([0x11]), &nics(&[(1, "0000:00:11.0")]), &[]), "0 0000:00:10.0");
         assert_eq!(place(&pc([0x10]), &nics(&[(1, "0000:00:10.0")]), &[]), "0 0000:00:0f.0");
-        // One of two that are gone leaves room for the other.
+        // Of two missing NICs, the first leaves an address for the second.
         assert_eq!(place(&pc([0x12]), &nics(&[(2, "0000:00:12.0")]), &[]), "0 0000:00:10.0");
         assert_eq!(place(&pc([0x10, 0x13]), &nics(&[(0, "0000:00:10.0"), (3, "0000:00:13.0")]), &[]), "1 0000:00:11.0");
     }
 
     #[test]
-    fn a_vf_that_is_out_keeps_its_address() {
+    fn the_address_of_an_unplugged_vf_is_kept() {
         let two = nics(&[(0, "0000:00:10.0"), (1, "0000:00:11.0")]);
         assert_eq!(place(&pc([0x10]), &two, &[]), "2 0000:00:12.0");
     }
 
     #[test]
-    fn where_no_order_is_possible_any_address_is_taken_and_said() {
+    fn any_address_is_used_and_reported_if_no_order_is_possible() {
         let last = nics(&[(0, "0000:00:1f.0")]);
         assert_eq!(place(&pc([0x1f]), &last, &[]), "1 0000:00:10.0 out of order");
         assert_eq!(place(&pc(3..=0x1f), &last, &[]), "1 - out of order");
@@ -424,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_are_the_most() {
+    fn a_vm_has_at_most_sixteen_positions() {
         let slots: Vec<String> = (0..16).map(|number| format!("0000:00:{:02x}.0", 0x10 + number)).collect();
         let places: Vec<(usize, &str)> = slots.iter().map(String::as_str).enumerate().collect();
         assert_eq!(place(&pc(0x10..=0x1f), &nics(&places), &[]), "none");
@@ -437,12 +438,12 @@ mod tests {
         assert_eq!(place(&running_q35(8, &[1, 2]), &[], &[]), "0 0000:06:00.0");
         assert_eq!(place(&running_q35(8, &[1, 2, 6]), &nics(&[(0, "0000:06:00.0")]), &[]), "1 0000:07:00.0");
         assert_eq!(place(&running_q35(3, &[1, 2, 3]), &[], &[]), "0 -");
-        // All that LIVE lists is the two host devices and the NICs, without ports.
+        // LIVE lists no root ports.
         assert_eq!(LiveDomain::parse(LIVE).unwrap().free.place(&[], &[]).unwrap().guest, None);
     }
 
     #[test]
-    fn other_machines_are_left_to_libvirt_when_they_run_too() {
+    fn libvirt_chooses_addresses_on_other_running_machines() {
         let free = live("virt-9.0", "");
         assert_eq!(place(&free, &[], &[]), "0 -");
         assert_eq!(place(&free, &nics(&[(0, "0000:05:00.0")]), &[]), "1 -");

@@ -1,19 +1,19 @@
-//! Our devices in a domain: the host device of a VF, and the aliases by which it and its dummy are found again.
+//! The driver's devices in a domain: the host device of a VF, and the aliases of host devices and dummies.
 
 use crate::base::{PciAddress, Position};
 use crate::xml::WantedNic;
 use crate::xml::write::{ElementLine, element, lay_out};
 
-/// What the alias of each of our host devices begins with.
+/// The prefix of the aliases of host devices with a VF.
 pub(in crate::xml) const ALIAS: &str = "ua-sriov-";
 
-/// What the alias of each of our dummies begins with.
+/// The prefix of the aliases of dummies.
 pub(in crate::xml) const DUMMY_ALIAS: &str = "ua-sriov-dummy-";
 
 /// The alias of the host device at this position: `ua-sriov-<position, decimal>`.
 ///
 /// # Source
-/// libvirt keeps a user's alias only with the prefix `ua-` (formatdomain, `<alias>`).
+/// libvirt keeps an alias from outside only with the prefix `ua-` (formatdomain, `<alias>`).
 pub fn alias_of(position: Position) -> String {
     format!("{ALIAS}{position}")
 }
@@ -23,7 +23,7 @@ pub fn dummy_alias_of(position: Position) -> String {
     format!("{DUMMY_ALIAS}{position}")
 }
 
-/// The host device that gives this NIC its VF.
+/// The host device with the VF of a NIC, as lines.
 pub(in crate::xml) fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<ElementLine> {
     let mut inner = vec![format!("<source><address {}/></source>", vf.to_attributes())];
     inner.extend(nic.boot_order.map(|order| format!("<boot order='{order}'/>")));
@@ -32,7 +32,7 @@ pub(in crate::xml) fn hostdev(nic: &WantedNic, vf: PciAddress) -> Vec<ElementLin
     element("<hostdev mode='subsystem' type='pci' managed='yes'>", inner, "</hostdev>")
 }
 
-/// The XML of the host device that gives this NIC the VF at `vf`, for a running domain.
+/// The host device with the VF at `vf` for a NIC, as XML for a running domain.
 pub fn hostdev_of(nic: &WantedNic, vf: PciAddress) -> String {
     lay_out(&hostdev(nic, vf), None, "")
 }

@@ -1,4 +1,4 @@
-//! The domain XML in a save image, and what it becomes on the host where it is restored.
+//! The domain XML in a save image, adapted to the host of the restore.
 
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -13,9 +13,9 @@ use crate::xml::read::{child, child_attribute, children, root};
 use crate::xml::splice::{Splice, apply};
 use crate::xml::write::Escaped;
 
-/// Where the VM's directory is now: `<datastores>/<number>/<vm>`, all of a checkpoint's path but its name.
+/// The VM's directory: `<datastores>/<number>/<vm>`, the path of a checkpoint without its name.
 struct VmDirectory {
-    /// The datastores' directory, as it was written, and without doubled slashes.
+    /// The directory of the datastores: as written, and without doubled slashes.
     datastores: [String; 2],
     datastore: String,
     vm: String,
@@ -27,13 +27,13 @@ impl VmDirectory {
         let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
         let above = dir.parent()?;
         let plain: PathBuf = above.parent()?.components().filter(|part| *part != Component::CurDir).collect();
-        // A path's parent ends at the last slash: what OpenNebula wrote twice before is still in it.
+        // `Path::parent` keeps doubled slashes that OpenNebula wrote inside the path.
         let written = above.parent()?.as_os_str().to_str()?.to_owned();
         let datastores = [written, plain.to_str()?.to_owned()];
         Some(Self { datastores, datastore: name(above)?, vm: name(dir)? })
     }
 
-    /// The path, if it lies in the VM's directory of another datastore, in this one.
+    /// Moves a path to this datastore, if it lies in the VM's directory of another datastore.
     fn relocate(&self, path: &str) -> Option<String> {
         let below = |datastores: &String| {
             let rest = path.strip_prefix(datastores.as_str())?.strip_prefix('/')?;
@@ -47,15 +47,15 @@ impl VmDirectory {
     }
 }
 
-/// The XML of a domain that comes from elsewhere, for this host: every path in the VM's directory of another datastore is
-/// one of the datastore that `checkpoint` lies in, our metadata are `wanted`, and the dummies are on `dummy_bridge`. All else
-/// is byte for byte.
+/// Adapts the XML of a saved domain to this host. Paths in the VM's directory of another datastore move to the
+/// datastore of `checkpoint`, the driver's metadata become `wanted`, and the dummies are connected to `dummy_bridge`.
+/// Everything else stays byte for byte.
 ///
 /// # Errors
-/// It is no XML of a domain.
+/// The text is not the XML of a domain.
 ///
 /// # Source
-/// OpenNebula's stock `restore`: the datastore's number in paths below the VM's directory is replaced.
+/// OpenNebula's stock `restore`, which replaces the number of the datastore in paths below the VM's directory.
 pub fn image_for(
     text: &str,
     checkpoint: &Path,
@@ -85,7 +85,7 @@ pub fn image_for(
     apply(text, splices)
 }
 
-/// Where the bridges of our dummies stand.
+/// The places of the bridges of the dummies in the text.
 fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range<usize>> + 'a {
     let interfaces = children(domain, "devices").flat_map(|block| children(block, "interface"));
     interfaces
@@ -95,7 +95,7 @@ fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range
         .filter_map(|interface| Some(child(interface, "source")?.attribute_node("bridge")?.range_value()))
 }
 
-/// The path that stands there, if it is to be another; blanks and a CDATA section around it stay.
+/// The edit for a path in this range, if the path must move. Blanks and a CDATA section around it stay.
 fn relocated(text: &str, range: Range<usize>, place: &VmDirectory) -> Option<Splice> {
     let raw = text.get(range.clone())?;
     let begin = range.start.checked_add(raw.find('/')?)?;
@@ -112,7 +112,7 @@ mod tests {
     use crate::xml::fixtures::LIVE;
 
     #[test]
-    fn paths_of_the_vm_move_with_it_and_nothing_else() {
+    fn only_paths_in_the_directory_of_the_vm_move() {
         let wanted = LiveDomain::parse(LIVE).unwrap().wanted.unwrap().unwrap();
         let same = image_for(LIVE, Path::new("/var/lib/one//datastores/0/77/checkpoint"), None, None).unwrap();
         assert_eq!(same, LIVE);

@@ -17,65 +17,65 @@ use crate::xml::read::{child, child_attribute, children, content, decimal, root}
 /// OpenNebula's element in a domain's metadata (since 5.8).
 pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
 
-/// What libvirt's live XML says about a domain.
+/// A running domain, from libvirt's live XML.
 #[derive(Debug, Clone)]
 pub struct LiveDomain {
     /// Its name.
     pub name: DomainName,
     /// Its UUID.
     pub uuid: DomainUuid,
-    /// Its PCI host devices, ours or not.
+    /// Its PCI host devices, also those that the driver did not plug.
     pub hostdevs: Vec<LiveHostdev>,
-    /// Its interfaces, ours or not.
+    /// Its interfaces, also those that the driver did not plug.
     pub interfaces: Vec<LiveInterface>,
     /// Its disks and drives.
     pub disks: Vec<Disk>,
-    /// Its mediated devices: UUID and alias of each.
+    /// The UUID and the alias of each mediated device.
     pub mediated: Vec<(String, Option<String>)>,
-    /// The guest addresses that no device has.
+    /// The free guest addresses.
     pub free: FreeAddresses,
-    /// What we keep in it: `Ok(None)` when it is not one of ours. An error here must not hide which VFs the domain
-    /// uses, so it stands beside them.
+    /// The driver's metadata; `Ok(None)` for a domain without them. An error here does not fail [`LiveDomain::parse`]:
+    /// it must not hide which VFs the domain uses.
     pub wanted: Result<Option<Wanted>, XmlError>,
-    /// Its I/O threads, by their ids, ascending.
+    /// The ids of its I/O threads, ascending.
     pub iothreads: Vec<u32>,
-    /// The guest's memory in KiB: 0 when it can't be read.
+    /// The guest's memory in KiB; 0 if it can't be read.
     pub memory_kib: u64,
-    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    /// The memory limit of its QEMU on the host, in KiB, if there is one.
     pub limit_kib: Option<u64>,
-    /// Whether ACPI is among its features: without it no guest answers a request for shutdown or unplug.
+    /// Whether it has the feature ACPI. Without ACPI no guest answers a request for shutdown or unplug.
     pub has_acpi: bool,
-    /// Whether "acpi" stands anywhere in the XML, which is what the stock driver's cancel looks at.
+    /// Whether "acpi" occurs anywhere in the XML. The stock driver's cancel checks this.
     pub mentions_acpi: bool,
-    /// Whether it has an emulated TPM, whose state libvirt deletes with the domain.
+    /// Whether it has an emulated TPM. libvirt deletes the state of one together with the domain.
     pub has_emulated_tpm: bool,
     /// The machine type, such as `pc-q35-9.0`.
     pub machine: Option<String>,
-    /// OpenNebula's directory of the VM on this host; the domain of a version before 5.8 has none.
+    /// The VM's directory on this host; OpenNebula before 5.8 does not name it.
     pub vm_dir: Option<PathBuf>,
     /// The aliases of all its devices.
     aliases: Vec<String>,
-    /// The guest address and the alias of each device that has one.
+    /// The guest address and the alias of each device with a guest address.
     used: Vec<(PciAddress, Option<String>)>,
 }
 
 /// A PCI host device of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveHostdev {
-    /// The name that libvirt knows the device by.
+    /// libvirt's name of the device.
     pub alias: Option<String>,
-    /// Its address on the host.
+    /// Its PCI address on the host.
     pub vf: PciAddress,
-    /// Its address in the guest.
+    /// Its PCI address in the guest.
     pub guest: Option<PciAddress>,
-    /// Whether QEMU unplugs it by itself for a move or a save.
+    /// Whether QEMU itself unplugs the device for a migration or a save.
     pub is_transient: bool,
 }
 
 /// A network interface of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveInterface {
-    /// The name that libvirt knows the device by.
+    /// libvirt's name of the device.
     pub alias: Option<String>,
     /// Its MAC.
     pub mac: MacAddress,
@@ -83,17 +83,17 @@ pub struct LiveInterface {
     pub bridge: Option<String>,
     /// The device on the host.
     pub target: Option<String>,
-    /// Its address in the guest.
+    /// Its PCI address in the guest.
     pub guest: Option<PciAddress>,
-    /// The host device behind an interface of type hostdev.
+    /// The PCI address on the host of an interface of type hostdev.
     pub vf: Option<PciAddress>,
-    /// Whether QEMU unplugs it by itself for a move or a save.
+    /// Whether QEMU itself unplugs the device for a migration or a save.
     pub is_transient: bool,
-    /// The whole element: what it takes to plug it in again as it was.
+    /// The whole element, to plug the same interface again.
     pub xml: String,
 }
 
-/// What a PCI device of a VM is on the host.
+/// A PCI device of a VM on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PciDevice {
     /// A function of a PCI device.
@@ -115,8 +115,8 @@ impl LiveDomain {
     /// Reads libvirt's live XML.
     ///
     /// # Errors
-    /// It is no domain with name and UUID, or an address or MAC in it can't be read. Unreadable metadata of ours is
-    /// no error here: see [`LiveDomain::wanted`].
+    /// The text is not a domain with a name and a UUID, or an address or a MAC in it can't be read. Unreadable metadata
+    /// of the driver are not an error here: see [`LiveDomain::wanted`].
     pub fn parse(text: &str) -> Result<Self, XmlError> {
         let document = parse(text)?;
         let domain = root(&document, "domain")?;
@@ -154,8 +154,8 @@ impl LiveDomain {
         })
     }
 
-    /// The device that a NIC has: the one with our alias for its position or, in a domain that was adopted, the VF that our
-    /// metadata name.
+    /// The host device of a NIC: the one with the driver's alias for its position or, in an adopted domain, the one
+    /// with the VF that the metadata name.
     pub fn device_of(&self, nic: &WantedNic) -> Option<&LiveHostdev> {
         let alias = alias_of(nic.position);
         let ours = || self.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
@@ -166,8 +166,8 @@ impl LiveDomain {
         ours().or_else(adopted)
     }
 
-    /// The dummy that carries the IP address of a NIC: the one with our alias for its position or, in a domain that was
-    /// adopted, the interface whose MAC our metadata name.
+    /// The dummy of a NIC: the interface with the driver's alias for its position or, in an adopted domain, the one
+    /// with the MAC that the metadata name.
     pub fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
         let alias = dummy_alias_of(nic.position);
         let ours = || self.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
@@ -178,7 +178,7 @@ impl LiveDomain {
         ours().or_else(adopted)
     }
 
-    /// Leaves out the devices with these aliases, which have left since this was read.
+    /// Removes the devices with these aliases, which were unplugged after the XML was read.
     pub(crate) fn forget(&mut self, aliases: &[String]) {
         let stays = |alias: Option<&String>| alias.is_none_or(|alias| !aliases.contains(alias));
         self.hostdevs.retain(|device| stays(device.alias.as_ref()));
@@ -197,7 +197,7 @@ impl LiveDomain {
         self.aliases.iter().any(|name| name == alias)
     }
 
-    /// The alias of a PCI or mediated device of the host, if the domain has it and it is none of ours.
+    /// The alias of a PCI or mediated device that the domain has, unless the driver plugged it.
     pub fn pci_alias(&self, device: &PciDevice) -> Option<&str> {
         match device {
             PciDevice::Function(address) => {
@@ -214,13 +214,14 @@ impl LiveDomain {
         }
     }
 
-    /// A device of the host that stays with it, so that the domain can be neither saved nor moved: a PCI device or a mediated
-    /// one. What is on USB, libvirt takes along. Of a SCSI device it depends on libvirt's version: libvirt is asked.
+    /// A PCI or mediated device of the host that prevents a save or a migration; `None` if there is none. libvirt
+    /// migrates USB devices. Whether it migrates a SCSI device depends on its version, so libvirt decides.
     ///
-    /// * `ours` - the devices that leave before
+    /// * `ours` - the host devices that will be unplugged first
     ///
     /// # Source
-    /// libvirt's `qemuMigrationSrcIsAllowedHostdev` (`src/qemu/qemu_migration.c`), which save, migration and snapshots ask.
+    /// libvirt's `qemuMigrationSrcIsAllowedHostdev` (`src/qemu/qemu_migration.c`), which save, migration and snapshots
+    /// ask.
     pub(crate) fn stays(&self, ours: &[LiveHostdev]) -> Option<String> {
         let hostdevs = self.hostdevs.iter().filter(|device| !device.is_transient && !ours.contains(device));
         let interfaces = self.interfaces.iter().filter(|interface| !interface.is_transient);
@@ -229,19 +230,19 @@ impl LiveDomain {
         pci.map(|address| address.to_string()).chain(mediated).next()
     }
 
-    /// Whether a device has this guest address, or is another function in its slot.
+    /// Whether a device has this guest address, or another function in the same slot.
     pub fn uses(&self, guest: PciAddress) -> bool {
         let slot = |address: PciAddress| (address.domain(), address.bus(), address.slot());
         self.used.iter().any(|(used, _)| slot(*used) == slot(guest))
     }
 
-    /// The positions that our aliases on its devices name, of VFs and of dummies.
+    /// The positions in the driver's aliases of its devices: of VFs and of dummies.
     pub fn positions(&self) -> Vec<Position> {
         let all = (0..16).filter_map(|number| Position::new(number).ok());
         all.filter(|position| self.shows(&alias_of(*position)) || self.shows(&dummy_alias_of(*position))).collect()
     }
 
-    /// The NICs that the domain should have a VF for and has none.
+    /// The NICs that should have a VF and have none.
     pub fn missing(&self) -> impl Iterator<Item = &WantedNic> {
         let wanted = self.wanted.as_ref().ok().and_then(Option::as_ref);
         wanted.into_iter().flat_map(|wanted| &wanted.nics).filter(|nic| self.device_of(nic).is_none())
@@ -254,12 +255,13 @@ impl LiveDomain {
     }
 }
 
-/// The ids of a domain's I/O threads: those that stand there, and for the others of their number the lowest free ones.
+/// The ids of a domain's I/O threads: the listed ones. If there are more threads than listed ids, the others have the
+/// lowest free ids.
 ///
 /// # Source
 /// libvirt `src/conf/domain_conf.c`: virDomainDefIOThreadsParse, virDomainIOThreadIDDefArrayInit.
 fn iothreads(domain: Node<'_, '_>) -> Vec<u32> {
-    // More than any domain has; a number that is wrong is not to cost memory.
+    // More than any domain has. A wrong number must not cost memory.
     const MOST: usize = 4096;
     let number = child(domain, "iothreads").and_then(|node| decimal::<usize>(content(node).trim()).ok());
     let listed = child(domain, "iothreadids").into_iter().flat_map(|ids| children(ids, "iothread"));
@@ -270,7 +272,7 @@ fn iothreads(domain: Node<'_, '_>) -> Vec<u32> {
 }
 
 impl LiveHostdev {
-    /// Whether it has an alias of ours.
+    /// Whether the driver plugged it: whether it has an alias of the driver.
     pub fn is_ours(&self) -> bool {
         self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
     }
@@ -286,7 +288,7 @@ impl LiveHostdev {
 }
 
 impl LiveInterface {
-    /// Whether it has an alias of ours.
+    /// Whether the driver plugged it: whether it has an alias of the driver.
     pub fn is_ours(&self) -> bool {
         self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
     }
@@ -306,7 +308,7 @@ impl LiveInterface {
     }
 }
 
-/// Whether it is the half of a failover pair that leaves by itself.
+/// Whether this device is the half of a failover pair that QEMU unplugs.
 ///
 /// # Source
 /// libvirt's formatdomain, `<teaming type='transient'>` (6.1 and later).
@@ -314,7 +316,7 @@ fn is_transient(device: Node<'_, '_>) -> bool {
     child(device, "teaming").is_some_and(|teaming| teaming.attribute("type") == Some("transient"))
 }
 
-/// UUID and alias of a mediated device.
+/// The UUID and the alias of a mediated device.
 fn mediated(hostdev: Node<'_, '_>) -> Option<(String, Option<String>)> {
     let source = child(hostdev, "source").filter(|_| hostdev.attribute("type") == Some("mdev"))?;
     Some((child_attribute(source, "address", "uuid")?, child_attribute(hostdev, "alias", "name")))
@@ -338,7 +340,7 @@ mod tests {
     use crate::xml::fixtures::LIVE;
 
     #[test]
-    fn iothreads_have_the_ids_that_libvirt_gives_them() {
+    fn iothreads_have_libvirts_ids() {
         for (inside, expected) in [
             ("", &[][..]),
             ("<iothreads>2</iothreads>", &[1, 2]),
@@ -372,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_of_a_newer_version_do_not_hide_the_vfs() {
+    fn unreadable_metadata_do_not_hide_the_vfs() {
         let newer = LIVE.replacen("version='1.0'", "version='2.0'", 1);
         let domain = LiveDomain::parse(&newer).unwrap();
         assert!(domain.wanted.as_ref().unwrap_err().to_string().contains("newer kvm-sriov"));
@@ -380,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_domain_has_nothing_of_ours() {
+    fn a_domain_without_metadata_of_the_driver_is_read() {
         let text = "<domain><name>x</name><uuid>0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77</uuid></domain>";
         let domain = LiveDomain::parse(text).unwrap();
         assert_eq!(domain.wanted, Ok(None));
@@ -391,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_found_without_a_prefix_too() {
+    fn the_directory_is_found_without_a_namespace_prefix() {
         let bare = LIVE.replace("one:", "").replacen("<vm xmlns:one=", "<vm xmlns=", 1);
         assert!(bare.contains("<vm xmlns="));
         assert!(LiveDomain::parse(&bare).unwrap().vm_dir.is_some());

@@ -1,4 +1,4 @@
-//! libvirt's documents: a domain that runs, a snapshot, a save image, and our element in their metadata.
+//! libvirt's documents: a running domain, a snapshot, a save image, and the driver's element in their metadata.
 
 mod disk;
 mod elements;

@@ -8,43 +8,44 @@ use crate::xml::parse::parse;
 use crate::xml::read::{child, child_attribute, children, content, decimal, root};
 use crate::xml::write::Escaped;
 
-/// What a running domain has.
+/// The CPUs and the memory of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes {
-    /// Its virtual CPUs.
+    /// The number of its virtual CPUs.
     pub vcpus: u32,
-    /// How many it can have.
+    /// The highest number of virtual CPUs that it can have.
     pub most_vcpus: u32,
-    /// Its memory with all DIMMs, in KiB: what its balloon can give it at the most.
+    /// Its memory with all DIMMs, in KiB: the most that its balloon can give it.
     pub memory_kib: u64,
-    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    /// The memory limit of its QEMU on the host, in KiB, if there is one.
     pub limit_kib: Option<u64>,
-    /// What its balloon leaves it, in KiB.
+    /// The memory that its balloon leaves it, in KiB.
     pub balloon_kib: u64,
     /// Its DIMMs.
     pub dimms: Vec<Dimm>,
-    /// Its first NUMA cell.
+    /// The id of its first NUMA cell.
     pub cell: Option<String>,
-    /// The huge pages that the memory of that cell is made of; `None` when it is made of ordinary ones.
+    /// The huge pages behind the memory of that cell; `None` for ordinary pages.
     pub huge_pages: Option<HugePages>,
 }
 
-/// What the memory of a NUMA cell is made of.
+/// The huge pages behind the memory of a NUMA cell.
 ///
 /// # Source
-/// libvirt `docs/formatdomain.rst`, "Memory Backing" and "NUMA Node Tuning"; `src/qemu/qemu_command.c`, qemuBuildMemoryGetPagesize.
+/// libvirt `docs/formatdomain.rst`, "Memory Backing" and "NUMA Node Tuning"; `src/qemu/qemu_command.c`,
+/// qemuBuildMemoryGetPagesize.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HugePages {
-    /// Their size in KiB; `None` for the one that the host takes if none is named.
+    /// Their size in KiB; `None` for the default size of the host.
     pub kib: Option<u64>,
-    /// The host's NUMA nodes that they must be on; empty when any node will do.
+    /// The NUMA nodes of the host that the pages must be on; empty for any node.
     pub nodes: Vec<u32>,
 }
 
-/// Memory that was plugged in.
+/// Memory that was plugged into the domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dimm {
-    /// The name that libvirt knows it by.
+    /// libvirt's name of the device.
     pub alias: String,
     /// Its size in KiB.
     pub kib: u64,
@@ -54,12 +55,12 @@ impl Sizes {
     /// Reads libvirt's live XML.
     ///
     /// # Errors
-    /// It is no domain, or has no number of CPUs or no memory.
+    /// The text is not a domain, or names no number of CPUs or no memory.
     pub fn parse(live: &str) -> Result<Self, XmlError> {
         let document = parse(live)?;
         let domain = root(&document, "domain")?;
         let missing =
-            |name: &str| XmlError::at(domain, format_args!("expected <{name}> in it, found none that counts"));
+            |name: &str| XmlError::at(domain, format_args!("expected <{name}> with a number in it, found none"));
         let vcpu = child(domain, "vcpu");
         let most_vcpus = vcpu.and_then(|vcpu| decimal(content(vcpu).trim()).ok()).ok_or_else(|| missing("vcpu"))?;
         let memory_kib = child(domain, "memory").and_then(kibibytes).ok_or_else(|| missing("memory"))?;
@@ -77,7 +78,7 @@ impl Sizes {
         })
     }
 
-    /// The device that gives the domain this much more memory, in KiB.
+    /// The device that adds this much memory to the domain, in KiB.
     pub fn dimm_of(&self, kib: u64) -> String {
         let node = self.cell.as_ref().map(|cell| format!("<node>{}</node>", Escaped(cell))).unwrap_or_default();
         format!("<memory model='dimm'><target><size unit='KiB'>{kib}</size>{node}</target></memory>")
@@ -85,7 +86,7 @@ impl Sizes {
 }
 
 impl HugePages {
-    /// Those of a cell.
+    /// The huge pages of a cell.
     fn of(domain: Node<'_, '_>, cell: u32) -> Option<Self> {
         let pages = child(child(domain, "memoryBacking")?, "hugepages")?;
         let all: Vec<_> = children(pages, "page").collect();
@@ -108,9 +109,9 @@ impl HugePages {
     }
 }
 
-/// The numbers of a set such as `0-2,^1,7`.
+/// The numbers in a set such as `0-2,^1,7`.
 fn nodes(set: &str) -> Vec<u32> {
-    // More than any host has; a number that is wrong is not to cost memory.
+    // More than any host has. A wrong number must not cost memory.
     const MOST: u32 = 4096;
     let mut all: Vec<u32> = Vec::new();
     for part in set.split(',').map(str::trim) {

@@ -1,4 +1,4 @@
-//! A snapshot's XML, as OpenNebula keeps it beside the deployment file.
+//! The XML of a snapshot, which OpenNebula keeps beside the deployment file.
 
 use super::Wanted;
 use crate::base::DomainUuid;
@@ -7,11 +7,11 @@ use crate::xml::parse::parse;
 use crate::xml::read::{child, content, is_plain, root};
 use crate::xml::splice::{Splice, apply};
 
-/// The snapshot's XML for a domain with this UUID: every `<uuid>` of a domain in it is replaced. OpenNebula gives a VM
-/// that was powered off a new domain, and libvirt takes only snapshots of the domain at hand.
+/// Adapts the XML of a snapshot to a domain with this UUID: replaces every `<uuid>` of a domain in it. A VM that was
+/// powered off has a new domain, and libvirt accepts only snapshots of the current domain.
 ///
 /// # Errors
-/// It is not the XML of a snapshot.
+/// The text is not the XML of a snapshot.
 pub fn snapshot_of(text: &str, uuid: &DomainUuid) -> Result<String, XmlError> {
     let document = parse(text)?;
     let snapshot = root(&document, "domainsnapshot")?;
@@ -32,10 +32,11 @@ pub fn snapshot_of(text: &str, uuid: &DomainUuid) -> Result<String, XmlError> {
     apply(text, splices)
 }
 
-/// What the domain of a snapshot should have had when it was taken; `None` when it was none of ours.
+/// The VFs that the domain should have had when the snapshot was taken; `None` if the domain had no metadata of the
+/// driver.
 ///
 /// # Errors
-/// It is not the XML of a snapshot, or our metadata in it can't be read.
+/// The text is not the XML of a snapshot, or the driver's metadata in it can't be read.
 pub fn wanted_in_snapshot(text: &str) -> Result<Option<Wanted>, XmlError> {
     let document = parse(text)?;
     let metadata = child(root(&document, "domainsnapshot")?, "domain").and_then(|domain| child(domain, "metadata"));

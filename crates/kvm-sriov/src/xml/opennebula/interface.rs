@@ -1,37 +1,39 @@
-//! The XML of devices that are plugged into a running domain, from OpenNebula's description.
+//! The XML of interfaces and PCI devices to plug into a running domain, from OpenNebula's description.
 
 use super::{Bandwidth, VmNic, VmPci};
 use crate::base::{MacAddress, PciAddress, Position};
 use crate::xml::write::Escaped;
 use crate::xml::{PciDevice, dummy_alias_of};
 
-/// Where OpenNebula keeps the sockets of interfaces on a bridge that runs in user space (7.2 and later).
+/// The directory of OpenNebula's sockets for interfaces on a bridge that runs in user space (7.2 and later).
 const VHOST_SOCKETS: &str = "/var/run/one/vhost-socks";
 
-/// What holds for a NIC whose description does not say.
+/// Values for a NIC whose description does not have them.
 #[derive(Debug, Clone, Copy)]
 pub struct NicDefaults<'a> {
     /// DEFAULT_ATTACH_NIC_MODEL of kvmrc.
     pub model: &'a str,
     /// DEFAULT_ATTACH_NIC_FILTER of kvmrc.
     pub filter: Option<&'a str>,
-    /// The number of virtual CPUs: as many queues has a NIC whose queues are `auto`.
+    /// The number of virtual CPUs of the VM, which is the number of queues of a NIC whose queues are `auto`.
     pub vcpus: Option<u32>,
 }
 
-/// The alias by which a NIC without a VF is found again: of its NIC_ID and MAC, or of its MAC alone where no NIC_ID is known.
+/// The alias of the interface of a NIC without a VF: made of NIC_ID and MAC, or of the MAC alone if the NIC_ID is not
+/// known.
 ///
 /// # Source
-/// OpenNebula gives a NIC_ID again once its NIC is gone; libvirt keeps a user's alias only with the prefix `ua-`.
+/// OpenNebula reuses the NIC_ID of a removed NIC, so it does not identify a NIC alone. libvirt keeps an alias from
+/// outside only with the prefix `ua-`.
 pub fn nic_alias(nic: &VmNic) -> String {
     let mac = nic.mac.to_string().replace(':', "");
     nic.id.map_or_else(|| format!("ua-nic-{mac}"), |id| format!("ua-nic-{id}-{mac}"))
 }
 
-/// The `<interface>` that OpenNebula's stock driver plugs in for a NIC, with an alias to find it by.
+/// The `<interface>` that OpenNebula's stock driver plugs for a NIC, with an alias.
 ///
 /// # Source
-/// OpenNebula's `opennebula_vm.rb` (`interface_xml`) and, for what it lacks, `LibVirtDriverKVM.cc`.
+/// OpenNebula's `opennebula_vm.rb` (`interface_xml`); `LibVirtDriverKVM.cc` for what that lacks.
 pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>, alias: &str) -> String {
     let bridge = nic.bridge.as_deref().filter(|_| nic.network_mode.as_deref() != Some("dummy"));
     let is = |kind: &str| nic.bridge_type.as_deref().is_some_and(|bridge_type| bridge_type == kind);
@@ -60,9 +62,9 @@ pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>, alias: &str) -> Stri
     format!("<interface type='{kind}'>{}</interface>", parts.concat())
 }
 
-/// The `<interface>` of the dummy that carries the IP address of an SR-IOV NIC into the guest: on the dummies' bridge, with
-/// model, target, filter and bandwidth of the NIC. Its boot order is the host device's; its script was written for another
-/// bridge.
+/// The `<interface>` of the dummy of an SR-IOV NIC: on the bridge of the dummies, with the NIC's model, target, filter
+/// and bandwidth. The NIC's boot order is for the host device. The NIC's script is left out, because it was written for
+/// another bridge.
 pub fn dummy_interface_of(
     nic: &VmNic,
     defaults: NicDefaults<'_>,
@@ -77,7 +79,7 @@ pub fn dummy_interface_of(
     format!("<interface type='bridge'>{}</interface>", parts.concat())
 }
 
-/// Model, queues, filter and bandwidth.
+/// The elements for model, queues, filter and bandwidth.
 fn device_parts(nic: &VmNic, defaults: NicDefaults<'_>) -> Vec<String> {
     let model = nic.model.as_deref().unwrap_or(defaults.model);
     let mut parts = Vec::new();
@@ -114,11 +116,11 @@ fn limit(direction: &str, bandwidth: &Bandwidth) -> String {
     if attributes.is_empty() { String::new() } else { format!("<{direction}{attributes}/>") }
 }
 
-/// The device that OpenNebula's stock driver plugs in for a PCI device: an interface of type hostdev for a VF, because libvirt
-/// then waits for the permissions of its vfio device, otherwise a host device.
+/// The device that OpenNebula's stock driver plugs for a PCI device. A VF becomes an interface of type hostdev, because
+/// libvirt then waits for the permissions of its vfio device. Other functions become host devices.
 ///
 /// * `is_vf` - whether the function is a VF
-/// * `guest` - its address in the guest; libvirt chooses one without it
+/// * `guest` - the guest address; `None` lets libvirt choose
 ///
 /// # Source
 /// OpenNebula's `opennebula_vm.rb` (`hostdev_xml`).
@@ -157,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_nics_become_exactly_this() {
+    fn a_recorded_nic_gives_this_interface() {
         let first = recorded(include_str!("../../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
         let nic = first.meant("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
         assert!(nic.attach);
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_pci_nic_becomes_exactly_this() {
+    fn a_recorded_pci_nic_gives_this_device() {
         let data = recorded(include_str!("../../../../../tests/fixtures/wire/12-attach_nic-on-hostA/stdin"));
         let pci = data.attached_pci().unwrap();
         assert_eq!(pci.mac, Some("02:00:c6:33:64:0a".parse().unwrap()));
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mediated_device_is_named_by_its_uuid() {
+    fn a_mediated_device_is_identified_by_its_uuid() {
         let data = "<VM><TEMPLATE><PCI><ATTACH>YES</ATTACH><UUID>a'b</UUID></PCI></TEMPLATE></VM>";
         assert_eq!(
             pci_of(recorded(data).attached_pci().unwrap(), false, None),
@@ -235,7 +237,7 @@ mod tests {
         <INBOUND_PEAK_KB>3</INBOUND_PEAK_KB><OUTBOUND_PEAK_KB>4</OUTBOUND_PEAK_KB>";
 
     #[test]
-    fn everything_that_a_nic_can_have_is_there_in_order() {
+    fn all_parts_of_a_nic_are_written_in_libvirts_order() {
         let rest = "<model type='virtio'/><driver name='vhost' queues='4'/><filterref filter='clean-traffic'>\
             <parameter name='IP' value='192.168.1.5'/><parameter name='IP' value='192.168.1.1'/></filterref>\
             <bandwidth><inbound average='1' peak='2' burst='3'/><outbound burst='4'/></bandwidth>";
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_are_virtio_s_and_numbers() {
+    fn only_virtio_has_queues_and_they_are_numbers() {
         for (nic, queues) in [
             ("<VIRTIO_QUEUES>auto</VIRTIO_QUEUES>", Some("queues='4'")),
             ("<VIRTIO_QUEUES>2</VIRTIO_QUEUES>", Some("queues='2'")),
@@ -275,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_nic_does_not_say_comes_from_kvmrc() {
+    fn kvmrc_has_the_defaults_of_a_nic() {
         let defaults = NicDefaults { model: "e1000", filter: Some("clean-traffic"), vcpus: None };
         let with_ip = interface_of(&described("<IP>192.168.1.5</IP>"), defaults, "ua-x");
         assert!(with_ip.contains("<model type='e1000'/><filterref filter='clean-traffic'>"), "{with_ip}");
-        // A filter without an address would let nothing through.
+        // A filter without an address would block everything.
         assert!(!interface_of(&described(""), defaults, "ua-x").contains("filterref"));
         assert!(!interface_of(&described(""), NicDefaults { model: "", ..defaults }, "ua-x").contains("<model"));
     }

@@ -1,11 +1,12 @@
-//! Which NIC of OpenNebula's is which NIC of the domain.
+//! Matches NICs of OpenNebula's description with NICs and interfaces of a domain. A VM may have several NICs with the
+//! same MAC, even on the same bridge.
 
 use super::{VmNic, nic_alias};
 use crate::base::RootName;
 use crate::xml::{LiveInterface, NicPlace, WantedNic};
 
 impl WantedNic {
-    /// The NIC that OpenNebula describes, at this place in the VM.
+    /// A NIC that OpenNebula describes, at this place in the VM.
     pub(crate) fn described(nic: &VmNic, root: RootName, place: &NicPlace) -> Self {
         Self {
             guest: place.guest,
@@ -16,8 +17,8 @@ impl WantedNic {
         }
     }
 
-    /// Whether it is this NIC of OpenNebula's: by NIC_ID and MAC, or by root and MAC where one has no NIC_ID. In both cases
-    /// another NIC may have the same MAC; where NIC_IDs are unknown, the same root, too.
+    /// Whether this is the NIC that OpenNebula describes: by MAC and NIC_ID, or by MAC and root if one of the two has
+    /// no NIC_ID. Without NIC_IDs another NIC may match as well.
     pub(crate) fn is(&self, nic: &VmNic) -> bool {
         let same_root = || match nic.root() {
             Some(root) => root.is_ok_and(|root| root == self.root),
@@ -32,16 +33,16 @@ impl WantedNic {
 }
 
 impl LiveInterface {
-    /// Whether it is this NIC beyond doubt: it has the alias that we give the NIC, or its device on the host. Another NIC may
-    /// have the same MAC and be on the same bridge.
+    /// Whether this interface certainly belongs to the NIC: it has the NIC's MAC, and the alias that the driver gives
+    /// the NIC or the NIC's device on the host.
     pub(crate) fn is(&self, nic: &VmNic) -> bool {
         let has_alias = || nic.id.is_some() && self.alias.as_deref() == Some(nic_alias(nic).as_str());
         let has_target = || nic.target.is_some() && self.target == nic.target;
         self.mac == nic.mac && !self.is_ours() && (has_alias() || has_target())
     }
 
-    /// Whether it is this NIC on the bridge that OpenNebula names: where the name is `sriov_<root>`, one that the stock driver
-    /// plugged in.
+    /// Whether this interface has the NIC's MAC and bridge. On a bridge `sriov_<root>` it is then one that the stock
+    /// driver plugged.
     pub(crate) fn is_on_bridge_of(&self, nic: &VmNic) -> bool {
         self.mac == nic.mac && !self.is_ours() && self.bridge.is_some() && self.bridge == nic.bridge
     }

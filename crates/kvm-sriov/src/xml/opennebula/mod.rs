@@ -1,4 +1,4 @@
-//! OpenNebula's documents: the deployment file, and the description of a VM that comes with an action.
+//! OpenNebula's documents: the deployment file, and the description of a VM.
 
 mod deployment;
 mod disk;

@@ -7,33 +7,33 @@ use crate::base::{MacAddress, ParseError, PciAddress, RootName};
 use crate::xml::read::decimal;
 use crate::xml::{PciDevice, XmlError};
 
-/// A network interface of a VM, as OpenNebula describes it. Texts are as they stand there, not checked: libvirt has the
-/// last word on them.
+/// A network interface of a VM, as OpenNebula describes it. The texts are not checked: libvirt decides whether they are
+/// valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmNic {
     /// Its MAC.
     pub mac: MacAddress,
     /// OpenNebula's NIC_ID.
     pub id: Option<u32>,
-    /// The VLAN. `None` as well for what is none that an SR-IOV NIC can have, such as the number of a VXLAN.
+    /// The VLAN; also `None` for a number that an SR-IOV NIC can't have, such as that of a VXLAN.
     pub vlan: Option<u16>,
-    /// The network driver of its network; unknown before 5.0, where a host has one for all.
+    /// The network driver of its network; unknown before 5.0, where all networks of a host have the same driver.
     pub vn_mad: Option<String>,
     /// The bridge of its network.
     pub bridge: Option<String>,
-    /// What the bridge is: linux, openvswitch, openvswitch_dpdk ...
+    /// The type of the bridge: linux, openvswitch, openvswitch_dpdk ...
     pub bridge_type: Option<String>,
-    /// `dummy` for a network that no bridge is made for.
+    /// `dummy` for a network without a bridge.
     pub network_mode: Option<String>,
     /// The device on the host, such as `one-42-1`.
     pub target: Option<String>,
     /// The model of the device that the guest sees.
     pub model: Option<String>,
-    /// The place in the boot order, from 1.
+    /// The position in the boot order, from 1.
     pub boot_order: Option<u32>,
     /// The program that brings the interface up.
     pub script: Option<String>,
-    /// How many queues a virtio device has: a number, or `auto` for one a virtual CPU.
+    /// The number of queues of a virtio device, or `auto` for one per virtual CPU.
     pub queues: Option<String>,
     /// The network filter.
     pub filter: Option<String>,
@@ -41,35 +41,35 @@ pub struct VmNic {
     pub ip: Option<String>,
     /// The virtual router's IP address, for the filter.
     pub vrouter_ip: Option<String>,
-    /// The limits of what comes in.
+    /// The limits of incoming traffic.
     pub inbound: Bandwidth,
-    /// The limits of what goes out.
+    /// The limits of outgoing traffic.
     pub outbound: Bandwidth,
-    /// Whether it is the one that this action is about.
+    /// Whether the action is about this device.
     pub attach: bool,
 }
 
-/// The limits of one direction; all `None` where there are none.
+/// The limits of one direction; `None` for each that is not set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bandwidth {
-    /// In KiB a second.
+    /// In KiB per second.
     pub average: Option<String>,
-    /// In KiB a second.
+    /// In KiB per second.
     pub peak: Option<String>,
     /// In KiB.
     pub burst: Option<String>,
 }
 
-/// A PCI device of a VM, as OpenNebula describes it; with a MAC it is a NIC.
+/// A PCI device of a VM, as OpenNebula describes it. One with a MAC is a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmPci {
     /// The MAC of a NIC.
     pub mac: Option<MacAddress>,
-    /// What it is on the host.
+    /// The device on the host.
     pub device: PciDevice,
-    /// The address in the guest that OpenNebula chose.
+    /// The guest address that OpenNebula chose.
     pub guest: Option<PciAddress>,
-    /// Whether it is the one that this action is about.
+    /// Whether the action is about this device.
     pub attach: bool,
 }
 
@@ -104,10 +104,10 @@ impl VmNic {
         }
     }
 
-    /// The root that its bridge asks a VF of: `None` for a NIC on a bridge without the prefix `sriov_`.
+    /// The root that the bridge names; `None` for a bridge without the prefix `sriov_`.
     ///
     /// # Errors
-    /// [`ParseError`] when what follows the prefix is no root name.
+    /// [`ParseError`] when the rest of the bridge name is not a root name.
     pub fn root(&self) -> Option<Result<RootName, ParseError>> {
         self.bridge.as_deref().and_then(RootName::from_bridge)
     }
@@ -183,7 +183,7 @@ fn mac(nic: Node<'_, '_>) -> Result<Option<MacAddress>, XmlError> {
     mac.parse().map(Some).map_err(|error| XmlError::at(at, format_args!("MAC: {error}")))
 }
 
-/// A PCI address in four elements: hexadecimal, with or without `0x`.
+/// A PCI address in four elements, each hexadecimal with or without `0x`.
 fn address(pci: Node<'_, '_>, names: [&'static str; 4]) -> Option<PciAddress> {
     let [domain, bus, slot, function] = names.map(|name| {
         let text = text_of(pci, name)?;

@@ -1,4 +1,4 @@
-//! What OpenNebula says of a resize.
+//! A resize, as OpenNebula describes it.
 
 use roxmltree::Node;
 
@@ -6,25 +6,26 @@ use crate::xml::XmlError;
 use crate::xml::parse::parse;
 use crate::xml::read::{child, content, decimal, root};
 
-/// What OpenNebula says of a resize.
+/// The changes that a resize makes.
 ///
 /// # Source
-/// OpenNebula's `VMM_DRIVER_ACTION_DATA`: `VM/TEMPLATE` has the new values, `RESIZE` in it the old ones.
+/// OpenNebula's `VMM_DRIVER_ACTION_DATA`: `VM/TEMPLATE` has the new values, `RESIZE` inside it the old ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resize {
-    /// The new number of virtual CPUs, if it is another one.
+    /// The new number of virtual CPUs, if it changes.
     pub vcpus: Option<u32>,
-    /// The new memory in MiB, if it is another one.
+    /// The new memory in MiB, if it changes.
     pub memory_mib: Option<u64>,
-    /// Whether memory comes and goes as DIMMs (`MEMORY_RESIZE_MODE=HOTPLUG`); otherwise the guest's balloon gives and takes it.
+    /// Whether memory is plugged and unplugged as DIMMs (`MEMORY_RESIZE_MODE=HOTPLUG`); otherwise the guest's balloon
+    /// changes its size.
     pub by_dimm: bool,
 }
 
 impl Resize {
-    /// Reads it.
+    /// Reads OpenNebula's message.
     ///
     /// # Errors
-    /// The text is not XML, has no `<VM>`, or a number in it is none.
+    /// The text is not XML, has no `<VM>`, or a value is not a number.
     pub fn parse(text: &str) -> Result<Self, XmlError> {
         let document = parse(text)?;
         let action = root(&document, "VMM_DRIVER_ACTION_DATA")?;
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_is_not_changed_and_what_is_no_number_is_refused() {
+    fn unchanged_values_are_none_and_wrong_numbers_are_refused() {
         let said = |template: &str| {
             Resize::parse(&format!(
                 "<VMM_DRIVER_ACTION_DATA><VM><TEMPLATE>{template}</TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>"

@@ -1,4 +1,4 @@
-//! OpenNebula's own description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
+//! OpenNebula's description of a VM: `vm.xml` beside the deployment file, or the standard input of an action.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::xml::parse::parse;
 use crate::xml::read::{child, children, content, decimal, root};
 use crate::xml::{PciDevice, XmlError};
 
-/// What is read from the description of a VM.
+/// The parts of the description of a VM that the driver needs.
 ///
 /// # Source
 /// OpenNebula's `VMM_DRIVER_ACTION_DATA` (since 5.0) and `vm.xml` (since 6.0): values are the text of elements.
@@ -24,16 +24,17 @@ pub struct VmData {
     vm_move: VmMove,
 }
 
-/// What the description says of a move of the VM.
+/// The parts of the description that concern a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmMove {
-    /// The VM's directory, as the datastore that it lies in has it; unknown before 5.0.
+    /// The VM's directory in its present datastore; unknown before 5.0.
     pub source_dir: Option<PathBuf>,
-    /// The VM's directory after the move.
+    /// The VM's directory after the migration.
     pub target_dir: Option<PathBuf>,
     /// Whether both hosts see the same files.
     pub is_shared: bool,
-    /// The feature MIGRATE_AUTO_CONVERGE: how much the guest's CPUs are slowed down for the copy to end.
+    /// The feature MIGRATE_AUTO_CONVERGE: how much the guest's CPUs are slowed down so that the copy of the memory
+    /// ends.
     pub auto_converge: Option<String>,
     /// The feature MIGRATE_COMPRESSED.
     pub is_compressed: bool,
@@ -43,8 +44,8 @@ impl VmData {
     /// Reads `<VM>`, or `<VMM_DRIVER_ACTION_DATA>` around it. NICs without a MAC are left out.
     ///
     /// # Errors
-    /// The text is not XML or has no `<VM>`; a MAC is none; the VLAN_ID of an SR-IOV NIC is no number up to 65535
-    /// (without it the NIC would not be isolated); the PCI device that the action is about has no address.
+    /// The text is not XML or has no `<VM>`; a MAC is wrong; the VLAN_ID of an SR-IOV NIC is not a number up to 65535
+    /// (without a VLAN the NIC would not be isolated); the PCI device of the action has no address.
     pub fn parse(description: &str) -> Result<Self, XmlError> {
         let document = parse(description)?;
         let top = document.root_element();
@@ -65,12 +66,12 @@ impl VmData {
         })
     }
 
-    /// The transfer driver of the system datastore that the VM lies in.
+    /// The transfer driver of the VM's system datastore.
     pub fn tm_mad(&self) -> Option<&str> {
         self.tm_mad.as_deref()
     }
 
-    /// What it says of a move.
+    /// The parts that concern a migration.
     pub fn vm_move(&self) -> &VmMove {
         &self.vm_move
     }
@@ -85,8 +86,8 @@ impl VmData {
         self.nics.iter().filter_map(|nic| Some((nic, nic.root()?.ok()?)))
     }
 
-    /// The NIC that an action on this MAC is about: the one that is marked, otherwise the only one with the MAC. `None`, too,
-    /// when several have it and nothing says which one is meant.
+    /// The NIC that an action on this MAC is about: the one marked with ATTACH, otherwise the only one with the MAC.
+    /// `None` if there is no such NIC, or if several have the MAC and none is marked.
     pub fn meant(&self, mac: MacAddress) -> Option<&VmNic> {
         let with: Vec<&VmNic> = self.nics.iter().filter(|nic| nic.mac == mac).collect();
         match (with.iter().find(|nic| nic.attach), &with[..]) {
@@ -106,7 +107,7 @@ impl VmData {
         self.pcis.iter().find(|pci| pci.attach)
     }
 
-    /// Whether it is a PCI device of the host that OpenNebula gives the VM itself.
+    /// Whether OpenNebula itself gives the VM this PCI device of the host.
     pub fn has_pci(&self, address: PciAddress) -> bool {
         self.pcis.iter().any(|pci| pci.device == PciDevice::Function(address))
     }
@@ -133,7 +134,7 @@ impl VmMove {
         Self {
             source_dir: source_dir(),
             target_dir: text(Some(action), "DISK_TARGET_PATH").map(PathBuf::from),
-            // A version that says nothing knows only shared storage.
+            // Versions that do not name it have only shared storage.
             is_shared: shared.is_none_or(is_yes),
             auto_converge: text(features, "MIGRATE_AUTO_CONVERGE"),
             is_compressed: text(features, "MIGRATE_COMPRESSED").is_some_and(is_yes),
@@ -141,10 +142,10 @@ impl VmMove {
     }
 }
 
-/// Attributes of the system datastore that a VM lies in, as OpenNebula's message has them; `None` for each that it has not.
+/// Attributes of the VM's system datastore, from OpenNebula's message; `None` for each one that is missing.
 ///
 /// # Errors
-/// The text is not XML, or another one.
+/// The text is not XML, or not of this kind.
 pub fn datastore_values<const N: usize>(
     message: &str,
     names: [&'static str; N],
@@ -155,10 +156,10 @@ pub fn datastore_values<const N: usize>(
     Ok(names.map(|name| template.and_then(|template| text_of(template, name))))
 }
 
-/// The archive of a TPM's state that a template brings along, as base64; `None` for a VM without one.
+/// The archive of a TPM's state in the VM's template, as base64; `None` without one.
 ///
 /// # Errors
-/// The text is not XML, or another one.
+/// The text is not XML, or not of this kind.
 ///
 /// # Source
 /// OpenNebula's `vm.xml`: `USER_TEMPLATE/TPM_STATE` (7.2 and later).
@@ -175,7 +176,8 @@ pub(super) fn number(node: Node<'_, '_>, name: &'static str) -> Option<u32> {
     text_of(node, name).and_then(|text| decimal(&text).ok())
 }
 
-/// The text of an element and where it stands; nothing when it is empty, which is how OpenNebula writes "not set".
+/// The text of an element, and the element; `None` if it is missing or empty, which is OpenNebula's way to write "not
+/// set".
 pub(super) fn value<'a, 'i>(nic: Node<'a, 'i>, name: &'static str) -> Option<(String, Node<'a, 'i>)> {
     let node = child(nic, name)?;
     let text = content(node).trim().to_owned();
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_tolerated_but_isolation_is_never_lost() {
+    fn unknown_values_are_ignored_but_a_wrong_vlan_of_an_sriov_nic_is_refused() {
         let vm = |nic: &str| VmData::parse(&format!("<VM><TEMPLATE><NIC>{nic}</NIC></TEMPLATE></VM>"));
         assert!(vm("<BRIDGE>br0</BRIDGE>").unwrap().nics().is_empty());
         let vxlan = vm("<MAC>02:00:00:00:00:01</MAC><BRIDGE>br0</BRIDGE><VLAN_ID>70000</VLAN_ID><NIC_ID>x</NIC_ID>");

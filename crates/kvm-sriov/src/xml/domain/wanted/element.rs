@@ -1,4 +1,4 @@
-//! Our element as it is read and written, with what a later version put there.
+//! Reading and writing of the driver's element, and of what a later version added to it.
 
 use std::fmt::{self, Display};
 
@@ -7,16 +7,18 @@ use roxmltree::Node;
 use super::Wanted;
 use crate::xml::write::Escaped;
 
-/// Attributes and elements of a later version with the same first number: opaque, and written back.
+/// Attributes and elements that a later version with the same major number added. They are kept and written back
+/// unchanged.
 ///
-/// All attributes of ours are without a namespace and all elements in our own; whatever else stands there is dropped.
+/// The driver's attributes have no namespace, and its elements have the driver's. Everything else in the element is
+/// dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeptContent {
     pub(super) attributes: Vec<(String, String)>,
     pub(super) content: Vec<Content>,
 }
 
-/// An element of ours as it is written.
+/// An element to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Element {
     pub(super) name: String,
@@ -54,7 +56,7 @@ impl KeptContent {
             .filter(|attribute| attribute.namespace().is_none() && !known_attributes.contains(&attribute.name()))
             .map(|attribute| (attribute.name().to_owned(), attribute.value().to_owned()));
         let content = node.children().filter_map(|child| match child.text() {
-            // libvirt puts elements on lines of their own: blanks between them say nothing.
+            // libvirt puts each element on a line of its own: blanks between elements have no meaning.
             Some(text) if child.is_text() => (!text.trim().is_empty()).then(|| Content::Text(text.to_owned())),
             _ if is_of_ours(child) && !known_elements.contains(&child.tag_name().name()) => {
                 let Self { attributes, content } = Self::read(child, &[], &[]);
@@ -66,7 +68,7 @@ impl KeptContent {
     }
 }
 
-/// An element of our namespace, or of none: that is how libvirt's call for metadata gives it back.
+/// Whether an element has the driver's namespace or none. libvirt's call for metadata returns it without.
 fn is_of_ours(node: Node<'_, '_>) -> bool {
     node.is_element() && node.tag_name().namespace().is_none_or(|namespace| namespace == Wanted::NAMESPACE)
 }
@@ -75,7 +77,7 @@ pub(super) fn is_ours(node: Node<'_, '_>, name: &str) -> bool {
     is_of_ours(node) && node.tag_name().name() == name
 }
 
-/// An element and the prefix that it and all in it are written with.
+/// An element, and the prefix of its name and of all names in it.
 pub(super) struct Prefixed<'a>(pub(super) &'a Element, pub(super) &'a str);
 
 impl Display for Prefixed<'_> {

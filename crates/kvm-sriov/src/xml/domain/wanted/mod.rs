@@ -1,4 +1,5 @@
-//! What a VM should have, kept in the domain itself: the element `domain` of our namespace under `<metadata>`.
+//! The VFs that a domain should have, kept in the domain itself: the element `domain` of the driver's namespace under
+//! `<metadata>`.
 
 mod element;
 mod nic;
@@ -17,7 +18,7 @@ use element::{Content, Element, Prefixed, is_ours};
 pub use nic::{AdoptedDevices, NicMode, WantedNic};
 pub use operation::{Operation, OperationKind};
 
-/// The VFs a domain should have, and the operation that is under way on it.
+/// The VFs that a domain should have, and the operation in progress on it.
 ///
 /// ```
 /// use kvm_sriov::xml::Wanted;
@@ -33,13 +34,14 @@ pub use operation::{Operation, OperationKind};
 /// docs/decisions/0003-metadata-in-the-domain.md.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// One for each SR-IOV NIC, each with a position of its own.
+    /// One per SR-IOV NIC. No two have the same position.
     pub nics: Vec<WantedNic>,
-    /// The operation that is under way, or that ended without being finished.
+    /// The operation in progress, or one that was interrupted.
     pub operation: Option<Operation>,
-    /// The second number of the version. A higher one than ours is kept: whoever wrote it may read it again.
+    /// The minor number of the version. A number above the driver's own is kept, because the newer version that wrote
+    /// it may read it again.
     pub minor: u32,
-    /// What a later version put here.
+    /// Content of a later version.
     pub kept: KeptContent,
 }
 
@@ -47,16 +49,16 @@ const MAJOR: u32 = 1;
 const VERSION: &str = "a version such as 1.0";
 
 impl Wanted {
-    /// The namespace of the element. The number in it never changes: the version is an attribute.
+    /// The namespace of the element. The number in it never changes; the version is an attribute.
     pub const NAMESPACE: &'static str = "urn:kvm-sriov:domain:1";
 
-    /// The prefix that the element is written with.
+    /// The prefix of the namespace in the driver's output.
     pub const PREFIX: &'static str = "sriov";
 
-    /// Reads the element: with our prefix, another, or without (as libvirt's call for metadata answers).
+    /// Reads the element: with this prefix, with another one, or without (libvirt's call for metadata removes it).
     ///
     /// # Errors
-    /// It is not our element, was written by a newer major version, or a value does not fit.
+    /// The text is not this element, a newer major version wrote it, or a value is wrong.
     pub fn parse(element: &str) -> Result<Self, XmlError> {
         let document = parse(element)?;
         Self::read(document.root_element())
@@ -84,7 +86,10 @@ impl Wanted {
         for node in element.children().filter(|node| is_ours(*node, "nic")) {
             let nic = WantedNic::read(node)?;
             if nics.iter().any(|other| other.position == nic.position) {
-                return Err(XmlError::at(node, format_args!("position {} is there twice", nic.position)));
+                return Err(XmlError::at(
+                    node,
+                    format_args!("expected different positions, found {} twice", nic.position),
+                ));
             }
             nics.push(nic);
         }
@@ -96,18 +101,18 @@ impl Wanted {
         Ok(Self { nics, operation, minor, kept: KeptContent::read(element, &["version"], &["nic", "operation"]) })
     }
 
-    /// The element with our prefix, on one line: as it stands in a domain's `<metadata>`.
+    /// The element with the prefix, on one line: the form for a domain's `<metadata>`.
     pub fn to_xml(&self) -> String {
         let mut element = self.element();
         element.attributes.insert(0, (format!("xmlns:{}", Self::PREFIX), Self::NAMESPACE.to_owned()));
         Prefixed(&element, "sriov:").to_string()
     }
 
-    /// The element without prefix and namespace: libvirt's call that sets metadata adds both, and refuses an element
+    /// The element without prefix and namespace. libvirt's call that sets metadata adds both, and refuses an element
     /// that has the prefix already.
     ///
     /// # Source
-    /// `virXMLInjectNamespace` in libvirt's `src/util/virxml.c`, and tried.
+    /// `virXMLInjectNamespace` in libvirt's `src/util/virxml.c`, and an experiment.
     pub fn to_unqualified_xml(&self) -> String {
         Prefixed(&self.element(), "").to_string()
     }

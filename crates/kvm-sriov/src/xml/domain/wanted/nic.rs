@@ -15,54 +15,55 @@ use crate::xml::read::{attribute, decimal, required};
 pub struct WantedNic {
     /// OpenNebula's MAC of the NIC.
     pub mac: MacAddress,
-    /// The root its VF comes from.
+    /// The root of its VF.
     pub root: RootName,
-    /// How the VF gets into the guest.
+    /// How the guest gets the VF.
     pub mode: NicMode,
-    /// Its place among the SR-IOV NICs of the VM.
+    /// Its number among the SR-IOV NICs of the VM.
     pub position: Position,
-    /// The address in the guest, when it was chosen by us.
+    /// The guest address of the VF, if the driver chose or noted one.
     pub guest: Option<PciAddress>,
-    /// The place in the boot order, from 1.
+    /// The position in the boot order, from 1.
     pub boot_order: Option<u32>,
-    /// The VLAN (or the number of the partition key), when the network has one.
+    /// The VLAN, or the number of the partition key, if the network has one.
     pub vlan: Option<u16>,
-    /// OpenNebula's NIC_ID, when it is known.
+    /// OpenNebula's NIC_ID, if known.
     pub nic_id: Option<u32>,
-    /// The dummy's XML, from the moment the guest was asked to release it: what it takes to plug it in again.
+    /// The XML of the dummy, written before the driver asks the guest to release the dummy. It serves to plug the same
+    /// dummy again.
     pub dummy: Option<String>,
-    /// What it had without an alias of ours, when its domain was adopted.
+    /// Its devices without an alias of the driver, in an adopted domain.
     pub adopted: AdoptedDevices,
-    /// What a later version put here.
+    /// Content of a later version.
     pub kept: KeptContent,
 }
 
-/// The devices of a NIC in a domain that the stock driver or the driver of 2013 started: their aliases are libvirt's, which
-/// gives them again to others.
+/// The devices of a NIC in a domain that the stock driver or the driver of 2013 started. They have aliases of libvirt,
+/// which libvirt reuses for other devices, so the driver identifies them otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AdoptedDevices {
-    /// The VF, by its address on the host; `None` once it has left.
+    /// The VF, by its address on the host; `None` after it was unplugged.
     pub vf: Option<PciAddress>,
-    /// The dummy, by its MAC; `None` once it has left.
+    /// The dummy, by its MAC; `None` after it was unplugged.
     pub dummy: Option<MacAddress>,
 }
 
-/// How a VF gets into the guest.
+/// How a guest gets a VF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NicMode {
-    /// A PCI host device, with a dummy interface that carries its IP address.
+    /// A PCI host device, and a dummy interface that carries the IP address.
     Hostdev,
     /// An interface of type hostdev with OpenNebula's MAC.
     Ethernet,
-    /// An interface on a libvirt network that hands out VFs.
+    /// An interface on a libvirt network that provides VFs.
     Network,
     /// A PCI host device whose GUID and partition keys are set.
     Infiniband,
 }
 
 impl WantedNic {
-    /// A NIC with a PCI host device, and nothing else known of it.
+    /// A NIC with a PCI host device. Nothing else of it is known.
     pub(crate) fn new(mac: MacAddress, root: RootName, position: Position) -> Self {
         Self {
             mac,
@@ -79,17 +80,17 @@ impl WantedNic {
         }
     }
 
-    /// The VF that this NIC needs.
+    /// The VF that the NIC needs.
     pub fn vf(&self) -> WantedVf {
         WantedVf { root: self.root.clone(), nic: self.key() }
     }
 
-    /// What tells it from the VM's other NICs.
+    /// Identifies the NIC in its VM.
     pub fn key(&self) -> NicKey {
         NicKey { position: self.position, mac: self.mac }
     }
 
-    /// NICs in the order of their positions.
+    /// Sorts NICs by position.
     pub(crate) fn in_order(nics: Vec<Self>) -> Vec<Self> {
         ascending(nics, |a, b| a.position.cmp(&b.position))
     }

@@ -1,4 +1,4 @@
-//! The operation that is under way on a domain.
+//! The operation in progress on a domain.
 
 use std::fmt::{self, Display};
 use std::path::PathBuf;
@@ -11,43 +11,43 @@ use crate::base::{ParseError, Position};
 use crate::xml::XmlError;
 use crate::xml::read::{attribute, required};
 
-/// An operation on a domain that has not been finished.
+/// An operation on a domain that is in progress or was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Which one.
+    /// The kind of operation.
     pub kind: OperationKind,
-    /// What a later version put here.
+    /// Content of a later version.
     pub kept: KeptContent,
 }
 
-/// Which operation it is.
+/// The kind of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OperationKind {
-    /// The VFs are out or on their way, and the domain goes into a file.
+    /// A save: the VFs are unplugged or being unplugged, and the domain is saved into a file.
     Save,
-    /// The domain came from a file, paused, and its VFs are not all in.
+    /// A restore: the domain was started from a file and is paused; not all its VFs are plugged.
     Restore {
-        /// The file. While it has this name no CPU of the domain has run.
+        /// The file. As long as it has this name, no CPU of the domain has run.
         checkpoint: PathBuf,
     },
-    /// The domain is moving.
+    /// A migration.
     Migrate {
-        /// The destination, as OpenNebula names it.
+        /// OpenNebula's name of the destination.
         to: String,
-        /// Names this one move, on both hosts.
+        /// Identifies this migration on both hosts.
         id: String,
-        /// The source, as OpenNebula names it, if it did.
+        /// OpenNebula's name of the source, if known.
         from: Option<String>,
-        /// Whether the CPUs stood when the move began: then nobody but its user lets the VM run.
+        /// Whether the CPUs were stopped when the migration began. Then only the VM's user resumes the VM.
         was_paused: bool,
     },
-    /// The guest was asked to release VFs and has not done so in time. It may do so later; then they are plugged back.
+    /// The guest did not release VFs in time. If it releases them later, they are plugged back.
     PendingUnplug {
-        /// The NICs whose VFs these are.
+        /// The positions of the NICs of these VFs.
         positions: Vec<Position>,
     },
-    /// One of a later version: not ours to finish.
+    /// An operation of a later version, which this version can't finish.
     Other(String),
 }
 
@@ -85,7 +85,7 @@ impl Operation {
                 attributes.extend([("to", Some(to.clone())), ("id", Some(id.clone())), ("from", from.clone())]);
                 attributes.push(("stands", was_paused.then(|| "yes".to_owned())));
             }
-            // The path came from a text: an argument, or this attribute.
+            // The path is UTF-8: it came from an argument or from this attribute.
             OperationKind::Restore { checkpoint } => {
                 attributes.push(("checkpoint", Some(checkpoint.to_string_lossy().into_owned())));
             }
@@ -105,7 +105,7 @@ impl From<OperationKind> for Operation {
     }
 }
 
-/// The name, as the metadata have it.
+/// The name in the metadata.
 impl Display for OperationKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -118,7 +118,7 @@ impl Display for OperationKind {
     }
 }
 
-/// The one value of an attribute that is only there when something is so.
+/// The only value of an attribute that is present only if it is true.
 fn yes(text: &str) -> Result<(), ParseError> {
     if text == "yes" { Ok(()) } else { Err(ParseError::new("yes", text)) }
 }

@@ -92,7 +92,7 @@ const TEXT: &str = "<sriov:domain xmlns:sriov='urn:kvm-sriov:domain:1' version='
     <sriov:later a='1'><sriov:inner/></sriov:later></sriov:domain>";
 
 #[test]
-fn a_later_minor_version_is_kept() {
+fn content_of_a_later_minor_version_is_kept() {
     let wanted = Wanted::parse(TEXT).unwrap();
     assert_eq!(wanted.to_xml(), TEXT);
     assert_eq!(wanted.nics[0].position.number(), 10);
@@ -103,14 +103,14 @@ fn a_later_minor_version_is_kept() {
     assert_eq!(Wanted::parse(&bare).unwrap(), wanted);
     let as_default = bare.replacen("<domain", "<domain xmlns='urn:kvm-sriov:domain:1'", 1);
     assert_eq!(Wanted::parse(&as_default).unwrap(), wanted);
-    // As libvirt 9.0 answers virDomainGetMetadata.
+    // The form in which libvirt 9.0 answers virDomainGetMetadata.
     let answered =
         bare.replacen("<domain", "<domain xmlns:sriov=\"urn:kvm-sriov:domain:1\"", 1).replace("><", ">\n  <");
     assert_eq!(Wanted::parse(&answered).unwrap(), wanted);
 }
 
 #[test]
-fn what_is_not_ours_or_not_readable_is_refused() {
+fn foreign_and_unreadable_elements_are_refused() {
     for (from, to, expected) in [
         ("version='1.3'", "version='2.0'", "1:1: expected metadata of version 1, found 2.0: it was written by a newer"),
         ("version='1.3'", "version='1'", "1:52: version: expected a version such as 1.0, found \"1\""),
@@ -127,5 +127,5 @@ fn what_is_not_ours_or_not_readable_is_refused() {
     }
     let nic = "<nic mac='02:00:c0:a8:01:05' root='ib0' mode='hostdev' position='1'/>";
     let twice = format!("<domain version='1.0'>{nic}{nic}</domain>");
-    assert!(Wanted::parse(&twice).unwrap_err().to_string().contains("position 1 is there twice"));
+    assert!(Wanted::parse(&twice).unwrap_err().to_string().contains("expected different positions, found 1 twice"));
 }

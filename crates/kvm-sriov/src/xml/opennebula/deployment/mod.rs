@@ -1,4 +1,4 @@
-//! The deployment file that OpenNebula writes, and what it becomes for libvirt.
+//! OpenNebula's deployment file, and its translation for libvirt.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use crate::xml::splice::{Splice, apply};
 use crate::xml::write::{ElementLine, Escaped, append, element, lay_out, margin, step};
 use crate::xml::{Wanted, WantedNic, XmlError, dummy_alias_of};
 
-/// The domain XML of a VM that is to be started, as OpenNebula wrote it.
+/// The domain XML of a VM to be started, as OpenNebula wrote it.
 ///
 /// ```
 /// use kvm_sriov::xml::Deployment;
@@ -30,8 +30,8 @@ use crate::xml::{Wanted, WantedNic, XmlError, dummy_alias_of};
 /// ```
 ///
 /// # Source
-/// OpenNebula's `LibVirtDriverKVM.cc`: several blocks of devices, text of the user's RAW attribute in between, values
-/// of attributes not escaped.
+/// OpenNebula's `LibVirtDriverKVM.cc`: there are several blocks of devices with the text of the user's RAW attribute
+/// between them, and the values of attributes are not escaped.
 #[derive(Debug, Clone)]
 pub struct Deployment {
     text: String,
@@ -41,45 +41,45 @@ pub struct Deployment {
     limit_kib: Option<u64>,
     nvram: Option<Nvram>,
     disks: Vec<Disk>,
-    /// In the order of their positions.
+    /// Sorted by position.
     nics: Vec<SriovInterface>,
-    /// The MACs of all interfaces that have one, with and without a VF.
+    /// The MACs of all interfaces, with and without a VF.
     macs: Vec<MacAddress>,
     domain: Range<usize>,
     last_devices: Option<Range<usize>>,
     metadata: Option<Range<usize>>,
-    /// Elements of our namespace that are in the metadata already.
+    /// Elements of the driver's namespace that the metadata have already.
     ours: Vec<Range<usize>>,
 }
 
-/// What one SR-IOV NIC of a domain becomes when the domain is started.
+/// An SR-IOV NIC of a domain to be started, with its VF.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedNic {
-    /// The NIC, as it is written into the domain's metadata.
+    /// The NIC, in the form of the domain's metadata.
     pub wanted: WantedNic,
     /// The address of its VF on the host.
     pub vf: PciAddress,
-    /// The MAC of the dummy that carries the NIC's IP address into the guest.
+    /// The MAC of its dummy.
     pub dummy_mac: MacAddress,
 }
 
-/// The file that holds the UEFI variables of a VM.
+/// The file of the UEFI variables of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
-    /// Where it should be.
+    /// The path of the file, which may not exist yet.
     pub path: PathBuf,
-    /// QEMU's name of its format; `raw` when none is written.
+    /// QEMU's name of its format; `raw` if the deployment file names none.
     pub format: String,
 }
 
-/// A disk in a file, and where the value of its `file` attribute stands.
+/// A disk in a file, and the place of the value of its `file` attribute in the text.
 #[derive(Debug, Clone)]
 struct Disk {
     path: PathBuf,
     value: Range<usize>,
 }
 
-/// An interface on a bridge `sriov_<root>`: its NIC, its place in the text, and what its dummy takes over.
+/// An interface on a bridge `sriov_<root>`: its NIC, its place in the text, and the parts that its dummy takes over.
 #[derive(Debug, Clone)]
 struct SriovInterface {
     wanted: WantedNic,
@@ -95,8 +95,8 @@ impl Deployment {
     /// Reads a deployment file.
     ///
     /// # Errors
-    /// It is not XML (a raw `<` or `&` in a value, for example), no domain with a name, or an SR-IOV NIC has no root
-    /// name or MAC that is one, or there are more than 16 of them.
+    /// The text is not XML (a raw `<` or `&` in a value, for example) or not a domain with a name; an SR-IOV NIC has a
+    /// wrong root name or MAC; or there are more than 16 of them.
     pub fn parse(text: &str) -> Result<Self, XmlError> {
         let document = parse(text)?;
         let domain = root(&document, "domain")?;
@@ -135,36 +135,36 @@ impl Deployment {
         &self.name
     }
 
-    /// The domain's UUID; before 6.0 OpenNebula wrote none.
+    /// The domain's UUID; OpenNebula before 6.0 wrote none.
     pub fn uuid(&self) -> Option<&DomainUuid> {
         self.uuid.as_ref()
     }
 
-    /// The guest's memory in KiB, for messages: 0 when it can't be read, as libvirt has the last word on it.
+    /// The guest's memory in KiB; 0 if it can't be read, because libvirt decides whether it is valid.
     pub fn memory_kib(&self) -> u64 {
         self.memory_kib
     }
 
-    /// How much memory the host gives its QEMU at the most, in KiB, where that is limited.
+    /// The memory limit of its QEMU on the host, in KiB, if there is one.
     pub fn limit_kib(&self) -> Option<u64> {
         self.limit_kib
     }
 
-    /// The NICs that become VFs, in the order of their positions. Their VLANs and NIC_IDs are not in this file:
-    /// [`Deployment::described`] adds them.
+    /// The SR-IOV NICs, sorted by position. Their VLANs and NIC_IDs are not in this file: [`Deployment::described`]
+    /// adds them.
     ///
-    /// The guest addresses ascend with the positions. An address that a NIC itself names is kept. If the other addresses
-    /// can't be put in order around it, these NICs have none: libvirt chooses, and the order must be checked when the
+    /// The guest addresses ascend with the positions. A NIC that names an address itself keeps it. If the addresses
+    /// can't be put in order, the other NICs have none: libvirt chooses, and the caller must check the order when the
     /// domain runs.
     pub fn sriov_nics(&self) -> impl Iterator<Item = &WantedNic> {
         self.nics.iter().map(|nic| &nic.wanted)
     }
 
-    /// The NICs that become VFs, with the VLANs and NIC_IDs of OpenNebula's description where there is one.
+    /// The SR-IOV NICs, with the VLANs and NIC_IDs of OpenNebula's description if there is one.
     pub fn described(&self, data: Option<&VmData>) -> Vec<WantedNic> {
         let mut described: Vec<_> = data.into_iter().flat_map(VmData::sriov_nics).collect();
-        // Several NICs may have one MAC. Each description is used once: for the NIC with its device on the host, or else
-        // for the first one.
+        // Several NICs may have the same MAC. Each description is used once: for the NIC with the same device on the
+        // host, or else for the first one.
         let mut describe = |nic: &SriovInterface| {
             let is_it =
                 |(described, root): &&(&VmNic, RootName)| described.mac == nic.wanted.mac && *root == nic.wanted.root;
@@ -184,17 +184,17 @@ impl Deployment {
         self.nics.iter().map(complete).collect()
     }
 
-    /// The MACs of all its NICs, also of those that get no VF.
+    /// The MACs of all NICs, also of those without a VF.
     pub fn macs(&self) -> &[MacAddress] {
         &self.macs
     }
 
-    /// The file of the UEFI variables, when the VM has one.
+    /// The file of the UEFI variables, if the VM has one.
     pub fn nvram(&self) -> Option<Nvram> {
         self.nvram.clone()
     }
 
-    /// The files of disks that OpenNebula made: `<vm directory>/disk.<number>`, no CD-ROMs.
+    /// The files of disks that OpenNebula created: `<vm directory>/disk.<number>`, without CD-ROMs.
     pub fn disk_files(&self) -> Vec<PathBuf> {
         let made_by_one = |disk: &&Disk| {
             let number = disk.path.file_name().and_then(|name| name.to_str()?.strip_prefix("disk."));
@@ -203,18 +203,20 @@ impl Deployment {
         self.disks.iter().filter(made_by_one).map(|disk| disk.path.clone()).collect()
     }
 
-    /// The domain XML for libvirt: every SR-IOV NIC is a host device in its place, the dummies are at the end of the
-    /// last block of devices, our metadata are in, and the given disks have other files. All else is byte for byte.
+    /// The domain XML for libvirt. In place of each SR-IOV NIC stands a host device; the dummies follow at the end of
+    /// the last block of devices; the driver's metadata are added; the given disks have other files. Everything else
+    /// stays byte for byte.
     ///
-    /// The dummy gets model, driver, target, filter and bandwidth of the NIC; its virtual port is dropped, because the
-    /// dummies' bridge is the kernel's, and so is its script, which was written for another bridge.
+    /// The dummy gets the model, driver, target, filter and bandwidth of the NIC. The NIC's virtual port is dropped,
+    /// because the bridge of the dummies is one of the kernel. The NIC's script is dropped, because it was written for
+    /// another bridge.
     ///
-    /// * `disks` - pairs of the path as it is written and the path it is to be
-    /// * `nics` - one for each of [`Deployment::sriov_nics`], same order
+    /// * `disks` - pairs of an old and a new path
+    /// * `nics` - one for each of [`Deployment::sriov_nics`], in the same order
     /// * `dummy_bridge` - the bridge of the dummies
     ///
     /// # Errors
-    /// The number of `nics` is wrong (none of the bridges `sriov_` must reach libvirt), or a path is not UTF-8.
+    /// There are too few or too many `nics` (a bridge `sriov_` must never reach libvirt), or a path is not UTF-8.
     pub fn rewrite(
         &self,
         disks: &[(PathBuf, PathBuf)],
@@ -285,7 +287,9 @@ impl Deployment {
 }
 
 impl SriovInterface {
-    /// Reads an interface that `before` others with a bridge `sriov_<root>` precede; `None` for another bridge.
+    /// Reads an interface; `None` for one on another bridge.
+    ///
+    /// * `before` - how many interfaces on bridges `sriov_` precede it
     fn read(interface: Node<'_, '_>, before: usize, document: &Document<'_>) -> Result<Option<Self>, XmlError> {
         let bridge = child(interface, "source").and_then(|source| source.attribute_node("bridge"));
         let Some((bridge, root)) = bridge.and_then(|bridge| Some((bridge, RootName::from_bridge(bridge.value())?)))
@@ -317,7 +321,7 @@ fn disk(device: Node<'_, '_>, text: &str) -> Option<Disk> {
         && device.attribute("type") == Some("file")
         && device.attribute("device").unwrap_or("disk") == "disk";
     let file = child(device, "source").filter(|_| is_file)?.attribute_node("file")?;
-    // From quote to quote: no name holds one.
+    // The value lies between the first quote and the end: the name has no quotes.
     let range = file.range();
     let open = text.get(range.clone())?.find(['\'', '"'])?;
     let start = range.start.checked_add(open)?.checked_add(1)?;

@@ -18,29 +18,29 @@ fn rewritten(text: &str) -> String {
 }
 
 #[test]
-fn the_simple_domain_becomes_exactly_this() {
+fn the_simple_domain_gives_the_expected_file() {
     assert_eq!(rewritten(SIMPLE), include_str!("../../../../tests/fixtures/deployment-simple.expected.xml"));
 }
 
 #[test]
-fn the_rich_domain_becomes_exactly_this() {
+fn the_rich_domain_gives_the_expected_file() {
     assert_eq!(rewritten(RICH), include_str!("../../../../tests/fixtures/deployment-rich.expected.xml"));
 }
 
 #[test]
-fn the_old_domain_becomes_exactly_this() {
+fn the_old_domain_gives_the_expected_file() {
     assert_eq!(rewritten(OLD), include_str!("../../../../tests/fixtures/deployment-4.0.expected.xml"));
 }
 
 #[test]
-fn a_domain_without_sriov_goes_through_byte_for_byte() {
+fn a_domain_without_sriov_nics_is_not_changed() {
     let deployment = Deployment::parse(WIRE).unwrap();
     assert_eq!(deployment.sriov_nics().next(), None);
     assert_eq!(deployment.rewrite(&[], &[], "").unwrap(), WIRE);
 }
 
 #[test]
-fn what_is_asked_for_is_in_the_result() {
+fn the_planned_devices_are_in_the_result() {
     for text in [SIMPLE, RICH] {
         let deployment = Deployment::parse(text).unwrap();
         let planned = plan(&deployment);
@@ -65,7 +65,7 @@ fn what_is_asked_for_is_in_the_result() {
 }
 
 #[test]
-fn the_facts_of_a_domain_are_read() {
+fn a_domain_is_read() {
     let rich = Deployment::parse(RICH).unwrap();
     assert_eq!((rich.name().as_str(), rich.memory_kib()), ("one-77", 8_388_608));
     assert_eq!(rich.uuid().unwrap().as_str(), "0d0f6f0e-9a54-4d38-8c83-6f0f3a1d2b77");
@@ -86,7 +86,7 @@ fn the_facts_of_a_domain_are_read() {
 }
 
 #[test]
-fn disks_get_other_files_and_nothing_else_changes() {
+fn new_files_of_disks_change_nothing_else() {
     let disk = PathBuf::from("/var/lib/one//datastores/0/2/disk.0");
     let new = PathBuf::from("/mnt/it's <a> & \"b\"");
     let deployment = Deployment::parse(WIRE).unwrap();
@@ -105,7 +105,7 @@ fn disks_get_other_files_and_nothing_else_changes() {
 }
 
 #[test]
-fn only_the_bridge_of_an_interface_of_the_domain_counts() {
+fn only_the_bridge_of_an_interface_makes_an_sriov_nic() {
     for inside in [
         "<title>sriov_ib0</title>".to_owned(),
         format!("<devices>{}</devices>", nic("br0", "<target dev='sriov_ib0'/>")),
@@ -123,7 +123,7 @@ fn only_the_bridge_of_an_interface_of_the_domain_counts() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_place() {
+fn errors_name_the_place() {
     let in_devices = |inside: &str| domain(&format!("<devices>\n{inside}</devices>"));
     for (text, expected) in [
         (in_devices(&nic("sriov_", "")), "4:34: after sriov_: expected a root name"),
@@ -146,7 +146,7 @@ fn mistakes_are_named_with_their_place() {
 }
 
 #[test]
-fn an_address_of_the_nic_itself_is_kept() {
+fn a_nic_keeps_an_address_that_it_names() {
     let asks = |slot: &str| nic("sriov_a", &format!("<address type='pci' domain='0' bus='0' slot='{slot}'/>"));
     let devices = |nics: String| domain(&format!("<devices>{nics}</devices>"));
     let plain = nic("sriov_a", "");
@@ -158,7 +158,7 @@ fn an_address_of_the_nic_itself_is_kept() {
 }
 
 #[test]
-fn empty_elements_and_our_own_metadata_are_handled() {
+fn empty_elements_and_existing_metadata_are_handled() {
     let in_line = domain(&format!("<devices>{}</devices><devices/><metadata/>", nic("sriov_a", "<alias name='x'/>")));
     let result = rewritten(&in_line);
     assert!(result.contains("</devices><devices><interface type='bridge'><source bridge='dummybr'/>"), "{result}");

@@ -3,7 +3,8 @@
 use crate::xml::read::decimal;
 use crate::xml::write::Escaped;
 
-/// `<iotune>`: a total excludes limits of one direction, and a peak counts only above its base.
+/// The element `<iotune>`. A total excludes limits of single directions, and a peak counts only if it is above its
+/// base.
 pub(super) fn limits<'a>(value: &dyn Fn(&str) -> Option<&'a str>) -> String {
     let mut xml = String::new();
     for kind in ["BYTES_SEC", "IOPS_SEC"] {

@@ -1,4 +1,4 @@
-//! A disk as OpenNebula describes it, and the `<disk>` that is plugged in for it.
+//! A disk as OpenNebula describes it, and the `<disk>` to plug for it.
 
 mod limits;
 mod source;
@@ -16,19 +16,19 @@ use crate::xml::write::Escaped;
 use limits::limits;
 pub use source::DiskPlace;
 
-/// A disk of a VM, as OpenNebula describes it. Texts are as they stand there, not checked: libvirt has the last word on them.
+/// A disk of a VM, as OpenNebula describes it. The texts are not checked: libvirt decides whether they are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmDisk {
     values: BTreeMap<String, String>,
     vm: String,
     vcpus: u32,
-    /// The queues of every disk of the VM that does not say.
+    /// The queues of those disks of the VM that name none.
     queues: Option<String>,
 }
 
 impl VmDisk {
-    /// The disk that an action is about: the one with `ATTACH=YES` or, with `id`, the one with this `DISK_ID`. `None` when there
-    /// is none.
+    /// Finds the disk that an action is about: the one with this `DISK_ID`, or without `id` the one with `ATTACH=YES`.
+    /// `None` if there is none.
     ///
     /// # Errors
     /// The text is not XML, or has no `<VM>`.
@@ -80,14 +80,14 @@ impl VmDisk {
         self.get("DISK_ID").unwrap_or("0")
     }
 
-    /// The `<disk>` that OpenNebula's stock driver plugs in.
+    /// The `<disk>` that OpenNebula's stock driver plugs.
     ///
-    /// * `iothreads` - the I/O threads that the running domain has, by their ids: OpenNebula's message may know nothing of them, or
-    ///   what they are to be after the next start
-    /// * `default` - the value of kvmrc for `DEFAULT_ATTACH_<name>`
+    /// * `iothreads` - the ids of the I/O threads of the running domain. OpenNebula's message may not name them, or
+    ///   name those of the next start
+    /// * `default` - the value of `DEFAULT_ATTACH_<name>` in kvmrc
     ///
     /// # Source
-    /// OpenNebula's stock `attach_disk` and, for what it lacks, `LibVirtDriverKVM.cc`.
+    /// OpenNebula's stock `attach_disk`; `LibVirtDriverKVM.cc` for what that lacks.
     pub fn to_xml<'a>(
         &'a self,
         place: &DiskPlace,
@@ -150,8 +150,8 @@ impl VmDisk {
         xml + "/>"
     }
 
-    /// The queues that it gets: its own, those of all disks of the VM, or kvmrc's. What is no number is left out, as it is when a VM
-    /// starts.
+    /// The number of queues: the disk's own, that of all disks of the VM, or kvmrc's. A value that is not a number is
+    /// ignored, as at the start of a VM.
     fn queues(&self, default: Option<&str>) -> Option<String> {
         match self.get("VIRTIO_BLK_QUEUES").or(self.queues.as_deref()).or(default)? {
             text if text.eq_ignore_ascii_case("auto") => Some(self.vcpus.to_string()),
@@ -159,18 +159,18 @@ impl VmDisk {
         }
     }
 
-    /// The one of the domain's I/O threads that it gets; without a wish they take turns, and a wish beyond the last one is the
-    /// last one.
+    /// The I/O thread of the disk. OpenNebula numbers threads from 1; a number beyond the last thread means the last
+    /// one. Disks that name none take turns.
     fn iothread(&self, default: Option<&str>, threads: &[u32]) -> Option<u32> {
-        let wish: Option<usize> = self.get("IOTHREAD").or(default).and_then(|text| decimal(text).ok());
+        let chosen: Option<usize> = self.get("IOTHREAD").or(default).and_then(|text| decimal(text).ok());
         let turn = || decimal::<usize>(self.id()).unwrap_or(0).checked_rem(threads.len());
-        let place = wish.and_then(|number| number.checked_sub(1)).or_else(turn)?;
+        let place = chosen.and_then(|number| number.checked_sub(1)).or_else(turn)?;
         threads.get(place).or(threads.last()).copied()
     }
 }
 
-/// The number on the SCSI bus that a target such as `sda` has: letters count as in a spreadsheet, from 0. `None` for what is
-/// no such target, or has no room on the bus.
+/// The number on the SCSI bus of a target such as `sda`: the letters count as in the columns of a spreadsheet, from 0.
+/// `None` for other targets, and for a number that the bus does not have.
 fn scsi_target(target: &str) -> Option<u32> {
     let letters = target.strip_prefix("sd").filter(|letters| !letters.is_empty())?;
     let mut number = 0_u32;

@@ -1,13 +1,13 @@
-//! Where a disk is on the host, or in a store.
+//! The place of a disk: on the host or in a store.
 
 use super::VmDisk;
 use crate::xml::write::Escaped;
 
-/// Where a disk is, and what the guest sees of it.
+/// The place of a disk, and the kind of device that the guest sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlace {
     pub(super) source: Source,
-    /// Whether it is a CD.
+    /// Whether the guest sees a CD-ROM.
     pub is_cdrom: bool,
 }
 
@@ -27,7 +27,7 @@ pub(super) enum Source {
 }
 
 impl DiskPlace {
-    /// The image, as libvirt shows it: a file, a device, or a name in a store.
+    /// The image in libvirt's form: a file, a device, or a name in a store.
     pub fn source(&self) -> &str {
         match &self.source {
             Source::File(path) | Source::Block(path) => path,
@@ -35,7 +35,7 @@ impl DiskPlace {
         }
     }
 
-    /// The file, when it is one.
+    /// The file, if the disk is in one.
     pub fn file(&self) -> Option<&str> {
         match &self.source {
             Source::File(path) => Some(path),
@@ -43,7 +43,7 @@ impl DiskPlace {
         }
     }
 
-    /// The same with another file: libvirt must lock and label the image, not a link to it.
+    /// Replaces the place by a file. libvirt must lock and label the image, not a symbolic link to it.
     #[must_use]
     pub fn with_file(self, path: String) -> Self {
         Self { source: Source::File(path), ..self }
@@ -59,7 +59,7 @@ impl Source {
         }
     }
 
-    /// `<source>`, and `<auth>` after it.
+    /// The element `<source>`, followed by `<auth>`.
     pub(super) fn to_xml(&self) -> String {
         match self {
             Self::File(path) => format!("<source file='{}'/>", Escaped(path)),
@@ -73,9 +73,9 @@ impl Source {
 }
 
 impl VmDisk {
-    /// Its place on the host.
+    /// The place of the disk.
     ///
-    /// * `path` - the image in the VM's directory, for what is a file or a device
+    /// * `path` - the image in the VM's directory, for a disk in a file or on a device
     pub fn place(&self, path: &str) -> DiskPlace {
         let kind = self.get("TYPE").unwrap_or("FILE").to_ascii_lowercase();
         let is = |protocol: &str| kind.starts_with(protocol);
@@ -90,7 +90,7 @@ impl VmDisk {
             _ if is("rbd") => self.rbd(self.image("one-sys")),
             _ if is("sheepdog") => self.sheepdog(),
             _ if is("gluster") => self.gluster(),
-            // Also fs and swap, which are made where the system datastore is.
+            // Also disks of type fs and swap, which OpenNebula creates in the system datastore.
             _ if stored("RBD") => self.rbd(format!("{}/one-sys-{}-{}", self.pool(), self.vm, self.id())),
             _ if stored("BLOCK") => Source::Block(path.to_owned()),
             _ if stored("SHEEPDOG") => self.sheepdog(),
@@ -104,7 +104,7 @@ impl VmDisk {
         self.get("POOL_NAME").unwrap_or("one")
     }
 
-    /// The image in a store of blocks: a clone has the numbers of VM and disk at its end.
+    /// The name of the image in a store. The name of a clone ends with the numbers of the VM and the disk.
     fn image(&self, without: &str) -> String {
         let source = self.get("SOURCE").map_or_else(|| format!("{}/{without}", self.pool()), str::to_owned);
         if self.is_yes("CLONE") || self.get("SOURCE").is_none() {
@@ -141,18 +141,18 @@ impl VmDisk {
         Source::Network { protocol: "gluster", name, hosts, auth: None }
     }
 
-    /// `<auth>`; only with both, user and secret.
+    /// The element `<auth>`, if both the user and the secret are known.
     fn auth(&self, kind: &str, by: &str, [user, secret]: [&str; 2]) -> Option<String> {
         let (user, secret) = (Escaped(self.get(user)?), Escaped(self.get(secret)?));
         Some(format!("<auth username='{user}'><secret type='{kind}' {by}='{secret}'/></auth>"))
     }
 }
 
-/// `<host>` elements from names parted by blanks, each with a port or not.
+/// Elements `<host>` from names separated by blanks, each with or without a port.
 fn hosts(list: Option<&str>, transport: &str) -> String {
     let mut xml = String::new();
     for host in list.unwrap_or_default().split_whitespace() {
-        // An IPv6 address is in brackets when a port follows.
+        // An IPv6 address with a port is in brackets.
         let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((name, rest)) => (name, rest.strip_prefix(':')),
             None if host.matches(':').count() == 1 => host.split_once(':').map_or((host, None), |(n, p)| (n, Some(p))),

@@ -9,12 +9,12 @@ fn described(disk: &str) -> VmDisk {
     VmDisk::find(&text, None).unwrap().unwrap()
 }
 
-/// A kvmrc that says nothing.
+/// A kvmrc without defaults for disks.
 fn plain<'a>(_: &str) -> Option<&'a str> {
     None
 }
 
-/// The element, for a target that needs nothing else.
+/// The element with a target that adds nothing else to it.
 fn at_hdb(disk: &str) -> String {
     let disk = described(disk);
     disk.to_xml(&disk.place("/ds/0/7/disk.3"), "hdb", &[1, 2], &plain)
@@ -40,7 +40,7 @@ fn iothreads_are_those_of_the_running_domain() {
 }
 
 #[test]
-fn queues_are_the_disks_the_vms_or_kvmrcs() {
+fn queues_come_from_the_disk_the_vm_or_kvmrc() {
     let queues = |disk: &str, vm: &str, default: Option<&'static str>| {
         let text = format!(
             "<VMM_DRIVER_ACTION_DATA><VM><TEMPLATE><VCPU>3</VCPU><FEATURES><VIRTIO_BLK_QUEUES>{vm}</VIRTIO_BLK_QUEUES>\
@@ -66,7 +66,7 @@ const RAW: &str = "<driver name='qemu' type='raw' cache='default'/>";
 const AUTH: &str = "<auth username='libvirt'><secret type='ceph' uuid='u1'/></auth>";
 
 #[test]
-fn every_type_becomes_exactly_this() {
+fn every_type_of_disk_gives_this_element() {
     let file = "<source file='/ds/0/7/disk.3'/>";
     let block = "<source dev='/ds/0/7/disk.3'/>";
     let ceph = "<CEPH_HOST>mon1:6789 mon2</CEPH_HOST><CEPH_USER>libvirt</CEPH_USER><CEPH_SECRET>u1</CEPH_SECRET>";
@@ -161,7 +161,7 @@ fn every_type_becomes_exactly_this() {
 }
 
 #[test]
-fn all_that_can_be_said_of_a_disk_stands_in_its_order() {
+fn all_parts_of_a_disk_are_written_in_libvirts_order() {
     let disk = described(
         "<DRIVER>qcow2</DRIVER><CACHE>none</CACHE><IO>native</IO><DISCARD>unmap</DISCARD><ORDER>2</ORDER>\
          <READONLY>YES</READONLY><SHAREABLE>yes</SHAREABLE><LUKS_SECRET>s</LUKS_SECRET><SERIAL>a b/c.1-_é</SERIAL>\
@@ -184,7 +184,7 @@ fn all_that_can_be_said_of_a_disk_stands_in_its_order() {
 }
 
 #[test]
-fn kvmrc_says_what_a_disk_does_not() {
+fn kvmrc_has_the_defaults_of_a_disk() {
     fn default<'a>(name: &str) -> Option<&'a str> {
         match name {
             "CACHE" => Some("none"),
@@ -206,7 +206,7 @@ fn kvmrc_says_what_a_disk_does_not() {
 }
 
 #[test]
-fn a_scsi_disk_has_the_number_of_its_letters() {
+fn a_scsi_disk_has_the_number_in_its_target() {
     for (target, number) in [
         ("sda", Some(0)),
         ("sdz", Some(25)),
@@ -228,7 +228,7 @@ fn a_scsi_disk_has_the_number_of_its_letters() {
 }
 
 #[test]
-fn a_recorded_disk_becomes_exactly_this() {
+fn a_recorded_disk_gives_this_element() {
     let text = include_str!("../../../../../../tests/fixtures/wire/18-attach_disk-on-hostA/stdin");
     let disk = VmDisk::find(text, None).unwrap().unwrap();
     assert_eq!(disk.target(), Some("vdb"));
