@@ -1,8 +1,8 @@
 # Functions of glibc that the programs call, under their oldest symbol versions (docs/decisions/0010-older-glibc.md).
 #
-# A program that is linked with today's glibc asks for today's symbol versions. So it would not start on an older system, although
-# glibc keeps all old versions and they do the same. The linker takes each function here instead of glibc's. It jumps to glibc's old
-# version.
+# A program that is linked with today's glibc asks for today's symbol versions. So it would not start on an older
+# system, although glibc keeps all old versions and they do the same. The linker takes each function here instead of
+# glibc's. It jumps to glibc's old version.
 
     .macro old name, version
     .symver glibc_\name, \name@GLIBC_\version
@@ -28,11 +28,12 @@
     .endm
 
     .text
-    # Since 2.34 glibc itself runs a program's initializers. Older versions skip those that crt1.o does not pass on. Rust's
-    # standard library has one, and works without it.
+    # Since 2.34 glibc itself runs a program's initializers. Older versions skip those that crt1.o does not pass on.
+    # Rust's standard library has one, and works without it.
     old __libc_start_main, 2.2.5
 
-    # Since 2.34 these are in libc.so, before in libpthread.so and libdl.so. So the programs are linked with these libraries.
+    # Since 2.34 these are in libc.so, before in libpthread.so and libdl.so. So the programs are linked with these
+    # libraries.
     old dlsym, 2.2.5
     old pthread_attr_getguardsize, 2.2.5
     old pthread_attr_getstack, 2.2.5
