@@ -508,7 +508,7 @@ fn a_dimm_of_huge_pages_needs_huge_pages() {
         let error = resize(&host, 2, 320, "HOTPLUG").unwrap_err().to_string();
         let said = format!(
             "resize: could not resize memory to 320 MiB on one-42: a DIMM of 256 MiB needs 128 huge pages of 2048 KiB on NUMA \
-             node 1, of which {free} are free"
+             node 1, but only {free} are free"
         );
         assert!(error.starts_with(&said) && error.ends_with("; nothing was changed"), "{error}");
         assert_eq!(host.portrait(), before);
@@ -529,7 +529,7 @@ fn a_guest_that_keeps_its_cpus_keeps_all() {
     host.model().set_guest("one-42", Guest::Silent);
     let before = sizes(&host);
     let error = resize(&host, 1, 32, "").unwrap_err().to_string();
-    let text = "one-42 has 2 VCPUs, and its guest may still let go of others";
+    let text = "one-42 has 2 VCPUs, and its guest may still release others";
     assert!(error.contains("vcpu unplug request timed out") && error.ends_with(text), "{error}");
     assert_eq!(sizes(&host), before);
 }

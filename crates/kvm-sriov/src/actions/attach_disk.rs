@@ -1,6 +1,6 @@
 //! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
 
-use super::shared::device::{self, Device};
+use super::shared::device::{self, NewDevice};
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
@@ -33,7 +33,7 @@ pub fn attach_disk(
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let place = without_link(disk.place(path));
-    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("attach {} ({target}) to {}", place.source(), domain.name);
@@ -48,14 +48,14 @@ pub fn attach_disk(
         return Err(untouched(Cause::OtherDisk { vm: domain.name.clone(), what, found }));
     }
     let xml = disk.to_xml(&place, target, &live.iothreads, &|name| host.settings().disk_default(name));
-    // Nothing was at this target before but, for a CD, an empty drive: what is there now is what libvirt took.
+    // The target was free before, or an empty drive. So a disk, or a medium in the drive, is the new one.
     let is_drive = live.disk(target).is_some();
     let is_in = || Ok(vm::read(host, domain)?.disk(target).is_some_and(|disk| !is_drive || disk.source.is_some()));
-    let device = Device { xml: &xml, what: &what, undo: "detach_disk", memory_kib: 0, is_in: &is_in };
+    let device = NewDevice { xml: &xml, what: &what, undo: "detach_disk", memory_kib: 0, is_in: &is_in };
     device::plug(host, ACTION, domain, &device)
 }
 
-/// A file that is a link, as the disks of some datastores are: the image is what libvirt must lock and label.
+/// Replaces a link, which some datastores use, by the image that it points to. libvirt must lock and label the image.
 fn without_link(place: DiskPlace) -> DiskPlace {
     let file = place.file().map(|file| vec![file.into()]);
     let linked = file.map(dir::linked_disks).and_then(|links| links.into_iter().next());

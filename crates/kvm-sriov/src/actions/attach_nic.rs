@@ -1,8 +1,8 @@
-//! `attach_nic`: plugs a NIC into a running VM, with a VF if its bridge asks for one.
+//! `attach_nic`: plugs a NIC into a running VM, with a VF if its bridge names a root.
 
 use std::slice;
 
-use super::shared::device::{self, Device};
+use super::shared::device::{self, NewDevice};
 use crate::base::{Action, DeployId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -17,12 +17,13 @@ const ACTION: Action = Action::AttachNic;
 
 /// Plugs a NIC into a running VM. Success when it is there already.
 ///
-/// On a bridge `sriov_<root>` it gets a free VF of that root and a dummy interface, at the lowest position that keeps the
-/// VM's VFs in the order of their guest addresses. On any other bridge it is what the stock driver makes of it, and so is a
-/// PCI device. An alias is another address of a NIC: there is nothing to plug in.
+/// A NIC on a bridge `sriov_<root>` gets a free VF of that root and a dummy interface, at the lowest position that
+/// keeps the VM's VFs in the order of their guest addresses. A NIC on any other bridge, and a PCI device, are attached
+/// as by the stock driver. An alias is another address of a NIC, so there is nothing to plug in.
 ///
 /// * `nic` - the NIC
-/// * `data` - OpenNebula's description of the VM: says whether the NIC is an alias or a PCI device, and which other NICs there are
+/// * `data` - OpenNebula's description of the VM: says whether the NIC is an alias or a PCI device, and which other
+///   NICs there are
 ///
 /// # Errors
 /// Nothing was changed, or the error's state says exactly what is left.
@@ -47,19 +48,19 @@ pub fn attach_nic(host: &Host, id: &DeployId, nic: &VmNic, data: Option<&VmData>
     as_stock(host, id, data, &New::Interface(nic))
 }
 
-/// What is plugged in that is no VF of ours.
+/// A device that is not a VF of this driver.
 enum New<'a> {
     Interface(&'a VmNic),
     Pci(&'a VmPci),
 }
 
 impl New<'_> {
-    /// Whether the domain has it already.
+    /// Whether the domain has the device already.
     fn is_in(&self, live: &LiveDomain) -> bool {
         match self {
             Self::Pci(pci) => live.pci_alias(&pci.device).is_some(),
             Self::Interface(nic) => live.interfaces.iter().any(|interface| {
-                // Without NIC_ID and device only the bridge is known besides the MAC.
+                // Without NIC_ID and host device only MAC and bridge are known.
                 let is_nameless = nic.id.is_none() && nic.target.is_none();
                 interface.is(nic) || (is_nameless && interface.is_on_bridge_of(nic))
             }),
@@ -74,24 +75,25 @@ impl New<'_> {
     }
 }
 
-/// An alias for a NIC that no device has. A NIC_ID makes it the NIC's own; without one another NIC with the MAC may have it.
+/// A free alias for a NIC. With a NIC_ID the alias is the NIC's own. Without one, another NIC with the same MAC may
+/// have it already.
 fn free_alias(nic: &VmNic, live: &LiveDomain) -> String {
     let alias = nic_alias(nic);
     let numbered = (2..).map(|number: u32| format!("{alias}-{number}"));
     std::iter::once(alias.clone()).chain(numbered).find(|alias| !live.shows(alias)).unwrap_or_default()
 }
 
-/// The device for a PCI NIC. OpenNebula's guest address is only used where the bus is there and the place is free.
+/// The device for a PCI NIC. OpenNebula's guest address is used only if its bus exists and the address is free.
 fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
     let is_vf = matches!(&pci.device, PciDevice::Function(address) if host.sysfs().check_vf(*address).is_ok());
     let guest = pci.guest.filter(|guest| live.shows("pci.1") && !live.uses(*guest));
     pci_of(pci, is_vf, guest)
 }
 
-/// Plugs in a device that is no VF of ours.
+/// Plugs in a device as the stock driver does.
 fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(failed)?;
     let domain = found.domain();
     let live = found.live();
@@ -114,27 +116,27 @@ fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) ->
         let live = vm::read(host, domain)?;
         Ok(alias.as_ref().map_or_else(|| new.is_in(&live), |alias| live.shows(alias)))
     };
-    // A PCI device has all of it pinned.
+    // A PCI device pins all memory of the domain.
     let memory_kib = live.memory_kib;
     device::plug(
         host,
         ACTION,
         domain,
-        &Device { xml: &xml, what: &what, undo: "detach_nic", memory_kib, is_in: &is_in },
+        &NewDevice { xml: &xml, what: &what, undo: "detach_nic", memory_kib, is_in: &is_in },
     )
 }
 
 /// Plugs in a VF and its dummy.
 fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // What the VF needs besides the VF is checked before anything is claimed.
+    // Everything besides the VF is checked before anything is claimed.
     let bridge = host.dummy_bridge().map_err(untouched)?;
     host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
     let domain = host.find(id).map_err(untouched)?;
     let mut vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
     if let Some(known) = known(&vm, nic, &root, data).map_err(untouched)? {
         if vm.live.device_of(&known).is_none() {
-            // Nobody could give it a VF before; here somebody asks for it.
+            // The VM lacks this VF. The user asks for it now, so it is plugged in, or the action fails.
             vm.plug(slice::from_ref(&known)).map_err(untouched)?;
             vm.store.settle(&vm.owner()).map_err(|error| untouched(error.into()))?;
         }
@@ -156,19 +158,19 @@ fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option
         return Err(undo(vm, &new, cause));
     }
     if let Err(error) = vm.store.settle(&vm.owner()) {
-        log::warn!("{error}; the claims of {} are put right by the next action that looks", vm.domain.name);
+        log::warn!("{error}; the next reconciliation repairs the claims of {}", vm.domain.name);
     }
     Ok(())
 }
 
-/// The guest must be able to tell each NIC of the VM from a dummy.
+/// Refuses a MAC that the guest would take for the MAC of a dummy.
 fn check_macs(vm: &Vm<'_>, nic: &VmNic, data: Option<&VmData>) -> Result<(), Cause> {
     let is_adopted = |mac| vm.wanted.nics.iter().any(|known| known.adopted.dummy == Some(mac));
     let plain = vm.live.interfaces.iter().filter(|it| !it.is_ours() && !is_adopted(it.mac)).map(|it| it.mac);
     vm.host.check_macs(data.into_iter().flat_map(VmData::macs).chain(plain).chain([nic.mac]))
 }
 
-/// The NIC, if the VM is to have it already. Another NIC may have its MAC.
+/// The NIC, if the VM should have it already. Another NIC may have the same MAC.
 fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Result<Option<WantedNic>, Cause> {
     let other = |what: String| Err(Cause::OtherNic { vm: vm.domain.name.clone(), mac: nic.mac, what });
     let with_mac = || vm.wanted.nics.iter().filter(|known| known.mac == nic.mac);
@@ -178,8 +180,8 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
         Some(known) => return other(format!("it has a VF of {}", known.root)),
         None => {}
     }
-    // Those whose NIC_ID nobody noted: where they are more than the other NICs of that MAC and root that OpenNebula has, this
-    // one is among them.
+    // NICs of this MAC and root whose NIC_ID is not recorded. If there are more of them than other such NICs in
+    // OpenNebula's description, this NIC is one of them.
     let nameless = with_mac().filter(|known| known.root == *root && (known.nic_id.is_none() || nic.id.is_none()));
     let is_noted = |id: Option<u32>| id.is_some() && with_mac().any(|known| known.nic_id == id);
     let is_other =
@@ -197,7 +199,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
     }
 }
 
-/// Where the NIC goes.
+/// The position and the guest address of the new NIC.
 fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace), Cause> {
     let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
     let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
@@ -205,28 +207,31 @@ fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace
 }
 
 fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {
-    // A claim that an earlier try left must not be freed while it is used.
+    // Holds the claims: reconciliation must not release one that an earlier try left and that is used now.
     vm.store.hold(&vm.lock, &vm.owner(), None)?;
     vm.plug(slice::from_ref(new))?;
     vm.plug_dummy(new, mac, dummy)
 }
 
-/// From here on the VM is to have the NIC.
+/// Records in the domain that the VM should have the NIC.
 fn commit(vm: &mut Vm<'_>, new: &WantedNic, place: NicPlace) -> Result<(), Cause> {
     let guest = vm.live.device_of(new).and_then(|device| device.guest);
     vm.wanted.nics.push(WantedNic { guest, ..new.clone() });
     vm.wanted.nics = WantedNic::in_order(std::mem::take(&mut vm.wanted.nics));
     let guests: Vec<_> = vm.wanted.nics.iter().map(|nic| nic.guest).collect();
     if !place.in_order || !guests.is_sorted() {
-        log::warn!("the VF of NIC {} is not at a guest address in the order of the VM's NICs: none was free", new.mac);
+        log::warn!(
+            "the VF of NIC {} is at a guest address out of the order of the VM's NICs: no other was free",
+            new.mac
+        );
     }
     vm.write_wanted()
 }
 
-/// Takes out what was plugged in, and frees its VF.
+/// Unplugs what was plugged in, and frees the VF.
 fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
-    // A VF that is still on its way can't be taken out, and must not be given to another VM meanwhile. Nobody holds the
-    // claim any more: whoever looks next sees whether it came in.
+    // A VF whose call has not answered can't be unplugged, and must not be given to another VM. Its claim stays without
+    // a holder, so the next reconciliation decides whether the VF was plugged in.
     let undone = vm.undo_plug(new, cause.leaves_doubt()).and_then(|is_out| {
         vm.ensure_written()?;
         vm.store.settle(&vm.owner())?;
@@ -237,7 +242,7 @@ fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
         Ok(false) => {
             let name = &vm.domain.name;
             let text = format!(
-                "a VF may still come into {name}; then the next action of {name}, or kvm-sriov reconcile, takes it out"
+                "a VF may still be plugged into {name}; then its next action, or kvm-sriov reconcile, unplugs it"
             );
             ActionError::new(ACTION, cause, HostState::InDoubt(text))
         }
@@ -247,7 +252,7 @@ fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
 
 fn left(vm: &Vm<'_>, new: &WantedNic) -> String {
     let name = &vm.domain.name;
-    format!("NIC {} may still be in {name}; the next action of {name}, or kvm-sriov reconcile, takes it out", new.mac)
+    format!("NIC {} may still be in {name}; its next action, or kvm-sriov reconcile, unplugs it", new.mac)
 }
 
 fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {

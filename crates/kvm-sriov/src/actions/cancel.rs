@@ -11,13 +11,14 @@ use crate::libvirt::DomainRef;
 use crate::vm::checkpoint::Checkpoint;
 use crate::vm::gone::{self, LastLook};
 
-/// How long `cancel` waits for an action that was told to end before it leaves the claims to reconciliation.
+/// How long `cancel` waits for an action that was told to end. Then it leaves the claims to reconciliation.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Destroys the domain and frees its VFs; success when it is not there.
+/// Destroys the domain and frees its VFs. Success when it is not there.
 ///
-/// Never waits for another action of the same VM: OpenNebula cancels while the old one still runs. It ends that action's program,
-/// or lets another program that holds the VM's lock know of the wish ([`VmLock::cancelled`](crate::claims::VmLock::cancelled)), destroys, and only then takes the lock, to look once more and to free the VFs.
+/// Does not wait for a running action of the same VM, because OpenNebula cancels a VM during its other actions. It
+/// tells that action to end ([`VmLock::cancelled`](crate::claims::VmLock::cancelled)), destroys the domain, and only
+/// then takes the lock, to look for the domain once more and to release the claims.
 ///
 /// * `vm` - the VM's name, where the caller knows it: the claims of a domain that is gone are found by its name
 ///
@@ -47,7 +48,7 @@ pub fn cancel(host: &Host, id: &DeployId, vm: Option<&DomainName>) -> Result<(),
     Ok(())
 }
 
-/// Who may hold claims: the domain, or what is known of one that is gone.
+/// The owner of the claims: the domain or, when it is gone, what is known of it.
 fn owner_of(
     domain: Option<&DomainRef>,
     id: &DeployId,
@@ -86,8 +87,8 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
     }
 }
 
-/// Frees what the VM claims. An action that was told to end may have started the domain after it was destroyed, so with
-/// the lock in hand it is looked for once more. A VM without claims needs neither.
+/// Releases the VM's claims. An action that was told to end may have started the domain again, so with the lock held
+/// the domain is looked up and destroyed once more. A VM without claims needs neither.
 fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     let released = store
         .has_any(owner)
@@ -104,7 +105,7 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     if let Some(domain) = host.hypervisor().find(&again)? {
         gone::destroy(host, &domain)?;
     }
-    // Half of an image that the VM was being saved into is of no use any more.
+    // An unfinished image of the VM's save is of no use any more.
     if let Err(error) =
         discard_image(store, owner).and_then(|()| Ok(gone::release(host, store, owner, Action::Cancel)?))
     {

@@ -16,9 +16,9 @@ use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted, WantedNic, 
 
 /// Starts the VM that `xml` describes and returns its domain.
 ///
-/// The XML is kept in `file`, where OpenNebula wants it. Each NIC on a bridge `sriov_<root>` becomes a free VF of that
-/// root and a dummy interface that carries the NIC's IP address; everything else goes to libvirt byte for byte. A VM
-/// without such NICs touches neither claims nor maps.
+/// The XML is also written to `file`, where OpenNebula expects it. Each NIC on a bridge `sriov_<root>` becomes a free
+/// VF of that root and a dummy interface that carries the NIC's IP address. Everything else goes to libvirt byte for
+/// byte. For a VM without such NICs neither claims nor maps are read.
 ///
 /// # Errors
 /// Nothing was started and no VF is claimed, or the error's state says exactly what is left.
@@ -38,7 +38,7 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
     Ok(domain)
 }
 
-/// A VM about to start.
+/// A VM that is about to start.
 struct Start<'a> {
     host: &'a Host,
     deployment: &'a Deployment,
@@ -47,7 +47,7 @@ struct Start<'a> {
     vm_dir: VmDir,
 }
 
-/// What a VM with VFs needs besides the VFs, checked before one is claimed.
+/// What a VM with VFs needs besides free VFs. Checked before a VF is claimed.
 struct Needs {
     dummy_bridge: String,
     maps: Vec<VfMap>,
@@ -61,7 +61,7 @@ struct NewNic {
 }
 
 impl Start<'_> {
-    /// What the stock driver does before it creates a domain.
+    /// The stock driver's preparations before it creates a domain.
     fn prepare(&self) -> Result<(), Cause> {
         let sudo = Sudo::ask();
         let settings = self.host.settings();
@@ -88,7 +88,7 @@ impl Start<'_> {
         self.create(&xml).map_err(|cause| ActionError::new(Action::Deploy, cause, self.what_runs()))
     }
 
-    /// What a start that failed left: the call may have had its effect before the connection broke.
+    /// The state after a failed start. The call may have started the domain before the connection broke.
     fn what_runs(&self) -> HostState {
         let name = || DeployId::Name(self.deployment.name().clone());
         let id = self.deployment.uuid().cloned().map_or_else(name, DeployId::Uuid);
@@ -99,7 +99,7 @@ impl Start<'_> {
         }
     }
 
-    /// The XML for libvirt, kept where OpenNebula wants it.
+    /// The XML for libvirt, which is also written to the deployment file.
     fn rewrite(&self, nics: &[PlannedNic], dummy_bridge: &str) -> Result<String, Cause> {
         let xml = self
             .deployment
@@ -145,7 +145,7 @@ impl Start<'_> {
         Ok(Needs { dummy_bridge, maps, nics })
     }
 
-    /// Claims VFs and creates the domain; a VF that libvirt refuses is left out, and the next free one is tried.
+    /// Claims VFs and creates the domain. When libvirt refuses a VF, tries the next free one.
     fn try_vfs(
         &self,
         store: &ClaimStore,
@@ -170,7 +170,7 @@ impl Start<'_> {
                 Ok(domain) => return Ok(domain),
                 Err(PlugFailure::OneVf(refusal)) => {
                     claimed.give_back().map_err(|undo| claimed.left_claimed(Cause::Claims(undo)))?;
-                    log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
+                    log::warn!("libvirt refused VF {} ({}); trying the next free one", refusal.vf, refusal.why);
                     refusals.push(refusal);
                 }
                 Err(PlugFailure::AnyVf(cause)) => return Err(claimed.undo(cause)),
@@ -225,7 +225,7 @@ impl<'a> Claimed<'a> {
         if lock.cancelled() {
             return Err(cancelled().into());
         }
-        // Before 6.0 the deployment file has no UUID; the domain has one.
+        // Before OpenNebula 6.0 the deployment file has no UUID, but the domain has one.
         let owner = Owner { uuid: Some(domain.uuid.clone()), ..self.owner.clone() };
         let claims: Vec<_> = self.claims.iter().map(|claim| Claim { owner: owner.clone(), ..claim.clone() }).collect();
         self.store.commit(&claims, &self.needs.maps)?;
@@ -236,7 +236,7 @@ impl<'a> Claimed<'a> {
         Ok(domain)
     }
 
-    /// Whose fault it is that the domain was not created.
+    /// Whether one VF caused the failure of the start, or something else did.
     fn judge(&self, cause: Cause, refusals: &[RefusedVf]) -> PlugFailure {
         let Cause::Call { what, source } = cause else { return PlugFailure::AnyVf(cause) };
         let vfs: Vec<_> = self.nics.iter().map(|nic| nic.vf).collect();
@@ -244,7 +244,7 @@ impl<'a> Claimed<'a> {
         VfCall { what, vfs: &vfs, refusals, guest_kib, limit_kib, sysfs: self.start.host.sysfs() }.judge(source)
     }
 
-    /// Believes only the live XML: every VF and every dummy is there, and the guest sees the VFs in their order.
+    /// Checks in the live XML that every VF and every dummy is there, and that the guest sees the VFs in their order.
     fn verify(&self, domain: &DomainRef) -> Result<(), Cause> {
         let name = &self.owner.vm;
         let bridge = &self.needs.dummy_bridge;
@@ -275,7 +275,8 @@ impl<'a> Claimed<'a> {
         self.note_guest_addresses(domain, &live, nics)
     }
 
-    /// Writes the guest addresses that libvirt chose into our metadata, so that a VF that comes back gets its old one.
+    /// Writes the guest addresses that libvirt chose into the domain's metadata. A VF that is plugged in again gets the
+    /// same one.
     fn note_guest_addresses(&self, domain: &DomainRef, live: &LiveDomain, nics: Vec<WantedNic>) -> Result<(), Cause> {
         let wanted = live.wanted.clone().map_err(|source| Cause::Xml { what: "our metadata".into(), source })?;
         let missing = || Cause::NotAsAsked { name: self.owner.vm.clone(), what: "our metadata is missing".into() };
@@ -294,9 +295,9 @@ impl<'a> Claimed<'a> {
         Ok(())
     }
 
-    /// Undoes a start that failed: the domain goes if it is there, then the claims. Says what is left if that fails too.
+    /// Undoes a failed start: destroys the domain if it is there, then releases the claims.
     fn undo(&self, cause: Cause) -> ActionError {
-        // Whether the domain will run is not known: its VFs must stay claimed until somebody has seen it.
+        // The domain may still start. Its VFs must stay claimed until it is known whether it runs.
         let unknown = |kind| matches!(kind, LibvirtErrorKind::NoAnswer | LibvirtErrorKind::Disconnected);
         if matches!(&cause, Cause::Call { source, .. } if unknown(source.kind())) {
             return self.left_claimed(cause);
@@ -311,7 +312,8 @@ impl<'a> Claimed<'a> {
         }
     }
 
-    /// The domain that was started here, if it runs. One of the same name without our VFs is somebody else's work.
+    /// The domain that this action started, if it runs. A domain of the same name without these VFs was started by
+    /// somebody else.
     fn own_domain(&self) -> Result<Option<DomainRef>, Cause> {
         let hypervisor = self.start.host.hypervisor();
         let Some(domain) = hypervisor.find(&DeployId::Name(self.owner.vm.clone()))? else { return Ok(None) };
@@ -325,7 +327,7 @@ impl<'a> Claimed<'a> {
     fn left_claimed(&self, cause: Cause) -> ActionError {
         let vfs: Vec<String> = self.claims.iter().map(|claim| claim.vf.to_string()).collect();
         let state = HostState::InDoubt(format!(
-            "VF {} stays claimed by {} until it is seen whether the domain runs; cancel the VM to free it",
+            "VF {} stays claimed by {} until it is known whether the domain runs; cancel the VM to free it",
             vfs.join(", "),
             self.owner.vm
         ));

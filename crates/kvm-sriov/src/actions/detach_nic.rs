@@ -12,23 +12,24 @@ use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted
 
 const ACTION: Action = Action::DetachNic;
 
-/// Takes the NIC with this MAC out of a running VM and frees its VF. Success when it is not there, or the VM is not.
+/// Takes the NIC with this MAC out of a running VM and frees its VF. Success when the NIC, or the VM, is not there.
 ///
-/// The guest is asked to release VF and dummy together. A NIC without a VF of ours, of whatever kind, and a PCI device leave
-/// in the same way.
+/// The guest is asked to release VF and dummy together. A NIC without a VF of this driver, or a PCI device, is
+/// unplugged in the same way.
 ///
-/// * `data` - OpenNebula's description of the VM: says which of several NICs with the MAC is meant, and which PCI device
+/// * `data` - OpenNebula's description of the VM: says which of several NICs with the MAC is meant, and which PCI
+///   device
 ///
 /// # Errors
-/// The NIC stays: what has left is plugged back. A guest that did not answer in time may do so later: what leaves then is
-/// plugged back, too, and the error says so. A NIC without a VF of ours is left to the guest then. Where several NICs have the
-/// MAC and nothing says which one is meant, nothing is changed.
+/// The NIC stays: what has left is plugged back. A guest that did not answer in time may still release the NIC. Then
+/// the NIC is plugged back as well, and the error's state says so; but a NIC without a VF of this driver leaves for
+/// good. When several NICs have the MAC and nothing tells which one is meant, nothing is changed.
 ///
 /// # Source
 /// OpenNebula's stock `detach_nic`.
 pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // Whatever is plugged back now would have to leave again.
+    // Repairs come later: a VF that they plugged back for this NIC would have to be unplugged again.
     let mut found = match Vm::open_as_is(host, ACTION, id, data) {
         Err(Cause::Absent { .. }) => return Ok(()),
         other => other.map_err(untouched)?,
@@ -47,13 +48,13 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
             match reconcile::repair(vm) {
                 Ok(_) | Err(Cause::Absent { .. }) => {}
                 Err(cause) => {
-                    log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not yet put right", vm.domain.name);
+                    log::warn!("{cause}; NIC {mac} is detached, the rest of {} is not repaired yet", vm.domain.name);
                 }
             }
             return Ok(());
         }
     }
-    // A device that is no VF of ours.
+    // A device that is not a VF of this driver.
     let (name, alias) = match pci {
         Some(pci) => (format!("host device {}", pci.device), found.live().pci_alias(&pci.device).map(str::to_owned)),
         None => {
@@ -64,17 +65,17 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
     alias.map_or(Ok(()), |alias| device::unplug(host, ACTION, found.domain(), name, &alias))
 }
 
-/// The NIC with a VF of ours that is to leave, if one is meant that has one.
+/// The NIC with a VF of this driver that is meant; `None` when the NIC that is meant has none.
 ///
 /// # Errors
-/// Several may be meant.
+/// Several NICs may be meant.
 fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option<WantedNic>, Cause> {
     let mut candidates: Vec<&WantedNic> = vm.wanted.nics.iter().filter(|known| known.mac == mac).collect();
     let mut rivals: Vec<String> = Vec::new();
     match data.and_then(|data| Some((data, data.meant(mac)?))) {
         None => rivals.extend(interfaces(&vm.live, mac).map(name_of)),
         Some((data, nic)) => {
-            // Where no NIC_ID was noted the device on the host tells.
+            // Without a recorded NIC_ID the host device identifies the NIC.
             if let Some(it) = candidates.iter().find(|known| vm.has_device_of(known, nic)) {
                 return Ok(Some((*it).clone()));
             }
@@ -94,11 +95,11 @@ fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option
     }
 }
 
-/// The interface without a VF of ours that is to leave, if one is meant that is there. What is known to be another NIC of
-/// OpenNebula's stays.
+/// The interface without a VF of this driver that is meant; `None` when it is not there. An interface that is known to
+/// be another NIC of OpenNebula's is never returned.
 ///
 /// # Errors
-/// Several may be meant.
+/// Several NICs may be meant.
 fn without_vf<'l>(
     live: &'l LiveDomain,
     mac: MacAddress,
@@ -111,7 +112,7 @@ fn without_vf<'l>(
         }
         candidates.retain(|interface| !others(data, nic).any(|other| interface.is(other)));
         let is_on_bridge = |interface: &&LiveInterface| interface.is_on_bridge_of(nic);
-        // On a bridge that asks for a VF it is no other interface.
+        // A NIC on a bridge that names a root is only an interface on that bridge.
         if nic.root().is_some() || candidates.iter().copied().filter(|it| is_on_bridge(it)).count() == 1 {
             candidates.retain(is_on_bridge);
         }
@@ -123,12 +124,12 @@ fn without_vf<'l>(
     }
 }
 
-/// OpenNebula's other NICs with the MAC of this one.
+/// The other NICs in OpenNebula's description with the MAC of this NIC.
 fn others<'d>(data: &'d VmData, nic: &'d VmNic) -> impl Iterator<Item = &'d VmNic> {
     data.nics().iter().filter(move |other| other.mac == nic.mac && !std::ptr::eq(*other, nic))
 }
 
-/// The interfaces with a MAC that are no devices of ours.
+/// The interfaces with this MAC that are not dummies of this driver.
 fn interfaces(live: &LiveDomain, mac: MacAddress) -> impl Iterator<Item = &LiveInterface> {
     live.interfaces.iter().filter(move |interface| interface.mac == mac && !interface.is_ours())
 }
@@ -142,7 +143,7 @@ fn several_nics(live: &LiveDomain, mac: MacAddress, names: impl Iterator<Item = 
     Cause::SeveralNics { vm: live.name.clone(), mac, nics: names.collect::<Vec<_>>().join(", ") }
 }
 
-/// Takes VF and dummy of a NIC out and frees the VF; or puts both back.
+/// Unplugs VF and dummy of a NIC and frees the VF, or plugs both back.
 fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     let devices = vm.devices_of(nic);
@@ -169,7 +170,7 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
     commit(vm, nic).map_err(|cause| put_back(vm, nic, before, cause, false))?;
     let freed = vm.free_nic(nic).and_then(|()| Ok(vm.store.settle(&vm.owner())?));
     if let Err(cause) = freed {
-        log::warn!("{cause}; NIC {} is detached, its VF is freed by the next action that looks", nic.mac);
+        log::warn!("{cause}; NIC {} is detached, the next reconciliation frees its VF", nic.mac);
     }
     Ok(())
 }
@@ -180,7 +181,7 @@ fn journal(vm: &Vm<'_>, nic: &WantedNic, devices: &[NicDevice]) {
     }
 }
 
-/// Before the guest is asked, the domain says what it takes to plug its dummy in again. A VF needs no such note.
+/// Records in the domain, before the guest is asked, the XML that plugs the dummy back. A VF needs no such record.
 fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     vm.store.hold(&vm.lock, &vm.owner(), None)?;
     let dummy = vm.dummy_of(nic).map(|dummy| dummy.xml.clone());
@@ -190,7 +191,7 @@ fn begin(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     vm.write_wanted()
 }
 
-/// From here on the VM is not to have the NIC.
+/// Records in the domain that the VM should not have the NIC.
 fn commit(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     let noted = vm.wanted.clone();
     vm.wanted.nics.retain(|wanted| wanted.position != nic.position);
@@ -200,36 +201,37 @@ fn commit(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), Cause> {
     vm.write_wanted().inspect_err(|_| vm.wanted = noted)
 }
 
-/// What the guest may still release, as the operation that is open.
+/// Sets the open operation to a pending unplug of these positions.
 fn note_pending(vm: &mut Vm<'_>, positions: Vec<Position>) {
     let pending = (!positions.is_empty()).then_some(OperationKind::PendingUnplug { positions });
     vm.wanted.operation = pending.map(Into::into);
 }
 
-/// The domain ended while its guest was asked: nothing of it has a VF any more.
+/// The domain ended while its guest was asked, so its VFs are free.
 fn ended(vm: &Vm<'_>) -> Result<(), ActionError> {
     if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), ACTION) {
-        log::warn!("{error}; {} is gone, its VFs are freed by the next action that looks", vm.domain.name);
+        log::warn!("{error}; {} is gone, the next reconciliation frees its VFs", vm.domain.name);
     }
     Ok(())
 }
 
-/// Plugs back what has left, and has what may leave later watched for.
+/// Plugs back what has left. Starts the watcher for what may leave later.
 ///
-/// * `before` - what the VM was to have before this began; `pending` - whether something may still leave
+/// * `before` - what the VM should have had before this action; `pending` - whether the guest may still release a
+///   device
 fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pending: bool) -> ActionError {
     match plug_back(vm, nic, before, pending) {
         Ok(()) if pending => {
-            let text = "the NIC stays, the request stays pending in the guest and what leaves later is plugged back (is the \
-                        guest's PCI hot-plug driver loaded?)";
+            let text = "the NIC stays; the request stays pending in the guest, and what leaves later is plugged back (is \
+                        the guest's PCI hot-plug driver loaded?)";
             ActionError::new(ACTION, cause, HostState::Left(text.into()))
         }
         Ok(()) => ActionError::untouched(ACTION, cause),
         Err(undo) => {
             let name = &vm.domain.name;
             let text = format!(
-                "NIC {} of {name} may lack its VF or its dummy; kvm-sriov reconcile, or the next action of {name}, plugs \
-                 them back",
+                "NIC {} of {name} may lack its VF or its dummy; kvm-sriov reconcile, or the next action of {name}, \
+                 plugs them back",
                 nic.mac
             );
             let cause = cause.and_undo(undo);

@@ -1,6 +1,6 @@
-//! `exec`: starts a command in a guest, through its agent.
+//! `exec`: starts a command in a guest, through the guest's agent.
 
-use super::shared::guest_command::{self, Note};
+use super::shared::guest_command::{self, CommandRecord};
 use crate::base::{Action, DeployId, DomainName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -8,10 +8,10 @@ use crate::libvirt::DomainRef;
 
 const ACTION: Action = Action::Exec;
 
-/// Starts a command in the guest of a VM, and notes its number in the guest for OpenNebula's monitoring, which reports what became
-/// of it.
+/// Starts a command in the guest of a VM, and records its process id for OpenNebula's monitoring, which reports its
+/// result.
 ///
-/// * `command` - words as a shell has them, with quotes and backslashes; no shell runs it
+/// * `command` - the command's words, with quotes and backslashes as in a shell; no shell runs it
 /// * `input` - its standard input, in base64
 ///
 /// # Errors
@@ -22,21 +22,21 @@ const ACTION: Action = Action::Exec;
 pub fn exec(host: &Host, vm: &DomainName, command: &str, input: Option<&str>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     let words = words(command).map_err(|problem| failed(Cause::Argument { name: "command", problem }))?;
-    let note = Note::lock(host, vm.clone()).map_err(failed)?;
+    let record = CommandRecord::lock(host, vm.clone()).map_err(failed)?;
     let domain = host.find(&DeployId::Name(vm.clone())).map_err(failed)?;
     let started = guest_command::start(host, &domain, &words, input.filter(|input| !input.is_empty()));
     let number = started.map_err(|cause| {
         if guest_command::leaves_doubt(&cause) {
-            let text = "whether the guest runs the command is not known, and nobody waits for what becomes of it";
+            let text = "whether the guest runs the command is not known, and nobody waits for its result";
             ActionError::new(ACTION, cause, HostState::InDoubt(text.into()))
         } else {
             failed(cause)
         }
     })?;
-    note.write(number).map_err(|cause| end(host, &domain, number, cause))
+    record.write(number).map_err(|cause| end(host, &domain, number, cause))
 }
 
-/// Nobody would hear of the command: it ends.
+/// Ends a command whose process id could not be recorded, because nobody would report its result.
 fn end(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionError {
     match guest_command::kill(host, domain, number) {
         Ok(()) => ActionError::untouched(ACTION, cause),
@@ -47,7 +47,7 @@ fn end(host: &Host, domain: &DomainRef, number: u64, cause: Cause) -> ActionErro
     }
 }
 
-/// Takes a command apart as a shell does: blanks part words, quotes and backslashes keep blanks.
+/// Splits a command into words as a shell does: at blanks that no quote or backslash protects.
 ///
 /// # Source
 /// POSIX Shell Command Language, 2.2 (quoting).

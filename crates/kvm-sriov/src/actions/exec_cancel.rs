@@ -1,9 +1,9 @@
-//! `exec_cancel`: ends the command that runs in a guest.
+//! `exec_cancel`: ends the command that `exec` started in a guest.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::shared::guest_command::{self, Note};
+use super::shared::guest_command::{self, CommandRecord};
 use crate::base::{Action, DeployId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -11,20 +11,21 @@ use crate::libvirt::DomainRef;
 
 const ACTION: Action = Action::ExecCancel;
 
-/// How long a process may take that was killed.
+/// How long a killed process may take to end.
 const ENDS: Duration = Duration::from_secs(10);
 
-/// Ends the command that `exec` started in the guest of a VM, and forgets it. Success when none runs, or the VM is gone.
+/// Ends the command that `exec` started in the guest of a VM, and removes its record. Success when no command runs, or
+/// the VM is gone.
 ///
 /// # Errors
-/// The command may still run; it is still noted, and this may be called again.
+/// The command may still run. Its record is kept, so the action can be called again.
 ///
 /// # Source
 /// OpenNebula's stock `exec_cancel` (7.2 and later).
 pub fn exec_cancel(host: &Host, vm: &DomainName) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
-    let note = Note::lock(host, vm.clone()).map_err(failed)?;
-    if let Some(number) = note.read().map_err(failed)? {
+    let record = CommandRecord::lock(host, vm.clone()).map_err(failed)?;
+    if let Some(number) = record.read().map_err(failed)? {
         let domain = match host.find(&DeployId::Name(vm.clone())) {
             Ok(domain) => Some(domain),
             Err(Cause::Absent { .. }) => None,
@@ -37,7 +38,7 @@ pub fn exec_cancel(host: &Host, vm: &DomainName) -> Result<(), ActionError> {
             })?;
         }
     }
-    note.remove().map_err(failed)
+    record.remove().map_err(failed)
 }
 
 fn end(host: &Host, domain: &DomainRef, number: u64) -> Result<(), Cause> {

@@ -30,18 +30,18 @@ use crate::xml::VmData;
 
 /// Moves a running VM to another host, or to another datastore of this host.
 ///
-/// An agent on the destination first checks what the VM needs there and claims VFs. Then this host unplugs the VM's VFs, and
-/// libvirt moves the domain. The domain arrives paused, and stays paused until it is seen to be gone here. Then the agent
-/// resumes it and plugs in VFs of the destination at the same guest addresses. When only the datastore changes, the VM keeps
-/// its VFs.
+/// An agent on the destination first checks what the VM needs there and claims VFs. Then this host unplugs the VM's
+/// VFs, and libvirt moves the domain. The domain arrives paused, and stays paused until it is seen to be gone here.
+/// Then the agent resumes it and plugs in VFs of the destination at the same guest addresses. When only the datastore
+/// changes, the VM keeps its VFs.
 ///
 /// * `data` - OpenNebula's description of the VM and of its move
 /// * `reach` - the way to the destination
 ///
 /// # Errors
-/// The VM runs on here with its VFs, and nothing is claimed at the destination; or the error's state says exactly what is
-/// left. Once the VM is gone here, the action succeeds: a VF that can't be plugged in at the destination is logged and left to
-/// reconciliation.
+/// The VM runs on here with its VFs, and nothing is claimed at the destination; or the error's state says exactly what
+/// is left. Once the VM is gone here, the action succeeds: a VF that can't be plugged in at the destination is logged
+/// and left to reconciliation.
 ///
 /// # Source
 /// OpenNebula's stock `migrate`.

@@ -1,19 +1,19 @@
-//! `migrate_local`: the front-end has a VM moved.
+//! `migrate_local`: runs on the front-end, and has the source host move a running VM.
 
 use super::Route;
 use crate::agent::{Agent, AgentAnswer, AgentRequest, MoveOrder, Reach, unclear_state};
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, AgentError, Cause, HostState};
 
-/// Has the agent on the source move a running VM, as [`migrate`](super::migrate) does there. Nothing of the move is kept on
-/// the front-end: when this process or its connection ends, the move goes on and ends as it would.
+/// Has the agent on the source host move a running VM, as [`migrate`](super::migrate) does there. The move does not
+/// depend on the front-end: it goes on when this process or its connection ends.
 ///
 /// * `data` - OpenNebula's description of the VM and of its move
-/// * `reach` - how the source is reached, with the keys for its own way to the destination
+/// * `reach` - the way to the source, which forwards the keys for the source's own way to the destination
 ///
 /// # Errors
-/// As [`migrate`](super::migrate); or the source could not be reached and nothing was changed; or it was lost, and what
-/// became of the VM is seen there.
+/// As [`migrate`](super::migrate). Or the source can't be reached, and nothing was changed. Or the connection to the
+/// source was lost, and only the two hosts show where the VM is.
 ///
 /// # Source
 /// OpenNebula's stock `migrate_local`.

@@ -1,7 +1,8 @@
-//! The actions of OpenNebula's driver, one file each.
+//! The actions of OpenNebula's VMM driver, one file each. `shared` holds what several actions need.
 //!
-//! Each takes the lock of its VM, reads what is true, plans, applies, verifies, and undoes in reverse what it did when
-//! it can't finish; what it can't undo it says. Each may be called twice.
+//! An action takes the lock of its VM, reads the state of the host, plans, applies its changes and verifies them. When
+//! it fails, it undoes its changes in reverse, and its error says what could not be undone. Calling an action a second
+//! time does no harm.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

@@ -6,8 +6,8 @@ use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::VmData;
 
-/// Ejects the CD from the drive with this target, such as `hda`, even if the guest has locked it. Success when the drive is empty,
-/// or the VM has no such CD (`None`). VFs stay where they are.
+/// Ejects the CD from the drive with this target, such as `hda`, even if the guest has locked it. Success when the
+/// drive is empty, or the VM has no such CD (`None`). The VM keeps its VFs.
 ///
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
@@ -24,5 +24,11 @@ pub fn prereconfigure(
 ) -> Result<(), ActionError> {
     let Some(target) = target else { return Ok(()) };
     let what = format!("eject CDROM {target}");
-    device::change_medium(host, Action::Prereconfigure, id, data, &device::Change { target, what: &what, medium: None })
+    device::change_medium(
+        host,
+        Action::Prereconfigure,
+        id,
+        data,
+        &device::MediumChange { target, what: &what, medium: None },
+    )
 }

@@ -4,10 +4,10 @@ use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 
-/// Asks the guest of a running domain to reboot; returns when it was asked.
+/// Asks the guest of a running domain to reboot. Does not wait for the reboot.
 ///
 /// # Errors
-/// The domain is not there, or libvirt refused; it runs on as before.
+/// The domain is not there, or libvirt refused. The domain runs on as before.
 ///
 /// # Source
 /// OpenNebula's stock `reboot`: `virDomainReboot` without flags.

@@ -9,14 +9,14 @@ use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::{Medium, VmData};
 
-/// Puts a CD into the empty drive with this target, such as `hda`. Success when it is in already, or the VM has no such CD: target
-/// or path are `None`. VFs stay where they are.
+/// Puts a CD into the empty drive with this target, such as `hda`. Success when it is in the drive already, or when the
+/// VM has no such CD: target or path is `None`. The VM keeps its VFs.
 ///
-/// * `iso` - the image; a block device is given to the guest as one
+/// * `iso` - the image: a file or a block device
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// The drive holds what it held, or the error's state says that this is not known.
+/// The drive is unchanged, or the error's state says that this is not known.
 ///
 /// # Source
 /// OpenNebula's stock `reconfigure`.
@@ -36,6 +36,6 @@ pub fn reconfigure(
         Action::Reconfigure,
         id,
         data,
-        &device::Change { target, what: &what, medium: Some(&medium) },
+        &device::MediumChange { target, what: &what, medium: Some(&medium) },
     )
 }

@@ -1,13 +1,13 @@
-//! `reset`: presses the reset button.
+//! `reset`: resets a VM without asking its guest.
 
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 
-/// Resets a running domain without asking its guest. Its VFs stay.
+/// Resets a running domain without asking its guest. The domain keeps its VFs.
 ///
 /// # Errors
-/// The domain is not there, or libvirt refused; it runs on as before.
+/// The domain is not there, or libvirt refused. The domain runs on as before.
 ///
 /// # Source
 /// OpenNebula's stock `reset`: `virDomainReset` without flags.

@@ -1,6 +1,6 @@
-//! `resize`: a running VM gets more CPUs and memory, or less.
+//! `resize`: changes the memory and the number of CPUs of a running VM.
 
-use super::shared::device::{self, Device};
+use super::shared::device::{self, NewDevice};
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -12,27 +12,27 @@ use crate::xml::{Dimm, Resize, Sizes, VmData};
 
 const ACTION: Action = Action::Resize;
 
-/// The largest page that is an ordinary one on some host, in KiB.
+/// The largest page size that is an ordinary one on some architecture, in KiB. Larger pages are huge pages.
 const ORDINARY_KIB: u64 = 64;
 
-/// Gives a VM the memory and the virtual CPUs that OpenNebula says. Success when it has them already. VFs stay where they are.
+/// Gives a VM other sizes of memory and numbers of virtual CPUs. Success when the VM has them already. The VM keeps its
+/// VFs.
 ///
-/// QEMU has all memory of a VM with VFs pinned: its balloon takes nothing from the host and gives it nothing back, which the log
-/// says; a DIMM is pinned when it is plugged in, so the host must have that much memory free, of the pages that the VM's memory is
-/// made of.
+/// All memory of a VM with VFs is pinned, so its balloon frees no memory of the host; the log says so. A DIMM is pinned
+/// when it is plugged in, so the host must have that much free memory, in pages of the kind that the VM's memory has.
 ///
 /// * `wanted` - the new sizes
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// Nothing was changed: memory that was changed before the CPUs could not be is changed back. Or the error's state says exactly
-/// what is left.
+/// Nothing was changed: memory is changed back when the number of CPUs can't be changed. Or the error's state says
+/// exactly what is left.
 ///
 /// # Source
 /// OpenNebula's stock `resize`.
 pub fn resize(host: &Host, id: &DeployId, wanted: &Resize, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // The lock of a VM with VFs is held until this returns: its devices do not change meanwhile.
+    // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let resizing = Resizing { host, domain };
@@ -63,7 +63,7 @@ impl Resizing<'_> {
             .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })
     }
 
-    /// Whether all its memory is pinned.
+    /// Whether all memory of the VM is pinned, because the VM has VFs.
     fn is_pinned(&self) -> Result<bool, Cause> {
         Ok(vm::read(self.host, self.domain)?.vfs().next().is_some())
     }
@@ -76,7 +76,7 @@ impl Resizing<'_> {
         format!("resize memory to {} MiB on {}", kib / 1024, self.domain.name)
     }
 
-    /// Does what needs memory in large pieces, or gives it back.
+    /// Runs `work` between the two memory cleanups that kvmrc may ask for.
     fn compacted<T>(&self, work: impl FnOnce() -> Result<T, ActionError>) -> Result<T, ActionError> {
         let settings = self.host.settings();
         if settings.cleanup_memory_on_start {
@@ -89,7 +89,7 @@ impl Resizing<'_> {
         Ok(done)
     }
 
-    /// Gives the VM this much memory.
+    /// Gives the VM this much memory, by its balloon or by a DIMM.
     fn memory(&self, before: &Sizes, kib: u64, by_dimm: bool) -> Result<(), ActionError> {
         let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
         let pinned = self.is_pinned().map_err(untouched)?;
@@ -122,23 +122,24 @@ impl Resizing<'_> {
         }
         if pinned && kib < before.balloon_kib {
             log::warn!(
-                "the balloon of {} takes memory from its guest, and the host gets nothing back: all memory of a VM with VFs \
+                "the balloon of {} takes memory from its guest, but frees no memory of the host: all memory of a VM with VFs \
                  is pinned",
                 self.domain.name
             );
         }
         let Err(source) = self.host.hypervisor().set_memory(self.domain, kib) else { return Ok(()) };
         let cause = Cause::Call { what: self.what_memory(kib), source };
-        // What the guest has given so far does not tell what it was asked for.
+        // The size that the balloon has reached does not tell which size was requested, so the old size is requested
+        // again.
         Err(self.undo(before, false, ActionError::untouched(ACTION, cause)))
     }
 
-    /// Refuses a DIMM for which the host has no memory, or not the pages that it would be made of.
+    /// Refuses a DIMM for which the host has too little memory, or too few pages of the right kind.
     fn check_free(&self, before: &Sizes, kib: u64) -> Result<(), Cause> {
         let sysfs = self.host.sysfs();
         let pages = before.huge_pages.as_ref();
         let size = pages.and_then(|pages| pages.kib.or_else(|| sysfs.huge_page_kib()));
-        // libvirt takes ordinary pages by their size, too.
+        // libvirt's XML may also name the size of ordinary pages.
         if let Some((pages, size)) = pages.zip(size).filter(|(_, size)| *size > ORDINARY_KIB) {
             let needed = kib.div_ceil(size);
             let on = match pages.nodes.as_slice() {
@@ -150,8 +151,8 @@ impl Resizing<'_> {
                 return Ok(());
             }
             let why = format!(
-                "a DIMM of {} MiB needs {needed} huge pages of {size} KiB{on}, of which {free} are free (nr_hugepages in \
-                 hugepages-{size}kB gives the host more)",
+                "a DIMM of {} MiB needs {needed} huge pages of {size} KiB{on}, but only {free} are free \
+                 (nr_hugepages in hugepages-{size}kB gives the host more)",
                 kib / 1024
             );
             return Err(Cause::NoRoom { what: self.what_memory(before.memory_kib.saturating_add(kib)), why });
@@ -176,7 +177,7 @@ impl Resizing<'_> {
         let what = self.what_memory(before.memory_kib.saturating_add(kib));
         let is_in = || Ok(self.sizes()?.memory_kib > before.memory_kib);
         let device =
-            Device { xml: &xml, what: &what, undo: "a resize to the old size", memory_kib: kib, is_in: &is_in };
+            NewDevice { xml: &xml, what: &what, undo: "a resize to the old size", memory_kib: kib, is_in: &is_in };
         device::plug(self.host, ACTION, self.domain, &device)
     }
 
@@ -186,12 +187,12 @@ impl Resizing<'_> {
         let Err(source) = set(number) else { return Ok(()) };
         let may_leave = source.kind() == LibvirtErrorKind::UnplugInProgress;
         let cause = Cause::Call { what: self.what_vcpus(number), source };
-        // Whatever the call said: only the live XML tells.
+        // The call's error does not decide: the live XML tells.
         match now() {
             Ok(there) if there == number => return Ok(()),
-            // Asking for the old number takes no request back.
+            // The guest may still release CPUs, and asking for the old number takes no request back.
             Ok(there) if may_leave => {
-                let text = format!("{} has {there} VCPUs, and its guest may still let go of others", self.domain.name);
+                let text = format!("{} has {there} VCPUs, and its guest may still release others", self.domain.name);
                 return Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)));
             }
             Ok(there) if there == before.vcpus && !cause.leaves_doubt() => {
@@ -199,7 +200,7 @@ impl Resizing<'_> {
             }
             Ok(_) | Err(_) => {}
         }
-        // Some may have come or gone, or may still: this request waits for that one.
+        // CPUs may have been added or removed, or may still be. This request waits for the earlier one.
         let back = self.host.patiently(|| Ok(set(before.vcpus)?));
         match (back, now()) {
             (Ok(()), Ok(there)) if there == before.vcpus => Err(ActionError::untouched(ACTION, cause)),
@@ -211,7 +212,8 @@ impl Resizing<'_> {
         }
     }
 
-    /// Changes memory back after `error`, which it then is, or says that it could not.
+    /// Changes memory back after `error`. Returns `error`, or an error that also says why memory could not be changed
+    /// back.
     fn undo(&self, before: &Sizes, by_dimm: bool, error: ActionError) -> ActionError {
         let undone = if by_dimm {
             self.undo_dimm(before).map_err(ActionError::into_cause)
@@ -227,7 +229,7 @@ impl Resizing<'_> {
         ActionError::new(ACTION, cause, HostState::InDoubt(left))
     }
 
-    /// Takes out the DIMM that came in, or plugs in one like that which left.
+    /// Unplugs the DIMM that was added, or plugs in a DIMM of the size of the removed one.
     fn undo_dimm(&self, before: &Sizes) -> Result<(), ActionError> {
         let now = self.host.patiently(|| self.sizes()).map_err(|cause| ActionError::untouched(ACTION, cause))?;
         if let Some(less) = before.memory_kib.checked_sub(now.memory_kib) {

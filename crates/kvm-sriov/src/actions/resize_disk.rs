@@ -1,4 +1,4 @@
-//! `resize_disk`: a disk of a running VM grows.
+//! `resize_disk`: makes a disk of a running VM larger.
 
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
@@ -11,7 +11,7 @@ const ACTION: Action = Action::ResizeDisk;
 
 const MIB: u64 = 1024 * 1024;
 
-/// Makes a disk as large as OpenNebula says, for the guest too. Success when it is so large already. VFs stay where they are.
+/// Makes a disk larger, and tells the guest its new size. Success when it has that size already. The VM keeps its VFs.
 ///
 /// * `disk` - OpenNebula's DISK_ID, for messages
 /// * `target` - the disk's place in the domain, such as `vdb`
@@ -19,8 +19,8 @@ const MIB: u64 = 1024 * 1024;
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// The disk is as large as before, or the error's state says what is not known. An image that is larger is never cut off: it
-/// would lose what the guest has written there.
+/// The disk has its old size, or the error's state says what is not known. A larger image is never cut, because the
+/// guest's data there would be lost.
 ///
 /// # Source
 /// OpenNebula's stock `resize_disk`: `virDomainBlockResize`.
@@ -33,7 +33,7 @@ pub fn resize_disk(
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // The lock of a VM with VFs is held until this returns: a save would stop the disk while it grows.
+    // The lock of a VM with VFs is held until this function returns: a save must not run while the disk grows.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
     let what = format!("resize disk {disk} on {}", domain.name);
@@ -44,16 +44,16 @@ pub fn resize_disk(
     let bytes = mib.saturating_mul(MIB);
     let capacity = || host.patiently(|| Ok(hypervisor.disk_capacity(domain, target)?));
     let before = capacity().map_err(untouched)?;
-    // A device may well be larger than what was asked for: it has whole extents.
+    // A device may be larger than requested, because it consists of whole extents.
     if before > bytes && there.file.is_some() {
         let why = format!("it has {before} bytes, which are more than {mib} MiB");
         return Err(untouched(Cause::NoRoom { what, why }));
     }
-    // Also when it seems to be so large: of a device QEMU may not know yet that it has grown.
+    // Called even when the size is right already: QEMU may not know yet that a device has grown.
     let resized = block_job::wait_out(&domain.name, || hypervisor.resize_disk(domain, target, bytes));
     let Err(source) = resized else { return Ok(()) };
     let cause = Cause::Call { what, source };
-    // Whatever the call said: only the disk tells.
+    // The call's error does not decide: the size of the disk tells.
     match capacity() {
         Ok(now) if now >= bytes && before < bytes => Ok(()),
         Ok(_) if !cause.leaves_doubt() => Err(untouched(cause)),

@@ -1,4 +1,4 @@
-//! `restore`: a VM comes back from a file, with VFs of the same roots.
+//! `restore`: starts a VM from the file of its save, with VFs of the same roots.
 
 use std::path::Path;
 use std::thread;
@@ -18,21 +18,21 @@ use crate::vm::gone;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, OperationKind, Wanted, WantedNic, image_for};
 
-/// Between two tries of a restore that failed.
+/// The time between two tries of a restore.
 ///
 /// # Source
 /// OpenNebula's stock driver: VIRSH_RETRIES tries, 1 s apart.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Starts the domain that `checkpoint` holds, and removes the checkpoint when it runs. Each of its SR-IOV NICs has a free VF
-/// of its root, at the guest address it had, before the first CPU runs.
+/// Starts the domain that `checkpoint` holds, and removes the checkpoint when the domain runs. Before the first CPU
+/// runs, each SR-IOV NIC gets a free VF of its root at its old guest address.
 ///
-/// * `vm` - the VM's name, where the caller knows it. A VM of that name that suspended itself to memory is only woken up, and needs no
-///   checkpoint. Without a name the image alone says which VM is restored.
+/// * `vm` - the VM's name, where the caller knows it. A VM of that name that suspended itself to memory is only woken
+///   up, and needs no checkpoint. Without a name the image alone says which VM is restored.
 ///
 /// # Errors
-/// Nothing runs and nothing is claimed; the checkpoint is as it was. Once a CPU may have run, the checkpoint is never used
-/// again: then the error says what is left.
+/// Nothing runs, nothing is claimed, and the checkpoint is as it was. Once a CPU may have run, the checkpoint is never
+/// used again, and the error's state says what is left.
 ///
 /// # Source
 /// OpenNebula's stock `restore`.
@@ -79,13 +79,14 @@ fn wake_up(host: &Host, name: &DomainName) -> Result<bool, Cause> {
     Ok(is_asleep)
 }
 
-/// A restore that was cut off after its commit: the domain has its VFs, and only its CPUs wait. Whether this was one.
+/// Finishes a restore that was interrupted after its commit: the domain has its VFs, and only its CPUs are stopped.
+/// Returns whether there was one.
 fn finish_earlier(host: &Host, image: &Checkpoint) -> Result<bool, Cause> {
     for domain in host.hypervisor().domains()? {
-        // One that ends just now, or is not for this version to read, is another VM.
+        // A domain that can't be read has just ended, or a newer version wrote its metadata. It is not this VM.
         let Ok(live) = vm::read(host, &domain) else { continue };
         if is_from(&live, image) {
-            // Taking the lock puts it right: it is resumed.
+            // The repair that follows the lock resumes the domain.
             reconcile::lock(host, Action::Restore, domain, None)?;
             return Ok(true);
         }
@@ -93,7 +94,7 @@ fn finish_earlier(host: &Host, image: &Checkpoint) -> Result<bool, Cause> {
     Ok(false)
 }
 
-/// Whether a restore from this image is under way in a domain.
+/// Whether the domain's open operation is a restore from this image.
 fn is_from(live: &LiveDomain, image: &Checkpoint) -> bool {
     let operation = live.wanted.as_ref().ok().and_then(Option::as_ref).and_then(|wanted| wanted.operation.as_ref());
     operation.is_some_and(|operation| {
@@ -113,7 +114,7 @@ impl Restoring<'_> {
         Owner { vm: self.saved.name.clone(), uuid: Some(self.saved.uuid.clone()) }
     }
 
-    /// Refuses to start a VM that runs.
+    /// Refuses to start a VM that runs already.
     fn check_absent(&self) -> Result<(), Cause> {
         let found = self.host.hypervisor().find(&DeployId::Name(self.saved.name.clone()))?;
         found.filter(|domain| domain.id.is_some()).map_or(Ok(()), |domain| Err(Cause::Exists { name: domain.name }))
@@ -136,7 +137,7 @@ impl Restoring<'_> {
         .map_err(|source| Cause::Xml { what: format!("the domain in {}", checkpoint.display()), source })
     }
 
-    /// Has libvirt start the domain, trying again as often as the stock driver does.
+    /// Has libvirt start the domain. Tries as often as the stock driver does.
     fn start(&self, xml: &str, paused: bool) -> Result<DomainRef, Cause> {
         let checkpoint = self.image.checkpoint();
         let hypervisor = self.host.hypervisor();
@@ -146,14 +147,14 @@ impl Restoring<'_> {
             tries = tries.saturating_sub(1);
             let failed = Cause::Call { what: format!("restore from {}", checkpoint.display()), source };
             if let Some(domain) = self.running()? {
-                // Whatever the call said: a domain that libvirt has let go of is restored.
+                // The call's error does not decide: a domain without a job of libvirt is restored.
                 let is_restored = self.host.patiently(|| Ok(hypervisor.job(&domain)?))?.is_none();
                 return if is_restored { Ok(domain) } else { Err(failed) };
             }
             if tries == 0 {
                 return Err(failed);
             }
-            log::warn!("{failed}; it is tried again");
+            log::warn!("{failed}; trying again");
             thread::sleep(AGAIN);
         }
         self.running()?.ok_or_else(|| Cause::Absent { id: self.saved.name.to_string() })
@@ -173,7 +174,7 @@ impl Restoring<'_> {
             let state = match self.running() {
                 Ok(None) => HostState::NothingRestored,
                 _ => HostState::InDoubt(format!(
-                    "whether {} runs, or will, is not known; until that is seen its checkpoint must not be used again",
+                    "whether {} runs, or will, is not known; until that is known its checkpoint must not be used again",
                     self.saved.name
                 )),
             };
@@ -191,7 +192,7 @@ impl Restoring<'_> {
         let timeout = self.host.settings().lock_timeout;
         let lock =
             store.lock_vm(&self.saved.name, Action::Restore, timeout).map_err(|error| untouched(error.into()))?;
-        // Only now: another restore of the VM may have had the lock.
+        // Checked with the lock held: another restore of this VM may have finished meanwhile.
         self.check_absent().map_err(untouched)?;
         let wanted = Wanted {
             operation: Some(OperationKind::Restore { checkpoint: self.image.checkpoint().to_owned() }.into()),
@@ -207,7 +208,7 @@ impl Restoring<'_> {
         self.run(domain, store, lock, &claims)
     }
 
-    /// A VF for every NIC, before anything is started.
+    /// Claims a VF for every NIC.
     fn claim(&self, store: &ClaimStore, lock: &VmLock, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
@@ -223,7 +224,7 @@ impl Restoring<'_> {
         Ok(claims)
     }
 
-    /// Gives the paused domain its VFs, commits, and lets it run.
+    /// Plugs VFs into the paused domain, commits, and resumes it.
     fn run(
         &self,
         domain: DomainRef,
@@ -242,11 +243,12 @@ impl Restoring<'_> {
             Ok(vm) => vm,
             Err(cause) => return Err(self.undo(&store, cause, claims)),
         };
-        // From here on the checkpoint is not to be used again: what fails now is finished by whoever looks next.
+        // From here on the checkpoint must not be used again. After a failure the next reconciliation finishes the
+        // restore.
         let finished = self
             .host
             .patiently(|| Ok(self.host.hypervisor().resume(&vm.domain)?))
-            // While the operation is open, what is left of the checkpoint is still known.
+            // Before the operation is closed: the open operation names the checkpoint.
             .and_then(|()| self.image.remove_used())
             .and_then(|()| vm.finish_plugged(&nics));
         match finished {
@@ -255,14 +257,14 @@ impl Restoring<'_> {
                 Action::Restore,
                 cause,
                 HostState::Left(format!(
-                    "{} is there with its VFs; kvm-sriov reconcile, or its next action, lets it run",
+                    "{} is there with its VFs; kvm-sriov reconcile, or its next action, resumes it",
                     domain.name
                 )),
             )),
         }
     }
 
-    /// Destroys the domain of this restore, and no other.
+    /// Destroys the domain if this restore started it.
     fn destroy(&self, domain: &DomainRef) -> Result<(), Cause> {
         match self.host.patiently(|| vm::read(self.host, domain)) {
             Ok(live) if is_from(&live, self.image) => gone::destroy(self.host, domain),
@@ -272,7 +274,7 @@ impl Restoring<'_> {
         }
     }
 
-    /// No CPU has run: the domain goes, its claims are free, and the checkpoint is what it was.
+    /// No CPU has run: destroys the domain and releases its claims. The checkpoint is as it was.
     fn undo(&self, store: &ClaimStore, cause: Cause, claims: &[Claim]) -> ActionError {
         let undone = self.running().and_then(|found| match found {
             Some(domain) => self.destroy(&domain),
@@ -283,7 +285,7 @@ impl Restoring<'_> {
             Err(undo) => {
                 let vfs: Vec<String> = claims.iter().map(|claim| claim.vf.to_string()).collect();
                 let left = format!(
-                    "the checkpoint is as it was; VF {} stays claimed by {} until it is seen whether the domain is there",
+                    "the checkpoint is as it was; VF {} stays claimed by {} until it is known whether the domain runs",
                     vfs.join(", "),
                     self.saved.name
                 );

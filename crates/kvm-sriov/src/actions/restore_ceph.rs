@@ -8,7 +8,7 @@ use crate::base::Action;
 use crate::error::{ActionError, Cause, HostState};
 use crate::vm::checkpoint;
 
-/// Moves a checkpoint from the pool back into its file. The file has its name only when it is complete.
+/// Moves a checkpoint from the pool back into its file. The file gets its name only when it is complete.
 ///
 /// # Errors
 /// The checkpoint is still in the pool.
@@ -25,7 +25,7 @@ pub fn restore_ceph(ceph: &Ceph, checkpoint: &Path, vm: u32) -> Result<(), Actio
     name.push(".ceph");
     let unfinished = checkpoint.with_file_name(name);
     let file = text(&unfinished).map_err(failed)?;
-    // A dead process may have left one.
+    // An interrupted process may have left this file.
     checkpoint::remove(&unfinished).map_err(failed)?;
     let exported = ceph
         .rbd(&format!("export the checkpoint from {image}"), &["export", "--no-progress", &image, file])

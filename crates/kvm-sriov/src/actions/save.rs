@@ -1,4 +1,4 @@
-//! `save`: a VM goes into a file, for suspend, stop and cold migration.
+//! `save`: saves a VM into a file and ends it, for suspend, stop and cold migration.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,15 +15,16 @@ use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::{OperationKind, VmData};
 
-/// Saves the domain into `checkpoint` and ends it. VFs are unplugged before, and free afterwards.
+/// Saves the domain into `checkpoint` and ends it. VFs are unplugged first, and free afterwards.
 ///
-/// The image has its name only when it is complete; an older checkpoint is kept as `<checkpoint>.<seconds since 1970>`.
+/// The image gets its name only when it is complete. An older checkpoint is kept as `<checkpoint>.<seconds since
+/// 1970>`.
 ///
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// Nothing was saved, and the domain runs on with its VFs. A guest that did not release a VF in time may do so later: the
-/// VF is then plugged back, and the error says so.
+/// Nothing was saved, and the domain runs on with its VFs. A guest that did not release a VF in time may release it
+/// later. Then that VF is plugged back, and the error's state says so.
 ///
 /// # Source
 /// OpenNebula's stock `save`.
@@ -40,14 +41,14 @@ pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, data: Option<&VmData>
     Ok(())
 }
 
-/// A VM without VFs is saved as the stock driver does it.
+/// Saves a VM without VFs as the stock driver does.
 fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), ActionError> {
     let failed = |cause, state| Err(ActionError::new(Action::Save, cause, state));
     if let Err(cause) = prepare_plain(checkpoint) {
         return failed(cause, HostState::NothingSaved);
     }
     let Err(cause) = write(host, domain, checkpoint) else { return Ok(()) };
-    // Whatever the call said: only a domain that is gone and an image that is complete are a save.
+    // The call's error does not decide: the domain is saved if it is gone and the image is complete.
     let state = match host.patiently(|| gone::is_gone(host, domain)) {
         Ok(true) if is_complete(checkpoint).unwrap_or(false) => return Ok(()),
         Ok(true) => HostState::Left("nothing was saved, the domain is gone".into()),
@@ -65,7 +66,7 @@ fn prepare_plain(checkpoint: &Path) -> Result<(), Cause> {
     make_empty(checkpoint)
 }
 
-/// Names what libvirt refused.
+/// Adds to libvirt's error what was saved, and where.
 fn while_saving(domain: &DomainRef, checkpoint: &Path, cause: Cause) -> Cause {
     match cause {
         Cause::Libvirt(source) => {
@@ -75,7 +76,7 @@ fn while_saving(domain: &DomainRef, checkpoint: &Path, cause: Cause) -> Cause {
     }
 }
 
-/// Saves, and waits for block jobs of the domain's disks.
+/// Saves the domain. Waits for block jobs on its disks.
 fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
     Ok(block_job::wait_out(&domain.name, || host.hypervisor().save(domain, file))?)
 }
@@ -83,10 +84,10 @@ fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
 fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
     vm.check_can_leave("saved").map_err(|cause| ActionError::untouched(Action::Save, cause))?;
     let image = Checkpoint::at(checkpoint);
-    let saved = go_out(&mut vm, &image).and_then(|()| into(&vm, &image));
+    let saved = unplug_all(&mut vm, &image).and_then(|()| write_image(&vm, &image));
     match saved {
         Ok(()) => {
-            // The image is there: nothing may fail any more.
+            // The domain is saved, so the action succeeds.
             if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), Action::Save) {
                 log::warn!("{error}; {} is saved, its VFs are freed by the next action that looks", vm.domain.name);
             }
@@ -96,8 +97,8 @@ fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
     }
 }
 
-/// Everything that must leave the domain before it can be saved.
-fn go_out(vm: &mut Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
+/// Unplugs the VFs, which libvirt can't save.
+fn unplug_all(vm: &mut Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     let path = image.prepare()?;
     vm.begin(OperationKind::Save, Some(&path))?;
     let devices = vm.plugged();
@@ -107,12 +108,12 @@ fn go_out(vm: &mut Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
 /// Writes the image and gives it its name.
 ///
 /// # Errors
-/// The domain was not saved. [`Cause::Twice`] when libvirt still works on it.
-fn into(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
+/// The domain was not saved. [`Cause::Twice`] when libvirt is still working on it.
+fn write_image(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     let (host, domain) = (vm.host, &vm.domain);
-    // Whatever the call said: only a domain that is gone and an image that is complete are a save.
+    // The call's error does not decide: the domain is saved if it is gone and the image is complete.
     if let Err(cause) = write(host, domain, &image.unfinished()) {
-        // Devices can't be changed while libvirt still works on a save that broke.
+        // Devices can't be changed while libvirt is still working on the failed save.
         let ended = vm::abort_save(host, domain, Instant::now() + host.settings().call_timeout);
         let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
         if !is_saved {
@@ -126,16 +127,16 @@ fn into(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     image.commit()
 }
 
-/// Puts everything back as it was, or says exactly what is left.
+/// Undoes everything, or says exactly what is left.
 fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
     if matches!(cause, Cause::Twice { .. }) {
-        // libvirt writes into the image, and devices can't be changed.
+        // libvirt is still writing the image, so devices can't be changed.
         return ActionError::new(Action::Save, cause, HostState::InDoubt(left(&vm)));
     }
     let gone = vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain));
     match gone {
         Ok(false) => {}
-        // An image that could not get its name stays what it is: the only copy of the VM's memory.
+        // The image could not get its name. It stays, because it is the only copy of the VM's memory.
         Ok(true) if image.is_written() => {
             let path = image.unfinished();
             let text =

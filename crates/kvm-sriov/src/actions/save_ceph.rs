@@ -7,10 +7,11 @@ use super::shared::ceph::{Ceph, text};
 use crate::base::Action;
 use crate::error::{ActionError, Cause, HostState};
 
-/// Moves a checkpoint into the pool. An image of an earlier save is of no use any more: the VM has run since.
+/// Moves a checkpoint into the pool. Replaces an image of an earlier save, which is of no use because the VM has run
+/// since.
 ///
 /// # Errors
-/// The checkpoint is where it was, and `restore` takes it from there.
+/// The checkpoint is still the file, and `restore` takes it from there.
 ///
 /// # Source
 /// OpenNebula's stock `save.ceph`.

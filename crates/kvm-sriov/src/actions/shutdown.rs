@@ -1,4 +1,4 @@
-//! `shutdown`: asks the guest to power off, and waits until it did.
+//! `shutdown`: asks the guest to power off, and waits until it has.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,14 +13,15 @@ use crate::vm::gone::{self, LastLook};
 
 /// Shuts the domain down and frees its VFs once it is gone.
 ///
-/// The guest gets SHUTDOWN_TIMEOUT seconds and is asked again at half of them; with FORCE_DESTROY=yes the domain is then
-/// destroyed. With CANCEL_NO_ACPI=yes a domain without ACPI is destroyed at once, because it can't hear.
+/// The guest has SHUTDOWN_TIMEOUT seconds, and is asked again after half of them. After that time the domain is
+/// destroyed with FORCE_DESTROY=yes. With CANCEL_NO_ACPI=yes a domain without ACPI is destroyed at once, because its
+/// guest gets no request.
 ///
 /// * `absent_is_done` - whether a domain that is not there is a success (OpenNebula 5.12 and later)
 ///
 /// # Errors
-/// The domain keeps its VFs: the guest did not power off in time (it may still do so), libvirt refused, or another action
-/// of this VM runs.
+/// The domain keeps its VFs: the guest did not power off in time (and may still do so), libvirt refused, or another
+/// action of this VM is running.
 ///
 /// # Source
 /// OpenNebula's stock `shutdown`.
@@ -47,7 +48,7 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     Ok(())
 }
 
-/// The lock of the VM if it has claims. A VM without VFs needs none, and claims that can't be read keep no VM alive.
+/// The lock of the VM, if the VM has claims. Claims that can't be read are no reason to keep the VM running.
 fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option<VmLock>, ClaimError> {
     let Some(store) = store else { return Ok(None) };
     let locked = store.has_any(owner).and_then(|any| {
@@ -80,7 +81,7 @@ fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Resul
 /// Whether the guest powered off within `timeout`.
 fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Result<bool, Cause> {
     if let Err(source) = host.hypervisor().shutdown(domain) {
-        // It may have powered off just now.
+        // The guest may have powered off just now.
         return if gone::is_gone(host, domain)? {
             Ok(true)
         } else {
@@ -96,7 +97,7 @@ fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Res
         if !asked_again && begin.elapsed() >= timeout / 2 {
             asked_again = true;
             if let Err(error) = host.hypervisor().shutdown(domain) {
-                log::warn!("{id} could not be asked again to shut down: {error}");
+                log::warn!("could not ask {id} again to shut down: {error}");
             }
         }
         thread::sleep(POLL);

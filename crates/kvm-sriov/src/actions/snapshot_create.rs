@@ -1,4 +1,4 @@
-//! `snapshot_create`: keeps a VM's disks and memory as they are now.
+//! `snapshot_create`: takes a snapshot of a VM's memory and disks.
 
 use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
@@ -13,19 +13,20 @@ use crate::xml::{LiveDomain, VmData};
 
 const ACTION: Action = Action::SnapshotCreate;
 
-/// What is left when libvirt did not say what it did, and does not.
+/// The state when it is not known whether libvirt took the snapshot.
 const IN_DOUBT: &str = "the domain runs on; whether there is a snapshot is not known";
 
-/// Takes the snapshot that OpenNebula has this number for, and returns its name.
+/// Takes the snapshot with this number of OpenNebula, and returns its name.
 ///
-/// VFs are unplugged before and plugged back afterwards: the snapshot holds none. A snapshot of the same name is one that an
-/// earlier call took and OpenNebula does not know of: it is replaced. The snapshot's XML is kept in the VM's directory.
+/// VFs are unplugged first and plugged back afterwards, so the snapshot holds none. An existing snapshot of the same
+/// name is replaced: an earlier call took it, and OpenNebula does not know of it. The snapshot's XML is kept in the
+/// VM's directory.
 ///
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// No snapshot was taken, and the domain runs on with its VFs. A guest that did not release a VF in time may do so later: the
-/// VF is then plugged back, and the error says so.
+/// No snapshot was taken, and the domain runs on with its VFs. A guest that did not release a VF in time may release it
+/// later. Then that VF is plugged back, and the error's state says so.
 ///
 /// # Source
 /// OpenNebula's stock `snapshot_create`: `virDomainSnapshotCreateXML` without flags.
@@ -53,7 +54,10 @@ pub fn snapshot_create(
     Ok(name)
 }
 
-/// Takes the snapshot. Whatever libvirt says, an error leaves none behind.
+/// Takes the snapshot.
+///
+/// # Errors
+/// There is no snapshot. [`Cause::Twice`] when it is not known whether there is one.
 fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Cause> {
     let hypervisor = host.hypervisor();
     let xml = format!("<domainsnapshot><name>{name}</name></domainsnapshot>");
@@ -61,11 +65,11 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     let failed = |source| Cause::Call { what: format!("create snapshot {name} for domain {}", domain.name), source };
     let Err(error) = create() else { return Ok(()) };
     let is_there = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
-    // It may still be at it.
+    // libvirt may still be taking the snapshot.
     match vm::let_go(host, domain, host.settings().call_timeout, "its snapshot").and_then(|()| is_there()) {
         Ok(false) => Err(failed(error)),
         Ok(true) => {
-            log::info!("{} has a snapshot {name} that OpenNebula does not know of: it is replaced", domain.name);
+            log::info!("{} has a snapshot {name} that OpenNebula does not know of: replacing it", domain.name);
             hypervisor.delete_snapshot(domain, name.as_str(), false).map_err(failed)?;
             create().map_err(failed)
         }
@@ -73,7 +77,7 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     }
 }
 
-/// Returns the domain as it is after the snapshot.
+/// Takes the snapshot of a VM with VFs. Returns the live XML after the snapshot.
 fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionError> {
     vm.check_can_leave("in a snapshot").map_err(|cause| ActionError::untouched(ACTION, cause))?;
     let (host, domain, devices) = (vm.host, vm.domain.clone(), vm.plugged());
@@ -89,7 +93,7 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
         vm.finish_plugged(&there)
     });
     let Err(cause) = back else { return Ok(vm.live) };
-    // OpenNebula forgets a snapshot whose creation failed.
+    // OpenNebula does not keep a snapshot whose creation failed.
     let left = format!("no snapshot is kept, and {}", lacks(&vm));
     Err(match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
         Ok(()) => ActionError::new(ACTION, cause, HostState::InDoubt(left)),
@@ -97,7 +101,7 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
     })
 }
 
-/// Plugs back what has left.
+/// Plugs the VFs back after a failure.
 fn undo(mut vm: Vm<'_>, cause: Cause) -> ActionError {
     if vm.host.patiently(|| gone::is_gone(vm.host, &vm.domain)).unwrap_or(false) {
         let left = "no snapshot was taken, the domain is gone";
@@ -134,7 +138,8 @@ fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
     ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }
 
-/// Keeps the snapshot's XML. Without it the snapshot is lost to libvirt when the VM is powered off, not before.
+/// Writes the snapshot's XML into the VM's directory. Without that file libvirt loses the snapshot when the VM is
+/// powered off.
 fn keep(host: &Host, domain: &DomainRef, live: Result<LiveDomain, Cause>, name: &SnapshotName) {
     let kept = live.and_then(|live| {
         let dir = VmDir::of_domain(&live).ok_or_else(|| Cause::NoVmDir { vm: domain.name.clone() })?;

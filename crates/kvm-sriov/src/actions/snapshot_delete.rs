@@ -1,4 +1,4 @@
-//! `snapshot_delete`: a snapshot is no longer needed.
+//! `snapshot_delete`: deletes a snapshot of a VM.
 
 use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
@@ -10,9 +10,9 @@ use crate::vm::dir::VmDir;
 
 const ACTION: Action = Action::SnapshotDelete;
 
-/// Deletes a snapshot. VFs stay where they are. Success when there is no such snapshot.
+/// Deletes a snapshot. Success when there is no such snapshot. The VM keeps its VFs.
 ///
-/// The XML of the snapshots that are left is kept anew in the VM's directory: their parents may be others now.
+/// The XML of the remaining snapshots is written again into the VM's directory, because their parents may have changed.
 ///
 /// # Errors
 /// The snapshot is still there, or the error's state says what is not known.
@@ -21,10 +21,11 @@ const ACTION: Action = Action::SnapshotDelete;
 /// OpenNebula's stock `snapshot_delete`: `virDomainSnapshotDelete` without flags.
 pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // The lock of a VM with VFs is held until this returns: no other action has its snapshots meanwhile.
+    // The lock of a VM with VFs is held until this function returns, so no other action changes its snapshots
+    // meanwhile.
     let found = Vm::open_as_is(host, ACTION, id, None).map_err(untouched)?;
     let domain = found.domain();
-    // Before 5.8 a domain does not say where its directory is, and nothing of its snapshots was kept there.
+    // Before OpenNebula 5.8 a domain does not name its directory, and no XML of its snapshots was kept there.
     let dir = VmDir::of_domain(found.live());
     let left = delete(host, domain, dir.as_ref(), name)?;
     let Some(dir) = dir else { return Ok(()) };
@@ -39,7 +40,7 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
     Ok(())
 }
 
-/// Deletes the snapshot, and returns those of OpenNebula's that are left.
+/// Deletes the snapshot. Returns OpenNebula's snapshots that are left.
 fn delete(
     host: &Host,
     domain: &DomainRef,
@@ -51,7 +52,7 @@ fn delete(
     let untouched = |cause| ActionError::untouched(ACTION, cause);
     let is_it = |other: &String| other == name.as_str();
     let mut before = names().map_err(untouched)?;
-    // libvirt takes it out of the disks only when it knows of it.
+    // libvirt removes a snapshot from the disks only when it knows the snapshot.
     if !before.iter().any(is_it) && dir.is_some_and(|dir| dir.recall_snapshot(hypervisor, domain, name)) {
         before = names().map_err(untouched)?;
     }
@@ -62,7 +63,7 @@ fn delete(
         if let Err(source) = deleted {
             let what = format!("delete snapshot {name} for domain {}", domain.name);
             let cause = Cause::Call { what, source };
-            // Whatever the call said: only the list tells.
+            // The call's error does not decide: the list of snapshots tells.
             match names() {
                 Ok(names) if !names.iter().any(is_it) => {}
                 Ok(_) if cause.leaves_doubt() => {

@@ -1,4 +1,4 @@
-//! `snapshot_revert`: a VM's disks and memory become what they were.
+//! `snapshot_revert`: returns a VM's memory and disks to a snapshot.
 
 use crate::base::{Action, DeployId, NicKey, RootName, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
@@ -15,16 +15,17 @@ use crate::xml::{
 
 const ACTION: Action = Action::SnapshotRevert;
 
-/// Brings a running VM back to a snapshot, and gives it the VFs that it should have now.
+/// Returns a running VM to a snapshot, and gives it the VFs that it should have now.
 ///
-/// VFs are unplugged before. What the snapshot says of VFs is as old as itself: the VM gets a VF and a dummy for each SR-IOV
-/// NIC that OpenNebula describes, at its place where that is free, and loses the dummies of others.
+/// VFs are unplugged first. The snapshot's metadata tell which NICs the VM had then, not which it should have now. So
+/// the VM gets a VF and a dummy for each SR-IOV NIC in OpenNebula's description, at its old guest address if that is
+/// free, and loses all other dummies.
 ///
 /// * `data` - OpenNebula's description of the VM; without it (before 5.10) the VM keeps the SR-IOV NICs that it has
 ///
 /// # Errors
-/// The VM was not reverted and runs on with its VFs, or the error's state says what is true. libvirt may have ended the
-/// domain: then its VFs are free.
+/// The VM was not reverted and runs on with its VFs, or the error's state says what is left. If libvirt ended the
+/// domain, its VFs are free.
 ///
 /// # Source
 /// OpenNebula's stock `snapshot_revert`: `virDomainRevertToSnapshot` with the flag FORCE.
@@ -35,13 +36,13 @@ pub fn snapshot_revert(
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // What is missing would have to leave again: it is put right afterwards.
+    // Repairs come afterwards: a VF that they plugged in now would have to be unplugged again.
     let found = Vm::open_as_is(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain().clone();
     let old = wanted_then(host, &domain, found.live(), name).map_err(untouched)?;
     match found {
         Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
-        // It had VFs then, or gets its first one.
+        // The VM had VFs when the snapshot was taken, or gets its first one now.
         Found::Plain(domain, _) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
             let vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
             Revert { vm, name, data, old, has_changed: false }.run()
@@ -50,7 +51,7 @@ pub fn snapshot_revert(
     }
 }
 
-/// What the VM should have had when the snapshot was taken.
+/// The metadata in the snapshot: the NICs that the VM should have had when the snapshot was taken.
 fn wanted_then(
     host: &Host,
     domain: &DomainRef,
@@ -92,14 +93,14 @@ fn in_doubt(domain: &DomainRef) -> String {
     format!("whether {} was reverted is not known", domain.name)
 }
 
-/// A VM with VFs on its way to a snapshot.
+/// A VM with VFs that is being reverted.
 struct Revert<'a, 'd> {
     vm: Vm<'a>,
     name: &'d SnapshotName,
     data: Option<&'d VmData>,
-    /// What it should have had when the snapshot was taken.
+    /// The metadata in the snapshot.
     old: Option<Wanted>,
-    /// Whether what the domain said after the call was not what it said before.
+    /// Whether the domain's metadata were different after the call: then the revert has taken effect.
     has_changed: bool,
 }
 
@@ -120,14 +121,15 @@ impl Revert<'_, '_> {
         });
         arranged.map_err(|cause| {
             let text = format!(
-                "{0} is reverted but may lack VFs or have NICs of then; kvm-sriov reconcile, or its next action, goes on",
+                "{0} is reverted but may lack VFs or have NICs of the snapshot; kvm-sriov reconcile, or its next action, repairs \
+                 it",
                 self.vm.domain.name
             );
             ActionError::new(ACTION, cause, HostState::InDoubt(text))
         })
     }
 
-    /// What the VFs need besides the VFs is there, and the guest can answer.
+    /// Checks that the guest can answer, and that everything besides free VFs is there.
     fn check(&mut self) -> Result<(), Cause> {
         let (host, vm) = (self.vm.host, &mut self.vm);
         match vm.wanted.operation.as_ref().map(|operation| &operation.kind) {
@@ -139,7 +141,7 @@ impl Revert<'_, '_> {
         }
         let nics = &self.vm.wanted.nics;
         let is_new = |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.is(nic) && known.root == *root);
-        // A NIC that has a VF gets it back, and one that has none does without, also when its map is gone.
+        // Only a new NIC needs its map. A NIC that has a VF gets that VF back, and a NIC that lacks one stays without.
         let new: Vec<RootName> =
             self.described().filter(|(nic, root)| is_new(nic, root)).map(|(_, root)| root).collect();
         if !new.is_empty() || !nics.is_empty() {
@@ -148,7 +150,8 @@ impl Revert<'_, '_> {
         host.maps_of(new.iter()).map(drop)
     }
 
-    /// The SR-IOV NICs as OpenNebula describes them, without those that are interfaces on a bridge of such a name.
+    /// The SR-IOV NICs in OpenNebula's description. NICs that are plain interfaces on a bridge `sriov_<root>` are left
+    /// out.
     fn described(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
         let is_it = |interface: &LiveInterface, nic: &VmNic| interface.is(nic) || interface.is_on_bridge_of(nic);
         let is_interface = move |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| is_it(interface, nic));
@@ -163,20 +166,21 @@ impl Revert<'_, '_> {
         let nics = self.nics();
         let vm = &mut self.vm;
         vm.wanted = Wanted { nics, operation: None, ..std::mem::take(&mut vm.wanted) };
-        // One whose place is another device's in the reverted domain gets another.
+        // A NIC whose guest address another device has in the reverted domain gets another address.
         let mut nics = vm.wanted.nics.clone();
         vm.keep_off_others(&mut nics);
         vm.wanted.nics = nics;
         self.describe_dummies()?;
-        // From here on anybody can go on.
+        // From here on reconciliation can finish the work.
         self.vm.ensure_written()?;
         self.vm.unplug_wrong_dummies()?;
-        // What nobody could give it before is no reason to fail now.
+        // A VF that the VM lacked before the revert is no reason to fail.
         let excused: Vec<NicKey> = self.vm.lacking().to_vec();
         reconcile::repair(&mut self.vm)?.only(&excused)
     }
 
-    /// The NICs that the VM should have now: as it has them, as it had them then, or new ones.
+    /// The NICs that the VM should have now. Each is taken from the VM's metadata, from the snapshot's metadata, or is
+    /// new.
     fn nics(&self) -> Vec<WantedNic> {
         if self.data.is_none() {
             return self.vm.wanted.nics.clone();
@@ -184,7 +188,7 @@ impl Revert<'_, '_> {
         let mut nics: Vec<WantedNic> = Vec::new();
         let mut new = Vec::new();
         for (nic, root) in self.described() {
-            // Of two with one MAC, whose NIC_IDs are not known, each is one.
+            // Two NICs may have one MAC and unknown NIC_IDs. Each position is used once.
             let is_taken = |known: &WantedNic| nics.iter().any(|taken| taken.position == known.position);
             let is_it = |known: &&WantedNic| known.is(nic) && known.root == root && !is_taken(known);
             let now = self.vm.wanted.nics.iter().find(is_it);
@@ -208,7 +212,7 @@ impl Revert<'_, '_> {
         WantedNic::in_order(nics)
     }
 
-    /// Notes for each dummy that is not there, or is another NIC's, what OpenNebula says of it.
+    /// Records OpenNebula's description of each dummy that is missing, or that stands for another NIC.
     fn describe_dummies(&mut self) -> Result<(), Cause> {
         let Some(data) = self.data else { return Ok(()) };
         let (host, vm) = (self.vm.host, &mut self.vm);
@@ -226,7 +230,7 @@ impl Revert<'_, '_> {
         Ok(())
     }
 
-    /// The guest did not release its VFs: what left is plugged back.
+    /// The guest did not release all VFs. Plugs back those that left.
     fn not_unplugged(mut self, cause: Cause) -> ActionError {
         if let Some((text, undo)) = self.if_gone() {
             return with_undo(cause, undo, text);
@@ -242,8 +246,8 @@ impl Revert<'_, '_> {
         }
     }
 
-    /// The call that reverts failed. It may have had its effect all the same: what the VM should have is the same in both
-    /// cases.
+    /// The call that reverts the domain failed. The domain may be reverted nevertheless. The VM should have the same
+    /// NICs in both cases.
     fn not_reverted(mut self, cause: Cause) -> ActionError {
         if let Some((text, undo)) = self.if_gone() {
             return with_undo(cause, undo, text);
@@ -251,7 +255,7 @@ impl Revert<'_, '_> {
         let noted = self.vm.noted_before();
         match self.arrange().and_then(|()| self.vm.finish_as(noted)) {
             Ok(()) if self.has_changed => {
-                let text = format!("{} is reverted all the same, and has its VFs", self.vm.domain.name);
+                let text = format!("{} is reverted nevertheless, and has its VFs", self.vm.domain.name);
                 ActionError::new(ACTION, cause, HostState::Left(text))
             }
             Ok(()) if cause.leaves_doubt() => {
@@ -262,7 +266,8 @@ impl Revert<'_, '_> {
         }
     }
 
-    /// What is to be said of a domain that is gone, and whose VFs are free therefore.
+    /// The state when the domain is gone, with the error of releasing its claims; `None` when the domain is still
+    /// there.
     fn if_gone(&self) -> Option<(String, Option<Cause>)> {
         let (host, domain) = (self.vm.host, &self.vm.domain);
         match host.patiently(|| gone::is_gone(host, domain)) {

@@ -36,8 +36,8 @@ impl Departure<'_> {
         }
     }
 
-    /// Gives the destination the files that it lacks: a copy of each file that nobody writes to, and an empty image for each
-    /// disk that libvirt copies.
+    /// Gives the destination the files that it lacks: a copy of each file that nobody writes to, and an empty image for
+    /// each disk that libvirt copies.
     fn send_files(&mut self) -> Result<(), Cause> {
         let Some(storage) = &self.storage else { return Ok(()) };
         {
@@ -47,7 +47,8 @@ impl Departure<'_> {
         for (path, target) in &storage.links {
             self.agent.ask(&AgentRequest::Symlink { path: path.clone(), target: target.clone() })?;
         }
-        // After the files: the copy of a snapshot directory holds an image of the running disk, which the empty one replaces.
+        // After the files: the copy of a snapshot directory holds an image of the running disk, which the empty one
+        // replaces.
         for (_, DiskImage { path, format, size }) in &storage.written {
             self.agent.ask(&AgentRequest::Image { path: path.clone(), format: format.clone(), size: *size })?;
         }
@@ -105,9 +106,9 @@ impl Departure<'_> {
         vm.lock.cancelled().then(|| Cause::Cancelled { name: vm.domain.name.clone() })
     }
 
-    /// The last step before libvirt is asked. The domain's metadata records whether its CPUs are to run at the destination, and
-    /// the agent answers once more. From then on the agent keeps its claims for as long as libvirt may bring the VM, even when
-    /// this host is lost.
+    /// The last step before libvirt is asked. The domain's metadata records whether its CPUs are to run at the
+    /// destination, and the agent answers once more. From then on the agent keeps its claims for as long as libvirt may
+    /// bring the VM, even when this host is lost.
     pub(super) fn go(&mut self) -> Result<(), Cause> {
         if let Some(cause) = self.reason_to_stop() {
             return Err(cause);

@@ -72,8 +72,8 @@ impl Departure<'_> {
         }
         // This host first: the VM need not wait for its VFs until a libvirtd at the destination answers.
         let undo = self.found.with_vfs().and_then(|vm| vm.plug_back(&cause).err());
-        // The agent may destroy a domain at the destination only while the CPUs run here. Such a domain has never run, or
-        // libvirt itself resumed it (a VM without VFs).
+        // The agent may destroy a domain at the destination only while the CPUs run here. Such a domain has never run,
+        // or libvirt itself resumed it (a VM without VFs).
         let destroy = matches!(host.patiently(|| Ok(host.hypervisor().state(&domain)?)), Ok(Some(RunState::Running)));
         let there = self.agent.ask(&AgentRequest::Abort { destroy }).err().map(|error| {
             log::warn!("{error}");

@@ -29,8 +29,9 @@ impl<'a> Departure<'a> {
         let storage = storage(host, &domain, data)?;
         let copied = |storage: &Storage| storage.written.iter().map(|(disk, _)| disk.target.clone()).collect();
         let migration = Migration {
-            // When the destination's last answer is lost, libvirt resumes the domain at the source although it is at the
-            // destination (virDomainMigrateVersion3Full). So it stays paused there until it is seen to be gone here.
+            // When the destination's last answer is lost, libvirt resumes the domain at the source although it is at
+            // the destination (virDomainMigrateVersion3Full). So it stays paused there until it is seen to be gone
+            // here.
             paused: found.wanted().is_some(),
             destination: format!("{}://{}/system", host.settings().qemu_protocol, route.to),
             copied_disks: storage.as_ref().map(copied).unwrap_or_default(),

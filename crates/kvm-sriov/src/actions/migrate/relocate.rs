@@ -1,4 +1,4 @@
-//! A running VM goes to another datastore of its host: its disks are copied while it runs, and its VFs stay.
+//! Moves a running VM to another datastore of its host. Its disks are copied while it runs, and it keeps its VFs.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,15 +19,14 @@ use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE, VmData};
 /// The prefix of OpenNebula's element in a domain.
 const ONE_PREFIX: &str = "one";
 
-/// Moves the VM's files to the directory that OpenNebula wants them in, and the domain with them. The old ones stay: they are
-/// OpenNebula's to delete.
+/// Copies the VM's files to the directory that OpenNebula names, and switches the domain over to them. The old files
+/// stay, because OpenNebula deletes them.
 ///
 /// # Errors
-/// The VM runs on from the files it had, and what was made of the new ones is gone; or the error's state says which disks are
-/// where.
+/// The VM runs on from its old files, and the new ones are removed. Or the error's state says where each disk is.
 ///
 /// # Source
-/// OpenNebula's stock `migrate` (7.2): a block copy of each disk with a pivot, new media for what is read-only.
+/// OpenNebula's stock `migrate` (7.2): a block copy of each disk with a pivot, and new media for read-only drives.
 pub(super) fn relocate(host: &Host, domain: &DomainRef, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(Action::Migrate, cause);
     let relocation = Relocation::plan(host, domain, data).map_err(untouched)?;
@@ -41,14 +40,14 @@ struct Relocation<'a> {
     host: &'a Host,
     domain: &'a DomainRef,
     storage: Storage,
-    /// Where each logical volume goes, in the order of [`Storage::volumes`].
+    /// The new logical volumes, in the order of [`Storage::volumes`].
     volumes: Vec<Volume>,
     to: PathBuf,
-    /// Whether the new directory is to be made here.
+    /// Whether this move makes the new directory.
     makes_dir: bool,
 }
 
-/// Elements of a domain that lose no more than their name when their file goes: logs and sockets.
+/// Elements of a domain, logs and sockets, that lose only their name when their file is deleted.
 const NAMES_ONLY: [&str; 8] = ["serial", "parallel", "console", "channel", "graphics", "redirdev", "smartcard", "rng"];
 
 impl<'a> Relocation<'a> {
@@ -69,13 +68,13 @@ impl<'a> Relocation<'a> {
         Ok(relocation)
     }
 
-    /// Refuses what would lose more than a name when the old directory goes, and tells of the rest.
+    /// Refuses a VM that would lose more than a name when its old directory is deleted. Logs what else changes.
     fn check_use(&self) -> Result<(), Cause> {
         let (name, from) = (&self.domain.name, self.storage.dir.display());
         for Mention { element, value } in &self.storage.in_use {
             if element == "nvram" {
                 log::warn!(
-                    "{name}: UEFI variables that its guest writes from now on stay in {value} until it starts anew"
+                    "{name}: UEFI variables that its guest writes from now on stay in {value} until its next start"
                 );
             } else if NAMES_ONLY.contains(&element.as_str()) {
                 log::warn!("{name}: its {element} stays open at {value}, which goes with the old directory");
@@ -88,17 +87,16 @@ impl<'a> Relocation<'a> {
         let readonly =
             readonly.chain(self.storage.volumes.iter().map(|(disk, _)| disk).filter(|disk| disk.is_readonly));
         for disk in readonly {
-            // A drive gets its new medium by its name alone.
+            // Only a drive can get a new medium, which libvirt takes by its path alone.
             if !disk.is_drive() || disk.is_encrypted || disk.is_slice {
-                let why =
-                    "is read-only, which libvirt does not copy, and no drive with a whole image that could be changed";
+                let why = "is read-only, which libvirt does not copy, and it is no drive whose medium could be changed";
                 let how = format!("live: its disk {} {why}", disk.target);
                 return Err(Cause::NoMove { vm: name.clone(), how });
             }
         }
         for (disk, link) in &self.storage.linked {
             log::warn!(
-                "{name}: its disk {} stays where it is; until the VM starts anew, the domain knows it by the old link {}",
+                "{name}: its disk {} stays where it is; until its next start the domain knows it by the old link {}",
                 disk.target,
                 link.display()
             );
@@ -106,8 +104,8 @@ impl<'a> Relocation<'a> {
         Ok(())
     }
 
-    /// The logical volume that a disk is copied to: made before by OpenNebula's transfer driver, in the volume group of the new
-    /// datastore, under the old name.
+    /// The logical volume that a disk is copied to. OpenNebula's transfer driver has made it, with the old name, in the
+    /// volume group of the new datastore.
     ///
     /// # Source
     /// OpenNebula `src/tm_mad/fs_lvm_ssh/premigrate`; its stock `migrate`: `/dev/vg-one-<datastore>/<name>`.
@@ -131,7 +129,7 @@ impl<'a> Relocation<'a> {
             let (has, needs) = (device.size, volume.device.size);
             return no_move(format!("{} has {has} bytes instead of {needs}", target.display()));
         }
-        // Its content is copied here, and not by QEMU, which may open both.
+        // This process copies a read-only volume, so it must be able to open both devices.
         if disk.is_readonly {
             File::open(&volume.device.node).map_err(Cause::file("read", &volume.target))?;
             File::options().write(true).open(&device.node).map_err(Cause::file("write", &target))?;
@@ -139,11 +137,12 @@ impl<'a> Relocation<'a> {
         Ok(Volume { link: self.moved(&volume.link), target, device })
     }
 
-    /// Ends the copies of an earlier move that died: libvirt still writes them into the files that are about to be made.
+    /// Ends the copies of an earlier, interrupted move. libvirt would still write them into the files that this move
+    /// makes.
     fn end_earlier(&self) -> Result<(), Cause> {
         for (disk, medium) in self.copied() {
             if disk.mirror.as_ref().is_some_and(|mirror| is_same(mirror, &medium.path)) {
-                log::info!("{}: an earlier copy of its disk {} is ended", self.domain.name, disk.target);
+                log::info!("{}: ending an earlier copy of its disk {}", self.domain.name, disk.target);
                 block_job::end(self.host, self.domain, &disk.target)?;
             }
         }
@@ -154,33 +153,33 @@ impl<'a> Relocation<'a> {
         self.host.hypervisor()
     }
 
-    /// Where a file of the old directory is in the new one.
+    /// The path in the new directory of a file in the old one.
     fn moved(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.storage.dir).map_or_else(|_| path.to_owned(), |rest| self.to.join(rest))
     }
 
-    /// The disks that libvirt copies, and into what.
+    /// The disks that libvirt copies, each with the target of the copy.
     fn copied(&self) -> impl Iterator<Item = (&Disk, Medium)> {
         let files = self.storage.written.iter();
         let files = files.map(|(disk, image)| (disk, Medium { path: self.moved(&image.path), is_block: false }));
         files.chain(self.on_volumes(false))
     }
 
-    /// The drives whose media only the guest's host copies, what they hold and what they are to hold.
+    /// The drives whose media this process copies, each with its new medium.
     fn media(&self) -> impl Iterator<Item = (&Disk, Medium)> {
         let files = self.storage.readonly.iter();
         let files = files.map(|(disk, path)| (disk, Medium { path: self.moved(path), is_block: false }));
         files.chain(self.on_volumes(true))
     }
 
-    /// The disks on logical volumes that the guest only reads, or writes to, and the new volumes.
+    /// The disks on logical volumes, read-only or not, each with its new volume.
     fn on_volumes(&self, readonly: bool) -> impl Iterator<Item = (&Disk, Medium)> {
         let pairs = self.storage.volumes.iter().zip(&self.volumes);
         let pairs = pairs.filter(move |((disk, _), _)| disk.is_readonly == readonly);
         pairs.map(|((disk, _), volume)| (disk, Medium { path: volume.link.clone(), is_block: true }))
     }
 
-    /// Makes the new files, and has libvirt copy every disk into its own until all are equal.
+    /// Makes the new files, and has libvirt copy every disk until each copy equals its disk.
     fn copy(&self) -> Result<(), Cause> {
         fs::create_dir_all(&self.to).map_err(Cause::file("make", &self.to))?;
         let files = self.storage.files();
@@ -220,8 +219,8 @@ impl<'a> Relocation<'a> {
         Cause::Call { what: format!("{verb} disk {} of {}", disk.target, self.domain.name), source }
     }
 
-    /// The domain goes on from the new files. What is switched can't be switched back without another copy, but media can: they
-    /// come first.
+    /// Switches the domain over to the new files. Media come first, because they can be switched back. A disk could be
+    /// switched back only by another copy.
     fn switch(&self) -> Result<(), ActionError> {
         for (disk, medium) in self.media() {
             if let Err(cause) = self.change_medium(disk, &medium) {
@@ -231,9 +230,9 @@ impl<'a> Relocation<'a> {
         for (disk, _) in self.copied() {
             let Err(source) = self.hypervisor().finish_block_job(self.domain, &disk.target, true) else { continue };
             let cause = self.failed("switch", disk, source);
-            // Whatever the call said: only the live XML tells.
+            // The call's error does not decide: the live XML tells.
             match self.switched() {
-                Ok(there) if there.contains(&disk.target) => log::debug!("it is switched all the same: {cause}"),
+                Ok(there) if there.contains(&disk.target) => log::debug!("the disk is switched nevertheless: {cause}"),
                 _ => return Err(self.undo(cause)),
             }
         }
@@ -249,7 +248,7 @@ impl<'a> Relocation<'a> {
         Ok(())
     }
 
-    /// Believes only the live XML: nothing of the old directory may be in use, because OpenNebula removes it.
+    /// Checks in the live XML that nothing of the old directory is in use, because OpenNebula deletes that directory.
     fn verify(&self) -> Result<(), ActionError> {
         let name = &self.domain.name;
         let still = self.host.patiently(|| {
@@ -262,7 +261,7 @@ impl<'a> Relocation<'a> {
         });
         let what = match still {
             Ok(still) if still.is_empty() => return Ok(()),
-            // It ended by itself: what it had written is in the new files.
+            // The domain ended by itself. All that its guest has written is in the new files.
             Err(Cause::Absent { .. }) => return Ok(()),
             Ok(still) => format!("it still has {} in {}", still.join(", "), self.storage.dir.display()),
             Err(cause) => format!("what it still has in {} is not known ({cause})", self.storage.dir.display()),
@@ -271,13 +270,13 @@ impl<'a> Relocation<'a> {
         Err(ActionError::new(Action::Migrate, Cause::NotAsAsked { name: name.clone(), what }, HostState::Left(both)))
     }
 
-    /// Gives a drive its medium, wherever it had it.
+    /// Gives a drive this medium.
     fn change_medium(&self, disk: &Disk, medium: &Medium) -> Result<(), Cause> {
         let xml = disk
             .with_medium(Some(medium))
             .map_err(|source| Cause::Xml { what: format!("disk {} of {}", disk.target, self.domain.name), source })?;
         let Err(source) = self.hypervisor().change_medium(self.domain, &xml) else { return Ok(()) };
-        // Whatever the call said: only the live XML tells.
+        // The call's error does not decide: the live XML tells.
         let is_in = |live: LiveDomain| {
             let path = live.disk(&disk.target).and_then(|now| now.path.clone());
             path.is_some_and(|path| is_same(&path, &medium.path))
@@ -286,7 +285,7 @@ impl<'a> Relocation<'a> {
         if there.is_ok_and(|there| there) { Ok(()) } else { Err(self.failed("switch", disk, source)) }
     }
 
-    /// Gives every drive the medium again that it had.
+    /// Gives every drive its old medium back.
     fn media_back(&self) -> Result<(), Cause> {
         let live = self.host.patiently(|| vm::read(self.host, self.domain))?;
         for (disk, medium) in self.media() {
@@ -299,8 +298,8 @@ impl<'a> Relocation<'a> {
         Ok(())
     }
 
-    /// Tells in the domain where its files are. Never by defining it: OpenNebula's domains are transient, and a definition
-    /// would have the devices of its start.
+    /// Writes the new directory into OpenNebula's metadata of the domain. The domain is not defined: OpenNebula's
+    /// domains are transient, and a definition would have the devices of the domain's start.
     fn note(&self) -> Result<(), Cause> {
         let Some(element) = self.hypervisor().metadata(self.domain, ONE)? else { return Ok(()) };
         let element = xml::with_system_datastore(&element, &self.to)
@@ -308,7 +307,7 @@ impl<'a> Relocation<'a> {
         Ok(self.hypervisor().set_metadata(self.domain, Some(&element), ONE_PREFIX, ONE)?)
     }
 
-    /// The disks that the domain has in the new directory.
+    /// The disks that the domain uses in the new directory.
     fn switched(&self) -> Result<Vec<String>, Cause> {
         let live = self.host.patiently(|| vm::read(self.host, self.domain))?;
         let is_there = |(disk, medium): &(&Disk, Medium)| {
@@ -322,16 +321,17 @@ impl<'a> Relocation<'a> {
         self.copied().try_for_each(|(disk, _)| block_job::end(self.host, self.domain, &disk.target))
     }
 
-    /// The domain runs on from the files that it had, as far as that can be seen; then the new ones go.
+    /// Ends the copies. If the domain uses only its old files, removes the new ones.
     fn undo(&self, cause: Cause) -> ActionError {
         let (name, from, to) = (&self.domain.name, self.storage.dir.display(), self.to.display());
         let left = |cause, text| ActionError::new(Action::Migrate, cause, HostState::Left(text));
         match self.end_copies().and_then(|()| self.switched()) {
-            // A disk that is switched stays so, and media then may be in either directory.
+            // A disk that is switched stays switched. Then media may be in either directory.
             Ok(there) if there.is_empty() => {
                 if let Err(undo) = self.media_back() {
-                    let text =
-                        format!("{name} runs on from {from}, but drives of it have media in {to}; both must stay");
+                    let text = format!(
+                        "{name} runs on from {from}, but some of its drives have media in {to}; both must stay"
+                    );
                     return left(cause.and_undo(undo), text);
                 }
             }
@@ -356,7 +356,7 @@ impl<'a> Relocation<'a> {
     }
 }
 
-/// Makes a link, also where there is one that points elsewhere.
+/// Makes a link. Replaces an existing one.
 fn replace_link(target: &Path, link: &Path) -> Result<(), Cause> {
     let made = match fs::remove_file(link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -365,7 +365,7 @@ fn replace_link(target: &Path, link: &Path) -> Result<(), Cause> {
     made.map_err(Cause::file("make", link))
 }
 
-/// Copies the content of a device to another one that is at least as large.
+/// Copies the content of a device to another device that is at least as large.
 fn copy_device(from: &Path, to: &Path) -> io::Result<()> {
     let mut to = File::options().write(true).open(to)?;
     io::copy(&mut File::open(from)?, &mut to)?;

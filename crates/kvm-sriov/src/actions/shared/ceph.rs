@@ -1,5 +1,5 @@
-//! `save.ceph` and `restore.ceph`: a checkpoint of a VM whose system datastore is Ceph lies in its pool, because the directory of
-//! the VM is not there on the host that it goes on on.
+//! A pool of Ceph that holds checkpoints. With a system datastore on Ceph the VM's directory is not shared, so another
+//! host finds the checkpoint only in the pool.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,23 +7,23 @@ use std::process::{Command, Stdio};
 use crate::base::program;
 use crate::error::Cause;
 
-/// A pool of Ceph, and how it is reached.
+/// A pool of Ceph, and how `rbd` connects to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ceph {
     /// The program: `rbd`.
     pub program: PathBuf,
     /// The pool.
     pub pool: String,
-    /// Its user (CEPH_USER).
+    /// The user (CEPH_USER).
     pub user: Option<String>,
-    /// The cluster's file (CEPH_CONF).
+    /// The configuration file of the cluster (CEPH_CONF).
     pub conf: Option<String>,
     /// The format of images (RBD_FORMAT).
     pub format: Option<String>,
 }
 
 impl Ceph {
-    /// The image that the checkpoint of a VM is in.
+    /// The image that holds the checkpoint of a VM.
     pub(crate) fn image(&self, vm: u32) -> String {
         format!("{}/one-sys-{vm}-checkpoint", self.pool)
     }

@@ -1,4 +1,5 @@
-//! Devices that are no VFs of ours come and go as with the stock driver, and are believed only as far as the live XML shows them.
+//! Devices other than VFs of this driver: attached and detached as by the stock driver. The live XML decides whether
+//! that succeeded.
 
 use std::slice;
 
@@ -11,26 +12,26 @@ use crate::vm;
 use crate::xml::{Medium, VmData};
 
 /// A device that is to be plugged in.
-pub(crate) struct Device<'a> {
-    /// Its XML.
+pub(crate) struct NewDevice<'a> {
+    /// The device's XML.
     pub(crate) xml: &'a str,
-    /// What a user of the stock driver knows: "attach ... to one-42".
+    /// The task in the stock driver's words, such as "attach ... to one-42".
     pub(crate) what: &'a str,
-    /// Who takes it out when it is not known whether it came in.
+    /// The action that takes the device out again, for a message when it is not known whether it was plugged in.
     pub(crate) undo: &'static str,
-    /// How much of the domain's memory QEMU touches or pins for it, in KiB.
+    /// How much of the domain's memory QEMU touches or pins for the device, in KiB.
     pub(crate) memory_kib: u64,
-    /// Whether the domain has it.
+    /// Whether the domain has the device.
     pub(crate) is_in: &'a dyn Fn() -> Result<bool, Cause>,
 }
 
 /// Plugs a device into a running domain.
 ///
 /// # Errors
-/// It is not there, or the error's state says that this is not known.
-pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &Device<'_>) -> Result<(), ActionError> {
+/// The device is not in the domain, or the error's state says that this is not known.
+pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &NewDevice<'_>) -> Result<(), ActionError> {
     let plugged = host.hypervisor().attach(domain, device.xml, host.call_limit(device.memory_kib));
-    // Whatever the call said: only the live XML tells.
+    // The call's error does not decide: the live XML tells.
     let there = host.patiently(device.is_in);
     let in_doubt = |cause| {
         let text = format!("whether it was plugged in is not known; {} takes it out", device.undo);
@@ -51,12 +52,12 @@ pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &Dev
     }
 }
 
-/// Asks the guest to release a device, and waits until it has. Success, too, when the domain ended meanwhile.
+/// Asks the guest to release a device, and waits until it has. Success also when the domain ends meanwhile.
 ///
-/// * `device` - what to call it; `alias` - what libvirt knows it by
+/// * `device` - the device's name in messages; `alias` - its alias in libvirt
 ///
 /// # Errors
-/// It stays; a guest that did not answer in time may release it later, and the error's state says so.
+/// The device stays. A guest that did not answer in time may release it later, and the error's state says so.
 pub(crate) fn unplug(
     host: &Host,
     action: Action,
@@ -85,31 +86,31 @@ pub(crate) fn unplug(
     }
 }
 
-/// What is to become of a drive.
-pub(crate) struct Change<'a> {
-    /// Its target.
+/// A change of the medium in a drive.
+pub(crate) struct MediumChange<'a> {
+    /// The drive's target.
     pub(crate) target: &'a str,
-    /// What a user of the stock driver knows: "eject ...".
+    /// The task in the stock driver's words, such as "eject ...".
     pub(crate) what: &'a str,
-    /// What it is to hold.
+    /// The new medium; `None` empties the drive.
     pub(crate) medium: Option<&'a Medium>,
 }
 
-/// Empties a drive, or puts a medium into one that is empty. Success when it is so already.
+/// Empties a drive, or puts a medium into an empty drive. Success when that is done already.
 ///
 /// # Errors
-/// The drive is as it was, or the error's state says that this is not known.
+/// The drive is unchanged, or the error's state says that this is not known.
 pub(crate) fn change_medium(
     host: &Host,
     action: Action,
     id: &DeployId,
     data: Option<&VmData>,
-    change: &Change<'_>,
+    change: &MediumChange<'_>,
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(action, cause);
     let what = || change.what.to_owned();
     let wanted = change.medium.map(|medium| medium.path.display().to_string());
-    // The lock of a VM with VFs is held until this returns: a save would take the drive along half changed.
+    // The lock of a VM with VFs is held until this function returns: a save must not run during the change.
     let found = reconcile::open(host, action, id, data).map_err(untouched)?;
     let domain = found.domain();
     let drive = || {
@@ -129,7 +130,7 @@ pub(crate) fn change_medium(
     let xml =
         xml.map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
     let changed = host.hypervisor().change_medium(domain, &xml);
-    // Whatever the call said: only the live XML tells.
+    // The call's error does not decide: the live XML tells.
     let now = host.patiently(drive).map(|drive| drive.source);
     let cause = match changed {
         _ if matches!(&now, Ok(source) if *source == wanted) => return Ok(()),

@@ -1,4 +1,5 @@
-//! Commands that run in a guest: how its agent is asked, and what OpenNebula's monitoring reads of them on the host.
+//! Commands that run in a guest: the requests to the guest's agent, and the record that OpenNebula's monitoring reads
+//! on the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,25 +15,27 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError};
 
-/// libvirt's number for an agent that does not answer, or is not there.
+/// libvirt's error number for an agent that does not answer or is not connected.
 ///
 /// # Source
 /// libvirt `VIR_ERR_AGENT_UNRESPONSIVE`.
 const UNRESPONSIVE: u32 = 86;
 
-/// The command of a VM: `<dir>/one-<id>` has its number in the guest until OpenNebula's monitoring has read what became of it.
-pub(crate) struct Note<'a> {
+/// The record of a VM's command: `<dir>/one-<id>` holds its process id in the guest until OpenNebula's monitoring has
+/// read its result.
+pub(crate) struct CommandRecord<'a> {
     host: &'a Host,
     /// The VM.
     pub(crate) vm: DomainName,
     _lock: File,
 }
 
-impl<'a> Note<'a> {
-    /// Takes the lock that OpenNebula's monitoring takes, too, while it looks at commands.
+impl<'a> CommandRecord<'a> {
+    /// Takes the lock of the records. OpenNebula's monitoring takes the same lock while it reads them.
     ///
     /// # Errors
-    /// It can't be had in SRIOV_LOCK_TIMEOUT, or OpenNebula's directory is not there. Nothing was changed.
+    /// Another process has held the lock for SRIOV_LOCK_TIMEOUT, or OpenNebula's directory is not there. Nothing was
+    /// changed.
     pub(crate) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
         let path = host.run_dir().join(".exec-lock");
         let end = Instant::now() + host.settings().lock_timeout;
@@ -50,7 +53,7 @@ impl<'a> Note<'a> {
         self.host.run_dir().join(self.vm.as_str())
     }
 
-    /// The command that is noted; `None` when there is none.
+    /// The recorded process id; `None` when there is none.
     pub(crate) fn read(&self) -> Result<Option<u64>, Cause> {
         let path = self.path();
         match fs::read_to_string(&path) {
@@ -60,7 +63,7 @@ impl<'a> Note<'a> {
         }
     }
 
-    /// Notes a command; nobody sees half of the note.
+    /// Records a process id. Readers never see a partial record.
     pub(crate) fn write(&self, command: u64) -> Result<(), Cause> {
         let path = self.path();
         let file = tempfile::NamedTempFile::new_in(self.host.run_dir()).map_err(Cause::file("write", &path))?;
@@ -69,7 +72,7 @@ impl<'a> Note<'a> {
         Ok(())
     }
 
-    /// Forgets the command.
+    /// Removes the record.
     pub(crate) fn remove(&self) -> Result<(), Cause> {
         let path = self.path();
         match fs::remove_file(&path) {
@@ -79,7 +82,7 @@ impl<'a> Note<'a> {
     }
 }
 
-/// Has the agent start a program, and returns its number in the guest.
+/// Has the agent start a program. Returns its process id in the guest.
 ///
 /// * `input` - its standard input, in base64
 ///
@@ -98,13 +101,13 @@ pub(crate) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Op
     answer.get("pid").and_then(Value::as_u64).ok_or_else(|| odd(domain, &answer))
 }
 
-/// Has the agent kill a program that it started; it may take a moment to end.
+/// Has the agent kill a program that it started. The program may take a moment to end.
 pub(crate) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), Cause> {
     let words = ["kill", "-9", &command.to_string()].map(str::to_owned);
     start(host, domain, &words, None).map(drop)
 }
 
-/// Whether a program that the agent started still runs.
+/// Whether a program that the agent started is still running.
 ///
 /// # Source
 /// QEMU's `qga/qapi-schema.json`: `guest-exec-status`.
@@ -114,7 +117,7 @@ pub(crate) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool
         Ok(answer) => {
             answer.get("exited").and_then(Value::as_bool).map(|exited| !exited).ok_or_else(|| odd(domain, &answer))
         }
-        // An agent that knows nothing of it was started after it, in a guest that has rebooted.
+        // An agent that does not know the process was started later, after a reboot of the guest.
         Err(Cause::Libvirt(error)) if error.text().contains("does not exist") => Ok(false),
         Err(cause) => Err(cause),
     }
@@ -130,7 +133,7 @@ fn odd(domain: &DomainRef, answer: &Value) -> Cause {
     Cause::GuestAgent { vm: domain.name.clone(), text: answer.to_string() }
 }
 
-/// Whether what an agent was asked for may have happened although the call failed.
+/// Whether the agent may have done what it was asked for although the call failed.
 pub(crate) fn leaves_doubt(cause: &Cause) -> bool {
     let may_have = |error: &LibvirtError| error.code() == UNRESPONSIVE && !error.text().contains("not connected");
     cause.leaves_doubt()

@@ -1,11 +1,11 @@
-//! From where to where a VM moves.
+//! The two hosts of a migration.
 
 use crate::base::HostName;
 
-/// From where to where a VM goes, as OpenNebula names the hosts.
+/// The source and the destination of a migration, by the names that OpenNebula has for the hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// This host; `None` when OpenNebula did not say.
+    /// The source; `None` when OpenNebula does not name it.
     pub from: Option<HostName>,
     /// The destination.
     pub to: HostName,
