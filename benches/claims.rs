@@ -1,11 +1,12 @@
-//! How long actions wait for each other when many claim VFs at once: processes that recover, claim, commit and release together, round
-//! after round, on a disk that another process flushes all the time.
+//! How long actions wait for each other when many of them claim VFs at once. Several processes recover, claim, commit
+//! and release in every round, on a disk that another process flushes all the time.
 //!
 //! ```sh
 //! cargo bench --locked -p kvm-sriov-tests --bench claims -- [DIRECTORY [PROCESSES...]]
 //! ```
 //!
-//! `DIRECTORY` is on the disk that is measured (default: the system's for temporary files). Prints milliseconds for each call.
+//! `DIRECTORY` is on the measured disk (default: the system's directory for temporary files). Prints milliseconds for
+//! each call.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -21,10 +22,10 @@ use kvm_sriov::config::VfMap;
 use kvm_sriov::sysfs::Sysfs;
 use kvm_sriov::{Action, NicKey, Owner, PciAddress, Position, RootName, WantedVf};
 
-/// What a process does in a round, one after the other.
+/// The calls of a process in one round, in order.
 const CALLS: [&str; 4] = ["recover", "claim", "commit", "release"];
 
-/// Each number of processes is measured so many times.
+/// How many times each number of processes is measured.
 const ROUNDS: usize = 20;
 
 fn main() {
@@ -62,7 +63,7 @@ fn start(args: &[&str]) -> Child {
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// Lets processes claim at once, and returns how long each call took.
+/// Lets processes claim at once. Returns the times of each call.
 fn rounds(dir: &Path, number: usize) -> [Vec<Duration>; 4] {
     let all = number.to_string();
     let mut processes: Vec<_> = (0..number)
@@ -70,7 +71,7 @@ fn rounds(dir: &Path, number: usize) -> [Vec<Duration>; 4] {
         .map(|mut child| (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()), child))
         .collect();
     let mut times: [Vec<Duration>; 4] = Default::default();
-    // The first round is their start.
+    // The first round includes their start.
     for round in 0..=ROUNDS {
         for (input, ..) in &mut processes {
             input.write_all(b"go\n").unwrap();
@@ -92,7 +93,7 @@ fn rounds(dir: &Path, number: usize) -> [Vec<Duration>; 4] {
     times
 }
 
-/// One of the processes: a VM with one VF, on a host with a VF for each.
+/// One of the processes: a VM with one VF, on a host with one VF for each process.
 fn process(dir: &Path, number: usize, all: usize) {
     let root: RootName = "ib0".parse().unwrap();
     let vf = |n: usize| PciAddress::new(0, 7 + (n / 256) as u8, (n / 8 % 32) as u8, (n % 8) as u8).unwrap();
@@ -130,7 +131,7 @@ fn process(dir: &Path, number: usize, all: usize) {
     }
 }
 
-/// What others do to the disk: some data, and a flush, without end.
+/// The load of other programs on the disk: some data and a flush, again and again.
 fn flush(path: &Path) {
     let mut file = File::create(path).unwrap();
     loop {

@@ -1,7 +1,7 @@
-//! What libvirt and QEMU do, as far as the actions rely on it: one list, for the model of them and for the lab.
+//! The behaviours of libvirt and QEMU on which the actions rely: one list for the model and for the lab.
 //!
-//! Whatever answers as [`Hypervisor`] can be asked: a [`Rig`] says how its domains and guests are made. A behaviour that the
-//! model shows and the lab does not is a lie of the model.
+//! The list runs against any [`Hypervisor`]; a [`Rig`] makes its domains and guests. When the model shows a behaviour
+//! and the lab does not, the model is wrong.
 
 use std::mem::{self, Discriminant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,37 +17,39 @@ use kvm_sriov::{PciAddress, Position};
 use crate::CALL_LIMIT;
 use crate::vm::Vm;
 
-/// A host with VFs, and guests on it.
+/// A host with VFs and guests.
 pub trait Rig {
     /// Its libvirtd.
     fn libvirt(&self) -> &dyn Hypervisor;
 
-    /// Starts a VM: one made [`Vm::with_guest`] has booted when this returns and answers, any other never does.
+    /// Starts a VM. A VM made [`Vm::with_guest`] has booted when this returns, and its guest answers. No other guest
+    /// ever answers.
     fn start(&self, vm: &Vm) -> DomainRef;
 
-    /// Three VFs that no domain has.
+    /// Three free VFs.
     fn vfs(&self) -> [PciAddress; 3];
 
-    /// A file that libvirtd can write, with this in it.
+    /// A file with this content, which libvirtd can write.
     fn file(&self, name: &str, content: &[u8]) -> PathBuf;
 
-    /// The longest that a guest takes which answers.
+    /// The longest time in which a guest answers.
     fn patience(&self) -> Duration;
 
     /// An administrator pauses a domain.
     fn pause(&self, domain: &DomainRef);
 
-    /// libvirtd is restarted; it is there again when this returns.
+    /// Restarts libvirtd. It answers again when this returns.
     fn restart_daemon(&self);
 
-    /// Another host that domains can be moved to, and the address of its libvirtd from here.
+    /// Another host to which domains can migrate, and the address of its libvirtd from this one.
     fn other(&self) -> Option<(&dyn Rig, String)>;
 }
 
-/// A behaviour, by what it needs. A domain that it leaves as it found it serves the next one, too: in the lab each takes seconds.
+/// A behaviour, by what it needs. The next behaviour uses the same domain if this one left it unchanged, because each
+/// start takes seconds in the lab.
 #[derive(Clone, Copy)]
 pub enum Behaviour {
-    /// It starts what it needs.
+    /// It starts its own domains.
     Alone(fn(&dyn Rig)),
     /// A domain without VFs, whose guest never answers.
     OnDeaf(fn(&dyn Rig, &DomainRef)),
@@ -59,14 +61,14 @@ pub enum Behaviour {
 
 use Behaviour::{Alone, OnDeaf, WithGuest, WithVf};
 
-/// A domain of behaviours, and what it looked like.
+/// A domain of behaviours, and its state at its start.
 struct Shared {
     domain: DomainRef,
     before: LiveDomain,
 }
 
 impl Behaviour {
-    /// Starts the domain that it needs.
+    /// Starts the domain.
     fn start(self, rig: &dyn Rig) -> Option<Shared> {
         let domain = match self {
             Alone(_) => return None,
@@ -90,7 +92,7 @@ impl Behaviour {
 }
 
 impl Shared {
-    /// Whether a behaviour left it as it was.
+    /// Whether a behaviour left it unchanged.
     fn is_intact(&self, rig: &dyn Rig) -> bool {
         let text = rig.libvirt().live_xml(&self.domain).unwrap();
         let is_same =
@@ -105,7 +107,7 @@ impl Shared {
     }
 }
 
-/// What one host shows.
+/// The behaviours that one host shows.
 pub const ON_A_HOST: [(&str, Behaviour); 25] = [
     ("vfs_that_are_asked_for_together_leave_one_by_one", WithGuest(vfs_that_are_asked_for_together_leave_one_by_one)),
     ("a_paused_guest_answers_when_it_is_resumed", WithGuest(a_paused_guest_answers_when_it_is_resumed)),
@@ -134,16 +136,16 @@ pub const ON_A_HOST: [(&str, Behaviour); 25] = [
     ("a_domain_that_ended_is_nowhere", Alone(a_domain_that_ended_is_nowhere)),
 ];
 
-/// What takes two: [`Rig::other`] is there.
+/// The behaviours that need two hosts, so [`Rig::other`].
 pub const BETWEEN_HOSTS: [(&str, Behaviour); 2] = [
     ("a_domain_with_a_vf_does_not_move", WithVf(a_domain_with_a_vf_does_not_move)),
     ("a_domain_that_moves_takes_its_metadata_along", Alone(a_domain_that_moves_takes_its_metadata_along)),
 ];
 
-/// Runs a list, and says how long each took. What fails does not keep the others from being seen.
+/// Runs a list and prints how long each behaviour took. A failure does not stop the others.
 ///
 /// # Panics
-/// A behaviour was not shown.
+/// At least one behaviour failed.
 pub fn run(rig: &dyn Rig, list: &[(&str, Behaviour)]) {
     let mut failed = Vec::new();
     let mut shared: Option<(Discriminant<Behaviour>, Shared)> = None;
@@ -174,14 +176,14 @@ pub fn run(rig: &dyn Rig, list: &[(&str, Behaviour)]) {
     }
 }
 
-/// Ends the domain of a behaviour that failed, or changed it.
+/// Ends the domain after a behaviour that failed or changed it.
 struct Ending<'a> {
     rig: &'a dyn Rig,
     domain: Option<Shared>,
 }
 
 impl Ending<'_> {
-    /// The domain for the next behaviour, if it is as it was.
+    /// The domain for the next behaviour, if it is unchanged.
     fn intact(mut self) -> Option<Shared> {
         self.domain.take_if(|domain| domain.is_intact(self.rig))
     }
@@ -195,7 +197,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// A domain whose guest never answers. It ends with the behaviour.
+/// A domain whose guest never answers. It ends after the behaviour.
 struct Deaf<'a> {
     rig: &'a dyn Rig,
     domain: DomainRef,
@@ -218,7 +220,7 @@ fn live(rig: &dyn Rig, domain: &DomainRef) -> LiveDomain {
     LiveDomain::parse(&rig.libvirt().live_xml(domain).unwrap().unwrap()).unwrap()
 }
 
-/// The NIC at this position; its guest address is in the upper half of a PC's bus.
+/// The NIC at this position. Its guest address is in the upper half of a PC's bus.
 fn nic(number: u8) -> WantedNic {
     WantedNic {
         mac: format!("02:00:0a:00:3c:{number:02x}").parse().unwrap(),
@@ -243,7 +245,7 @@ fn plug(rig: &dyn Rig, domain: &DomainRef, number: u8, vf: PciAddress) -> Result
     attach(rig, domain, &hostdev_of(&nic(number), vf))
 }
 
-/// Plugs a device in; again where QEMU came before udev, as the driver does.
+/// Plugs a device. As the driver does, it tries again when udev has not handled the device yet.
 fn attach(rig: &dyn Rig, domain: &DomainRef, device: &str) -> Result<(), LibvirtError> {
     let begin = Instant::now();
     loop {
@@ -258,7 +260,7 @@ fn device(rig: &dyn Rig, domain: &DomainRef, alias: &str) -> Option<LiveHostdev>
     live(rig, domain).hostdevs.into_iter().find(|device| device.alias.as_deref() == Some(alias))
 }
 
-/// Waits for an event, past all others.
+/// Waits for an event and ignores all others.
 #[track_caller]
 fn hear(events: &Events, what: &Event, patience: Duration) {
     let begin = Instant::now();
@@ -270,14 +272,14 @@ fn hear(events: &Events, what: &Event, patience: Duration) {
     panic!("{what:?} did not come in {} s", patience.as_secs());
 }
 
-/// Whether this event comes in half a second: for what must not come.
+/// Whether this event comes within half a second. For events that must not come.
 fn hears_soon(events: &Events, what: &Event) -> bool {
     let begin = Instant::now();
     let soon = Duration::from_millis(500);
     std::iter::from_fn(|| events.next(soon.checked_sub(begin.elapsed())?)).any(|event| event == *what)
 }
 
-/// An error must have this number, and its text all of these.
+/// An error must have this number, and its text must contain all of these.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T, LibvirtError>, code: u32, texts: &[&str]) {
     let error = result.unwrap_err();
@@ -581,7 +583,7 @@ fn vfs_that_are_asked_for_together_leave_one_by_one(rig: &dyn Rig, domain: &Doma
     }
     let events = rig.libvirt().watch(domain).unwrap();
     let mut waiting: Vec<String> = (0..3).map(alias).collect();
-    // QEMU refuses a request too soon after the plug: "guest is busy".
+    // QEMU refuses a request that comes too soon after the plug: "guest is busy".
     for alias in &waiting {
         ask_until_taken(rig, domain, alias);
     }

@@ -1,8 +1,8 @@
-//! OpenNebula as a caller: how each of its versions runs a program of the driver, and what a user then sees.
+//! OpenNebula as a caller: how each version runs a program of the driver, and what a user sees of the result.
 //!
-//! A step goes through one of three ways. Most are a line in the stream of a shell that OpenNebula keeps open on the host (`bash -s` behind
-//! ssh), with standard input as a here-document. A few are a command of their own behind ssh. And those that `-l` names run on
-//! the front-end, with their input in base64.
+//! A step is run in one of three ways. Most steps are a line in the stream of a shell that OpenNebula keeps open on the
+//! host (`bash -s` behind ssh), with standard input as a here-document. Some steps are an ssh command of their own.
+//! Steps that `-l` names run on the front-end, with their input in base64.
 //!
 //! # Source
 //! OpenNebula's `one_vmm_exec.rb`, `ssh_stream.rb`, `CommandManager.rb` and `DriverExecHelper.rb` of 4.0 to 7.4;
@@ -19,32 +19,32 @@ use std::thread;
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// The first that is supported: nothing is quoted, no VM on standard input.
+    /// The oldest supported version: nothing is quoted, no VM on standard input.
     pub const V4_0: Self = Self(4, 0);
-    /// The last without a VM on standard input.
+    /// The last version without a VM on standard input.
     pub const V4_14: Self = Self(4, 14);
-    /// The last that calls `poll`.
+    /// The last version that calls `poll`.
     pub const V5_10: Self = Self(5, 10);
-    /// The last that knows a VM by its name.
+    /// The last version that names a VM by its domain's name.
     pub const V5_12: Self = Self(5, 12);
-    /// The last that looks for a message between two marker lines.
+    /// The last version that looks for a message between two marker lines.
     pub const V6_0: Self = Self(6, 0);
-    /// The last whose messages have log lines in them.
+    /// The last version whose messages contain log lines.
     pub const V6_10: Self = Self(6, 10);
-    /// The newest.
+    /// The newest version.
     pub const V7: Self = Self(7, 4);
-    /// One of each form.
+    /// One version of each form.
     pub const FORMS: [Self; 7] = [Self::V4_0, Self::V4_14, Self::V5_10, Self::V5_12, Self::V6_0, Self::V6_10, Self::V7];
 
-    /// The lines that the user's message stands between up to 6.0, which the shell's helpers of these versions print.
+    /// The lines around the user's message up to 6.0. The shell helpers of these versions print them.
     pub const ERROR_BLOCK: [&str; 2] = ["ERROR MESSAGE --8<------", "ERROR MESSAGE ------>8--"];
 
-    /// Whether a failure stands between the two lines of [`Self::ERROR_BLOCK`].
+    /// Whether a failure is printed between the two lines of [`Self::ERROR_BLOCK`].
     pub fn has_error_block(self) -> bool {
         self <= Self::V6_0
     }
 
-    /// Whether this version describes the VM on the standard input of an action that it runs on a host.
+    /// Whether this version describes the VM on the standard input of an action on a host.
     pub fn sends_data(self, action: &str) -> bool {
         match action {
             "deploy" => true,
@@ -55,7 +55,7 @@ impl Version {
         }
     }
 
-    /// How many of an action's arguments this version gives; later ones came later.
+    /// How many of an action's arguments this version gives. Newer versions added the others.
     fn arguments(self, action: &str) -> usize {
         match action {
             "restore" if self < Self(4, 4) => 2,
@@ -65,7 +65,7 @@ impl Version {
         }
     }
 
-    /// What a user sees of a failure with this standard error.
+    /// The message that a user sees of a failure with this standard error.
     pub fn message(self, stderr: &str) -> String {
         if self.has_error_block() {
             let [begin, end] = Self::ERROR_BLOCK;
@@ -87,12 +87,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// How the host is reached.
+/// How a command reaches the host.
 #[derive(Debug, Clone)]
 enum Reach {
-    /// A shell of this machine, after these words (such as `ip netns exec <name>`).
+    /// A shell of this machine, started by these words (such as `ip netns exec <name>`).
     Shell(Vec<String>),
-    /// These words, then the command as one argument: what ssh is given.
+    /// These words, then the command as one argument, as for ssh.
     Ssh(Vec<String>),
 }
 
@@ -108,21 +108,21 @@ pub struct Caller {
     env: Vec<(String, String)>,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// What a user sees of a failure; nothing when the step succeeded.
+    /// The message that a user sees of a failure. Empty when the step succeeded.
     pub message: String,
     /// The exit code.
     pub code: i32,
     /// Standard output.
     pub stdout: String,
-    /// Standard error as OpenNebula has it: in the stream's form with its last line `ExitCode: n`.
+    /// Standard error as OpenNebula reads it, in the stream's form with the last line `ExitCode: n`.
     pub stderr: String,
 }
 
 impl Answer {
-    /// Fails the test unless the step succeeded, and gives what it printed.
+    /// Fails the test unless the step succeeded. Returns its standard output.
     #[track_caller]
     pub fn ok(self) -> String {
         assert!(self.code == 0, "exit code {}\n{}{}", self.code, self.stdout, self.stderr);
@@ -130,11 +130,11 @@ impl Answer {
     }
 }
 
-/// What the stream prints when a program took what was not meant for it.
+/// The stream prints this when a program read more than its own input.
 const NEXT: &str = "the next command of the stream";
 
 impl Caller {
-    /// This version, with the remotes directory as the host has it; VM 42 on `node1`, which is this machine.
+    /// This version with this remotes directory on the host, for VM 42 on `node1`, which is this machine.
     pub fn new(version: Version, remotes: impl Into<PathBuf>) -> Self {
         Self {
             version,
@@ -168,14 +168,14 @@ impl Caller {
         self
     }
 
-    /// The host's shell is started by these words and its own, for example `ip netns exec <name>`.
+    /// Starts the host's shell with these words before its own, for example `ip netns exec <name>`.
     #[must_use]
     pub fn within(mut self, words: &[&str]) -> Self {
         self.reach = Reach::Shell(words.iter().map(|&word| word.to_owned()).collect());
         self
     }
 
-    /// The host is reached by these words and the command as one more, for example `ssh -F <file> <host>`.
+    /// Reaches the host by these words with the command as one more, for example `ssh -F <file> <host>`.
     #[must_use]
     pub fn over(mut self, words: &[&str]) -> Self {
         self.reach = Reach::Ssh(words.iter().map(|&word| word.to_owned()).collect());
@@ -196,11 +196,12 @@ impl Caller {
 
     /// Runs an action.
     ///
-    /// * `args` - those that the newest version gives, without its own two; what came later than this version is left out
-    /// * `stdin` - what the newest version sends; this one sends it or not
+    /// * `args` - the arguments of the newest version, without the two that OpenNebula appends; an older version omits
+    ///   newer ones
+    /// * `stdin` - the input of the newest version; an older version may omit it
     ///
     /// # Panics
-    /// The test fails: the program is not there, or read what was not meant for it.
+    /// The program is missing, or it read more than its own input.
     #[track_caller]
     pub fn run(&self, action: &str, args: &[&str], stdin: &str) -> Answer {
         let args = args.get(..self.version.arguments(action)).unwrap_or(args);
@@ -219,7 +220,7 @@ impl Caller {
         }
     }
 
-    /// Runs an action on the front-end, as `-l` asks for: the remotes are those of the front-end.
+    /// Runs an action on the front-end, as with `-l`. The remotes are those of the front-end.
     #[track_caller]
     pub fn run_local(&self, action: &str, args: &[&str], stdin: &str) -> Answer {
         let script = self.program(action);
@@ -235,7 +236,7 @@ impl Caller {
 
     /// Runs a step of a network driver.
     ///
-    /// * `args` - without the VM, which is the first of them up to 5.8
+    /// * `args` - the arguments without the VM, which is the first argument up to 5.8
     #[track_caller]
     pub fn run_network(&self, network: &str, step: &str, args: &[&str], vm: &str) -> Answer {
         let script = self.remotes.join("vnm").join(network).join(step);
@@ -246,7 +247,8 @@ impl Caller {
         self.stream(&script, &self.quoted(&[&[vm.trim_end()], args].concat()), None)
     }
 
-    /// Runs a step that makes or removes a network (6.4 and later), on the front-end: the remotes are those of the front-end.
+    /// Runs a step that creates or removes a network (6.4 and later) on the front-end. The remotes are those of the
+    /// front-end.
     #[track_caller]
     pub fn run_vnet(&self, network: &str, step: &str, vnet: u32, xml: &str) -> Answer {
         let script = self.remotes.join("vnm").join(network).join(step);
@@ -254,7 +256,7 @@ impl Caller {
         self.answer(&feed(Command::new("sh").args(["-c", &line]).envs(self.env.clone()), &encoded(xml, 0)))
     }
 
-    /// What the stream gets for an action, with what its shell does `then`: for one who does not wait for the end.
+    /// The text of an action for the stream, with `then` after it: for a caller that does not wait for the end.
     pub fn lines(&self, action: &str, args: &[&str], stdin: &str, then: &str) -> String {
         let script = self.program(action);
         let args = format!("{} {} {}", self.quoted(args), self.vm, self.host);
@@ -276,13 +278,13 @@ impl Caller {
         }
     }
 
-    /// Arguments as they stand in the line: nothing in them is escaped.
+    /// Arguments as OpenNebula writes them into the line: nothing is escaped.
     fn quoted(&self, args: &[&str]) -> String {
         let quote = if self.version < Version(4, 2) { "" } else { "'" };
         args.iter().map(|arg| format!("{quote}{arg}{quote}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// The way of a line in the stream. The next command is there already: a program that reads what is not its own takes it.
+    /// Runs a line in the stream. The next command is in the stream already: a program that reads too much takes it.
     #[track_caller]
     fn stream(&self, script: &Path, args: &str, stdin: Option<&str>) -> Answer {
         let step = self.step(script, args, stdin, "echo \"ExitCode: $? EOF_ERR\" 1>&2; echo \"EOF_OUT\"");
@@ -294,7 +296,7 @@ impl Caller {
         let Some((stdout, rest)) = stdout.split_once("EOF_OUT\n") else {
             panic!("{script} took what comes after its input: {stdout}{stderr}")
         };
-        // What is left of an input that was cut short is run as commands, and may be the end of the shell.
+        // The shell runs the rest of a truncated input as commands, which may end the shell.
         let is_cut = stdin.is_some_and(|text| text.lines().any(|line| line == "EOT"));
         assert!(is_cut || rest == format!("{NEXT}\n"), "{script} took the stream's next command: {rest:?} {stderr}");
         let (stderr, _) = stderr.split_once(" EOF_ERR\n").unwrap();
@@ -302,7 +304,7 @@ impl Caller {
         self.seen(code.parse().unwrap(), stdout.to_owned(), format!("{stderr}\n"))
     }
 
-    /// The way of a command of its own.
+    /// Runs an ssh command of its own.
     #[track_caller]
     fn one_shot(&self, script: &Path, args: &str, stdin: Option<&str>) -> Answer {
         let script = script.display();
@@ -312,7 +314,7 @@ impl Caller {
         answer
     }
 
-    /// The command on the host: in words for a shell of this machine, in one for ssh.
+    /// The command on the host: several words for a shell of this machine, one word for ssh.
     fn shell(&self, words: &[&str], one: &str) -> Command {
         let (before, after) = match &self.reach {
             Reach::Shell(prefix) => (prefix, words),
@@ -321,7 +323,8 @@ impl Caller {
         let mut all = before.iter().map(String::as_str).chain(after.iter().copied());
         let mut command = Command::new(all.next().unwrap());
         command.args(all).envs(self.env.clone());
-        // What is cut off a here-document is run as commands, and may write files where it stands.
+        // The shell runs the rest of a truncated here-document as commands, which may write files in the working
+        // directory.
         if self.remotes.is_dir() {
             command.current_dir(&self.remotes);
         }
@@ -330,7 +333,7 @@ impl Caller {
 
     fn answer(&self, output: &Output) -> Answer {
         let (stdout, stderr) = texts(output);
-        // A shell says 128 + n of a program that signal n ended.
+        // A shell reports 128 + n for a program that signal n ended.
         self.seen(output.status.code().unwrap_or(255), stdout, stderr)
     }
 
@@ -348,14 +351,15 @@ fn feed(command: &mut Command, stdin: &str) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let stdin = stdin.to_owned();
-    // Beside what it prints, which may be more than a pipe holds. A program that does not read its input is no failure.
+    // On a thread, because the output may be more than a pipe holds. A program that does not read its input is no
+    // failure.
     let writer = thread::spawn(move || drop(input.write_all(stdin.as_bytes())));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
     output
 }
 
-/// A text in base64, in lines of this many digits or, with 0, in one.
+/// A text in base64, in lines of this many digits or, with 0, in one line.
 pub fn encoded(text: &str, width: usize) -> String {
     let output = feed(Command::new("base64").arg(format!("-w{width}")), text);
     String::from_utf8(output.stdout).unwrap()
@@ -374,7 +378,8 @@ mod tests {
 
     use super::*;
 
-    /// Remotes with this script as every action, the migration of the front-end, and the first step of a network driver.
+    /// Remotes with this script as every action, as the migration of the front-end and as the first step of a network
+    /// driver.
     fn remotes(script: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for program in ["vmm/kvm-sriov/save", "vmm/kvm-sriov/resize", "vmm/kvm-sriov/exec", "vnm/sriov/pre"] {

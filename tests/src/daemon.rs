@@ -1,4 +1,4 @@
-//! A libvirtd of a test, with libvirt's test driver behind it: domains that outlive the program that started them.
+//! A libvirtd of a test, with libvirt's test driver: its domains outlive the program that started them.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -14,13 +14,13 @@ use tempfile::TempDir;
 
 use crate::NOBODY;
 
-/// How long libvirtd may take to listen, and to answer.
+/// How long libvirtd may take to listen and to answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two looks at the socket.
+/// The time between two checks of the socket.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A libvirtd. It ends with the value.
+/// A libvirtd. It ends when this value is dropped.
 pub struct Daemon {
     dir: TempDir,
     child: Child,
@@ -41,7 +41,7 @@ impl Daemon {
         for variable in ["HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"] {
             command.env(variable, path);
         }
-        // It keeps away from what libvirtd has on this machine.
+        // It must not touch the libvirtd of this machine.
         if is_handed_over(path) {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -56,7 +56,7 @@ impl Daemon {
         daemon
     }
 
-    /// What its test driver is reached by.
+    /// The URI of its test driver.
     pub fn uri(&self) -> String {
         format!("test+unix:///default?socket={}", self.socket())
     }
@@ -75,7 +75,7 @@ impl Daemon {
     }
 }
 
-/// Whether this process is root; then the directory becomes nobody's.
+/// Whether this process is root. If it is, nobody becomes the owner of the directory.
 fn is_handed_over(path: &Path) -> bool {
     chown(path, Some(NOBODY), Some(NOBODY)).is_ok()
 }
@@ -83,7 +83,7 @@ fn is_handed_over(path: &Path) -> bool {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.libvirt = None;
-        // It may have ended by itself: then there is nothing left to end.
+        // It may have ended by itself.
         drop(self.child.kill().and_then(|()| self.child.wait()));
     }
 }

@@ -1,6 +1,7 @@
-//! A guest's root tree with the tools of its distribution, in a network namespace of its own. `tests/prepare guest-root` unpacks it.
+//! A guest's root tree with the tools of its distribution, in a network namespace. `tests/prepare guest-root` unpacks
+//! the tree.
 //!
-//! NICs are real network devices with a sysfs of files; nobody but the tests' own user is needed (user namespaces).
+//! NICs are real network devices with a sysfs of files. User namespaces make root unnecessary.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,7 +14,7 @@ use crate::project;
 use crate::remotes::target;
 use crate::rig_host::Said;
 
-/// Enters the tree: ROOT, the guest's own DIR, a shell SCRIPT. Everything that is written stays in DIR.
+/// Enters the tree: ROOT, the guest's own DIR, a shell SCRIPT. All writes stay in DIR.
 const ENTER: &str = r#"
 set -e
 root=$1 dir=$2 script=$3
@@ -40,28 +41,28 @@ done
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$dir/root" /bin/sh -c "$script"
 "#;
 
-/// A guest. NICs come and go between the scripts that run in it.
+/// A guest. NICs are attached and detached between the scripts that run in it.
 pub struct Guest {
     dir: TempDir,
     plugged: u32,
-    /// Where PCI functions are below /sys/devices.
+    /// The path of PCI functions below /sys/devices.
     bridge: &'static str,
 }
 
 impl Guest {
-    /// A guest without OpenNebula's context packages, with ours installed.
+    /// A guest without OpenNebula's context packages, with this project's scripts installed.
     pub fn bare() -> Self {
         let guest = Self::empty();
         guest.package("install").ok();
         guest
     }
 
-    /// Its PCI host bridge is a platform device, as on ARM; for NICs that are plugged from now on.
+    /// Makes its PCI host bridge a platform device, as on ARM, for NICs that are plugged from now on.
     pub fn on_arm(&mut self) {
         self.bridge = "platform/4010000000.pcie/pci0000:00";
     }
 
-    /// A guest with neither.
+    /// A guest without OpenNebula's context packages and without this project's scripts.
     fn empty() -> Self {
         // Not in /tmp: an overlay's upper directory needs extended attributes.
         let guest = Self { dir: tempfile::tempdir_in(target()).unwrap(), plugged: 9, bridge: "pci0000:00" };
@@ -74,14 +75,14 @@ impl Guest {
         guest
     }
 
-    /// A guest with the stand-ins of OpenNebula's context scripts, and ours.
+    /// A guest with the stand-ins of OpenNebula's context scripts and this project's scripts.
     pub fn new() -> Self {
         let guest = Self::unprepared();
         guest.package("install").ok();
         guest
     }
 
-    /// A guest with the stand-ins of OpenNebula's context scripts alone.
+    /// A guest with only the stand-ins of OpenNebula's context scripts.
     pub fn unprepared() -> Self {
         let guest = Self::empty();
         for (from, to) in
@@ -146,10 +147,10 @@ impl Guest {
         self.write("/context/context.sh", text);
     }
 
-    /// Plugs a device below a PCI function; the kind is that of linux/if_arp.h.
+    /// Plugs a device below a PCI function. Its kind is a number of linux/if_arp.h.
     fn plug(&mut self, pci: &str, child: &str, name: &str, mac: &str, kind: u32) {
         let device = self.path("sys/bus/pci/devices").join(pci);
-        // As in sysfs, links are relative: they are followed in the guest's own tree, too.
+        // Links are relative as in sysfs, so that they also work in the guest's own tree.
         let function = Path::new(self.bridge).join(pci);
         if !device.exists() {
             symlink(Path::new("../../../devices").join(&function), device).unwrap();
@@ -157,7 +158,7 @@ impl Guest {
         self.add(&function.join(child).join("net").join(name), name, mac, kind);
     }
 
-    /// Adds a network device at this place below /sys/devices.
+    /// Adds a network device at this path below /sys/devices.
     fn add(&mut self, below: &Path, name: &str, mac: &str, kind: u32) {
         self.plugged += 1;
         let nic = self.path("sys/devices").join(below);
@@ -174,17 +175,17 @@ impl Guest {
         symlink(Path::new("../../devices").join(below), self.path("sys/class/net").join(name)).unwrap();
     }
 
-    /// Adds a network device without a device of its own: a bridge, a container's veth.
+    /// Adds a network device without a parent device, such as a bridge or a container's veth.
     pub fn virtual_device(&mut self, name: &str, mac: &str) {
         self.add(&Path::new("virtual/net").join(name), name, mac, 1);
     }
 
-    /// Plugs a virtio NIC: a dummy is one, and so are NICs on a bridge.
+    /// Plugs a virtio NIC, such as a dummy or a NIC on a bridge.
     pub fn virtio(&mut self, pci: &str, name: &str, mac: &str) {
         self.plug(pci, "virtio0", name, mac, 1);
     }
 
-    /// Plugs a NIC that is a PCI function: a VF, an e1000.
+    /// Plugs a NIC that is a PCI function, such as a VF or an e1000.
     pub fn function(&mut self, pci: &str, name: &str, mac: &str) {
         self.plug(pci, "", name, mac, 1);
     }
@@ -206,14 +207,14 @@ impl Guest {
         fs::write(self.path("sys/class/net").join(name).join(attribute), format!("{value}\n")).unwrap();
     }
 
-    /// Takes a NIC out.
+    /// Removes a NIC.
     pub fn unplug(&self, name: &str) {
         let link = self.path("sys/class/net").join(name);
         fs::remove_dir_all(fs::canonicalize(&link).unwrap()).unwrap();
         fs::remove_file(link).unwrap();
     }
 
-    /// Runs a script in the guest, with its NICs as they are now, as root there.
+    /// Runs a script as root of the guest, with its current NICs.
     pub fn run(&self, script: &str) -> Said {
         let root = target().join("guest-root");
         assert!(root.is_dir(), "{} is missing: run tests/prepare guest-root", root.display());
@@ -231,7 +232,7 @@ impl Default for Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // An overlay leaves a directory that its owner alone could not look into.
+        // An overlay leaves a directory that even its owner could not read.
         let work = self.path("work/work");
         if work.exists() {
             drop(fs::set_permissions(work, fs::Permissions::from_mode(0o700)));

@@ -1,25 +1,26 @@
-//! Where the CPUs of a guest stand, as QEMU's monitor tells: signs that the emulated processor mixed up a guest and its host.
+//! Reads the state of a guest's CPUs from QEMU's monitor, to detect that the emulated processor mixed up a guest and
+//! its host.
 
-/// No guest of the lab has more memory (in bytes) that its kernel was started with.
+/// No guest of the lab boots with more memory than this (bytes).
 const MOST_GUEST_MEMORY: u64 = 512 << 20;
 
-/// How often a CPU is looked at, a second apart, before it is said to stand.
+/// How many readings, a second apart, show that a CPU does not move.
 pub(crate) const LOOKS: usize = 10;
 
-/// A bit of a CPU's flags: it takes interrupts.
+/// The bit of a CPU's flags that enables interrupts.
 const INTERRUPTS: u64 = 1 << 9;
 
-/// A CPU of a guest in one moment.
+/// One reading of a guest's CPU.
 #[derive(Debug, PartialEq)]
 struct GuestCpu {
     number: u64,
-    /// Where its page tables lie.
+    /// The address of its page tables.
     cr3: u64,
-    /// Its stack pointer, where it runs with interrupts off in 64-bit mode: firmware runs in others.
+    /// Its stack pointer, if interrupts are off in 64-bit mode. Firmware runs in other modes.
     rsp_without_interrupts: Option<u64>,
 }
 
-/// Reads what the monitor's `info registers -a` prints.
+/// Reads the output of the monitor's `info registers -a`.
 fn parse(registers: &str) -> Vec<GuestCpu> {
     let cpus = registers.split("CPU#").skip(1);
     let read = |text: &str| {
@@ -35,13 +36,13 @@ fn parse(registers: &str) -> Vec<GuestCpu> {
     cpus.filter_map(read).collect()
 }
 
-/// Whether a running guest's CPU has the host's registers, or stands.
+/// Whether a CPU of a running guest has the host's registers, or does not move.
 ///
-/// * `looks` - what `info registers -a` printed, a second apart; whether a CPU stands takes [`LOOKS`] of them
+/// * `looks` - outputs of `info registers -a`, a second apart; [`LOOKS`] of them show whether a CPU moves
 ///
-/// A guest's page tables lie in its own memory. And a kernel turns interrupts off for moments only: a CPU that lost them stays in
-/// whatever waits for another interrupt, seen with the scheduler's lock that the timer's interrupt wanted while its owner was
-/// interrupted.
+/// A guest's page tables are in its own memory. A kernel disables interrupts only for moments. A CPU that lost its
+/// interrupts waits for ever for the next one; this was seen with the scheduler's lock, which the timer's interrupt
+/// wanted while the lock's owner was interrupted.
 pub(crate) fn is_mixed_up(looks: &[&str]) -> bool {
     let looks: Vec<Vec<GuestCpu>> = looks.iter().map(|look| parse(look)).collect();
     let place = |cpu: &GuestCpu| Some((cpu.number, cpu.rsp_without_interrupts?));
@@ -54,18 +55,18 @@ pub(crate) fn is_mixed_up(looks: &[&str]) -> bool {
 mod tests {
     use super::*;
 
-    /// As QEMU printed it of a guest that stood, without what is not read.
+    /// QEMU's output for a guest that did not move, without the parts that are not read.
     const STANDS: &str = "\nCPU#0\nRAX=0000000000000001 RBX=ffff88800f836040 RCX=0000000000000009 RDX=0000000000000000\n\
         RSI=0000000000000001 RDI=ffff88800f836040 RBP=0000000000000000 RSP=ffffc90000003c30\n\
         RIP=ffffffff81d21880 RFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0\n\
         CR0=80050033 CR2=0000000010eb1010 CR3=0000000006634000 CR4=00750ef0\n";
 
-    /// The same of a second CPU that waits.
+    /// The same for a second CPU, which waits.
     const WAITS: &str = "\nCPU#1\nRSI=0000000000000001 RDI=ffff88800f836040 RBP=0000000000000000 RSP=ffffc900000a3ee8\n\
         RIP=ffffffff81d12a3f RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\n\
         CR0=80050033 CR2=0000000010eb1010 CR3=0000000006120000 CR4=00750ef0\n";
 
-    /// The same of a firmware.
+    /// The same for a firmware.
     const FIRMWARE: &str = "\nCPU#0\nESI=00000000 EDI=00000000 EBP=00000000 ESP=00006d20\n\
         EIP=0000b7c2 EFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=0\nCR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000\n";
 

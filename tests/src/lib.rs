@@ -1,7 +1,7 @@
-//! What the tests and the demo share: the built driver laid out as OpenNebula does, a lab host to call it on, and
-//! deployment files in OpenNebula's form.
+//! The harness of the tests and the demo: the built driver installed as OpenNebula does it, hosts to call it on, and
+//! VMs in OpenNebula's form.
 
-// A test may stop at the first surprise.
+// A test stops at the first surprise.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod behaviours;
@@ -22,13 +22,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long something may take that takes milliseconds.
+/// The limit for anything that takes milliseconds.
 const MOMENT: Duration = Duration::from_secs(60);
 
-/// How long a call to libvirt may take that a test makes itself.
+/// The limit for a call to libvirt that a test makes itself.
 pub const CALL_LIMIT: Duration = MOMENT;
 
-/// Waits until something is so that is so in a moment: a test that waits in vain fails, and says what for.
+/// Waits until a condition is true, which takes milliseconds. After a minute the test fails and names the condition.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -38,10 +38,10 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The user that programs work as when the test is root's, who is no user of OpenNebula's.
+/// When a test runs as root, its programs run as this user.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// Gives a directory and all that is in it to nobody, if this process is root.
+/// Makes nobody the owner of a directory and everything in it, if this process is root.
 pub fn hand_over(dir: &Path) {
     if lchown(dir, Some(NOBODY), Some(NOBODY)).is_ok() && dir.is_dir() && !dir.is_symlink() {
         fs::read_dir(dir).unwrap().for_each(|entry| hand_over(&entry.unwrap().path()));
@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// What a host of OpenNebula has, or has had.
+    /// Directories that an OpenNebula host has, or had in older versions.
     const OF_A_HOST: [&str; 8] = [
         "/run/one",
         "/run/libvirt",

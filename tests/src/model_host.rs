@@ -8,15 +8,15 @@ use kvm_sriov_model::host::ModelHost;
 use crate::project;
 use crate::vm::Vm;
 
-/// Where the deployment files of tests say that a VM's directory is.
+/// The directory of VMs in the deployment files of tests.
 const DATASTORE: &str = "/var/lib/one//datastores/0";
 
-/// What OpenNebula and the package put on a host.
+/// The files that OpenNebula and the package put on a host.
 pub trait OpenNebulaHost {
     /// The directory of a VM.
     fn vm_dir(&self, vm: &Vm) -> PathBuf;
 
-    /// Where OpenNebula wants the deployment file of a VM.
+    /// The path of a VM's deployment file.
     fn deployment_file(&self, vm: &Vm) -> PathBuf;
 
     /// The deployment file of a VM.

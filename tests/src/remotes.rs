@@ -29,7 +29,7 @@ impl Remotes {
         Self::of(Version(numbers.next().unwrap(), numbers.next().unwrap()))
     }
 
-    /// The remotes of this version of OpenNebula. Up to 4.2 they do not say which it is.
+    /// The remotes of this version of OpenNebula. Up to 4.2 they have no version file.
     pub fn of(version: Version) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let out = Self::run_install(dir.path());
@@ -39,7 +39,7 @@ impl Remotes {
         remotes
     }
 
-    /// Makes them those of another version, as an upgrade of the front-end does.
+    /// Turns them into those of another version, as an upgrade of the front-end does.
     pub fn become_those_of(&self, version: Version) {
         let place = self.dir.path().join("VERSION");
         if version >= Version(4, 4) {
@@ -64,7 +64,7 @@ impl Remotes {
         self.dir.path()
     }
 
-    /// An action of the driver with these arguments and OpenNebula's own two.
+    /// An action of the driver with these arguments and the two that OpenNebula appends.
     pub fn program(&self, action: &str, args: &[&str]) -> Command {
         let mut program = Command::new(self.driver().join(action));
         program.args(args).args(["42", "node1"]);
@@ -80,11 +80,11 @@ impl Remotes {
 /// The steps of a network driver that OpenNebula runs on a host.
 pub const HOST_STEPS: [&str; 5] = ["pre", "post", "clean", "update_sg", "update_nic"];
 
-/// Those that it runs on the front-end.
+/// The steps that it runs on the front-end.
 pub const FRONT_END_STEPS: [&str; 2] = ["vnet_create", "vnet_delete"];
 
-/// What there is a program or a script for, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`, and what the
-/// driver starts itself.
+/// The names of all programs and scripts, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`,
+/// and the programs that the driver itself starts.
 pub fn programs() -> Vec<String> {
     let sources = ["shims/src/bin", "shims/remotes/vnm/sriov"].map(|dir| fs::read_dir(project().join(dir)).unwrap());
     let name = |file: PathBuf| match file.extension() {
@@ -96,7 +96,7 @@ pub fn programs() -> Vec<String> {
     names
 }
 
-/// Runs a program with this on its standard input.
+/// Runs a program with this standard input.
 pub fn run(program: &mut Command, stdin: &str) -> Said {
     let piped = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();

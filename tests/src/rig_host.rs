@@ -1,5 +1,5 @@
-//! A lab host: a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh; or a light host, which has no VFs
-//! and is this machine in a namespace.
+//! A host of a rig. A lab host is a machine with real VFs (of an emulated adapter), libvirtd and QEMU, reached by ssh.
+//! A light host is a namespace of this machine, without VFs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,52 +17,52 @@ use crate::project;
 use crate::remotes::{Remotes, target};
 use crate::vm::{ActionData, SHARED, Vm};
 
-/// How long a guest may take until it shows its NICs: five times what it takes on a machine three times slower than the one
-/// where it was measured.
+/// The limit for a guest to show its NICs: five times the time on a machine three times slower than the one where it
+/// was measured.
 pub const GUEST_BOOT: Duration = Duration::from_secs(200);
 
-/// How long anything may take that a host or a guest does within seconds.
+/// The limit for anything that a host or a guest does within seconds.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// Characters of what a kernel draws at its boot.
+/// The length of a kernel's boot id.
 const BOOT_ID: usize = 36;
 
 /// The driver's configuration on a host.
 pub const KVMRC: &str = "/var/tmp/one/etc/vmm/kvm-sriov/kvmrc";
 
-/// What a VM with VFs needs to be set in it.
+/// The settings that a VM with VFs needs.
 pub const BASE_KVMRC: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\n";
 
-/// Where OpenNebula copies its programs on a host.
+/// The directory of OpenNebula's programs on a host.
 const REMOTES: &str = "/var/tmp/one";
 
-/// What makes, starts and reaches the lab's hosts.
+/// The program that makes, starts and reaches the lab's hosts.
 const LAB: &str = "tests/rigs/lab/lab";
 
-/// The same for the light hosts.
+/// The program that makes, starts and reaches the light hosts.
 const LIGHT: &str = "tests/rigs/light/light";
 
-/// One lab host.
+/// One host of a rig.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RigHost {
     script: &'static str,
     number: u8,
 }
 
-/// A NIC with its addresses, as a light host's Debian shows it.
+/// A NIC with its addresses, as the Debian guest of a light host shows it.
 #[derive(Debug, Clone)]
 pub struct Has {
     /// Its MAC.
     pub mac: String,
-    /// Whether it was brought up.
+    /// Whether it is up.
     pub is_up: bool,
-    /// Its first global IPv4 address with prefix length, or nothing.
+    /// Its first global IPv4 address with prefix length, or an empty text.
     pub ip: String,
-    /// The same of IPv6.
+    /// Its first global IPv6 address with prefix length, or an empty text.
     pub ip6: String,
 }
 
-/// A NIC as a guest sees it.
+/// A NIC as a guest shows it.
 #[derive(Debug, Clone)]
 pub struct GuestNic {
     /// Its name in the guest.
@@ -75,35 +75,35 @@ pub struct GuestNic {
     pub driver: String,
 }
 
-/// That a guest's CPUs ran: its uptime in seconds, and the boot that it counts from.
+/// A sign of life of a guest: its CPUs run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tick {
     /// Seconds since the guest booted.
     pub uptime: f64,
-    /// What the guest's kernel drew at its boot; another one means that the guest booted again.
+    /// The boot id of the guest's kernel. Another one means that the guest booted again.
     pub boot: String,
 }
 
-/// Whether a peer answered a guest.
+/// A ping from a guest to a peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ping {
-    /// Whether it answered.
+    /// Whether the peer answered.
     pub ok: bool,
-    /// When, in seconds since the guest booted.
+    /// The time, in seconds since the guest booted.
     pub uptime: f64,
 }
 
-/// What the lab's guest has said on its console on one host. Another host's file begins anew; so does a restored domain's.
+/// The console of the lab's guest on one host. Each host has a file of its own, and a restored domain begins a new one.
 #[derive(Debug, Clone)]
 pub struct Console(String);
 
 impl Console {
-    /// What follows this word in the lines that begin with `GUEST` and it.
+    /// The text after this word in lines that begin with `GUEST` and this word.
     fn said<'a>(&'a self, word: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.0.lines().filter_map(move |line| line.strip_prefix("GUEST ")?.strip_prefix(word)?.strip_prefix(' '))
     }
 
-    /// The guest's NICs when they changed last, by PCI address.
+    /// The guest's NICs after their last change, by PCI address.
     pub fn nics(&self) -> Vec<GuestNic> {
         let read = |word: &str| {
             let (name, rest) = word.split_once('=')?;
@@ -118,7 +118,7 @@ impl Console {
         nics
     }
 
-    /// Its VFs with their IPv4 addresses when they changed last, by position: what `guest/` configured.
+    /// The guest's VFs with the IPv4 addresses that `guest/` configured, after their last change, by position.
     pub fn vfs(&self) -> Vec<(String, String)> {
         let line = self.said("VFS").next_back().unwrap_or_default();
         line.split_whitespace()
@@ -127,17 +127,17 @@ impl Console {
             .collect()
     }
 
-    /// The signs of life, in order: one in about 5 s.
+    /// The signs of life, in order, one in about 5 s.
     pub fn ticks(&self) -> Vec<Tick> {
         let read = |line: &str| {
             let (uptime, boot) = line.split_once(' ')?;
-            // A save or a move may cut a line in two.
+            // A save or a migration may split a line.
             (boot.len() == BOOT_ID).then_some(Tick { uptime: uptime.parse().ok()?, boot: boot.into() })
         };
         self.said("TICK").filter_map(read).collect()
     }
 
-    /// What became of the pings to a peer, in order: one in about 2 s.
+    /// The pings to a peer, in order, one in about 2 s.
     pub fn pings(&self, peer: &str) -> Vec<Ping> {
         let read = |line: &str| {
             let (answer, uptime) = line.strip_prefix(peer)?.strip_prefix(' ')?.split_once(' ')?;
@@ -146,14 +146,14 @@ impl Console {
         self.said("PING").filter_map(read).collect()
     }
 
-    /// What a guest of the light hosts has, when that changed last: `cpus`, `mib` of memory, disks with their MiB, CDs with their first
-    /// word.
+    /// The devices of a light host's guest after their last change: `cpus`, `mib` of memory, disks with their MiB, CDs
+    /// with their first word.
     pub fn sees(&self) -> BTreeMap<String, String> {
         let line = self.said("SEES").next_back().unwrap_or_default();
         line.split_whitespace().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
     }
 
-    /// The NICs of a light host's Debian when they changed last.
+    /// The NICs of a light host's Debian guest after their last change.
     pub fn has(&self) -> Vec<Has> {
         let read = |word: &str| {
             let (_, rest) = word.split_once('=')?;
@@ -164,7 +164,8 @@ impl Console {
         line.split_whitespace().filter_map(read).collect()
     }
 
-    /// In a light host's Debian: seconds from the last time that the device with this MAC came until it had this address.
+    /// In a light host's Debian guest: the seconds from the last plug of the device with this MAC until it had this
+    /// address.
     pub fn from_device_to_address(&self, mac: &str, ip: &str) -> Option<f64> {
         // [<date>T<hours>:<minutes>:<seconds>] <index>: <name> ...
         let read = |line: &'_ str| -> Option<(f64, String, String)> {
@@ -182,18 +183,18 @@ impl Console {
         Some(first(&format!(" inet {ip} "))? - first("link/ether")?)
     }
 
-    /// How often a guest began to run.
+    /// How often the guest booted.
     pub fn boots(&self) -> usize {
         self.said("READY").count()
     }
 
-    /// Whether the guest heard its power button.
+    /// Whether the guest's power button was pressed.
     pub fn heard_power_button(&self) -> bool {
         self.0.lines().any(|line| line == "GUEST POWEROFF")
     }
 }
 
-/// What a program said.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Said {
     /// Its exit code.
@@ -222,7 +223,7 @@ impl Said {
         self.out
     }
 
-    /// The line that OpenNebula (7.x) shows to a user: what is no log line.
+    /// The lines that OpenNebula (7.x) shows to a user: all lines that are no log lines.
     pub fn message(&self) -> String {
         let log = ["ERROR: ", "INFO: ", "WARN: ", "DEBUG: ", "ExitCode: "];
         self.err.lines().filter(|line| !log.iter().any(|prefix| line.starts_with(prefix))).collect()
@@ -230,25 +231,25 @@ impl Said {
 }
 
 impl RigHost {
-    /// Starts the host with this number, or takes the one that runs.
+    /// Starts the host with this number, unless it runs.
     pub fn start(number: u8) -> Self {
         let host = Self { script: LAB, number };
         host.lab(&["start"]);
         host
     }
 
-    /// Starts both hosts side by side, or takes those that run.
+    /// Starts both hosts side by side, unless they run.
     pub fn start_both() -> [Self; 2] {
         Self::start_all(LAB)
     }
 
-    /// Starts both light hosts, clean, whatever an earlier run left.
+    /// Stops the light hosts of an earlier run, and starts both anew.
     pub fn start_light() -> [Self; 2] {
         Self::stop_light();
         Self::start_all(LIGHT)
     }
 
-    /// Ends both light hosts, and removes what they had.
+    /// Stops both light hosts and removes everything of them.
     pub fn stop_light() {
         let status = Command::new(project().join(LIGHT)).arg("stop").status().unwrap();
         assert!(status.success(), "{LIGHT} stop failed");
@@ -260,7 +261,8 @@ impl RigHost {
         [1, 2].map(|number| Self { script, number })
     }
 
-    /// Runs an action of the remotes at `remotes` as this version of OpenNebula does, which forwards its agent to `migrate` alone.
+    /// Runs an action of the remotes at `remotes` as this version of OpenNebula does. It forwards its agent only to
+    /// `migrate`.
     #[track_caller]
     pub fn called_by(
         self,
@@ -280,12 +282,12 @@ impl RigHost {
         Caller::new(version, remotes).vm(vm.id).host(&self.name()).over(&ssh).run(action, args, stdin)
     }
 
-    /// Its name, which the other host knows as well.
+    /// Its name, which the other host can resolve.
     pub fn name(self) -> String {
         format!("host{}", self.number)
     }
 
-    /// Turns the host off as a power failure does, and on again with its old disk.
+    /// Turns the host off as a power failure does, and on again with its disk.
     pub fn power_cycle(self) {
         self.lab(&["reboot"]);
     }
@@ -295,17 +297,17 @@ impl RigHost {
         self.lab(&["off"]);
     }
 
-    /// Turns a host on again that was turned off.
+    /// Turns a host on again after it was turned off.
     pub fn power_on(self) {
         self.lab(&["reboot"]);
     }
 
-    /// Takes the host off the network that joins the hosts. The test reaches it all the same.
+    /// Disconnects the host from the network of the hosts. The test still reaches it.
     pub fn cut_network(self) {
         self.root("ip link set lan down").ok();
     }
 
-    /// Puts the host on that network again.
+    /// Connects the host to that network again.
     pub fn mend_network(self) {
         self.root("ip link set lan up").ok();
     }
@@ -316,7 +318,7 @@ impl RigHost {
         assert!(status.success(), "{} {verb:?} {} failed", self.script, self.number);
     }
 
-    /// Begins a command over ssh.
+    /// Starts a command over ssh.
     fn spawn(self, user: &str, forward: bool, command: &str, stdin: &[u8]) -> (Child, JoinHandle<()>) {
         let mut ssh = Command::new(project().join(self.script));
         ssh.args(["ssh", &self.number.to_string(), "-u", user]);
@@ -341,12 +343,12 @@ impl RigHost {
         output.into()
     }
 
-    /// Makes the host's libvirtd reachable from here, as OpenNebula's user, through ssh.
+    /// Makes the host's libvirtd reachable from this machine through ssh, as OpenNebula's user.
     pub fn forward_libvirt(self) -> ForwardedLibvirt {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("libvirt-sock");
         let forward = format!("{}:/run/libvirt/libvirt-sock", socket.display());
-        // A connection of its own: the shared one ends when nobody runs a command.
+        // This needs its own connection: the shared one ends when no command runs.
         let mut ssh = Command::new(project().join(self.script));
         ssh.args(["ssh", &self.number.to_string(), "-u", "oneadmin", "--", "-S", "none", "-N", "-L", &forward]);
         let ssh = ssh.stdin(Stdio::null()).spawn().unwrap();
@@ -383,12 +385,12 @@ impl RigHost {
         self.ssh("root", &format!("cat >{path}"), bytes).ok();
     }
 
-    /// Copies the driver there, as `onehost sync` does, and the command `kvm-sriov`.
+    /// Copies the driver to the host, as `onehost sync` does, and the command `kvm-sriov`.
     pub fn install(self, remotes: &Remotes) {
         self.install_at(remotes, REMOTES);
     }
 
-    /// The same, with the remotes in another directory.
+    /// As [`install`](Self::install), with the remotes in another directory.
     pub fn install_at(self, remotes: &Remotes, at: &str) {
         let pack = |dir: &std::path::Path, name: &str| {
             Command::new("tar").args(["-c", "-C"]).arg(dir).arg(name).output().unwrap().stdout
@@ -412,17 +414,17 @@ impl RigHost {
         self.write(KVMRC, BASE_KVMRC);
     }
 
-    /// Calls an action as OpenNebula's `one_vmm_exec` does over its ssh stream.
+    /// Runs an action as OpenNebula's `one_vmm_exec` does over its ssh stream.
     pub fn action(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Said {
         self.ssh("oneadmin", "bash -s", self.script(action, args, vm, stdin).as_bytes())
     }
 
-    /// Begins an action.
+    /// Starts an action.
     pub fn begin(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
         self.begin_with(false, action, args, vm, stdin)
     }
 
-    /// Begins an action with the agent of the front-end.
+    /// Starts an action with the agent of the front-end.
     pub fn begin_forwarding(self, action: &str, args: &[&str], vm: &Vm, stdin: &str) -> Running {
         self.begin_with(true, action, args, vm, stdin)
     }
@@ -454,7 +456,7 @@ impl RigHost {
         self.begin_save(vm).finish()
     }
 
-    /// Begins to save a VM.
+    /// Starts to save a VM.
     pub fn begin_save(self, vm: &Vm) -> Running {
         let stdin = vm.action_data(&self.name()).xml();
         self.begin("save", &[&vm.uuid(), &vm.checkpoint(), &self.name()], vm, &stdin)
@@ -465,7 +467,7 @@ impl RigHost {
         self.begin_restore(vm).finish()
     }
 
-    /// Begins to restore a VM.
+    /// Starts to restore a VM.
     pub fn begin_restore(self, vm: &Vm) -> Running {
         let stdin = vm.action_data(&self.name()).xml();
         self.begin("restore", &[&vm.checkpoint(), &self.name(), &vm.uuid()], vm, &stdin)
@@ -476,7 +478,7 @@ impl RigHost {
         self.begin_attach(vm, nic).finish()
     }
 
-    /// Begins to attach the NIC with this number, which `vm` already lists.
+    /// Starts to attach the NIC with this number, which `vm` already lists.
     pub fn begin_attach(self, vm: &Vm, nic: usize) -> Running {
         let stdin = vm.action_data(&self.name()).attach(nic).xml();
         let target = format!("{}-{nic}", vm.name());
@@ -488,18 +490,18 @@ impl RigHost {
         self.begin_detach(vm, nic).finish()
     }
 
-    /// Detaches a NIC as OpenNebula before 5.0 does: of which only the MAC is said.
+    /// Detaches a NIC as OpenNebula before 5.0 does, which only gives its MAC.
     pub fn detach_by_mac(self, vm: &Vm, nic: usize) -> Said {
         self.action("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, "")
     }
 
-    /// Begins to detach the NIC with this number, which `vm` still lists.
+    /// Starts to detach the NIC with this number, which `vm` still lists.
     pub fn begin_detach(self, vm: &Vm, nic: usize) -> Running {
         let stdin = vm.action_data(&self.name()).attach(nic).xml();
         self.begin("detach_nic", &[&vm.uuid(), &vm.mac(nic)], vm, &stdin)
     }
 
-    /// Takes the snapshot of a VM that OpenNebula has this number for.
+    /// Takes a snapshot of a VM, with this number in OpenNebula.
     pub fn snapshot_create(self, vm: &Vm, number: u32) -> Said {
         let stdin = vm.action_data(&self.name()).xml();
         self.action("snapshot_create", &[&vm.uuid(), &number.to_string()], vm, &stdin)
@@ -517,23 +519,23 @@ impl RigHost {
         self.action("snapshot_delete", &[&vm.uuid(), snapshot], vm, &stdin)
     }
 
-    /// Moves a running VM to another host, to the datastore of the same number there.
+    /// Migrates a running VM to another host, to the datastore of the same number there.
     pub fn migrate(self, vm: &Vm, to: Self) -> Said {
         self.begin_migration(vm, to).finish()
     }
 
-    /// Begins to move a running VM to another host.
+    /// Starts to migrate a running VM to another host.
     pub fn begin_migration(self, vm: &Vm, to: Self) -> Running {
         let data = vm.action_data(&self.name()).to(&to.name(), SHARED);
         self.begin_migration_with(vm, to, &data)
     }
 
-    /// Begins to move a running VM to another host, as `data` says.
+    /// Starts to migrate a running VM to another host, as `data` says.
     pub fn begin_migration_with(self, vm: &Vm, to: Self, data: &ActionData<'_>) -> Running {
         self.begin_forwarding("migrate", &[&vm.uuid(), &to.name(), &self.name()], vm, &data.xml())
     }
 
-    /// The live XML of a VM; empty when it is not there.
+    /// The live XML of a VM. Empty when the domain does not exist.
     pub fn live_xml(self, vm: &Vm) -> String {
         self.oneadmin(&format!("virsh -c qemu:///system dumpxml {} 2>/dev/null || true", vm.name()))
             .ok()
@@ -541,7 +543,7 @@ impl RigHost {
             .to_owned()
     }
 
-    /// What libvirt says of a VM here, such as `running` or `paused`; empty when it is not there.
+    /// libvirt's state of a VM, such as `running` or `paused`. Empty when the domain does not exist.
     pub fn state(self, vm: &Vm) -> String {
         self.oneadmin(&format!("virsh -c qemu:///system domstate {} 2>/dev/null || true", vm.name()))
             .ok()
@@ -549,19 +551,19 @@ impl RigHost {
             .to_owned()
     }
 
-    /// What the guest of a VM has said on its console here.
+    /// The console of a VM's guest on this host.
     pub fn console(self, vm: &Vm) -> Console {
         let text = self.root(&format!("grep -a '^GUEST' {} 2>/dev/null | tr -d '\\r' || true", vm.console())).ok();
-        // The last line may be half written.
+        // The last line may be incomplete.
         Console(text.rsplit_once('\n').map(|(lines, _)| lines).unwrap_or_default().to_owned())
     }
 
-    /// The NICs that the guest of a VM showed on its console the last time they changed, by PCI address.
+    /// The NICs that the guest of a VM showed on its console after their last change, by PCI address.
     pub fn guest_nics(self, vm: &Vm) -> Vec<GuestNic> {
         self.console(vm).nics()
     }
 
-    /// Waits until the guest of a VM gives a sign of life that it has not given before, and returns it.
+    /// Waits for a new sign of life of a VM's guest, and returns it.
     #[track_caller]
     pub fn wait_tick(self, vm: &Vm) -> Tick {
         let before = self.console(vm).ticks().len();
@@ -573,7 +575,7 @@ impl RigHost {
         tick.unwrap()
     }
 
-    /// Waits until a peer answers the guest of a VM, later than now.
+    /// Waits until a peer answers a new ping of a VM's guest.
     #[track_caller]
     pub fn wait_ping(self, vm: &Vm, peer: &str) {
         let before = self.console(vm).pings(peer).len();
@@ -590,12 +592,12 @@ impl RigHost {
         });
     }
 
-    /// Stops the QEMU of a VM in the middle of whatever it does.
+    /// Stops the QEMU process of a VM at any point.
     pub fn freeze(self, vm: &Vm) {
         self.root(&format!("kill -STOP {}", qemu_of(vm))).ok();
     }
 
-    /// Lets a stopped QEMU go on.
+    /// Continues a stopped QEMU.
     pub fn thaw(self, vm: &Vm) {
         self.root(&format!("kill -CONT {}", qemu_of(vm))).ok();
     }
@@ -625,8 +627,8 @@ impl RigHost {
         self.start_libvirtd();
     }
 
-    /// What a failed test is explained with: the host's own words, its domains and where their CPUs stand, the consoles of guests, the
-    /// journal and the logs of QEMU.
+    /// The evidence for a failed test: the host's console, its domains and their CPUs, the consoles of guests, the
+    /// journal and QEMU's logs.
     pub fn evidence(self) -> String {
         let own = self.log();
         let last = own.lines().count().saturating_sub(30);
@@ -642,13 +644,14 @@ impl RigHost {
         format!("==> {} <==\n{}\n{}{}", self.name(), own.join("\n"), said.out, said.err)
     }
 
-    /// Whether the emulated processor mixed up the host and a guest since the host was started last. That is the rig's failure, and no
-    /// program of the host can do it: now and then a guest finds itself with the host's registers, or without interrupts. Then it
-    /// panics, or a CPU of it stands for ever; or the host's kernel loses count of its interrupts, or panics.
+    /// Whether the emulated processor mixed up the host and a guest since the host's last start. That is a failure of
+    /// the rig: no program of the host can cause it. Sometimes a guest gets the host's registers, or loses its
+    /// interrupts. Then the guest panics, or one of its CPUs hangs for ever; or the host's kernel loses count of its
+    /// interrupts, or panics.
     pub fn has_mixed_up(self) -> bool {
         let own = self.log();
         let guests = self.root("grep -al 'Kernel panic - not syncing' /tmp/*.console");
-        // A QEMU that stands still does not answer, and the CPUs of a paused guest stand without a fault.
+        // A stopped QEMU does not answer, and the CPUs of a paused guest do not move.
         let looks = self.root(&format!(
             "for name in $(virsh -q list --name); do echo \"DOMAIN $name\"; for look in $(seq {LOOKS}); do echo LOOK; \
              timeout 10 virsh qemu-monitor-command $name --hmp 'info registers -a' || break; \
@@ -661,20 +664,20 @@ impl RigHost {
             || looks.out.split("DOMAIN ").any(is_mixed_up)
     }
 
-    /// What the host has said on its console since it was started last.
+    /// The host's console since its last start.
     fn log(self) -> String {
         let path = Command::new(project().join(self.script)).args(["logs", &self.number.to_string()]).output().unwrap();
         let path = String::from_utf8(path.stdout).unwrap();
         fs::read(path.trim_end()).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
 
-    /// Removes everything from the datastores, those that both hosts share as well.
+    /// Removes everything from the datastores, including those that both hosts share.
     pub fn empty_datastores(self) {
         self.root("rm -rf /var/lib/one/datastores/*/*").ok();
     }
 
-    /// Ends every domain and removes everything else that tests left: claims, maps, consoles, and the definitions that libvirt writes
-    /// of domains that go back to a snapshot.
+    /// Ends every domain and removes everything else that tests left: claims, maps, consoles, and the definitions that
+    /// libvirt writes when a domain returns to a snapshot.
     pub fn clean(self) {
         self.root(
             "for d in $(virsh -q list --name); do virsh -q destroy $d; done; \
@@ -685,7 +688,7 @@ impl RigHost {
         .ok();
     }
 
-    /// The claim files, as `<root>/<index>` in order.
+    /// The names `<root>/<index>` of the claim files, in order.
     pub fn claims(self) -> Vec<String> {
         let listed = self
             .oneadmin("cd /tmp/vf_interfaces 2>/dev/null && find . -path ./.locks -prune -o -type f -print || true");
@@ -695,7 +698,7 @@ impl RigHost {
         claims
     }
 
-    /// Waits until `true` comes of `done`, at most `limit`.
+    /// Waits until `done` returns `true`, at most `limit`.
     #[track_caller]
     pub fn wait(self, what: &str, limit: Duration, mut done: impl FnMut(Self) -> bool) {
         let begin = Instant::now();
@@ -706,7 +709,7 @@ impl RigHost {
     }
 }
 
-/// A host's libvirtd as it is reached from here, for as long as this lives.
+/// A host's libvirtd that this machine reaches until this value is dropped.
 pub struct ForwardedLibvirt {
     ssh: Child,
     socket: PathBuf,
@@ -722,27 +725,27 @@ impl ForwardedLibvirt {
 
 impl Drop for ForwardedLibvirt {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         drop(self.ssh.kill().and_then(|()| self.ssh.wait()));
     }
 }
 
-/// Words of the shell that become the process id of a VM's QEMU. The brackets keep that shell from being found itself.
+/// Shell words for the process id of a VM's QEMU. The brackets keep the pattern from matching that shell.
 fn qemu_of(vm: &Vm) -> String {
     format!("$(pgrep -f '[g]uest={},')", vm.name())
 }
 
-/// An action that runs on a host.
+/// A running action on a host.
 pub struct Running {
     host: RigHost,
-    /// The beginning of its command line there, for pgrep(1).
+    /// The beginning of its command line, for pgrep(1).
     command: String,
     ssh: Child,
     writer: JoinHandle<()>,
 }
 
 impl Running {
-    /// Its process id on the host, as soon as it has one; `None` when it ended before.
+    /// Waits for its process id on the host. `None` when it ended before.
     pub fn pid(&mut self) -> Option<u32> {
         let begin = Instant::now();
         loop {
@@ -758,19 +761,19 @@ impl Running {
         }
     }
 
-    /// Sends its process a signal, such as `KILL`; `false` when it ended before.
+    /// Sends its process a signal, such as `KILL`. Returns `false` when it ended before.
     pub fn signal(&mut self, signal: &str) -> bool {
         let Some(pid) = self.pid() else { return false };
         self.host.root(&format!("kill -{signal} {pid}")).code == 0
     }
 
-    /// Kills the front-end's ssh. The action may go on.
+    /// Kills the front-end's ssh. The action may continue.
     pub fn cut_ssh(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         drop(self.ssh.kill());
     }
 
-    /// Whether OpenNebula would know that it has ended.
+    /// Whether it has ended, as OpenNebula sees it.
     pub fn is_over(&mut self) -> bool {
         self.ssh.try_wait().unwrap().is_some()
     }

@@ -18,8 +18,8 @@ macro_rules! scenarios {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
 }
 
-/// The scenarios that the command line names; words that begin with `-` are cargo's. An unknown name ends the process with
-/// code 2, before any host starts.
+/// The scenarios that the command line names; words that begin with `-` are cargo's. An unknown name ends the process
+/// with code 2, before any host starts.
 pub fn wanted(known: &[&str]) -> BTreeSet<String> {
     let wanted: BTreeSet<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let unknown: Vec<&str> = wanted.iter().map(String::as_str).filter(|name| !known.contains(name)).collect();
@@ -30,7 +30,8 @@ pub fn wanted(known: &[&str]) -> BTreeSet<String> {
     wanted
 }
 
-/// Runs scenarios with `passes` on several hosts: each takes the next scenario when it is free. Returns how many failed.
+/// Runs scenarios with `passes` on several hosts: each takes the next scenario when it is free. Returns how many
+/// failed.
 pub fn side_by_side<S>(
     hosts: &[RigHost],
     scenarios: &[&Scenario<S>],

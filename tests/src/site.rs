@@ -1,4 +1,4 @@
-//! A host of a test: the driver as a version of OpenNebula has it, before a libvirtd of its own.
+//! A host of a test: the driver as a version of OpenNebula installs it, with a libvirtd of the test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::project;
 use crate::remotes::Remotes;
 
-/// A host. All of it is gone with the value.
+/// A host. It is removed when this value is dropped.
 pub struct Site {
     daemon: Daemon,
     remotes: Remotes,
@@ -19,7 +19,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// The host of this version.
+    /// A host of this version.
     pub fn new(version: Version) -> Self {
         let (daemon, remotes) = (Daemon::start(), Remotes::of(version));
         let site = Self { daemon, remotes, version };
@@ -28,7 +28,7 @@ impl Site {
         site
     }
 
-    /// Writes kvmrc: what makes the driver work here, and these lines.
+    /// Writes kvmrc: the settings of this host, and these lines.
     pub fn configure(&self, lines: &str) {
         let (uri, state) = (self.daemon.uri(), self.state());
         let text = format!(
@@ -38,12 +38,12 @@ impl Site {
         fs::write(self.remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), text).unwrap();
     }
 
-    /// What calls it, for the VM with this number.
+    /// The caller, for the VM with this number.
     pub fn caller(&self, vm: u32) -> Caller {
         Caller::new(self.version, self.remotes.path()).vm(vm)
     }
 
-    /// The same host after an upgrade of the front-end, or before.
+    /// The same host with the remotes of another version, as after an upgrade.
     pub fn becomes(&mut self, version: Version) {
         self.remotes.become_those_of(version);
         self.version = version;
@@ -59,12 +59,12 @@ impl Site {
         &self.daemon
     }
 
-    /// Where claims are.
+    /// The directory of the claims.
     pub fn state(&self) -> PathBuf {
         self.remotes.path().join("state")
     }
 
-    /// Where its datastores are.
+    /// The directory of its datastores.
     pub fn datastores(&self) -> PathBuf {
         self.remotes.path().join("datastores")
     }
@@ -79,7 +79,7 @@ impl Site {
         self.domain(id).and_then(|domain| self.daemon.libvirt().live_xml(&domain).unwrap())
     }
 
-    /// A text that was recorded, for this host: its datastores, and what libvirt's test driver knows of machines.
+    /// A recorded text, changed for this host: its datastores, and a machine that libvirt's test driver knows.
     pub fn fit(&self, text: &str) -> String {
         let mut text = text
             .replace("type='kvm'", "type='test'")
@@ -91,18 +91,18 @@ impl Site {
     }
 }
 
-/// A call that was recorded from OpenNebula 7.5.80.
+/// A call recorded from OpenNebula 7.5.80.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     /// Its name, such as `01-deploy-on-hostA`.
     pub name: String,
-    /// Which action.
+    /// The action.
     pub action: String,
-    /// On which host.
+    /// The host.
     pub host: String,
     /// The VM's number.
     pub vm: u32,
-    /// The arguments, without the two that are appended.
+    /// The arguments, without the two that OpenNebula appends.
     pub args: Vec<String>,
     /// Standard input.
     pub stdin: String,
@@ -128,12 +128,12 @@ impl Recorded {
         let (action, host) = (parts.nth(1).unwrap(), parts.nth(1).unwrap());
         let file = |name| fs::read_to_string(place.join(name)).unwrap();
         let mut args: Vec<String> = file("argv").lines().map(str::to_owned).collect();
-        // To `exec` nothing is appended: its first argument is the VM.
+        // OpenNebula appends nothing for `exec`: its first argument is the VM.
         let vm = if action == "exec" { args[0].parse() } else { args.split_off(args.len() - 2)[0].parse() };
         Self { name, action, host, vm: vm.unwrap(), args, stdin: file("stdin") }
     }
 
-    /// The same call, for what this host has.
+    /// The same call, changed for this host.
     #[must_use]
     pub fn fit(mut self, site: &Site) -> Self {
         self.args.iter_mut().chain([&mut self.stdin]).for_each(|text| *text = site.fit(text));

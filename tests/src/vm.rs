@@ -1,21 +1,21 @@
-//! A VM as OpenNebula describes it: its deployment file (tabs, single quotes, CDATA, several devices blocks), and what an
-//! action is told on its standard input.
+//! A VM as OpenNebula describes it: its deployment file (tabs, single quotes, CDATA, several devices blocks), and the
+//! standard input of an action.
 
 use std::fmt::Write;
 
-/// The datastore that both lab hosts share.
+/// A datastore that both hosts share.
 pub const SHARED: u32 = 0;
 
-/// Another one that both share.
+/// Another datastore that both hosts share.
 pub const SHARED_TOO: u32 = 1;
 
-/// The datastore that each lab host has its own of.
+/// A datastore of which each host has its own.
 pub const PRIVATE: u32 = 100;
 
 /// The root ports that OpenNebula gives a q35 (Q35_ROOT_PORTS).
 const ROOT_PORTS: u32 = 16;
 
-/// The hot-plug of a q35 by the ports themselves and not by ACPI, as it comes from a template's RAW data.
+/// RAW data of a template that give a q35 hot-plug by its ports and not by ACPI.
 const NATIVE_HOTPLUG: &str = "\t<qemu:commandline><qemu:arg value='-global'/>\
     <qemu:arg value='ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off'/></qemu:commandline>\n";
 
@@ -47,7 +47,7 @@ struct Nic {
 }
 
 impl Vm {
-    /// A VM of machine type pc without an operating system: QEMU runs, nothing answers.
+    /// A VM of machine type pc without an operating system: no guest answers.
     pub fn new(id: u32) -> Self {
         Self {
             id,
@@ -67,44 +67,44 @@ impl Vm {
         }
     }
 
-    /// With another machine type. q35 gets root ports as OpenNebula writes them.
+    /// Sets the machine type. A q35 gets root ports as OpenNebula writes them.
     #[must_use]
     pub fn machine(self, machine: &'static str) -> Self {
         Self { machine, ..self }
     }
 
-    /// A q35 whose guest is asked by the root ports to release a device (pciehp), and not through ACPI.
+    /// Makes it a q35 whose root ports ask the guest to release a device (pciehp), and not ACPI.
     #[must_use]
     pub fn native_hotplug(self) -> Self {
         Self { native_hotplug: true, ..self }
     }
 
-    /// On a host without KVM.
+    /// For a host without KVM.
     #[must_use]
     pub fn emulated(self) -> Self {
         Self { emulated: true, ..self }
     }
 
-    /// With this much memory, in MiB. Without it 256 with the lab's guest, 64 otherwise.
+    /// Sets the memory in MiB. The default is 256 with the lab's guest, otherwise 64.
     #[must_use]
     pub fn memory(self, mib: u32) -> Self {
         Self { memory: Some(mib), ..self }
     }
 
-    /// With the lab's guest, which pings these addresses: the first through its first VF, the second through its second, and
-    /// so on.
+    /// With the lab's guest, which pings these addresses: the first through its first VF, the second through its
+    /// second, and so on.
     #[must_use]
     pub fn with_peers(self, peers: &[String]) -> Self {
         self.with_guest().words(&format!("peer={}", peers.join(",")))
     }
 
-    /// With a context, so that the guest's VFs are configured by OpenNebula's way: context scripts and their renderer.
+    /// With a context: OpenNebula's context scripts and their renderer configure the guest's VFs.
     #[must_use]
     pub fn with_context(self) -> Self {
         Self { context: true, ..self.with_guest() }
     }
 
-    /// With more words on the command line of the guest's kernel.
+    /// Adds words to the command line of the guest's kernel.
     #[must_use]
     pub fn words(mut self, words: &str) -> Self {
         self.words.push(' ');
@@ -112,7 +112,7 @@ impl Vm {
         self
     }
 
-    /// In another datastore than [`SHARED`].
+    /// Puts it into another datastore than [`SHARED`].
     #[must_use]
     pub fn datastore(self, datastore: u32) -> Self {
         Self { datastore, ..self }
@@ -141,21 +141,21 @@ impl Vm {
         Self { disk: Some(format), ..self }
     }
 
-    /// With another cache mode of the disk than writeback.
+    /// Sets the cache mode of the disk. The default is writeback.
     #[must_use]
     pub fn cache(self, cache: &'static str) -> Self {
         Self { cache, ..self }
     }
 
-    /// With a further NIC. Its MAC holds the IP address `10.0.<id>.<number>`.
+    /// Adds a NIC. Its MAC contains the IP address `10.0.<id>.<number>`.
     #[must_use]
     pub fn nic(self, bridge: &str) -> Self {
         let address = self.nics.len();
         self.nic_with_mac_of(address, bridge)
     }
 
-    /// With a further NIC that has MAC and addresses of the one with this number: OpenNebula gives the same lease in two
-    /// networks.
+    /// Adds a NIC with the MAC and the addresses of the NIC with this number, as when OpenNebula gives the same lease
+    /// in two networks.
     #[must_use]
     pub fn nic_with_mac_of(mut self, number: usize, bridge: &str) -> Self {
         self.nics.push(Nic { bridge: bridge.into(), address: number });
@@ -167,12 +167,12 @@ impl Vm {
         self.nics.get(number).map_or(number, |nic| nic.address)
     }
 
-    /// How many NICs it has.
+    /// The number of its NICs.
     pub fn nics(&self) -> usize {
         self.nics.len()
     }
 
-    /// With another title and a line of metadata.
+    /// Sets the title and adds a line of metadata.
     #[must_use]
     pub fn called(self, title: &str, metadata: &str) -> Self {
         Self { title: title.into(), metadata: metadata.into(), ..self }
@@ -193,12 +193,12 @@ impl Vm {
         format!("02:00:0a:00:{:02x}:{:02x}", self.id, self.address(number))
     }
 
-    /// The address that a guest of the lab gives the VF of the NIC with this number.
+    /// The IPv4 address that the lab's guest gives the VF of the NIC with this number.
     pub fn ip(&self, number: usize) -> String {
         format!("10.0.{}.{}", self.id, self.address(number))
     }
 
-    /// The IPv6 address that the context has for the NIC with this number.
+    /// The IPv6 address of the NIC with this number in the context.
     pub fn ip6(&self, number: usize) -> String {
         format!("fd00::{:x}:{:x}", self.id, self.address(number))
     }
@@ -208,7 +208,7 @@ impl Vm {
         &self.nics[number].bridge
     }
 
-    /// The MAC of the dummy at this position among the VFs, which stands for the NIC with this number.
+    /// The MAC of the dummy at this position among the VFs, for the NIC with this number.
     pub fn dummy_mac(&self, position: usize, number: usize) -> String {
         format!("aa:{position:02x}:0a:00:{:02x}:{:02x}", self.id, self.address(number))
     }
@@ -218,17 +218,17 @@ impl Vm {
         format!("{}/{}", base_path(self.datastore), self.id)
     }
 
-    /// Where OpenNebula wants its deployment file.
+    /// The path of its deployment file.
     pub fn deployment_file(&self) -> String {
         format!("{}/deployment.0", self.dir())
     }
 
-    /// Where OpenNebula wants it saved.
+    /// The path of its checkpoint.
     pub fn checkpoint(&self) -> String {
         format!("{}/checkpoint", self.dir())
     }
 
-    /// Its console's file on a host.
+    /// The file with its console on a host.
     pub fn console(&self) -> String {
         format!("/tmp/{}.console", self.name())
     }
@@ -326,14 +326,14 @@ impl Vm {
         )
     }
 
-    /// The context of all NICs, which the lab's guest has on its kernel's command line and not on a CD.
+    /// The context of all NICs. The lab's guest reads it from its kernel's command line and not from a CD.
     fn context_words(&self) -> String {
         let numbers = if self.context { 0..self.nics.len() } else { 0..0 };
         let word = |n: usize| format!(" nic={n},{},{},{}", self.mac(n), self.ip(n), self.ip6(n));
         numbers.map(word).collect()
     }
 
-    /// What OpenNebula tells an action about this VM on a host, on its standard input.
+    /// The standard input of an action for this VM on a host.
     pub fn action_data(&self, host: &str) -> ActionData<'_> {
         ActionData { vm: self, host: host.into(), migration: None, attach: None, features: String::new() }
     }
@@ -344,7 +344,7 @@ fn base_path(datastore: u32) -> String {
     format!("/var/lib/one//datastores/{datastore}")
 }
 
-/// An element as OpenNebula writes those of an action: `<NAME/>` where there is nothing to say.
+/// An element as OpenNebula writes it for an action: `<NAME/>` when it is empty.
 fn element(name: &str, text: &str) -> String {
     if text.is_empty() { format!("<{name}/>") } else { format!("<{name}>{text}</{name}>") }
 }
@@ -359,19 +359,19 @@ pub struct ActionData<'a> {
 }
 
 impl ActionData<'_> {
-    /// Of a live migration to a host, into a datastore there.
+    /// For a live migration to a host, into a datastore there.
     #[must_use]
     pub fn to(self, host: &str, datastore: u32) -> Self {
         Self { migration: Some((host.into(), datastore)), ..self }
     }
 
-    /// Of an action about the NIC with this number: attach_nic, detach_nic.
+    /// For attach_nic or detach_nic of the NIC with this number.
     #[must_use]
     pub fn attach(self, nic: usize) -> Self {
         Self { attach: Some(nic), ..self }
     }
 
-    /// With a value in FEATURES, such as MIGRATE_AUTO_CONVERGE.
+    /// Adds a value to FEATURES, such as MIGRATE_AUTO_CONVERGE.
     #[must_use]
     pub fn feature(mut self, name: &str, value: &str) -> Self {
         write!(self.features, "<{name}><![CDATA[{value}]]></{name}>").unwrap();

@@ -257,7 +257,8 @@ fn plugged(live: &str) -> Vec<Plugged> {
         .collect()
 }
 
-/// The aliases of the VFs with their guest addresses, by alias: a VF that left and came back is the last in libvirt's XML.
+/// The aliases of the VFs with their guest addresses, by alias: a VF that left and came back is the last in libvirt's
+/// XML.
 fn guest_addresses(live: &str) -> Vec<(String, String)> {
     let mut vfs: Vec<_> = plugged(live).into_iter().map(|vf| (vf.alias, vf.guest)).collect();
     vfs.sort();
@@ -277,8 +278,8 @@ fn interfaces(live: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether no operation is open on a domain of ours. That a guest may still release a VF, which a killed action may have asked for,
-/// is none.
+/// Whether no operation is open on a domain of ours. That a guest may still release a VF, which a killed action may
+/// have asked for, is none.
 fn is_at_rest(live: &str) -> bool {
     let document = roxmltree::Document::parse(live).unwrap();
     let operation = document.descendants().find(|node| node.has_tag_name(("urn:kvm-sriov:domain:1", "operation")));

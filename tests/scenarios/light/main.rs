@@ -1,8 +1,9 @@
-//! The driver on real libvirtds, QEMUs and guests, with everything that needs no VF: two light hosts (tests/rigs/light/README.md).
+//! The driver on real libvirtds, QEMUs and guests, with everything that needs no VF: two light hosts
+//! (tests/rigs/light/README.md).
 //!
-//! `cargo test -p kvm-sriov-tests --test light -- [NAME...]` runs all scenarios, or those named. Both hosts work on the list side by
-//! side, and a VM may move to the other one, so a scenario minds its own VMs alone. What waits, waits for a condition, at least five times
-//! as long as it took when it was measured.
+//! `cargo test -p kvm-sriov-tests --test light -- [NAME...]` runs all scenarios, or those named. Both hosts work on the
+//! list side by side, and a VM may move to the other one, so a scenario minds its own VMs alone. What waits, waits for
+//! a condition, at least five times as long as it took when it was measured.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -88,7 +89,8 @@ impl Site {
         });
     }
 
-    /// Waits until the guest has this: a number of CPUs or MiB, a disk or drive with its content; nothing for what is not there.
+    /// Waits until the guest has this: a number of CPUs or MiB, a disk or drive with its content; nothing for what is
+    /// not there.
     #[track_caller]
     fn sees(self, vm: &Vm, what: &str, value: Option<&str>) {
         let mut seen = None;

@@ -1,5 +1,5 @@
-//! The main job, for people to watch: a VM with VFs is deployed, suspended, resumed, migrated, looked at from inside, and
-//! shut down.
+//! Shows the driver at work: a VM with VFs is deployed, suspended, resumed, migrated and shut down, and after each step
+//! its guest shows what it sees.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -13,17 +13,17 @@ use kvm_sriov_tests::vm::Vm;
 /// A guest boots in about 20 s in the emulated host.
 const GUEST_BOOT: Duration = Duration::from_secs(650);
 
-/// A guest shows what came back within 5 s.
+/// A guest shows returned VFs within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(120);
 
-/// What was seen at one moment: which VFs the host had plugged, and what the guest showed.
+/// One moment: the VFs that the host had plugged, and the NICs that the guest showed.
 struct Moment {
     title: String,
     live: String,
     inside: Vec<GuestNic>,
 }
 
-/// Says what begins, and how long it took when it is over.
+/// Prints what starts, and how long it took at its end.
 fn step<T>(text: &str, work: impl FnOnce() -> T) -> T {
     print!("  {text:<70}");
     std::io::stdout().flush().unwrap();
@@ -33,7 +33,7 @@ fn step<T>(text: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// One call of OpenNebula, which must succeed.
+/// One call from OpenNebula, which must succeed.
 fn call(text: &str, action: impl FnOnce() -> Said) {
     step(text, || {
         let said = action();
@@ -41,7 +41,7 @@ fn call(text: &str, action: impl FnOnce() -> Said) {
     });
 }
 
-/// The host's own view of its VFs.
+/// Prints the host's own view of its VFs.
 fn show(host: RigHost) {
     println!("\n  {}$ kvm-sriov list", host.name());
     for line in host.root("kvm-sriov list").ok().lines() {
@@ -58,7 +58,7 @@ fn ping(host: RigHost, vm: &Vm, peer: &Vm) {
     step(&text, || host.wait_ping(vm, &peer.ip(0)));
 }
 
-/// Waits until the guest shows all its NICs, and keeps what host and guest show.
+/// Waits until the guest shows all its NICs, and records what host and guest show.
 fn look(host: RigHost, vm: &Vm, title: &str, text: &str, limit: Duration) -> Moment {
     let mut inside = Vec::new();
     step(text, || {
@@ -81,31 +81,31 @@ fn main() {
         .nic("br0")
         .nic("sriov_pf0")
         .nic("sriov_pf1");
-    step("the driver is copied to both hosts, as `onehost sync` does", || {
+    step("copy the driver to both hosts, as `onehost sync` does", || {
         for host in [host1, host2] {
             host.clean();
             host.install(&Remotes::default());
             host.set_up();
         }
     });
-    call("deploy one-7 on host2: it has the first VF there", || host2.deploy(&neighbour));
-    call("deploy one-8 on host1: a VF of pf1", || host1.deploy(&stays));
+    call("deploy one-7 on host2: it gets the first VF there", || host2.deploy(&neighbour));
+    call("deploy one-8 on host1: it gets a VF of pf1", || host1.deploy(&stays));
     call("deploy one-42 on host1: a bridge NIC, a VF of pf0 and one of pf1", || host1.deploy(&vm));
     show(host1);
     let mut moments = vec![look(host1, &vm, "deployed on host1", "the guest boots and finds its NICs", GUEST_BOOT)];
     ping(host1, &vm, &neighbour);
     let boot = host1.wait_tick(&vm).boot;
-    call("suspend: the guest releases its VFs, then it is saved", || host1.save(&vm));
+    call("suspend: the guest releases its VFs, then libvirt saves it", || host1.save(&vm));
     show(host1);
-    call("resume: the VFs are back before a CPU runs", || host1.restore(&vm));
+    call("resume: the VFs are plugged before a CPU runs", || host1.restore(&vm));
     moments.push(look(host1, &vm, "resumed on host1", "the guest finds its VFs again", GUEST_ANSWERS));
     ping(host1, &vm, &neighbour);
-    call("migrate to host2, live", || host1.migrate(&vm, host2));
+    call("live migration to host2", || host1.migrate(&vm, host2));
     show(host2);
     moments.push(look(host2, &vm, "migrated to host2", "the guest finds its VFs again", GUEST_ANSWERS));
     ping(host2, &vm, &stays);
-    assert_eq!(host2.wait_tick(&vm).boot, boot, "the guest's memory is not what it was");
-    call("shutdown: the guest hears its power button", || {
+    assert_eq!(host2.wait_tick(&vm).boot, boot, "the guest booted again");
+    call("shutdown: the guest reacts to its power button", || {
         host2.action("shutdown", &[&vm.uuid(), &host2.name()], &vm, "")
     });
     call("cancel one-7", || host2.cancel(&neighbour));
@@ -114,20 +114,20 @@ fn main() {
     for moment in &moments {
         picture(&vm, moment);
     }
-    println!("  The guest was never rebooted: its boot id is {boot} all along.");
-    println!("  The dummies carry the IP addresses of OpenNebula's NICs: {} is {}.", vm.dummy_mac(0, 1), vm.ip(1));
+    println!("  The guest never rebooted: its boot id was {boot} all the time.");
+    println!("  A dummy's MAC carries the IP address of OpenNebula's NIC: {} is {}.", vm.dummy_mac(0, 1), vm.ip(1));
     println!("  Every VF is free again. `./check` runs all tests.");
 }
 
-/// What happened, from libvirt's XML of the running domain and the guest's own words.
+/// Prints one moment from libvirt's XML of the running domain and the guest's own console.
 fn picture(vm: &Vm, moment: &Moment) {
     let document = roxmltree::Document::parse(&moment.live).unwrap();
     println!(
-        "  {:<53} what the guest saw (its console)",
+        "  {:<53} what the guest showed on its console",
         format!("one-{}, {}: what the host plugged", vm.id, moment.title)
     );
     let hostdevs = document.descendants().filter(|node| node.has_tag_name("hostdev"));
-    // The guest numbers its buses itself; the order is the same.
+    // The guest numbers its buses itself, in the same order.
     for (hostdev, nic) in hostdevs.zip(moment.inside.iter().filter(|nic| nic.driver == "igbvf")) {
         let vf = hostdev.descendants().find(|node| node.has_tag_name("address")).map(address).unwrap();
         println!("    VF    {vf:<35} ------>  {:<5} {} at {}", nic.name, nic.mac, nic.pci);

@@ -1,8 +1,8 @@
-//! docs/reference/measurements.md: where the time of save, restore and migrate goes, for 1, 2 and 3 VFs, measured
-//! in the lab.
+//! Measures in the lab where the time of save, restore and migrate goes, for 1, 2 and 3 VFs.
 //!
-//! `cargo run --locked --release -p kvm-sriov-tests --bin measure >docs/reference/measurements.md`, when
-//! `cargo build --locked --release` has made the programs. It starts the lab's hosts if they do not run.
+//! After `cargo build --locked --release`:
+//! `cargo run --locked --release -p kvm-sriov-tests --bin measure >docs/reference/measurements.md`. It starts the lab's
+//! hosts if they do not run.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -12,15 +12,15 @@ use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::rig_host::{GUEST_BOOT, RigHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
-/// Where a host's programs write their spans.
+/// The file with the spans of a host's programs.
 const SPANS: &str = "/tmp/spans";
 
-/// What is aimed at, in milliseconds: ours from the last removal event until libvirt is asked for the copy, and ours in a whole
-/// migration with three VFs.
+/// The targets in milliseconds: our time from the last removal event until libvirt is asked for the copy, and our time
+/// in a whole migration with three VFs.
 const AFTER: u64 = 100;
 const MIGRATION: u64 = 1000;
 
-/// A stretch of a program's time, in microseconds since it began.
+/// A part of a program's time, in microseconds since its start.
 struct Span {
     kind: String,
     begin: u64,
@@ -28,7 +28,7 @@ struct Span {
     name: String,
 }
 
-/// What one action took, in microseconds.
+/// The times of one action, in microseconds.
 struct Shares {
     total: u64,
     guest: u64,
@@ -36,17 +36,17 @@ struct Shares {
     copy: u64,
     ssh: u64,
     ours: u64,
-    /// Of ours, what came between the last removal event and the copy.
+    /// Our time between the last removal event and the copy.
     after: u64,
     /// From the last removal event to the next call of libvirt.
     next: Option<u64>,
-    /// From libvirt's word that the VM is at its destination until its CPUs run there.
+    /// From libvirt's answer that the VM is at its destination until its CPUs run there.
     pause: Option<u64>,
-    /// From request to removal event, of each VF.
+    /// From request to removal event, for each VF.
     vfs: Vec<u64>,
 }
 
-/// What the programs of a host have written since this was asked last. Standard error gets it as it is.
+/// The spans that a host's programs have written since the last call. They are also copied to standard error.
 fn spans(host: RigHost) -> Vec<Span> {
     let text = host.root(&format!("if [ -e {SPANS} ]; then cat {SPANS} && rm {SPANS}; fi")).ok();
     let read = |line: &str| {
@@ -60,7 +60,7 @@ fn spans(host: RigHost) -> Vec<Span> {
     text.lines().map(read).collect()
 }
 
-/// The times that spans of these kinds cover between two moments, each moment counted once.
+/// The time that spans of these kinds cover between two moments. Overlapping time counts once.
 fn covered(spans: &[Span], kinds: &[&str], from: u64, to: u64) -> u64 {
     let mut times: Vec<(u64, u64)> = spans
         .iter()
@@ -76,8 +76,8 @@ fn covered(spans: &[Span], kinds: &[&str], from: u64, to: u64) -> u64 {
     sum
 }
 
-/// How long a guest stands for the hand-over of its move: the source looks, tells the agent, and that lets it run. The clocks of
-/// hosts differ, so the whole way there and back is counted, not only the way there.
+/// How long a guest is paused for the hand-over of its migration: the source checks, tells the agent, and the agent
+/// resumes the guest. The clocks of hosts differ, so this includes the agent's answer.
 fn pause(here: &[Span], there: &[Span]) -> Option<u64> {
     let copied = here.iter().rfind(|span| span.name == "virDomainMigrate3")?;
     let asked = here.iter().rfind(|span| span.kind == "asked")?;
@@ -87,17 +87,17 @@ fn pause(here: &[Span], there: &[Span]) -> Option<u64> {
     Some(asked.begin.saturating_sub(copied.end) + way + resumed.end.saturating_sub(answered.begin))
 }
 
-/// What an action spent its time on.
+/// The parts of an action's time.
 ///
-/// * `here` - what its program wrote
-/// * `there` - what the agent on the destination wrote, which counts its own time
+/// * `here` - the spans of its program
+/// * `there` - the spans of the agent on the destination, whose clock starts with the agent
 fn shares(here: &[Span], there: &[Span]) -> Shares {
     let action = here.iter().find(|span| span.kind == "action").unwrap();
-    // What runs beside a longer thing is that thing's time.
+    // Time within a longer span counts for the longer span.
     let all = ["guest", "copy", "ssh", "call"];
     let sums: Vec<u64> = (1..=all.len()).map(|count| covered(here, &all[..count], action.begin, action.end)).collect();
     let [guest, copy, ssh, call] = [sums[0], sums[1] - sums[0], sums[2] - sums[1], sums[3] - sums[2]];
-    // The agent's calls of libvirt while it answers; its first connection is part of its start.
+    // The agent's calls to libvirt while it answers. Its first connection is part of its start.
     let answers = there.iter().filter(|span| span.kind == "request");
     let call = call + answers.map(|answer| covered(there, &["call"], answer.begin, answer.end)).sum::<u64>();
     let total = action.end - action.begin;
@@ -114,7 +114,7 @@ fn shares(here: &[Span], there: &[Span]) -> Shares {
     Shares { total, guest, call, copy, ssh, ours, after, next, pause: pause(here, there), vfs }
 }
 
-/// How many times longer a program of ours takes in the host than here, to start and do nothing.
+/// How many times longer one of our programs takes on the host than on this machine, to start and do nothing.
 fn slowness(host: RigHost) -> f64 {
     let starts = |program: &str| {
         format!(
