@@ -298,7 +298,7 @@ fn causes() -> Vec<(Action, Cause)> {
             Cause::Claims(ClaimError::Unsafe {
                 path: "/tmp/vf_interfaces".into(),
                 what: text("is a link"),
-                advice: text("set VF_STATE_DIR in kvmrc to a directory that is none"),
+                advice: text("set VF_STATE_DIR in kvmrc to a directory that is not a link"),
             }),
         ),
         (

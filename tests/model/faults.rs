@@ -407,7 +407,7 @@ fn a_vm_that_suspended_itself_is_woken_and_needs_no_checkpoint() {
     let host = a_running_vm();
     host.model().suspend_guest("one-42");
     host.faults().disarm();
-    restore(&host).unwrap();
+    actions::restore(&host.host(), &checkpoint(&host), Some(&DomainName::of_vm(42))).unwrap();
     assert_eq!(host.faults().calls(), ["find", "state", "wake_up"]);
     runs(&host);
     host.check();

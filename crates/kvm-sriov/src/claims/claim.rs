@@ -8,27 +8,28 @@ use crate::base::{MacAddress, NicKey, Owner, PciAddress, Position, RootName, Wan
 use crate::config::VfMap;
 use crate::sysfs::Sysfs;
 
-/// What backs claims, by what libvirt says of every running domain of this host.
+/// What backs claims: what libvirt reports of all running domains of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backing {
-    /// Every PCI device that a domain shows, ours or not, with its domain.
+    /// All PCI devices in the XML of domains, with the domain. Not only VFs that this driver plugged.
     pub devices: BTreeMap<PciAddress, Owner>,
-    /// The NICs that those of them that are ours stand for.
+    /// The NIC that each of these devices is for, if this driver plugged it.
     pub nics: BTreeMap<PciAddress, NicKey>,
-    /// The NICs that a domain should have a VF for and has none: a VF that is on its way out or in stays the VM's.
+    /// The NICs that should have a VF and have none. A claim for such a NIC is backed, so that a VF that is being
+    /// plugged or unplugged stays the VM's.
     pub wanting: Vec<(Owner, NicKey)>,
-    /// The domains whose XML, or what we keep in it, can't be read: what they claim stays theirs. Which devices they have is not
-    /// known; libvirt gives nobody a device that is in use.
+    /// The domains whose XML or metadata can't be read. Their claims are backed. It is not known which devices they
+    /// have, but libvirt gives no device that is in use to another domain.
     pub unreadable: Vec<Owner>,
 }
 
 impl Backing {
-    /// The domain that shows this VF.
+    /// The domain that has this VF.
     pub fn user(&self, vf: PciAddress) -> Option<&Owner> {
         self.devices.get(&vf)
     }
 
-    /// Whether this claim is backed. A VF that a domain shows is nobody else's.
+    /// Whether a claim is backed. A VF that a domain has can only be claimed by that domain.
     pub fn backs(&self, claim: &Claim) -> bool {
         match self.user(claim.vf) {
             Some(user) => user.is(&claim.owner),
@@ -40,7 +41,7 @@ impl Backing {
     }
 }
 
-/// VFs for a VM: one for each NIC, or none at all.
+/// A request for VFs for a VM: one for each NIC, or none at all.
 #[derive(Debug, Clone, Copy)]
 pub struct ClaimRequest<'a> {
     /// The VM that the VFs are for.
@@ -49,80 +50,80 @@ pub struct ClaimRequest<'a> {
     pub lock: &'a VmLock,
     /// One VF for each NIC, in the VM's order.
     pub vfs: &'a [WantedVf],
-    /// The map of each of these roots, and every other one whose VFs may be the same.
+    /// The maps of the roots of these VFs, and all other maps that may list the same VFs.
     pub maps: &'a [VfMap],
-    /// What the kernel says of the VFs: an address that is none is given to nobody.
+    /// What the kernel reports of PCI functions. An address that is not a VF is never claimed.
     pub sysfs: &'a Sysfs,
-    /// VFs that must not be taken, because libvirt refused them.
+    /// VFs that must not be claimed, because libvirt refused them.
     pub refused: &'a [PciAddress],
 }
 
-/// A VF that a VM has.
+/// The claim of a VM on a VF.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The root whose map lists it.
+    /// The root whose map lists the VF.
     pub root: RootName,
-    /// Where it is on the host's PCI bus.
+    /// The VF's address on the host's PCI bus.
     pub vf: PciAddress,
-    /// Who has it.
+    /// The VM that has the VF.
     pub owner: Owner,
-    /// The position of the NIC it is for. Unknown for a domain that was found with the VF, and in a claim of a version
-    /// that knew NICs by their MAC.
+    /// The position of the NIC that the VF is for. `None` for a domain that was found with the VF, and in a claim of an
+    /// older version, which knew NICs by their MAC.
     pub position: Option<Position>,
-    /// The MAC of that NIC; unknown for a domain that was found with the VF.
+    /// The MAC of that NIC; `None` for a domain that was found with the VF.
     pub mac: Option<MacAddress>,
-    /// The number of its file when it was last seen; a map that is reordered gives it another one.
+    /// The number of the claim's file when it was last read. It changes when the map is reordered.
     pub index: Option<usize>,
 }
 
 impl Claim {
-    /// A claim for this NIC.
+    /// A claim on `vf` for this NIC.
     pub fn new(owner: Owner, root: RootName, vf: PciAddress, nic: NicKey) -> Self {
         Self { root, vf, owner, position: Some(nic.position), mac: Some(nic.mac), index: None }
     }
 
-    /// Whether it is for this NIC of its VM. One without a position is for every NIC with its MAC.
+    /// Whether the claim is for this NIC of its VM. A claim without a position is for any NIC with its MAC.
     pub fn is_for(&self, nic: &NicKey) -> bool {
         self.mac == Some(nic.mac) && self.position.is_none_or(|position| position == nic.position)
     }
 }
 
-/// A VM that claims VFs, and what its claims say of an action on it that has not ended.
+/// A VM that claims VFs, and what its claims say about an action that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimant {
     /// The VM.
     pub owner: Owner,
-    /// Its claims.
+    /// The VM's claims.
     pub claims: Vec<Claim>,
-    /// The file that an action was saving it into.
+    /// The file that an action is saving the VM into, or was saving it into when it died.
     pub image: Option<PathBuf>,
-    /// Whether the process of that action still runs.
+    /// Whether an action that holds a claim of the VM may still work.
     pub held: bool,
     /// Whether the claims were written since the host was booted.
     pub this_boot: bool,
 }
 
-/// What [`ClaimStore::recover`] put right.
+/// What [`ClaimStore::recover`](super::ClaimStore::recover) repaired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClaimRepair {
-    /// A claim without a domain or a living process is gone.
+    /// A stale claim was removed.
     Freed(Claim),
-    /// A VF that a domain has without a claim got one.
+    /// A VF that a domain had without a claim is claimed now.
     Adopted(Claim),
-    /// A file has the place of its VF in a map that was changed.
+    /// A file was renamed to the place of its VF in a map that was changed.
     Moved(Claim),
 }
 
 impl ClaimRepair {
-    /// The claim it was about.
+    /// The claim that was repaired.
     pub fn claim(&self) -> &Claim {
         match self {
             Self::Freed(claim) | Self::Adopted(claim) | Self::Moved(claim) => claim,
         }
     }
 
-    /// In a word, for a log.
+    /// The repair in one word, for a log.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Freed(_) => "freed",

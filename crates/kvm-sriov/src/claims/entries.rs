@@ -1,4 +1,5 @@
-//! What lies in the state directory: read at once, and looked at again when the claims' lock is held.
+//! The files in the state directory. They are read without the claims' lock first. With the lock held, only files that
+//! have changed are read again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,29 +13,29 @@ use super::safe::{self, Stamp};
 use crate::base::{Owner, PciAddress, RootName, ascending};
 use crate::config::VfMap;
 
-/// A claim's file, as it was when it was read.
+/// The file of a claim, as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub(super) root: RootName,
     pub(super) index: usize,
     pub(super) content: Content,
     bytes: Vec<u8>,
-    /// `None` for one that can't be opened.
+    /// `None` for a file that can't be opened.
     stamp: Option<Stamp>,
 }
 
 impl Entry {
-    /// The root in whose directory it lies.
+    /// The root that the file belongs to.
     pub fn root(&self) -> &RootName {
         &self.root
     }
 
-    /// The number it is named by.
+    /// The number in the file's name.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// The VF that it claims; `None` for one that does not say.
+    /// The VF that the file claims; `None` when the file does not name one of this host.
     pub fn vf(&self) -> Option<PciAddress> {
         match &self.content {
             Content::Ours(record) => Some(record.vf),
@@ -42,7 +43,7 @@ impl Entry {
         }
     }
 
-    /// Who claims, for people.
+    /// The VM that has the claim, as a text for a person.
     pub fn user(&self) -> String {
         match &self.content {
             Content::Ours(record) => record.vm.to_string(),
@@ -52,7 +53,7 @@ impl Entry {
         }
     }
 
-    /// The VF that it claims, by the map of its root when it does not say.
+    /// The VF that the file claims. If the file does not name one, it is the VF at the file's place in the map.
     pub(super) fn vf_by(&self, maps: &[VfMap]) -> Option<PciAddress> {
         let by_map = || maps.iter().find(|map| *map.root() == self.root)?.vfs().get(self.index).copied();
         self.vf().or_else(by_map)
@@ -66,23 +67,23 @@ impl Entry {
 /// The claims of all roots.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    /// By root and index.
+    /// All claims, in the order of roots and indexes.
     pub(super) all: Vec<Entry>,
-    /// Roots whose directory can't be read, or is not safe: who has their VFs is not known.
+    /// The roots whose directory can't be read or is not safe. It is not known which VMs have their VFs.
     pub(super) unreadable: Vec<(RootName, ClaimError)>,
 }
 
 impl Entries {
     /// Reads the claims below the state directory.
     ///
-    /// * `seen` - claims as they were read before: those whose files are still the same are not read again
+    /// * `seen` - the claims as they were read before. A file that is still the same is not read again.
     pub(super) fn read(state: &Path, seen: &[Entry]) -> Result<Self, ClaimError> {
         let mut entries = Self::default();
         let this = ThisHost::read();
         let seen: BTreeMap<_, _> = seen.iter().map(|entry| ((&entry.root, entry.index), entry)).collect();
         for name in names(state)? {
             let dir = state.join(&name);
-            // The driver of 2013 has a file `lock` here; a directory that is no root has no claims.
+            // The driver of 2013 has a file `lock` here. A directory whose name is not a root's has no claims.
             if let (Ok(root), false) = (name.parse::<RootName>(), dir.is_file() && !dir.is_symlink()) {
                 let before = |index: usize, stamp: Stamp| {
                     let known = seen.get(&(&root, index)).filter(|known| known.stamp == Some(stamp));
@@ -108,7 +109,7 @@ impl Entries {
         for name in names(dir)? {
             let path = dir.join(&name);
             discard_unfinished(dir, &name);
-            // Only names that we print: `07` is none.
+            // Only numbers as this driver writes them: `07` is not one.
             let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
             if let Some(known) = Stamp::at(&path).and_then(|stamp| before(index, stamp)) {
                 self.all.push(known);
@@ -125,7 +126,7 @@ impl Entries {
     }
 }
 
-/// The names in a directory that are text; nothing of ours has another.
+/// The names in a directory that are UTF-8. The driver writes no other names.
 pub(super) fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(ClaimError::file("read", dir))? {
@@ -135,7 +136,7 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, ClaimError> {
     Ok(names)
 }
 
-/// Removes what a process that was killed left of a file it never finished. A file of a living one is younger than this.
+/// Removes an unfinished file that a killed process left. A file that a process is writing is younger than a minute.
 pub(super) fn discard_unfinished(dir: &Path, name: &str) {
     if !name.starts_with(safe::UNNAMED) {
         return;

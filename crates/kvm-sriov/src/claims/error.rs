@@ -10,11 +10,12 @@ use crate::base::{DomainName, PciAddress, RootName};
 use crate::config::{AlsoListed, NoVfs};
 use crate::sysfs::NoVf;
 
-/// A failure around claims. Whatever the call had written is gone again, unless the error says otherwise.
+/// A failure of a call on claims. What the call wrote before it failed was removed again, unless the call's
+/// documentation says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
-    /// The state directory, or one in it, could be somebody else's trap.
+    /// The state directory, or a directory in it, may have been put there by another user.
     #[error("{} {what}; {advice}", path.display())]
     Unsafe {
         /// The directory.
@@ -24,7 +25,8 @@ pub enum ClaimError {
         /// What to do.
         advice: String,
     },
-    /// The state directory is on a file system that other hosts may have mounted, too: they would free each other's claims.
+    /// The state directory is on a file system that other hosts may have mounted too. The hosts would free each other's
+    /// claims.
     #[error(
         "{} is on {kind}, which other hosts may share, and hosts must not free each other's VFs: set VF_STATE_DIR in kvmrc to a directory of this host alone, such as /var/lib/kvm-sriov", path.display()
     )]
@@ -34,75 +36,75 @@ pub enum ClaimError {
         /// The file system.
         kind: String,
     },
-    /// A file in the place of a claim says something else.
-    #[error("{} can't be read as a claim ({why}): its VF counts as used; look at it, then remove it", path.display())]
+    /// A file with the name of a claim has other content.
+    #[error("{} can't be read as a claim ({why}): its VF counts as used; read the file, then remove it", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// In the place of a claim is one that another host made.
+    /// A file with the name of a claim is a claim of another host.
     #[error(
         "{} is a claim of {vm} on another host (machine-id {host}): give each host a state directory of its own (VF_STATE_DIR in kvmrc), then remove the file", path.display()
     )]
     Elsewhere {
         /// The file.
         path: PathBuf,
-        /// Whose claim it is.
+        /// The VM that it is a claim of.
         vm: DomainName,
-        /// The other host.
+        /// The machine-id of the other host.
         host: String,
     },
     /// A file can't be read or written.
     #[error("cannot {verb} {}: {error}", path.display())]
     File {
-        /// "read", "write" ...
+        /// What was to be done with the file, such as `read` or `write`.
         verb: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         error: io::Error,
     },
-    /// Another action of the VM runs, and did not end in time.
+    /// Another action works on the VM and did not end in time.
     #[error("{vm} is busy: {holder}")]
     Busy {
         /// The VM.
         vm: DomainName,
-        /// Who holds its lock.
+        /// The action that holds the VM's lock.
         holder: Holder,
     },
-    /// The claims' lock was not free in time, although nobody should hold it for long.
-    #[error("the lock {} is held by another process for {seconds} s", path.display())]
+    /// The claims' lock was not free in time. It should never be held for more than milliseconds.
+    #[error("the lock {} has been held by another process for {seconds} s", path.display())]
     Locked {
         /// The lock.
         path: PathBuf,
-        /// How long it was waited for, in seconds.
+        /// How long this process has waited for it, in seconds.
         seconds: u64,
     },
-    /// There is no free VF.
+    /// No VF of a map is free.
     #[error("no free VF on {root} for {vm}: {}", Spent { total: *total, users, no_vfs })]
     Exhausted {
         /// The root.
         root: RootName,
-        /// Who asked.
+        /// The VM that needs a VF.
         vm: DomainName,
-        /// How many VFs its map has.
+        /// How many VFs of this host its map lists.
         total: usize,
-        /// How many of them each has.
+        /// How many of them each VM has.
         users: BTreeMap<String, usize>,
-        /// What else its map lists.
+        /// The lines of its map that are not a VF of this host.
         no_vfs: Vec<(PciAddress, NoVf)>,
     },
-    /// The request names a root without its map.
-    #[error("the request for a VF of {root} came without its map")]
+    /// The maps of the request do not include the map of a root, or that map does not list the VF.
+    #[error("the request for a VF of {root} came without the map of {root}")]
     NoMap {
         /// The root.
         root: RootName,
     },
 }
 
-/// Why a map has nothing to give.
+/// Why no VF of a map is free.
 struct Spent<'a> {
     total: usize,
     users: &'a BTreeMap<String, usize>,
@@ -120,7 +122,7 @@ impl fmt::Display for Spent<'_> {
 }
 
 impl ClaimError {
-    /// For `map_err`: a failure to `verb` the file at `path`.
+    /// A function for `map_err`: the failure to `verb` the file at `path`.
     pub(super) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |error| Self::File { verb, path, error }

@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{Process, Token, process};
 use crate::base::Action;
 
-/// The program that this process is, when it is a program of the driver that works on one VM and on nothing else. This is
-/// process-wide state: it is set once, at the start of the program, and never in a program that embeds this library.
+/// The program that this process is, when it is a program of the driver that works on one VM and on nothing else. This
+/// is process-wide state: it is set once, at the start of the program, and never in a program that embeds this library.
 static PROGRAM: OnceLock<Program> = OnceLock::new();
 
 /// A program of the driver.
@@ -19,8 +19,8 @@ struct Program {
     file: String,
 }
 
-/// Declares this process to be a program of the driver that carries out this action and does nothing else. Then `cancel`
-/// of the VM may kill it.
+/// Declares this process to be a program of the driver that carries out this action and does nothing else. Then
+/// `cancel` of the VM may kill it.
 pub(crate) fn this_is_program(action: Action) {
     let file = std::env::current_exe().ok().and_then(|exe| Some(exe.file_name()?.to_str()?.to_owned()));
     if let Some(file) = file.filter(|file| !file.contains(char::is_whitespace)) {

@@ -1,8 +1,8 @@
 //! One action at a time for each VM.
 //!
 //! A lock is flock(2) on a file of its own. Each call opens the file anew, so two threads of one process exclude each
-//! other just as two processes do. The files are closed on exec. A child that is forked without exec shares the lock until
-//! it ends too.
+//! other just as two processes do. The files are closed on exec. A child that is forked without exec shares the lock
+//! until it ends too.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -86,8 +86,8 @@ pub(super) fn holder(locks: &Path, vm: &DomainName) -> Result<Option<Holder>, Cl
 
 /// Whether the action with this token may still work on a VM.
 ///
-/// An action of an older version is only known by its process. Any other action holds the VM's lock as long as it works.
-/// An action whose lock can't be read, or whose lock file was deleted, counts as working while its process runs.
+/// An action of an older version is only known by its process. Any other action holds the VM's lock as long as it
+/// works. An action whose lock can't be read, or whose lock file was deleted, counts as working while its process runs.
 pub(super) fn may_work(locks: &Path, vm: &DomainName, token: Token) -> bool {
     let is_its = |holder: &Holder| {
         let same_number = holder.token.number().is_none() || holder.token.number() == token.number();
@@ -132,8 +132,8 @@ pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, Cl
     }
 }
 
-/// Waits until the file is locked, or until `end`. The kernel waits for a lock without a time limit, so a thread waits. If
-/// it gets the lock after `end`, it releases the lock at once.
+/// Waits until the file is locked, or until `end`. The kernel waits for a lock without a time limit, so a thread waits.
+/// If it gets the lock after `end`, it releases the lock at once.
 fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
     let left = end.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -158,8 +158,8 @@ fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
 
 /// Removes the files of the locks of VMs that are not here any more. A lock that is held stays.
 ///
-/// A file is removed with its lock held. An action that waits for this lock then gets the lock of a file without a name,
-/// notices that, and locks the file that has the name now.
+/// A file is removed with its lock held. An action that waits for this lock then gets the lock of a file without a
+/// name, notices that, and locks the file that has the name now.
 pub(super) fn sweep(locks: &Path, here: &[&DomainName]) -> Result<(), ClaimError> {
     let here: BTreeSet<String> = here.iter().map(|vm| file_name(vm)).collect();
     let mut gone = BTreeSet::new();

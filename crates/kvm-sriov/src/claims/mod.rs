@@ -1,7 +1,9 @@
-//! Claims: which VM has which VF. Claims are files, so that they outlive a process and all processes of a host share them.
+//! Claims: which VM has which VF. Claims are files, so that they outlive a process and all processes of a host share
+//! them.
 //!
-//! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/reference/state.md describes the files. A claim
-//! is stale when no running domain and no running action backs it. The next action that reads the claims removes it.
+//! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/reference/state.md describes the files. A
+//! claim is stale when no running domain and no running action backs it. The next action that reads the claims removes
+//! it.
 //!
 //! * `claim` - [`Claim`], and what else the calls take and return
 //! * `store` - [`ClaimStore`]: the state directory and its locks
@@ -10,7 +12,8 @@
 //! * `lock` - [`VmLock`]: one action at a time for each VM; `holder` - [`Holder`]: the action that holds such a lock
 //! * `process` - [`Process`], [`Token`]: who wrote a claim or a lock, and on which host
 //! * `turn` - work that is done at most once in a while
-//! * `safe` - files that no other user can have put there; `shared` - file systems that other hosts may have mounted too
+//! * `safe` - files that no other user can have put there; `shared` - file systems that other hosts may have mounted
+//!   too
 //! * `error` - [`ClaimError`]
 
 mod claim;

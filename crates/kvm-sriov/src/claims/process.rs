@@ -76,8 +76,8 @@ impl Process {
 
 /// One action of one process. Claims and locks name their holder by it.
 ///
-/// A process may run several actions at once, so it numbers them. The number is the one piece of process-wide state that
-/// claims need: a counter.
+/// A process may run several actions at once, so it numbers them. The number is the one piece of process-wide state
+/// that claims need: a counter.
 ///
 /// A token lives as long as the [`VmLock`](super::VmLock) that it was made for. A claim whose holder does not live is
 /// stale, even when its process goes on with other actions.
@@ -151,8 +151,9 @@ impl ThisHost {
         Self { machine: machine_id(), boot: boot_id() }
     }
 
-    /// Whether a claim with this machine-id and boot id was written on another host. The machine-id of a host may be made
-    /// anew while the host runs (systemd-machine-id-setup); its boot id does not change then, and no other host has it.
+    /// Whether a claim with this machine-id and boot id was written on another host. The machine-id of a host may be
+    /// made anew while the host runs (systemd-machine-id-setup); its boot id does not change then, and no other host
+    /// has it.
     pub(super) fn is_another(&self, machine: Option<&str>, boot: &str) -> bool {
         let is_this_boot = !boot.is_empty() && boot == self.boot;
         let differs = machine.zip(self.machine.as_deref()).is_some_and(|(theirs, ours)| theirs != ours);

@@ -1,4 +1,4 @@
-//! What the claims say.
+//! Claims are read.
 
 use super::entries::{Entries, Entry};
 use super::record::{Content, Record};
@@ -6,19 +6,20 @@ use super::{Claim, ClaimError, ClaimStore, Claimant, lock, process};
 use crate::base::{DomainUuid, Owner};
 
 impl ClaimStore {
-    /// Every claim, by root and index.
+    /// All claims, in the order of roots and indexes. The directory of a root that can't be read or is not safe is left
+    /// out.
     ///
     /// # Errors
-    /// The state directory can't be read. Nothing was changed. The directory of a root that can't be read, or is not safe, is passed
-    /// over.
+    /// The state directory can't be read.
     pub fn entries(&self) -> Result<Vec<Entry>, ClaimError> {
         Ok(Entries::read(&self.dir, &[])?.all)
     }
 
-    /// What there can't be read, or is another host's: it keeps nothing else from being used.
+    /// The files and directories that can't be read, and the claims of other hosts. They do not prevent the use of the
+    /// other claims.
     ///
     /// # Errors
-    /// The state directory can't be read. Nothing was changed.
+    /// The state directory can't be read.
     pub fn problems(&self) -> Result<Vec<ClaimError>, ClaimError> {
         let Entries { all, unreadable } = Entries::read(&self.dir, &[])?;
         let of = |entry: Entry| {
@@ -34,7 +35,7 @@ impl ClaimStore {
         Ok(all.into_iter().filter_map(of).chain(unreadable.into_iter().map(|(_, error)| error)).collect())
     }
 
-    /// Whether a VM claims anything.
+    /// Whether a VM has a claim.
     ///
     /// # Errors
     /// As [`ClaimStore::entries`].
@@ -42,7 +43,7 @@ impl ClaimStore {
         Ok(self.entries()?.iter().any(|entry| entry.is_of(owner)))
     }
 
-    /// The VM with this UUID, if it claims anything.
+    /// The VM with this UUID, if it has a claim.
     ///
     /// # Errors
     /// As [`ClaimStore::entries`].
@@ -54,7 +55,7 @@ impl ClaimStore {
         Ok(self.entries()?.iter().find_map(of))
     }
 
-    /// Every VM that claims VFs.
+    /// The VMs that have claims.
     ///
     /// # Errors
     /// As [`ClaimStore::entries`].
@@ -82,7 +83,7 @@ impl ClaimStore {
         Ok(claimants)
     }
 
-    /// What a VM claims.
+    /// The claims of a VM.
     ///
     /// # Errors
     /// As [`ClaimStore::entries`].

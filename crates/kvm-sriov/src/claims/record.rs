@@ -1,4 +1,4 @@
-//! What a claim's file says.
+//! The text of a claim's file.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -7,21 +7,22 @@ use super::process::ThisHost;
 use super::{Claim, Process, Token};
 use crate::base::{DomainName, DomainUuid, MacAddress, Owner, PciAddress, Position, RootName};
 
-/// The first line of a claim; the number counts forms that an older version can't read.
+/// The first line of a claim. The number changes when older versions can't read the new form.
 const HEADER: &str = "kvm-sriov-claim 1";
 const HEADER_NAME: &str = "kvm-sriov-claim ";
 
 /// The content of a claim file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
-    /// A claim of ours.
+    /// A claim of this host.
     Ours(Record),
-    /// An empty file: a claim of the driver of 2013, which wrote nothing into it.
+    /// An empty file: a claim of the driver of 2013, which wrote nothing into its claims.
     Original,
-    /// A claim that another host made: in a state directory that hosts share, or one that was copied from there. It is none of
-    /// ours to free or to change, and its address is one of that host. The line of the map whose place it has is not given away.
+    /// A claim of another host: hosts share the state directory, or it was copied from another host. This host does not
+    /// free or change it. Its address is one of the other host, so only its index counts: the line of the map with this
+    /// number is not given away.
     Elsewhere(Record),
-    /// Something else. The VF counts as used, and the file is never removed.
+    /// A file with other content. Its VF counts as used, and the file is never removed.
     Unreadable {
         /// What is wrong with it.
         why: String,
@@ -33,21 +34,22 @@ pub(super) enum Content {
 pub(super) struct Record {
     pub(super) vm: DomainName,
     pub(super) uuid: Option<DomainUuid>,
-    /// The NIC's place among the SR-IOV NICs of the VM. Unknown for a domain that was found with the VF, and in a claim of a
-    /// version that knew NICs by their MAC.
+    /// The NIC's place among the SR-IOV NICs of the VM. `None` for a domain that was found with the VF, and in a claim
+    /// of an older version.
     pub(super) position: Option<Position>,
-    /// The NIC's MAC, unknown for a domain that was found with the VF.
+    /// The NIC's MAC; `None` for a domain that was found with the VF.
     pub(super) mac: Option<MacAddress>,
     pub(super) vf: PciAddress,
-    /// The host it was written on, by its machine-id; unknown in a claim of an earlier version, and on a host without one.
+    /// The machine-id of the host that the claim was written on; `None` in a claim of an older version, and when the
+    /// host had no machine-id.
     pub(super) host: Option<String>,
-    /// The boot it was written in: no process of another boot is alive.
+    /// The id of the boot in which the claim was written. A holder of another boot is gone.
     pub(super) boot: String,
-    /// The process that works on it, while one does.
+    /// The action that works on the VF, if there is one.
     pub(super) holder: Option<Token>,
-    /// The file that the holder saves the VM into, while it does.
+    /// The file that the holder is saving the VM into, if it is.
     pub(super) image: Option<PathBuf>,
-    /// Lines that a later version wrote.
+    /// Lines that a newer version wrote. They are kept.
     pub(super) unknown: Vec<String>,
 }
 
@@ -166,7 +168,7 @@ impl Record {
         // A line of its own, because an older version reads no third number after `holder`.
         let action = holder.and_then(|(process, token)| Some(format!("{process} {}", token.number()?)));
         line("action", action);
-        // A path with a line break in it can't be written; the image is then found by its name alone.
+        // A path with a line break can't be written. The image is then only found by its name.
         let image = self.image.as_ref().and_then(|path| path.to_str()).filter(|path| !path.contains('\n'));
         line("image", image.map(str::to_owned));
         for unknown in &self.unknown {

@@ -1,4 +1,4 @@
-//! Stale claims are freed, missing ones are made, and files are moved to the places of their VFs.
+//! Claims are repaired: stale ones are freed, missing ones are made, and files are renamed after a map was changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,24 +10,25 @@ use super::{Backing, Claim, ClaimError, ClaimRepair, ClaimStore, process, safe};
 use crate::base::{PciAddress, RootName};
 use crate::config::VfMap;
 
-/// The driver of 2013 makes its empty files before it starts a domain, and says nowhere that it is still alive.
+/// How long an empty file counts as a claim without a domain. The driver of 2013 creates its files before it starts a
+/// domain, and records nowhere whether it still runs.
 const ORIGINAL_GRACE: Duration = Duration::from_secs(600);
 
-/// The claims, judged by what libvirt says.
+/// The claims, compared with what libvirt reports.
 struct Judged {
-    /// To be freed.
+    /// The claims to free.
     stale: Vec<Entry>,
-    /// All others.
+    /// The other claims.
     kept: Vec<Entry>,
-    /// To be made.
+    /// The claims to make.
     missing: Vec<Claim>,
 }
 
 impl Judged {
-    /// * `stale`, `kept` - the claims of now
-    /// * `seen` - the claims of before libvirt was asked
+    /// * `stale`, `kept` - the claims now
+    /// * `seen` - the claims before libvirt was asked
     fn new(stale: Vec<Entry>, kept: Vec<Entry>, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Self {
-        // A VF that is in two maps is claimed once.
+        // A VF that two maps list is claimed once.
         let first = |root: &RootName, vf| {
             maps.iter().find(|map| map.index_of(vf).is_some()).is_some_and(|map| map.root() == root)
         };
@@ -46,13 +47,13 @@ impl Judged {
         let missing = vfs
             .filter(|(_, vf)| !claimed.contains(vf))
             .filter_map(|(root, vf)| first(root, vf).then(|| of((root, vf)))?)
-            // A claim that was there and is gone was released since: the domain that libvirt spoke of has gone, too.
+            // A claim that was seen and is gone was released since. So the domain that libvirt reported has ended.
             .filter(|claim| !has(seen, claim) || has(&stale, claim))
             .collect();
         Self { stale, kept, missing }
     }
 
-    /// The claims whose VF has another place in its map than their file says.
+    /// The claims whose file has another number than their VF has in its map.
     fn astray<'a>(&'a self, maps: &'a [VfMap]) -> impl Iterator<Item = &'a Entry> {
         let place = |entry: &Entry| maps.iter().find(|map| *map.root() == entry.root)?.index_of(entry.vf()?);
         self.kept.iter().filter(move |entry| place(entry).is_some_and(|place| place != entry.index))
@@ -60,17 +61,18 @@ impl Judged {
 }
 
 impl ClaimStore {
-    /// Puts the claims right: frees stale ones, gives a claim to a VF that a domain has without one, and moves files whose
-    /// map was reordered.
+    /// Repairs the claims: frees stale claims, claims the VFs that domains have without a claim, and renames files
+    /// whose map was reordered.
     ///
-    /// * `seen` - the claims, read BEFORE `backing` was asked for: a claim that was made since can't be judged by it
-    /// * `backing` - what libvirt says of every running domain
-    /// * `maps` - the maps whose VFs matter
+    /// * `seen` - the claims, read BEFORE `backing`. What libvirt reported says nothing about a claim that was made
+    ///   later.
+    /// * `backing` - what libvirt reports of all running domains
+    /// * `maps` - the maps whose VFs are repaired
     ///
     /// # Errors
-    /// A file can't be read, written or removed. What was put right until then is right.
+    /// A file can't be read, written or removed. The repairs before it are done.
     pub fn recover(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<ClaimRepair>, ClaimError> {
-        // Nearly always there is nothing to do: then nobody is kept waiting.
+        // Nearly always there is nothing to do. Then the lock is not taken, and no other process waits.
         let at_first = self.judge(seen.to_vec(), seen, backing, maps);
         if at_first.stale.is_empty() && at_first.missing.is_empty() && at_first.astray(maps).next().is_none() {
             return Ok(Vec::new());
@@ -94,7 +96,7 @@ impl ClaimStore {
         Ok(repairs)
     }
 
-    /// What [`ClaimStore::recover`] would put right. Changes nothing.
+    /// What [`ClaimStore::recover`] would repair. Changes nothing.
     ///
     /// # Errors
     /// A file can't be read.
@@ -115,16 +117,17 @@ impl ClaimStore {
         Judged::new(stale, kept, seen, backing, maps)
     }
 
-    /// Neither a domain nor a living process backs it, and it did not change since before libvirt was asked.
+    /// Whether neither a domain nor an action backs a claim, and the claim has not changed since before libvirt was
+    /// asked.
     fn is_stale(&self, entry: &Entry, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> bool {
         let stale = match &entry.content {
-            // An image that was not finished may hold the VM: reconciliation looks at it first.
+            // The image may be the only copy of the VM's memory. Reconciliation reads it first.
             Content::Ours(record) => {
                 record.image.is_none()
                     && !backing.backs(&record.claim(&entry.root, entry.index))
                     && !self.is_held(record)
             }
-            // It names no VM: one that can't be read may have the VF.
+            // An empty file names no VM. A domain that can't be read may have the VF.
             Content::Original => {
                 backing.unreadable.is_empty()
                     && self.is_old(entry)
@@ -138,13 +141,13 @@ impl ClaimStore {
     fn is_old(&self, entry: &Entry) -> bool {
         let written =
             fs::symlink_metadata(self.path(&entry.root, entry.index)).and_then(|metadata| metadata.modified());
-        // An empty file of an earlier boot may be one of ours as well, whose content a power failure took.
+        // An empty file of an earlier boot may also be a claim whose content was lost in a power failure.
         let is_old = |at: SystemTime| SystemTime::now().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE);
         written.is_ok_and(|at| is_old(at) || process::booted().is_some_and(|booted| at < booted))
     }
 
-    /// Gives every claim whose VF is elsewhere in its map now the name of its place. A name that is taken is left first by
-    /// who has it, for a number after the map's last; so being killed in between loses no claim.
+    /// Renames each file whose VF has another place in its map now. All these files first get numbers after the map's
+    /// last line, and then their new numbers. So no file is overwritten, even if the process is killed in between.
     pub(super) fn put_in_place(&self, entries: &[Entry], maps: &[VfMap]) -> Result<Vec<ClaimRepair>, ClaimError> {
         let mut moved = Vec::new();
         for map in maps {
@@ -159,7 +162,7 @@ impl ClaimStore {
                 })
                 .copied()
                 .collect();
-            // First out of the way, then to their places.
+            // First to numbers after the last line, then to their places.
             let mut waiting = Vec::new();
             for (index, entry) in astray {
                 let free = (map.vfs().len()..).find(|free| !is_taken(&taken, *free)).unwrap_or(usize::MAX);

@@ -1,4 +1,5 @@
-//! Whether a directory can be this host's alone. On a file system that hosts share, they would free each other's claims.
+//! Whether other hosts may have a directory mounted too. Hosts that share a state directory would free each other's
+//! claims.
 
 use std::fs;
 use std::io;
@@ -8,10 +9,11 @@ use std::path::Path;
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::statfs;
 
-/// File systems that several hosts can have mounted, by what statfs(2) says of them.
+/// File systems that several hosts can have mounted, by their numbers of statfs(2).
 ///
 /// # Source
-/// Linux `include/uapi/linux/magic.h` and `fs/smb/client/cifsglob.h`; for those outside of the kernel GNU coreutils `src/stat.c`.
+/// Linux `include/uapi/linux/magic.h` and `fs/smb/client/cifsglob.h`; GNU coreutils `src/stat.c` for file systems
+/// outside of the kernel.
 const SHARED: [(u32, &str); 22] = [
     (0x6969, "NFS"),
     (0x517B, "SMB"),
@@ -37,10 +39,11 @@ const SHARED: [(u32, &str); 22] = [
     (0xBACB_ACBC, "a share of the hypervisor"),
 ];
 
-/// A file system in user space: statfs says no more. It may be a local disk as well as another host's.
+/// The number of all file systems in user space. Such a file system may be local or shared.
 const FUSE: u32 = 0x6573_5546;
 
-/// Those of them that several hosts can have mounted, by their names in mountinfo. One that is not here is taken for local.
+/// File systems in user space that several hosts can have mounted, by their names in mountinfo. Any other counts as
+/// local.
 const SHARED_FUSE: [&str; 17] = [
     "virtiofs",
     "fuse.glusterfs",
@@ -61,21 +64,21 @@ const SHARED_FUSE: [&str; 17] = [
     "fuse.nfs",
 ];
 
-/// What the kernel says of the file system below a directory.
+/// What the kernel reports of the file system of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileSystem {
     pub(super) magic: u32,
-    /// Its name as mountinfo has it, for one in user space.
+    /// The name in mountinfo; only for a file system in user space.
     pub(super) name: Option<String>,
 }
 
 impl FileSystem {
-    /// That of a directory that is there.
+    /// The file system of a directory that exists.
     ///
     /// # Source
     /// statfs(2); proc(5) on mountinfo.
     pub(super) fn of(dir: &Path) -> io::Result<Self> {
-        // The kernel's number has 32 bits; as a C long it may have a sign.
+        // The kernel's number has 32 bits. As a C long it may be negative.
         let magic = statfs(dir)?.filesystem_type().0 as u32;
         if magic != FUSE {
             return Ok(Self { magic, name: None });
@@ -85,7 +88,7 @@ impl FileSystem {
         Ok(Self { magic, name: mounted(&mounts, major(device), minor(device)) })
     }
 
-    /// Its name, when several hosts can have it mounted.
+    /// The name of the file system, if several hosts can have it mounted.
     pub(super) fn shared(&self) -> Option<&str> {
         let by_number = || SHARED.iter().find(|(magic, _)| *magic == self.magic).map(|(_, name)| *name);
         let by_name = || self.name.as_deref().filter(|name| SHARED_FUSE.contains(name));
@@ -93,7 +96,7 @@ impl FileSystem {
     }
 }
 
-/// The name of the file system with this device number, which is mounted.
+/// The name of the mounted file system with this device number.
 fn mounted(mountinfo: &str, major: u64, minor: u64) -> Option<String> {
     let device = format!("{major}:{minor}");
     let line = mountinfo.lines().rfind(|line| line.split(' ').nth(2) == Some(&*device))?;
@@ -112,7 +115,7 @@ mod tests {
             assert!(of(magic, None).shared().is_some(), "{magic:x}");
         }
         assert_eq!(of(FUSE, Some("fuse.glusterfs")).shared(), Some("fuse.glusterfs"));
-        // ext4, XFS, btrfs, tmpfs, overlay, ZFS; and user space that may be anything.
+        // ext4, XFS, btrfs, tmpfs, overlay and ZFS. Then unknown file systems in user space.
         for magic in [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x794C_7630, 0x2FC1_2FC1] {
             assert_eq!(of(magic, None).shared(), None, "{magic:x}");
         }

@@ -11,10 +11,11 @@ use super::turn::Turn;
 use super::{ClaimError, Holder, safe};
 use crate::base::{Action, DomainName, RootName};
 
-/// The claims' lock is held for milliseconds; who can't have it in this time waits for a process that is stopped.
+/// How long to wait for the claims' lock. It is held for milliseconds. A process that holds it for this long is
+/// stopped.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The state directory.
+/// The state directory of a host: its claims and its locks.
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,27 +49,27 @@ pub struct ClaimStore {
 }
 
 impl ClaimStore {
-    /// The state directory at `dir`, made (mode 0700) when it is not there.
+    /// The state directory at `dir`. It is created with mode 0700 when it does not exist.
     ///
     /// # Errors
-    /// It can't be made, is a link, a file, or somebody else's, or is on a file system that other hosts may share. Nothing was
-    /// changed.
+    /// The directory can't be created, is a link or a file, belongs to another user, or is on a file system that other
+    /// hosts may share. Nothing was changed.
     pub fn create(dir: &Path) -> Result<Self, ClaimError> {
         Self::create_on(dir, FileSystem::of)
     }
 
-    /// Looks whether the state directory can be at `dir`, which need not be there. Makes nothing.
+    /// Checks whether the state directory can be at `dir`, which need not exist. Creates nothing.
     ///
     /// # Errors
-    /// It is, or would be, on a file system that other hosts may share.
+    /// The directory is or would be on a file system that other hosts may share.
     pub fn check_place(dir: &Path) -> Result<(), ClaimError> {
         Self::check_place_on(dir, FileSystem::of)
     }
 
-    /// * `look` - what the kernel says of the file system below a directory that is there
+    /// * `look` - what the kernel reports of the file system of a directory that exists
     fn check_place_on(dir: &Path, look: impl Fn(&Path) -> io::Result<FileSystem>) -> Result<(), ClaimError> {
         let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
-        let found = look(there).map_err(ClaimError::file("look at", there))?;
+        let found = look(there).map_err(ClaimError::file("inspect", there))?;
         match found.shared() {
             Some(kind) => Err(ClaimError::Shared { path: dir.into(), kind: kind.into() }),
             None => Ok(()),
@@ -76,13 +77,13 @@ impl ClaimStore {
     }
 
     pub(super) fn create_on(dir: &Path, look: impl Fn(&Path) -> io::Result<FileSystem>) -> Result<Self, ClaimError> {
-        // Before it is made: nothing of ours is left where it can't be.
+        // This must come first, so that no directory is left behind when the check fails.
         Self::check_place_on(dir, look)?;
         safe::make_dir(dir)?;
         Ok(Self { dir: dir.into() })
     }
 
-    /// The state directory at `dir`; `None` when it is not there. Makes nothing.
+    /// The state directory at `dir`; `None` when it does not exist. Creates nothing.
     ///
     /// # Errors
     /// As [`ClaimStore::create`].
@@ -93,7 +94,7 @@ impl ClaimStore {
         }
     }
 
-    /// Where it is.
+    /// The path of the state directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -102,22 +103,22 @@ impl ClaimStore {
         self.dir.join(".locks")
     }
 
-    /// The directory of the locks, made by whoever takes the first one: who only looks makes nothing.
+    /// The directory of the locks. It is created with the first lock, and never by a call that only reads.
     fn locks(&self) -> Result<PathBuf, ClaimError> {
         let dir = self.locks_dir();
         safe::make_dir(&dir)?;
         Ok(dir)
     }
 
-    /// Takes the lock of a VM for an action, waiting at most `timeout` for another action.
+    /// Takes the lock of a VM for an action. Waits at most `timeout` for another action.
     ///
     /// # Errors
-    /// [`ClaimError::Busy`] names the action that has it. Nothing was changed.
+    /// [`ClaimError::Busy`] names the action that holds the lock. Nothing was changed.
     pub fn lock_vm(&self, vm: &DomainName, action: Action, timeout: Duration) -> Result<VmLock, ClaimError> {
         VmLock::take(&self.locks()?, vm, action, timeout)
     }
 
-    /// Takes the lock of a VM that has been locked before, if nobody has it.
+    /// Takes the lock of a VM that was locked before, if no action holds it.
     ///
     /// * returns `None` when the VM was never locked, or is locked now
     ///
@@ -130,15 +131,16 @@ impl ClaimStore {
         }
     }
 
-    /// The turn of a probe at putting the host right; `None` when another one has it, or had it less than `every` ago.
+    /// The turn of a probe to repair the host; `None` when another process has the turn, or took it less than `every`
+    /// ago.
     ///
     /// # Errors
-    /// Its file can't be used; nothing was changed.
+    /// The file of the turn can't be used. Nothing was changed.
     pub(crate) fn probe_turn(&self, every: Duration) -> Result<Option<Turn>, ClaimError> {
         Turn::take(&self.locks()?.join("probe"), every)
     }
 
-    /// Who holds the lock of a VM.
+    /// The action that holds the lock of a VM; `None` when no action does.
     ///
     /// # Errors
     /// The lock can't be read. Nothing was changed.
@@ -146,20 +148,21 @@ impl ClaimStore {
         lock::holder(&self.locks_dir(), vm)
     }
 
-    /// Records the wish that the action of this holder ends: see [`VmLock::cancelled`].
+    /// Asks the action that holds a VM's lock to end. The action reads this with [`VmLock::cancelled`]. A request that
+    /// comes after the action has ended reaches no later action.
     ///
     /// # Errors
-    /// The wish can't be written. Nothing was changed.
+    /// The request can't be written. Nothing was changed.
     pub fn request_cancel(&self, vm: &DomainName, holder: &Holder) -> Result<(), ClaimError> {
         lock::request_cancel(&self.locks()?, vm, holder.token)
     }
 
-    /// Removes the files that the locks of VMs left which are not here any more.
+    /// Removes the files of the locks of VMs that are not here any more.
     ///
-    /// * `here` - the VMs that are, and those that claim VFs
+    /// * `here` - the VMs that run here, and the VMs that claim VFs
     ///
     /// # Errors
-    /// A file can't be removed; it and those after it are still there.
+    /// A file can't be removed. It and the files after it still exist.
     pub(crate) fn sweep_locks(&self, here: &[&DomainName]) -> Result<(), ClaimError> {
         lock::sweep(&self.locks()?, here)
     }

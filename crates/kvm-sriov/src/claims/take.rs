@@ -8,13 +8,15 @@ use crate::base::{PciAddress, RootName, WantedVf};
 use crate::config::{NoVfs, Supply, VfMap};
 
 impl ClaimStore {
-    /// Claims a free VF for every NIC, the one with the lowest index; or none at all. The claims are held by this process
-    /// until [`ClaimStore::commit`]. A line of a map that is no VF of this host is skipped.
+    /// Claims a VF for every NIC, or for none of them. Takes the free VF with the lowest index each time, and skips the
+    /// lines of a map that are not a VF of this host. The action that holds `request.lock` holds the claims until
+    /// [`ClaimStore::commit`] or [`ClaimStore::settle`].
     ///
-    /// * `backing` - what libvirt says of every running domain: a VF there is not free
+    /// * `backing` - what libvirt reports of all running domains. A VF that a domain has is not free.
     ///
     /// # Errors
-    /// Nothing is claimed: [`ClaimError::Exhausted`] says who has the VFs; others, what can't be written.
+    /// [`ClaimError::Exhausted`] says which VMs have the VFs; other errors say which file can't be read or written.
+    /// Nothing was claimed.
     pub fn claim_all(&self, request: &ClaimRequest<'_>, backing: &Backing) -> Result<Vec<Claim>, ClaimError> {
         let supplies = supplies(request)?;
         let seen = self.entries()?;
@@ -60,7 +62,7 @@ impl ClaimStore {
     }
 }
 
-/// What each of the roots that are asked for can give.
+/// The VFs of this host that each requested root lists.
 fn supplies(request: &ClaimRequest<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimError> {
     let mut supplies = BTreeMap::new();
     for WantedVf { root, .. } in request.vfs {

@@ -1,4 +1,4 @@
-//! Claims in a directory of a test.
+//! Tests on state directories of their own.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::disallowed_methods)]
 
@@ -63,7 +63,8 @@ fn a_claim_is_for_the_nic_at_its_position() {
     let claims = store.claim_all(&request, &Backing::default()).unwrap();
     store.commit(&claims, &maps).unwrap();
 
-    // The first shows its VF, the second waits for one, the third is not wanted any more: all have one MAC.
+    // The first NIC has its VF, the second waits for one, the third is not wanted any more. All three have the same
+    // MAC.
     let devices = BTreeMap::from([(claims[0].vf, owner.clone())]);
     let nics = BTreeMap::from([(claims[0].vf, at(0))]);
     let backing = Backing { devices, nics, wanting: vec![(owner.clone(), at(1))], ..Backing::default() };
@@ -71,7 +72,7 @@ fn a_claim_is_for_the_nic_at_its_position() {
     assert_eq!(repairs, [ClaimRepair::Freed(claims[2].clone())]);
     assert_eq!(store.claims_of(&owner).unwrap(), claims[..2]);
 
-    // As a version wrote it that knew NICs by their MAC; and a line of a later one.
+    // A claim of an older version, which knew NICs by their MAC, with a line of a newer version.
     let path = store.dir().join("ib0/1");
     let text = fs::read_to_string(&path).unwrap();
     let old = text.replace("position=1\n", "later=x\n");
@@ -94,7 +95,7 @@ fn a_file_system_that_hosts_share_is_refused_before_anything_is_made() {
     let start = format!("{} is on NFS, which other hosts may share", state.display());
     assert!(error.starts_with(&start) && error.contains("VF_STATE_DIR"), "{error}");
     assert!(!dir.path().join("one").exists());
-    // One that is there, and was good when it was made, is no better.
+    // A directory that already exists is refused too.
     fs::create_dir_all(&state).unwrap();
     assert!(matches!(ClaimStore::create_on(&state, nfs), Err(ClaimError::Shared { .. })));
     assert!(!state.join(".locks").exists());
@@ -115,7 +116,7 @@ fn a_claim_of_another_host_is_neither_freed_nor_given_away() {
     let sysfs = crate::sysfs::Sysfs::at(dir.path().into());
     let lock = lock(&store, &owner);
     let request = ClaimRequest { owner: &owner, lock: &lock, vfs: &vfs, maps: &maps, sysfs: &sysfs, refused: &[] };
-    // The same VM, which moved from there: the two hosts have their VFs at other addresses.
+    // A claim of the same VM on the host that it was migrated from. The two hosts have VFs at different addresses.
     let path = store.dir().join("ib0/0");
     let theirs =
         "kvm-sriov-claim 1\nvm=one-42\nposition=0\nmac=02:00:0a:00:00:01\nvf=0000:81:00.1\nhost=other\nboot=x\n";
@@ -185,12 +186,12 @@ fn a_release_reads_its_own_file_alone() {
     let four = Four::new();
     let [first, second, third] =
         [40, 41, 42].map(|number| four.claim(&lock(&four.store, &one(number)), &one(number)).unwrap());
-    // The others can't even be listed.
+    // The other claims can't even be listed.
     std::os::unix::fs::symlink(four.dir.path(), four.store.dir().join("ib1")).unwrap();
     fs::write(four.store.dir().join("ib0/1"), "garbage").unwrap();
     four.store.release(&first).unwrap();
     assert!(!four.store.dir().join("ib0/0").exists());
-    // What is another VM's by now stays; a claim whose file was moved is found.
+    // A claim of another VM stays. A claim whose file was renamed is found.
     four.store.release(&second).unwrap();
     assert!(four.store.dir().join("ib0/1").exists());
     fs::rename(four.store.dir().join("ib0/2"), four.store.dir().join("ib0/9")).unwrap();

@@ -15,8 +15,8 @@ use crate::base::{Owner, RootName};
 use crate::config::VfMap;
 
 impl ClaimStore {
-    /// Marks all claims of a VM as held by the action that holds `lock`, and records the file that the VM is being saved
-    /// into. Returns the claims.
+    /// Marks all claims of a VM as held by the action that holds `lock`, and records the file that the VM is being
+    /// saved into. Returns the claims.
     ///
     /// # Errors
     /// A claim can't be written. The claims before it are held by the action, which changes nothing for others.
@@ -42,9 +42,9 @@ impl ClaimStore {
         })
     }
 
-    /// Changes what the claims of a VM say.
+    /// Changes the claims of a VM.
     ///
-    /// * `lasts` - whether it must outlive a power failure; what a new boot voids need not
+    /// * `lasts` - whether the change must outlive a power failure. A change that is void after a boot need not.
     fn rewrite(&self, owner: &Owner, lasts: bool, change: impl Fn(&mut Record)) -> Result<Vec<Claim>, ClaimError> {
         let changed = |entry: &Entry| match &entry.content {
             Content::Ours(old) if entry.is_of(owner) => {
@@ -59,7 +59,8 @@ impl ClaimStore {
             let file = Unnamed::write(&path, record.to_text().as_bytes())?;
             if lasts { file.sync(&path).map(|()| file) } else { Ok(file) }
         };
-        // Written and synced while others may claim: with the lock in hand they only get their names.
+        // The files are written and synced before the lock is taken, so that others can claim meanwhile. With the lock
+        // held they only get their names.
         let seen = self.entries()?;
         let mut ready = Vec::new();
         for entry in &seen {
@@ -92,8 +93,8 @@ impl ClaimStore {
 
     /// Marks claims as held by no action: their running domain backs them. A claim that is gone is written again.
     ///
-    /// * `maps` - the maps that the VFs were claimed from. They may have been changed since: a claim is found by the address
-    ///   of its VF.
+    /// * `maps` - the maps that the VFs were claimed from. They may have been changed since: a claim is found by the
+    ///   address of its VF.
     ///
     /// # Errors
     /// A claim can't be written. It and those after it are still held.
@@ -115,9 +116,9 @@ impl ClaimStore {
         Ok(())
     }
 
-    /// The file for a claim of a VF. It is the file that claims this VF now or, when there is none, the one with the number
-    /// of the VF's line in its map. If that file claims another VF, the map was changed meanwhile: then it is a file after
-    /// all others, which [`ClaimStore::recover`] renames.
+    /// The file for a claim of a VF. It is the file that claims this VF now or, when there is none, the one with the
+    /// number of the VF's line in its map. If that file claims another VF, the map was changed meanwhile: then it is a
+    /// file after all others, which [`ClaimStore::recover`] renames.
     fn place(&self, claim: &Claim, maps: &[VfMap], present: &[Entry]) -> Result<PathBuf, ClaimError> {
         let in_root = || present.iter().filter(|entry| entry.root == claim.root);
         let of_vf = || in_root().filter(|entry| entry.vf() == Some(claim.vf));
@@ -139,12 +140,12 @@ impl ClaimStore {
         }
     }
 
-    /// Releases claims. One that is gone already, or is another VM's now, is left alone.
+    /// Releases claims. A claim that is already gone, or whose VF another VM claims now, is left alone.
     ///
     /// # Errors
-    /// A file can't be removed; it and those after it are still there.
+    /// A file can't be removed. It and the files after it still exist.
     pub fn release(&self, claims: &[Claim]) -> Result<(), ClaimError> {
-        // Dropped after the lock is: what is released is removed while others may claim.
+        // This is dropped after the lock: the files are removed while others may claim.
         let mut released = Vec::new();
         let _lock = self.lock()?;
         for claim in claims {
@@ -153,10 +154,10 @@ impl ClaimStore {
         Ok(())
     }
 
-    /// Releases everything that a VM claims, and returns it.
+    /// Releases all claims of a VM and returns them.
     ///
     /// # Errors
-    /// A file can't be removed; it and those after it are still there.
+    /// A file can't be removed. It and the files after it still exist.
     pub fn release_domain(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
         let seen = self.entries()?;
         let (mut released, mut files) = (Vec::new(), Vec::new());
@@ -194,9 +195,10 @@ impl ClaimStore {
         Unnamed::write(path, record.to_text().as_bytes())
     }
 
-    /// Takes the file of a claim its name, whatever number it has by now. To be called with the lock.
+    /// Takes the name from the file of a claim, whatever number the file has by now. Call this with the claims' lock
+    /// held.
     ///
-    /// * returns what is removed when it is dropped
+    /// * returns the files, which are removed when this is dropped
     pub(super) fn unname(&self, claim: &Claim) -> Result<Vec<TempPath>, ClaimError> {
         let this = ThisHost::read();
         let is_it = |path: &Path| match safe::read(path) {
@@ -219,7 +221,7 @@ impl ClaimStore {
     }
 }
 
-/// Names roots whose claims are not known.
+/// Logs the roots whose claims can't be read.
 fn warn(unreadable: &[(RootName, ClaimError)]) {
     for (root, error) in unreadable {
         log::warn!("{error}; the claims of {root} are passed over");
