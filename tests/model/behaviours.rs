@@ -1,4 +1,4 @@
-//! The model behaves as libvirt and QEMU do. The same list runs against the lab (tests/scenarios/lab/behaviours.rs).
+//! The model behaves like libvirt and QEMU. The same list runs against the lab (tests/scenarios/lab/behaviours.rs).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -15,7 +15,7 @@ use kvm_sriov_tests::behaviours::{self, Rig};
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// A model host, alone or with another one.
+/// A model host, alone or with a second one.
 struct ModelRig {
     host: ModelHost,
     other: Option<Box<ModelRig>>,

@@ -1,4 +1,4 @@
-//! How often each action asks libvirt, by the number of a VM's VFs; and that nothing is awaited by sleeping.
+//! How many calls to libvirt each action makes, by the number of the VM's VFs; and that nothing is awaited by sleeping.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -16,7 +16,7 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
-/// A VM with this many VFs.
+/// A VM with this number of VFs.
 fn vm(vfs: usize) -> Vm {
     (0..vfs).fold(Vm::new(42), |vm, _| vm.nic("sriov_ib0"))
 }
@@ -29,7 +29,7 @@ fn deploy(host: &ModelHost, vfs: usize) {
     actions::deploy(&host.host(), &host.deployment_file(&vm(vfs)), &host.deployment(&vm(vfs))).unwrap();
 }
 
-/// All VFs leave the guest.
+/// The guest releases all VFs.
 fn all_leave(host: &ModelHost, vfs: usize) {
     let domain = host.model().find(&id()).unwrap().unwrap();
     for number in 0..vfs {
@@ -39,7 +39,7 @@ fn all_leave(host: &ModelHost, vfs: usize) {
     }
 }
 
-/// The expected calls: a name that ends with `*` stands for one call for each VF.
+/// The expected calls. A name that ends with `*` means one call for each VF.
 fn expected(calls: &[&'static str], vfs: usize) -> Vec<&'static str> {
     let each = |call: &&'static str| match call.strip_suffix('*') {
         Some(call) => repeat_n(call, vfs),
@@ -48,17 +48,17 @@ fn expected(calls: &[&'static str], vfs: usize) -> Vec<&'static str> {
     calls.iter().flat_map(each).collect()
 }
 
-/// The domain is looked at before (its lock held) and after: twice. When VFs come or go, one call for each and one look at all
-/// of them: a snapshot, for which they go and come, looks three times, and so does the NIC that comes with a VF and a dummy.
-/// What else there is belongs to the action: the way to the domain, the note of what is under way, the call that it is all
-/// about.
+/// The live XML is read twice: before (with the lock held) and after. Unplugging or plugging VFs adds one call for each
+/// VF and one read for all of them. So a snapshot, which unplugs and plugs VFs, reads three times, and so does the
+/// attach of a NIC with a VF and a dummy. The other calls belong to the action: it finds the domain, notes the
+/// operation, and makes its own call.
 #[test]
 fn calls_grow_by_one_for_each_vf() {
     for vfs in 1..=3 {
         let host = ModelHost::default();
         let checkpoint = host.vm_dir(&vm(vfs)).join("checkpoint");
         let snapshot = || "snap-0".parse().unwrap();
-        // That several which left together and came back may leave once more is noted.
+        // Several VFs that left together and were plugged back may leave once more: the metadata note that.
         let noted: &[&str] = if vfs > 1 { &["set_metadata"] } else { &[] };
         let makes = |name: &str, action: &dyn Fn(), calls: &[&'static str]| {
             host.faults().disarm();
@@ -99,7 +99,7 @@ fn calls_grow_by_one_for_each_vf() {
                     "detach_alias*",
                     "live_xml",
                     "revert_snapshot",
-                    // What there is after that is another domain: it is put right as by reconciliation.
+                    // After the revert, the domain is another one. It is repaired as by reconciliation.
                     "live_xml",
                     "state",
                     "job",
@@ -150,7 +150,7 @@ fn calls_grow_by_one_for_each_vf() {
             vn_mad: None,
             target: None,
         };
-        // One VF and its dummy, however many there are.
+        // One VF and its dummy, whatever the number of VFs.
         makes(
             "attach_nic",
             &|| actions::attach_nic(&host.host(), &id(), &arguments.described(Some(&data)), Some(&data)).unwrap(),
@@ -174,7 +174,7 @@ fn calls_grow_by_one_for_each_vf() {
         makes("reboot", &|| actions::reboot(&host.host(), &id()).unwrap(), &["find", "reboot"]);
         makes("reset", &|| actions::reset(&host.host(), &id()).unwrap(), &["find", "reset"]);
         let reconcile = || drop(host.reconcile().unwrap());
-        // The claims of all roots, then each VM.
+        // First the claims of all roots, then each VM.
         let look = ["domains", "live_xml", "domains", "live_xml", "state", "job"];
         host.faults().disarm();
         reconcile();
@@ -184,7 +184,7 @@ fn calls_grow_by_one_for_each_vf() {
         sorted.sort_unstable();
         assert_eq!(calls, sorted, "reconcile with {vfs} VFs");
         all_leave(&host, vfs);
-        // What restore noted is over.
+        // The pending unplug that restore noted is over.
         let plugs = [
             "domains", "domains", "live_xml", "live_xml", "state", "job", "live_xml", "state", "job", "attach*",
             "live_xml",
@@ -198,7 +198,7 @@ fn calls_grow_by_one_for_each_vf() {
     }
 }
 
-/// Where the program waits without being told of an end: in which file, how often, and why.
+/// Where the program sleeps because no event tells when a wait is over: the file, how often, and why.
 const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
     ("vm/mod.rs", 2, "after a failed call only: libvirt may still work on the domain, or on a save that is aborted"),
@@ -240,7 +240,7 @@ const SLEEPS: &[(&str, usize, &str)] = &[
 fn nothing_is_synchronised_by_sleeping() {
     let source = project().join("crates/kvm-sriov/src");
     let mut found = Vec::new();
-    // The model is a test double: its guests take their time.
+    // The model is a test double: its guests take time to answer.
     for place in ["crates/kvm-sriov/src", "crates/kvm-sriov-cli/src", "shims/src"] {
         sleeps(&project().join(place), &mut found);
     }
@@ -252,7 +252,7 @@ fn nothing_is_synchronised_by_sleeping() {
     assert_eq!(found, known, "a sleep that is not known, or is known and gone");
 }
 
-/// How often each file below a directory sleeps, its tests left out.
+/// How often each file below a directory sleeps, without its tests.
 fn sleeps(dir: &Path, found: &mut Vec<(String, usize)>) {
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {

@@ -1,5 +1,5 @@
-//! Disks that come, go and grow while their VM runs, CDs that are swapped, and a VM that gets more CPUs and memory, on a model
-//! host.
+//! Disks are attached, detached and resized while their VM runs, CDs are swapped, and a VM gets more CPUs and memory,
+//! on a model host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -19,7 +19,7 @@ use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// The VM, which has two VFs, and a disk.
+/// The VM, which has two VFs and a disk.
 fn vm() -> Vm {
     Vm::new(42).disk().nic("sriov_ib0").nic("sriov_ib1")
 }
@@ -32,7 +32,7 @@ fn id() -> DeployId {
     vm().uuid().parse().unwrap()
 }
 
-/// A host on which this VM and a neighbour run. The VM has a CD, 2 of 4 CPUs, and room for DIMMs.
+/// A host on which this VM and a neighbour run. The VM has a CD drive, 2 of 4 CPUs, and free slots for DIMMs.
 fn running(vm: &Vm) -> ModelHost {
     let host = ModelHost::default();
     let neighbour = Vm::new(7).nic("sriov_ib0");
@@ -57,7 +57,7 @@ fn a_running_vm() -> ModelHost {
     running(&vm())
 }
 
-/// OpenNebula's message about a disk.
+/// OpenNebula's message that describes a disk.
 fn message(disk: &str) -> String {
     format!(
         "<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID><TEMPLATE><DISK><ATTACH>YES</ATTACH><DISK_ID>2</DISK_ID>{disk}</DISK>\
@@ -69,7 +69,7 @@ fn attach(host: &ModelHost, target: &str, disk: &str) -> Result<(), ActionError>
     attach_described(host, "/ds/0/42/disk.2", target, message(disk))
 }
 
-/// Attaches the disk that OpenNebula's message is about.
+/// Attaches the disk that OpenNebula's message describes.
 fn attach_described(host: &ModelHost, path: &str, target: &str, message: String) -> Result<(), ActionError> {
     let disk = Message::new(Action::AttachDisk, message).attached_disk()?;
     actions::attach_disk(&host.host(), &id(), &disk, path, target, None)
@@ -79,7 +79,7 @@ fn detach(host: &ModelHost, target: &str) -> Result<(), ActionError> {
     actions::detach_disk(&host.host(), &id(), target, None)
 }
 
-/// What the disks hold, by target.
+/// The source of each disk, by target.
 fn disks(host: &ModelHost) -> Vec<(String, String)> {
     let live = host.domain("one-42").unwrap();
     let disks = live.disks.iter().map(|disk| (disk.target.clone(), disk.source.clone().unwrap_or_default()));
@@ -96,7 +96,7 @@ fn has_one(host: &ModelHost) {
     assert_eq!(disks(host).iter().map(|(target, _)| target.as_str()).collect::<Vec<_>>(), ["vda", "hda"]);
 }
 
-/// OpenNebula's message need not say what the domain was started with, or says what it will be after the next start.
+/// OpenNebula's message may lack the settings that the domain was started with, or hold those of its next start.
 #[test]
 fn a_disk_gets_an_io_thread_of_the_running_domain_and_the_queues_of_the_vm() {
     for (threads, disk, features, expected) in [
@@ -133,7 +133,8 @@ fn a_disk_gets_an_io_thread_of_the_running_domain_and_the_queues_of_the_vm() {
     }
 }
 
-/// New packages have templates for images of 4 MiB only: libvirt takes the one that belongs to the loader.
+/// New packages of OVMF have NVRAM templates for images of 4 MiB only. libvirt chooses the template that belongs to the
+/// loader.
 #[test]
 fn a_uefi_vm_starts_without_the_template_that_kvmrc_names() {
     let host = ModelHost::default();
@@ -162,7 +163,7 @@ fn a_disk_is_attached_with_every_fault() {
                 has_two(host);
             },
             |host| {
-                // Whether it came in or not.
+                // The disk may or may not be attached.
                 drop(detach(host, "vdb"));
                 has_one(host);
             },
@@ -326,7 +327,7 @@ fn insert(host: &ModelHost, iso: &str) -> Result<(), ActionError> {
     actions::reconfigure(&host.host(), &id(), Some("hda"), Some(iso.as_ref()), None)
 }
 
-/// What is in the drive.
+/// The medium in the CD drive.
 fn medium(host: &ModelHost) -> Option<String> {
     host.domain("one-42").unwrap().disk("hda").unwrap().source.clone()
 }
@@ -397,7 +398,7 @@ fn resize(host: &ModelHost, vcpus: u32, mib: u64, mode: &str) -> Result<(), Acti
     actions::resize(&host.host(), &id(), &wanted, None)
 }
 
-/// Virtual CPUs, MiB of all memory, and MiB that the balloon leaves.
+/// The virtual CPUs, the MiB of memory, and the MiB of it that the balloon leaves to the guest.
 fn sizes(host: &ModelHost) -> (u32, u64, u64) {
     let domain = host.model().find(&id()).unwrap().unwrap();
     let sizes = Sizes::parse(&host.model().live_xml(&domain).unwrap().unwrap()).unwrap();
@@ -481,7 +482,7 @@ fn what_has_no_room_is_refused_before_anything_changes() {
     assert_eq!(host.portrait(), before);
 }
 
-/// A DIMM of a VM on huge pages takes huge pages, of the right size and on the right node, and no other memory.
+/// A DIMM of a VM on huge pages takes only huge pages, of the same size and on the same NUMA node.
 #[test]
 fn a_dimm_of_huge_pages_needs_huge_pages() {
     let running_on = |pages: &str| {
@@ -502,7 +503,7 @@ fn a_dimm_of_huge_pages_needs_huge_pages() {
     let backing = "<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>";
     let host = running_on(&format!("{backing}<numatune><memnode cellid='0' mode='strict' nodeset='1'/></numatune>"));
     let before = host.portrait();
-    // 4 GiB of other memory are free.
+    // 4 GiB of normal memory are free.
     for (nodes, free) in [(&[][..], 0), (&[512, 127], 127)] {
         host.set_huge_pages(nodes);
         let error = resize(&host, 2, 320, "HOTPLUG").unwrap_err().to_string();
@@ -516,7 +517,7 @@ fn a_dimm_of_huge_pages_needs_huge_pages() {
     host.set_huge_pages(&[0, 128]);
     resize(&host, 2, 320, "HOTPLUG").unwrap();
     assert_eq!(sizes(&host), (2, 320, 320));
-    // 5 GiB, while 4 GiB of other memory are free.
+    // 5 GiB are asked for, while 4 GiB of normal memory are free.
     let host = running_on(backing);
     host.set_huge_pages(&[2560, 0]);
     resize(&host, 2, 64 + 5120, "HOTPLUG").unwrap();

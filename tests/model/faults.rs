@@ -1,4 +1,4 @@
-//! Actions on a model host, with every call of libvirt failing in turn and the process dying at every call.
+//! Actions on a model host. Each call to libvirt fails in turn, and the process dies at each call in turn.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -19,12 +19,12 @@ use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
-/// Two VFs of one root, one of the other, and a NIC that is none.
+/// Two NICs with VFs of one root, one with a VF of another root, and a NIC without a VF.
 fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
 
-/// A VM that runs beside, and is nobody's business.
+/// A second VM, which no action may touch.
 fn neighbour() -> Vm {
     Vm::new(7).nic("sriov_ib0")
 }
@@ -48,7 +48,7 @@ fn a_host() -> ModelHost {
     host
 }
 
-/// A host on which the VM runs, too.
+/// A host on which the VM and its neighbour run.
 fn a_running_vm() -> ModelHost {
     let host = a_host();
     deploy(&host, &vm()).unwrap();
@@ -71,7 +71,7 @@ fn neighbour_runs(host: &ModelHost) {
     assert_eq!(host.domain("one-7").unwrap().vfs().collect::<Vec<_>>(), host.vfs("ib0")[..1]);
 }
 
-/// The VM is deployed again; it may run already.
+/// Deploys the VM again. It may run already.
 fn deployed_again(host: &ModelHost) {
     match deploy(host, &vm()) {
         Ok(()) => {}
@@ -80,13 +80,13 @@ fn deployed_again(host: &ModelHost) {
     runs(host);
 }
 
-/// OpenNebula gives the VM up.
+/// Cancels the VM.
 fn cancelled(host: &ModelHost) {
     cancel(host, &vm()).unwrap();
     is_gone(host);
 }
 
-/// Another VM comes, and needs the VFs.
+/// Cancels the VM, and deploys another VM that needs its VFs.
 fn cancelled_and_filled(host: &ModelHost) {
     cancel(host, &vm()).unwrap();
     let rest = Vm::new(43).nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib1");
@@ -204,20 +204,20 @@ fn restore(host: &ModelHost) -> Result<(), ActionError> {
     actions::restore(&host.host(), &checkpoint(host), None)
 }
 
-/// A host on which the VM ran.
+/// A host on which the VM has run and is saved.
 fn a_saved_vm() -> ModelHost {
     let host = a_running_vm();
     save(&host).unwrap();
     host
 }
 
-/// Reconciliation finds nothing that it can't put right.
+/// Reconciles the host, and checks that no repair failed or is left.
 fn reconcile(host: &ModelHost) {
     let report = host.reconcile().unwrap();
     assert_eq!(report.consistency(false), Consistency::Consistent, "{report:?}");
 }
 
-/// The VM is in its checkpoint, complete and with its newest memory, and nowhere else.
+/// The VM is only in its checkpoint, which is complete and has its newest memory.
 fn is_saved(host: &ModelHost) {
     is_gone(host);
     assert_eq!(host.model().is_newest(&checkpoint(host)), Ok(true));
@@ -230,7 +230,7 @@ fn runs_alone(host: &ModelHost) {
     assert_eq!(host.vm_files().len(), 0, "{:?}", host.vm_files().keys());
 }
 
-/// The VM is in one of both places.
+/// The VM either runs or is in its checkpoint.
 fn runs_or_is_saved(host: &ModelHost) {
     if host.domain("one-42").is_some() { runs_alone(host) } else { is_saved(host) }
 }
@@ -276,7 +276,7 @@ fn restore_with_every_fault() {
     scenario.with_every_fault();
 }
 
-/// The VM's process died in the middle of an action.
+/// A process has died in the middle of an action of the VM.
 fn killed_after(host: ModelHost, call: &'static str, action: fn(&ModelHost) -> Result<(), ActionError>) -> ModelHost {
     host.faults().arm_first(call, Fault::DiesAfter);
     assert!(matches!(host.run(|| action(&host)), Ended::Killed), "{call} was not called");
@@ -314,7 +314,7 @@ fn a_vm_that_ends_in_the_middle_of_a_save_leaves_nothing() {
     let scenario = Scenario { given: a_running_vm, action: save, done: is_saved, repairs: &[] };
     scenario.with_every_end_of("one-42", |host| {
         reconcile(host);
-        // It may have ended just after it was saved.
+        // The VM may have ended just after its save was complete.
         if checkpoint(host).exists() { is_saved(host) } else { is_gone(host) }
     });
 }
@@ -324,7 +324,7 @@ fn a_vm_that_ends_in_the_middle_of_a_start_leaves_nothing() {
     let start = Scenario { given: a_host, action: |host| deploy(host, &vm()), done: runs, repairs: &[] };
     start.with_every_end_of("one-42", |host| {
         reconcile(host);
-        // Before it was there, nothing could end.
+        // While there was no domain, nothing could end.
         if host.domain("one-42").is_some() { runs(host) } else { is_gone(host) }
     });
 }
@@ -363,7 +363,7 @@ fn a_save_that_goes_on_although_it_was_aborted_is_not_waited_for_and_cancelled()
     host.check();
 }
 
-/// A host device that somebody else gave it can't go into a file: no VF of ours leaves for that.
+/// A foreign host device can't be saved to a file. The save is refused before a VF is unplugged.
 #[test]
 fn a_foreign_device_is_refused_before_anything_leaves() {
     let address = "<address type='pci' domain='0x0000' bus='0x08' slot='0x00' function='0x4'/>";
@@ -386,7 +386,7 @@ fn a_foreign_device_is_refused_before_anything_leaves() {
     }
 }
 
-/// Two restores of one VM at once: only one has it, and what it started stays.
+/// Two restores of one VM at the same time: one succeeds, and the domain that it started stays.
 #[test]
 fn a_second_restore_takes_nothing_from_the_first() {
     for _ in 0..20 {
@@ -413,7 +413,7 @@ fn a_vm_that_suspended_itself_is_woken_and_needs_no_checkpoint() {
     host.check();
 }
 
-/// What libvirt says of a call is one thing, what it did another: also where a VM has no VFs.
+/// libvirt reports a failure although the call had its effect. This is noticed also for a VM without VFs.
 #[test]
 fn a_vm_without_vfs_is_saved_and_restored_although_the_answer_was_lost() {
     let plain = || Vm::new(42).nic("br0");
@@ -435,7 +435,7 @@ fn a_vm_without_vfs_is_saved_and_restored_although_the_answer_was_lost() {
     }
 }
 
-/// A domain that can't be changed just now says nothing of its VFs: none is given away.
+/// The XML of a busy domain can't be read. Its VFs stay claimed.
 #[test]
 fn a_busy_domain_keeps_its_claims() {
     for kind in [
@@ -459,14 +459,14 @@ fn a_busy_domain_keeps_its_claims() {
     }
 }
 
-/// A guest that releases at once what it has just got back, because it was asked for more than once, gets it again.
+/// A guest that was asked twice for a VF releases it again right after it was plugged back. It is plugged back again.
 #[test]
 fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
     let host = a_running_vm();
     let before = host.domain("one-42").unwrap();
     let model = host.model().clone();
     host.faults().disarm();
-    // The look after the last of the three is plugged in.
+    // The read of the live XML after the third VF is plugged.
     host.faults().before(13, move || {
         let domain = model.find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
         model.detach_alias(&domain, "ua-sriov-0", CALL_LIMIT).unwrap();
@@ -479,18 +479,18 @@ fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
     host.check();
 }
 
-/// Lets the watcher of the VM see what happens, to its end.
+/// Runs the VM's watcher until it ends, while `happens` changes something.
 fn while_watched(host: &ModelHost, happens: impl FnOnce()) {
     thread::scope(|scope| {
         let watching = scope.spawn(|| kvm_sriov::reconcile::watch(&host.host(), &vm().uuid().parse().unwrap()));
-        // It must be watching before anything happens.
+        // The watcher must be watching before anything happens.
         until("it watches", || host.model().open_watches() > 0);
         happens();
         watching.join().unwrap().unwrap();
     });
 }
 
-/// What makes a guest release late what it was asked for while it did not hear.
+/// A guest does not answer a save's requests. After `wakes` it carries them out late, and the VFs are plugged back.
 fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
     let host = a_running_vm();
     host.set_kvmrc("SRIOV_UNPLUG_GRACE=20\n");
@@ -519,16 +519,16 @@ fn what_leaves_at_a_reset_is_plugged_back_and_a_save_works_then() {
 fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then() {
     late_removal(Guest::InFirmware, |host| {
         host.model().finish_boot("one-42");
-        // The guest forgot what it was asked: the next request for anything reminds it.
+        // The booted guest has not seen the requests. The next request for any device makes it carry out all of them.
         let domain = host.model().find(&vm().uuid().parse().unwrap()).unwrap().unwrap();
         host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
     });
 }
 
-/// What is done to a VM.
+/// Something that is done to a VM.
 type Does<'a> = &'a dyn Fn(&ModelHost);
 
-/// A guest that was saved, or stood still, with more requests in its queue carries them out on what it got back.
+/// Linux may hold queued eject requests when it is saved or paused, and apply them to the VFs that it got back.
 #[test]
 fn what_leaves_right_after_it_was_plugged_back_comes_back() {
     let id = || vm().uuid().parse().unwrap();

@@ -1,4 +1,4 @@
-//! Devices of a VM that are not ours, beside its VFs, on a model host; and a NIC that a guest could take for a dummy.
+//! Foreign devices of a VM beside its VFs, and a NIC that a guest could take for a dummy, on a model host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -39,7 +39,7 @@ fn domain(host: &ModelHost) -> DomainRef {
     host.model().find(&id()).unwrap().unwrap()
 }
 
-/// A VF of a map that somebody gives to the VM by hand, at this guest address.
+/// Plugs a VF of a map into the VM by hand, at this guest address.
 fn plug_by_hand(host: &ModelHost, vf: PciAddress, guest: &str) {
     let xml = format!(
         "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source>{guest}</hostdev>",
@@ -48,7 +48,7 @@ fn plug_by_hand(host: &ModelHost, vf: PciAddress, guest: &str) {
     host.model().attach(&domain(host), &xml, CALL_LIMIT).unwrap();
 }
 
-/// Host and guest address of each host device that has not our alias, and the guest addresses of those that have.
+/// The host and guest address of each host device without our alias, and the guest addresses of the others.
 fn devices(host: &ModelHost) -> (Vec<(PciAddress, String)>, Vec<String>) {
     let hostdevs = host.domain("one-42").unwrap().hostdevs;
     let (ours, foreign): (Vec<_>, Vec<_>) = hostdevs.into_iter().partition(|device| device.is_ours());
@@ -67,7 +67,8 @@ fn what_stands_at_the_place_of_a_missing_vf_is_not_ours() {
     let there = vec![(foreign, "0000:00:10.0".to_owned())];
     assert_eq!(devices(&host), (there.clone(), vec!["0000:00:11.0".to_owned()]));
 
-    // Below the second VF there is no place that VFs are put at first, but others are free.
+    // The foreign VF has the guest address of the missing one. There is no address of the usual range below that of the
+    // second VF, but another address is free.
     let report = host.reconcile().unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
     assert_eq!(devices(&host), (there.clone(), vec!["0000:00:0f.0".to_owned(), "0000:00:11.0".to_owned()]));
@@ -138,7 +139,7 @@ fn what_libvirt_does_not_save_is_named_before_anything_is_unplugged() {
         host.model().detach_alias(&domain(&host), &alias, CALL_LIMIT).unwrap();
         until("the device has left", || !host.domain("one-42").unwrap().shows(&alias));
     }
-    // QEMU takes this one out by itself: libvirt is asked.
+    // QEMU unplugs this device by itself for a migration, so only libvirt can tell whether it can be saved.
     host.model().attach(&domain(&host), &interface(transient, vf), CALL_LIMIT).unwrap();
     let error = save(&host).unwrap_err().to_string();
     assert!(error.contains("VFIO migration is not supported"), "{error}");
@@ -159,7 +160,7 @@ fn a_nic_with_the_macs_of_dummies_is_refused_beside_vfs() {
     assert!(host.domain("one-42").is_none() && !host.state_dir().exists());
     assert_eq!(host.portrait(), before);
 
-    // Without a VF nothing speaks against it.
+    // In a VM without VFs, such a MAC is allowed.
     let plain = Vm::new(43).nic("br0");
     let xml = host.deployment(&plain).replace(&plain.mac(0), "aa:01:01:01:01:29");
     actions::deploy(&host.host(), &host.deployment_file(&plain), &xml).unwrap();

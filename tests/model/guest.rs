@@ -1,4 +1,4 @@
-//! Commands in a guest, what a VM uses, and a checkpoint that lies in Ceph, on a model host.
+//! Commands in a guest, the resource usage of a VM, and a checkpoint in Ceph, on a model host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -37,7 +37,7 @@ fn cancel(host: &ModelHost) -> Result<(), ActionError> {
     actions::exec_cancel(&host.host(), &vm())
 }
 
-/// The number that is noted for OpenNebula's monitoring.
+/// The process id that is recorded for OpenNebula's monitoring.
 fn noted(host: &ModelHost) -> Option<u64> {
     fs::read_to_string(host.run_dir().join("one-42")).ok()?.parse().ok()
 }
@@ -88,7 +88,7 @@ fn a_command_is_cancelled_with_every_fault() {
 #[test]
 fn a_command_that_can_not_be_noted_does_not_run() {
     let host = a_running_vm();
-    // A directory of that name can't be replaced by a file.
+    // A directory with the name of the record can't be replaced by a file.
     fs::create_dir_all(host.run_dir().join("one-42/x")).unwrap();
     let error = exec(&host).unwrap_err().to_string();
     assert!(error.starts_with("exec: cannot write ") && error.ends_with("nothing was changed"), "{error}");
@@ -115,7 +115,7 @@ fn without_an_agent_nothing_runs() {
 fn what_does_not_run_is_cancelled() {
     let host = a_running_vm();
     cancel(&host).unwrap();
-    // The command has ended by itself, and then the VM.
+    // The command has ended by itself. Later, the VM has ended, too.
     fs::write(host.run_dir().join("one-42"), "4711").unwrap();
     cancel(&host).unwrap();
     runs_nothing(&host);
@@ -129,7 +129,7 @@ fn what_does_not_run_is_cancelled() {
     assert_eq!(error, "exec: command: expected a closing ', found the end; nothing was changed");
 }
 
-/// What calls from a version of OpenNebula.
+/// A caller with this version of OpenNebula.
 fn caller(version: &str) -> OneVersion {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("VERSION"), version).unwrap();
@@ -156,7 +156,7 @@ fn poll_says_what_a_vm_uses() {
     assert_eq!(poll("5.10.0"), "STATE=-");
 }
 
-/// In place of rbd: a directory is the pool.
+/// A program in place of rbd. The pool is a directory.
 const RBD: &str = include_str!("../fixtures/rbd");
 
 struct Pool {
@@ -221,7 +221,7 @@ fn is_there(file: &Path) -> bool {
 fn a_checkpoint_goes_into_ceph_and_comes_back() {
     let pool = Pool::new();
     let file = checkpoint(&pool);
-    // An earlier save's is of no use.
+    // The image of an earlier save is replaced.
     fs::write(pool.image(), "old").unwrap();
     actions::save_ceph(&pool.ceph(), &file, 42).unwrap();
     assert!(!file.exists() && is_there(&pool.image()));
@@ -253,7 +253,7 @@ fn a_checkpoint_is_never_lost_to_ceph() {
     assert!(error.ends_with("the checkpoint stays in fast/one-sys-42-checkpoint"), "{error}");
     assert!(!file.exists() && is_there(&pool.image()));
     pool.works("export");
-    // One that was cut short is none.
+    // A truncated image is refused.
     fs::write(pool.image(), "LibvirtQemudPart").unwrap();
     let error = actions::restore_ceph(&pool.ceph(), &file, 42).unwrap_err().to_string();
     assert!(error.contains("is not a complete save image"), "{error}");

@@ -1,4 +1,4 @@
-//! A VM that lacks a VF which nobody can give it: only what asks for that VF fails.
+//! A VM lacks a VF and no map can supply one. Only actions that ask for that VF fail.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -19,7 +19,7 @@ use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
-/// Two VFs of one root, one of the other, which it will lack, and a NIC that is none.
+/// Two NICs on one root, one on another root, whose VF will be missing, and a NIC without a VF.
 fn vm() -> Vm {
     Vm::new(42).disk().nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
@@ -32,18 +32,18 @@ fn deploy(host: &ModelHost, vm: &Vm, text: &str) {
     actions::deploy(&host.host(), &host.deployment_file(vm), text).map(drop).unwrap();
 }
 
-/// Why nobody can give the VM its VF.
+/// Why no map can supply the VF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Obstacle {
     /// All VFs of the root are in use.
     Full,
-    /// The root has no map any more.
+    /// The map of the root was removed.
     NoMap,
 }
 
 const WHY: [Obstacle; 2] = [Obstacle::Full, Obstacle::NoMap];
 
-/// A host on which the VM runs with all its VFs, a CD, 2 of 4 CPUs, and a snapshot.
+/// A host with the running VM: all its VFs, a CD, 2 of 4 CPUs, and a snapshot.
 fn running() -> ModelHost {
     let host = ModelHost::default();
     let cd = "<disk type='file' device='cdrom'><source file='/ds/0/42/disk.1'/><target dev='hda' bus='ide'/><readonly/></disk>";
@@ -57,7 +57,7 @@ fn running() -> ModelHost {
     host
 }
 
-/// The same, and the VM has lost the VF at position 1.
+/// The same host after the VM has lost the VF at position 1.
 fn lacking(why: Obstacle) -> ModelHost {
     let host = running();
     let domain = host.model().find(&id()).unwrap().unwrap();
@@ -76,7 +76,7 @@ fn lacking(why: Obstacle) -> ModelHost {
     host
 }
 
-/// The VM runs, with its VFs of the first root and without that of the other.
+/// Checks that the VM runs with the VFs of its first root and without the VF of the other.
 fn lacks(host: &ModelHost) {
     let live = host.domain("one-42").unwrap();
     let wanted = live.wanted.clone().unwrap().unwrap();
@@ -101,7 +101,7 @@ fn revert(host: &ModelHost, data: Option<&str>) -> Result<(), ActionError> {
     actions::snapshot_revert(&host.host(), &id(), &SnapshotName::of(0), data.as_ref())
 }
 
-/// What OpenNebula says of the VM and a disk, or what is to be changed.
+/// OpenNebula's message about the VM, with this element.
 fn message(what: &str) -> String {
     format!("<VMM_DRIVER_ACTION_DATA><VM><ID>42</ID><TEMPLATE>{what}</TEMPLATE></VM></VMM_DRIVER_ACTION_DATA>")
 }
@@ -123,7 +123,7 @@ fn detach_nic(host: &ModelHost, number: usize) -> Result<(), ActionError> {
 
 type Action = fn(&ModelHost) -> Result<(), ActionError>;
 
-/// Every action that leaves the VM where it is, with its VFs.
+/// All actions after which the VM is on the same host with its VFs.
 const CHANGES: [(&str, Action); 10] = [
     ("snapshot_create", |host| snapshot(host, 1)),
     ("snapshot_revert", |host| revert(host, None)),
@@ -177,7 +177,7 @@ fn it_is_saved_and_nothing_is_plugged_that_would_leave_again() {
         host.check_safe();
         assert!(host.claims().values().all(|claim| !claim.contains("one-42")), "{:?}", host.claims());
     }
-    // A VF that could be plugged would have to leave at once.
+    // A VF that could be plugged is not plugged, because the action would unplug it at once.
     let host = running();
     let domain = host.model().find(&id()).unwrap().unwrap();
     host.model().detach_alias(&domain, "ua-sriov-1", CALL_LIMIT).unwrap();
@@ -216,7 +216,7 @@ fn what_fails_leaves_it_as_it_was() {
     }
 }
 
-/// Claims need no map.
+/// A claimed VF needs no map.
 #[test]
 fn a_vm_whose_maps_are_gone_gets_its_own_vfs_back() {
     let host = running();
@@ -248,12 +248,12 @@ fn only_what_asks_for_a_vf_fails_for_want_of_one() {
         host.check_safe();
         assert_eq!(host.domain("one-42").unwrap().wanted.unwrap().unwrap().nics.len(), 2);
     }
-    // One that it has lost is plugged by a second try of its attach.
+    // A NIC that has lost its VF gets one when its attach is repeated.
     let host = lacking(Obstacle::Full);
     actions::cancel(&host.host(), &Vm::new(8).uuid().parse().unwrap(), Some(&DomainName::of_vm(8))).unwrap();
     attach_nic(&host, 2, "sriov_ib1").unwrap();
     host.check();
-    // A NIC that came since the snapshot asks for one.
+    // A NIC that was attached after the snapshot asks for a VF.
     let host = lacking(Obstacle::Full);
     let nic = |number: usize, root: &str| {
         let mac = vm().mac(number);
@@ -292,13 +292,13 @@ fn migrate(from: &ModelHost, to: &ModelHost) -> Result<(), ActionError> {
 #[test]
 fn it_moves_and_gets_a_vf_where_there_is_one() {
     for why in WHY {
-        // A VF for it is there.
+        // The destination has a VF for the NIC.
         let host = lacking(why);
         let there = host.beside("host2", 4);
         migrate(&host, &there).unwrap();
         assert_eq!(host.faults().count("attach"), 0, "{why:?}");
         there.check();
-        // There is none: it comes without.
+        // The destination has none: the NIC arrives without a VF.
         for why_there in WHY {
             let hosts = [lacking(why), ModelHost::default()];
             let there = hosts[0].beside("host2", 4);
@@ -313,7 +313,7 @@ fn it_moves_and_gets_a_vf_where_there_is_one() {
             lacks(&there);
             assert!(hosts[0].domain("one-42").is_none());
         }
-        // What it has here it must get there.
+        // A NIC that has a VF at the source must get one at the destination.
         let host = lacking(why);
         let there = host.beside("host2", 4);
         there.remove_map("ib0");

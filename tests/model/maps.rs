@@ -1,5 +1,5 @@
-//! What a map lists is given to a VM only if it is a VF of the host, on model hosts: adapters themselves, other devices, addresses that
-//! are gone, and addresses in two maps.
+//! An address of a map is given to a VM only if it is a VF of the host. Maps on model hosts that list PFs, other
+//! devices, addresses that are gone, and addresses of another map.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -17,7 +17,7 @@ use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// A VM with two VFs of one root.
+/// A VM with two VFs of the same root.
 fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("sriov_ib0")
 }
@@ -37,14 +37,14 @@ fn attach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
     actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments.described(None), None)
 }
 
-/// A host whose map begins with the adapter itself and a VF that is gone; then come three VFs.
+/// A host whose map lists the PF, a VF that is gone, and three VFs, in this order.
 fn a_host() -> (ModelHost, [PciAddress; 3]) {
     let host = ModelHost::with_vfs(4);
     let vfs = spoil(&host);
     (host, vfs)
 }
 
-/// The map of this host begins with the adapter itself and a VF that is gone; then come three VFs.
+/// Makes the map of this host list the PF, a VF that is gone, and three VFs, in this order.
 fn spoil(host: &ModelHost) -> [PciAddress; 3] {
     let [gone, rest @ ..]: [PciAddress; 4] = host.vfs("ib0").try_into().unwrap();
     let adapter = PciAddress::new(0, gone.bus(), 0, 0).unwrap();
@@ -138,7 +138,7 @@ fn a_destination_with_too_few_vfs_names_what_is_none() {
 fn a_claimed_vf_that_vanished_is_given_up_for_another() {
     let host = ModelHost::default();
     deploy(&host, &vm()).unwrap();
-    // It left the guest unasked, and the VM is to get it back.
+    // The guest released the VF, and the VM still wants it.
     let domain = host.host().find(&vm().uuid().parse().unwrap()).unwrap();
     host.model().detach_alias(&domain, "ua-sriov-0", CALL_LIMIT).unwrap();
     host.model().wait_for_guests();
@@ -155,7 +155,7 @@ fn an_address_in_two_maps_is_given_once() {
     let host = ModelHost::default();
     let all = host.vfs("ib0");
     host.set_map("ib1", &all);
-    // A claim of the driver of 2013 says nothing but its place in a map that this VM does not ask for.
+    // A claim of the driver of 2013 names only an index in a map. This VM does not ask for that map.
     std::fs::create_dir_all(host.state_dir().join("ib1")).unwrap();
     std::fs::write(host.state_dir().join("ib1/0"), "").unwrap();
     deploy(&host, &vm()).unwrap();
@@ -218,7 +218,7 @@ fn pre_counts_what_can_be_given() {
     assert!(network::pre(&host.host(), &data(3)).is_err());
 }
 
-/// A domain of somebody else, with this name and these devices.
+/// A foreign domain with this name and these devices.
 fn wild(name: &str, number: u32, devices: &str) -> String {
     format!(
         "<domain type='kvm'><name>{name}</name><uuid>7f1c2a52-64d6-4c0c-9b0e-00000001{number:04}</uuid><memory>65536</memory>\
@@ -232,7 +232,7 @@ fn domains_of_others_that_are_odd_stop_nothing() {
     deploy(&host, &vm()).unwrap();
     host.model().create(&wild(&"x".repeat(239), 1, ""), CALL_LIMIT).unwrap();
     host.model().create(&wild("with&#9;a tab", 2, ""), CALL_LIMIT).unwrap();
-    // What libvirt shows and we can't read.
+    // A domain whose XML libvirt shows and the driver can't read.
     host.model().create(&wild("odd", 3, "<hostdev mode='subsystem' type='pci'/>"), CALL_LIMIT).unwrap();
     assert!(host.host().backing().unwrap().unreadable.iter().any(|owner| owner.vm.as_str() == "odd"));
     deploy(&host, &Vm::new(7).nic("sriov_ib0")).unwrap();
@@ -267,7 +267,7 @@ fn claims_that_cannot_be_read_stop_nothing_and_are_named() {
     let state = host.state_dir();
     std::fs::create_dir_all(state.join("ib0")).unwrap();
     std::fs::write(state.join("ib0/0"), "hello").unwrap();
-    // Another root's directory is somebody's trap.
+    // The directory of another root is a symbolic link: a trap.
     std::os::unix::fs::symlink(host.run_dir(), state.join("ib1")).unwrap();
     deploy(&host, &vm()).unwrap();
     assert_eq!(vfs(&host), host.vfs("ib0")[1..3]);

@@ -1,4 +1,4 @@
-//! Migrations between model hosts, with the agent on a thread in place of ssh.
+//! Migrations between model hosts. The agent runs on a thread, without ssh.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -31,10 +31,10 @@ use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::until;
 use kvm_sriov_tests::vm::Vm;
 
-/// The agent on a thread, on a host that was opened before.
+/// Starts agents on threads.
 #[derive(Default)]
 struct Threads {
-    /// One for each connection that may be made.
+    /// A host for each connection that may be made, by its name.
     hosts: Mutex<Vec<(String, Host)>>,
     /// How an agent reaches the host that it was started from.
     back: Option<Arc<Threads>>,
@@ -51,38 +51,38 @@ impl Threads {
         Self::times(1, host)
     }
 
-    /// So many connections to a host, one after the other.
+    /// Allows this number of connections to a host.
     fn times(number: usize, host: &ModelHost) -> Self {
         let hosts = (0..number).map(|_| (host.model().name(), host.host())).collect();
         Self { hosts: Mutex::new(hosts), ..Self::default() }
     }
 
-    /// A connection to `to`, and another one if that is lost; the agents there may ask `from`.
+    /// Allows two connections to `to`. Its agents may connect to `from`.
     fn between(from: &ModelHost, to: &ModelHost) -> Self {
         Self { back: Some(Arc::new(Self::times(9, from))), ..Self::times(2, to) }
     }
 
-    /// The connections that there are break.
+    /// Breaks all connections.
     fn cut(&self) {
         for end in &*self.ends.lock().unwrap() {
             end.shutdown(Shutdown::Both).unwrap();
         }
     }
 
-    /// The first connection carries nothing any more. The source notices at once, the agent does not.
+    /// Lets the first connection carry nothing any more. The source notices at once, the agent does not.
     fn stall(&self) {
         self.deaf.lock().unwrap()[0].store(true, Ordering::SeqCst);
         self.ends.lock().unwrap()[1].shutdown(Shutdown::Both).unwrap();
     }
 
-    /// They break, and no new ones can be made.
+    /// Breaks all connections, and allows no new ones.
     fn cut_for_good(&self) {
         self.hosts.lock().unwrap().clear();
         self.cut();
     }
 }
 
-/// What an agent hears; nothing while it is deaf, except that the connection ends.
+/// The input of an agent. While it is deaf, it reads only the end of the connection.
 struct Ear {
     input: UnixStream,
     is_deaf: Arc<AtomicBool>,
@@ -124,12 +124,12 @@ impl Reach for Threads {
     }
 }
 
-/// Two VFs of one root, one of the other, and a NIC that is none.
+/// Two NICs with VFs of one root, one with a VF of another root, and a NIC without a VF.
 fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
 
-/// VMs that are nobody's business, on either host.
+/// A VM on each host that no action may touch.
 fn neighbours() -> [Vm; 2] {
     [Vm::new(7).nic("sriov_ib0"), Vm::new(8).nic("sriov_ib1")]
 }
@@ -170,7 +170,7 @@ fn migrate_with(
     actions::migrate(&from.host(), &vm.uuid().parse().unwrap(), &route, data.as_ref(), reach)
 }
 
-/// OpenNebula's description of a move between two directories of the VM.
+/// OpenNebula's message for a move between two directories of the VM.
 fn description(from: &Path, to: &Path, shared: &str) -> String {
     format!(
         "<VMM_DRIVER_ACTION_DATA><DISK_TARGET_PATH>{}</DISK_TARGET_PATH><VM><ID>42</ID><TEMPLATE/></VM><DATASTORE>\
@@ -191,7 +191,7 @@ fn a_vm_with_a_disk() -> (ModelHost, Vm) {
     (host, vm)
 }
 
-/// Lets the copy hang, does something then, and returns how the action ended.
+/// Starts a migration whose copy hangs, then calls `event`. Returns the result of the migration.
 fn while_it_copies(hosts: &[ModelHost; 2], event: impl FnOnce(&Threads)) -> Result<(), ActionError> {
     hosts[0].model().set_course(Course::Hangs);
     let reach = Threads::to(&hosts[1]);
@@ -211,7 +211,7 @@ fn cancel(host: &ModelHost) {
     actions::cancel(&host.host(), &vm().uuid().parse().unwrap(), Some(&DomainName::of_vm(42))).unwrap();
 }
 
-/// Positions, dummies and guest addresses, as the guest sees them.
+/// The devices of the VM as the guest sees them: aliases, MACs and guest addresses.
 fn looks(host: &ModelHost) -> Vec<String> {
     let live = host.domain("one-42").unwrap();
     let devices = live.hostdevs.iter().map(|device| format!("{:?} {:?}", device.alias, device.guest));
@@ -221,7 +221,7 @@ fn looks(host: &ModelHost) -> Vec<String> {
     all
 }
 
-/// The snapshots that libvirt knows of the VM.
+/// The VM's snapshots that libvirt knows.
 fn snapshots(host: &ModelHost) -> Snapshots {
     let domain = host.model().find(&"one-42".parse().unwrap()).unwrap().unwrap();
     host.model().snapshots(&domain).unwrap()
@@ -245,7 +245,8 @@ fn there_and_back_the_guest_sees_the_same_devices() {
     assert_eq!(looks(&hosts[0]), before);
 }
 
-/// All NICs have one MAC, one of them has no VF, and a USB device of the host is beside them: libvirt takes it along.
+/// All NICs have the same MAC, one of them has no VF, and the VM has a USB device of the host, which libvirt allows to
+/// migrate.
 #[test]
 fn nics_of_one_mac_and_a_usb_device_move() {
     let here = ModelHost::default();
@@ -275,7 +276,8 @@ fn nics_of_one_mac_and_a_usb_device_move() {
     }
 }
 
-/// One call for each VF and each way, one look at all of them, one connection besides libvirt's own.
+/// One call for each unplug and each plug, one read of the live XML for all of them, and one connection besides
+/// libvirt's own.
 #[test]
 fn calls_of_a_move_grow_by_one_for_each_vf() {
     for vfs in 1..=3 {
@@ -289,12 +291,13 @@ fn calls_of_a_move_grow_by_one_for_each_vf() {
         migrate_over(&reach, here, there, &vm).unwrap();
         let each = |call| std::iter::repeat_n(call, vfs);
         let out = ["find", "live_xml", "job", "state", "set_metadata", "snapshots", "watch"];
-        // It runs: the VM is to run there, too. It is gone when libvirt has moved it.
+        // The state tells whether the VM must run at the destination. The last `find` sees that it is gone from the
+        // source.
         let rest = ["live_xml", "state", "migrate", "find"];
         let expected: Vec<_> = out.into_iter().chain(each("detach_alias")).chain(rest).collect();
         assert_eq!(here.faults().calls(), expected);
         let prepare = ["watch_for", "find", "find", "domains"];
-        // It runs before the first VF is plugged.
+        // The CPUs run before the first VF is plugged.
         let receive = ["find", "job", "state", "live_xml", "resume"];
         let rest = ["live_xml", "set_metadata"];
         let expected: Vec<_> = prepare.into_iter().chain(receive).chain(each("attach")).chain(rest).collect();
@@ -332,7 +335,7 @@ fn a_copy_that_fails_leaves_everything_as_it_was() {
 
 #[test]
 fn a_move_in_doubt_is_decided_by_what_the_destination_says() {
-    // What is there has never run: its agent knows.
+    // A domain that is there has never run: the agent knows that.
     for runs_there in [true, false] {
         let hosts = hosts();
         let before = hosts.portrait();
@@ -343,7 +346,7 @@ fn a_move_in_doubt_is_decided_by_what_the_destination_says() {
     }
 }
 
-/// "Not there" is not "never ran there": what ran there has newer disks than what stands here.
+/// A VM that is not there may have run there before. Then its disks are newer than its memory here.
 #[test]
 fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
     let plain = Vm::new(43).nic("br0");
@@ -357,7 +360,7 @@ fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
         let (there, who) = (hosts[1].model().clone(), name.clone());
         hosts[0].model().on_lost_answer(move || {
             let domain = there.find(&who.parse().unwrap()).unwrap().unwrap();
-            // One with VFs stands, but for somebody who lets it run by hand.
+            // A VM with VFs is paused there. An administrator resumes it.
             if !there.state(&domain).unwrap().unwrap().runs() {
                 there.resume(&domain).unwrap();
             }
@@ -372,7 +375,7 @@ fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
     }
 }
 
-/// The number of the last call of this name in a move that meets nothing.
+/// The number of the last call with this name in a move without faults.
 fn number_of(name: &str) -> usize {
     let hosts = hosts();
     hosts[0].faults().disarm();
@@ -387,7 +390,7 @@ fn a_vm_that_its_user_paused_stays_paused() {
         hosts[0].model().set_course(course);
         let reach = Arc::new(Threads::between(&hosts[0], &hosts[1]));
         if course != Course::Works {
-            // Its agent alone goes on.
+            // The agent continues without the source.
             let reach = Arc::clone(&reach);
             hosts[0].model().on_lost_answer(move || reach.cut_for_good());
         }
@@ -403,8 +406,8 @@ fn a_vm_that_its_user_paused_stays_paused() {
     }
 }
 
-/// The connection to the agent breaks between its last word and libvirt's call: what it holds is kept for as long as libvirt may
-/// still bring the VM.
+/// The connection to the agent breaks between its last answer and libvirt's call. The agent keeps its reservation as
+/// long as libvirt may bring the VM.
 #[test]
 fn a_reservation_stays_while_the_move_can_still_succeed() {
     let hosts = hosts();
@@ -438,8 +441,8 @@ fn a_reservation_stays_while_the_move_can_still_succeed() {
     assert_eq!(looks(&hosts[1]), before);
 }
 
-/// The source repeats `finish` over a new connection. The first agent has not noticed that the source lost it, and holds the
-/// VM's lock.
+/// The source repeats `finish` over a new connection. The first agent has not noticed that the source lost it, and
+/// holds the VM's lock.
 #[test]
 fn a_repeated_finish_waits_for_the_first_agents_lock_with_the_vfs_and_not_with_the_cpus() {
     let hosts = hosts();
@@ -471,18 +474,18 @@ fn a_repeated_finish_waits_for_the_first_agents_lock_with_the_vfs_and_not_with_t
     hosts.check();
 }
 
-/// When the connection to the agent breaks.
+/// What becomes of the connection to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Stays,
-    /// With the answer; a new one can be made.
+    /// It breaks together with the answer. A new one can be made.
     Breaks,
-    /// With the answer, and no new one can be made.
+    /// It breaks together with the answer. No new one can be made.
     IsCut,
 }
 
-/// One answer of libvirt's five phases is lost. No step of ours lets the CPUs run in two places, or with an old memory; and
-/// in the end the VM runs in one place with all its VFs, or it stands and somebody says that it is in doubt.
+/// The answer of one of libvirt's five phases is lost. The VM never runs in two places, or with an old memory. In the
+/// end the VM runs in one place with all its VFs, or it is paused and reported as in doubt.
 fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask: bool) {
     let what = format!("{phase:?} arrives {arrives}, link {link:?}, source dies {dies}, source can be asked {can_ask}");
     let hosts = hosts();
@@ -502,11 +505,11 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     }
     let ended = hosts[0].run(|| migrate_over(&reach, &hosts[0], &hosts[1], &vm()));
     hosts[0].faults().disarm();
-    // A process that died has no end of the connection any more.
+    // A process that died no longer holds its end of the connection.
     drop(reach);
     settle(&hosts);
     hosts.iter().for_each(|host| assert_eq!(host.model().violations(), [""; 0], "{what}"));
-    // Whoever comes next, at either end, in any order, keeps to the same rules.
+    // Reconciliation on either host, in any order, keeps to the same rules.
     let doubts = [1, 0, 1].map(|place| {
         let host: &ModelHost = &hosts[place];
         let report = host.reconcile().unwrap();
@@ -520,7 +523,8 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     let runs = states.iter().filter(|(_, state)| state.runs()).count();
     let is_in_doubt = doubts.contains(&true);
     assert!(runs == 1 || (runs == 0 && is_in_doubt), "{what}: {states:?}, {ended:?}");
-    // Only who can't ask the other end is in doubt: the source's process or the way to the agent is gone.
+    // The VM is in doubt only if one host can't ask the other: the source's process or the connection to the agent is
+    // gone.
     let may_doubt = dies || (link != Way::Stays && !(phase == Phase::Finish && arrives && can_ask));
     assert!(!is_in_doubt || may_doubt, "{what}: {states:?}, {ended:?}");
     if is_in_doubt {
@@ -530,7 +534,7 @@ fn an_answer_is_lost(phase: Phase, arrives: bool, link: Way, dies: bool, can_ask
     hosts.check();
     let at = hosts.iter().find(|host| host.domain("one-42").is_some()).unwrap();
     assert_eq!(looks(at), looked, "{what}");
-    // OpenNebula believes what it was told.
+    // What OpenNebula was told is true.
     match ended {
         Ended::With(Ok(())) if !is_in_doubt => runs_there(&hosts),
         Ended::With(Err(error)) if !is_in_doubt => assert!(hosts[0].domain("one-42").is_some(), "{what}: {error}"),
@@ -588,7 +592,7 @@ fn a_vm_without_vfs_touches_no_state() {
     assert!(!here.state_dir().exists() && !there.state_dir().exists());
 }
 
-/// The claims of an agent that died name one that died long ago.
+/// Makes the claims of a dead agent name a process that has never existed: the model's process is still alive.
 fn bury(host: &ModelHost) {
     let alive = format!("\nholder={} ", std::process::id());
     for (name, text) in host.claims().iter().filter(|(_, text)| text.contains(&alive)) {
@@ -596,8 +600,8 @@ fn bury(host: &ModelHost) {
     }
 }
 
-/// Until no action and no agent works on the VM any more, for an agent goes on for a moment when its source is lost, and until the
-/// guest has answered what a process that died had asked.
+/// Waits until no action and no agent works on the VM (an agent continues for a moment after its source was lost), and
+/// until the guest has answered the requests of a process that died.
 fn settle(hosts: &[ModelHost; 2]) {
     let is_held = |host: &ModelHost| {
         let store = host.host().existing_claims().unwrap();
@@ -610,8 +614,8 @@ fn settle(hosts: &[ModelHost; 2]) {
     hosts.iter().for_each(|host| host.model().wait_for_guests());
 }
 
-/// What is done after an action that left something: each host is put right, and where it is not known where the VM lives,
-/// the other one is asked.
+/// What an administrator does after an action that left something: reconciles each host, and asks the other host where
+/// a VM in doubt lives.
 fn reconciled(hosts: &[ModelHost; 2]) {
     settle(hosts);
     for (host, other) in [(&hosts[1], &hosts[0]), (&hosts[0], &hosts[1])] {
@@ -623,7 +627,7 @@ fn reconciled(hosts: &[ModelHost; 2]) {
             {
                 Presence::Running => Elsewhere::Runs,
                 Presence::Absent => Elsewhere::NeverRan,
-                // It stands on both: what has come goes first.
+                // The VM is paused on both hosts: the domain that arrived is destroyed first.
                 Presence::Paused | Presence::Incoming => Elsewhere::Runs,
                 other => panic!("in doubt: {other}"),
             };
@@ -635,8 +639,8 @@ fn reconciled(hosts: &[ModelHost; 2]) {
     assert_eq!(places, 1, "where is it?");
 }
 
-/// Every call of one host fails in turn, and its process dies at every call. An error that says that nothing was changed is
-/// true; nothing is ever shared or lost; and what is left is put right by reconciliation.
+/// Each call of one host fails in turn, and its process dies at each call in turn. An error that says that nothing was
+/// changed is true. Nothing is shared or lost. Reconciliation repairs what is left.
 fn with_every_fault(place: usize, course: Course) {
     let kinds = [LibvirtErrorKind::Other, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Disconnected];
     let fails = kinds.into_iter().flat_map(|kind| [Fault::Fails(kind), Fault::FailsAfter(kind)]);
@@ -662,7 +666,7 @@ fn with_every_fault(place: usize, course: Course) {
     assert!(wrong.is_empty(), "went wrong, see above:\n{}", wrong.join("\n"));
 }
 
-/// Whether there are that many calls.
+/// Runs a move with this fault. Returns whether the move makes that many calls.
 fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut String) -> bool {
     let hosts = hosts();
     for number in [0, 1] {
@@ -680,7 +684,7 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
         bury(&hosts[1]);
     }
     match ended {
-        // Whether the guest heard its request is not known.
+        // Nobody knows whether the guest got the request.
         Ended::With(Err(error)) if matches!(error.cause(), Cause::NotReleased { .. }) => hosts.check_safe(),
         Ended::With(Ok(())) => {
             reconciled(&hosts);
@@ -689,14 +693,14 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
         Ended::With(Err(error)) if !error.changed_anything() => {
             settle(&hosts);
             assert_eq!(looks(&hosts[0]), looked, "{what}");
-            // A VF that was refused when it came back is another one now.
+            // If plugging a VF back was refused, the VM has another VF now.
             let was_refused = calls.get(n - 1) == Some(&"attach");
             assert!(was_refused || hosts.portrait() == before, "{what}");
             hosts.check();
         }
         _ => reconciled(&hosts),
     }
-    // Where libvirt itself refused one, that is said in the log.
+    // If libvirt itself refused a snapshot, the log says so.
     if fault.kills() || calls.get(n - 1) != Some(&"redefine_snapshot") {
         let known = hosts.iter().filter(|host| host.domain("one-42").is_some()).flat_map(|host| snapshots(host).names);
         assert_eq!(known.collect::<BTreeSet<_>>(), ["snap-0", "snap-1"].map(String::from).into(), "{what}");
@@ -738,7 +742,7 @@ fn what_cannot_move_is_refused_before_the_destination_is_asked() {
     refused(&|hosts| hosts[0].set_kvmrc("MIGRATE_OPTIONS='--live --unsave'\n"), unknown);
 }
 
-/// Two VMs want the last VF of a destination: one has it, the other stays as it was and is told why.
+/// Two VMs want the last VF of a destination. One gets it. The other stays as it was, and its error says why.
 #[test]
 fn the_last_vf_of_a_destination_goes_to_one_of_two() {
     let here = ModelHost::default();
@@ -860,7 +864,7 @@ fn a_datastore_move_that_fails_leaves_nothing_behind() {
     }
 }
 
-/// The answer is lost, but the domain is switched: its files must stay.
+/// The answer is lost, but the domain uses the new files: they must stay.
 #[test]
 fn a_datastore_move_whose_answer_is_lost_is_believed() {
     for kind in [LibvirtErrorKind::Disconnected, LibvirtErrorKind::NoAnswer, LibvirtErrorKind::Other] {
@@ -884,7 +888,7 @@ fn a_datastore_move_whose_answer_is_lost_is_believed() {
     }
 }
 
-/// A move that died leaves a copy that goes on: the next one ends it first.
+/// A killed move leaves a running copy. The next move ends it first.
 #[test]
 fn a_datastore_move_that_was_killed_is_done_again() {
     for call in ["block_copy", "block_job", "finish_block_job"] {
@@ -909,8 +913,8 @@ fn a_datastore_move_that_was_killed_is_done_again() {
     }
 }
 
-/// A host on which the VM runs with these devices; `@` stands for its directory, which has a link to a logical volume, `disk.2`,
-/// and more.
+/// A host on which the VM runs with these devices. `@` means its directory. It has a link to a logical volume,
+/// `disk.2`, and other files.
 fn a_vm_with(devices: &str) -> (ModelHost, Vm, PathBuf) {
     let host = ModelHost::default();
     let vm = vm().disk();
@@ -934,7 +938,7 @@ fn a_vm_with(devices: &str) -> (ModelHost, Vm, PathBuf) {
     ] {
         std::os::unix::fs::symlink(target, dir.join(name)).unwrap();
     }
-    // As OpenNebula writes it.
+    // As OpenNebula writes this link.
     let dir = PathBuf::from(dir.display().to_string().replacen("/datastores/", "//datastores/", 1));
     let devices = devices.replace('@', &dir.display().to_string());
     let text = host.deployment(&vm).replacen("\t</devices>", &format!("{devices}\t</devices>"), 1);
@@ -949,7 +953,7 @@ fn disk_of(kind: &str, device: &str, source: &str, target: &str, rest: &str) -> 
     )
 }
 
-/// What a domain has of each disk.
+/// Type and source of each disk, by target.
 fn disks(host: &ModelHost) -> BTreeMap<String, (String, Option<PathBuf>)> {
     let live = host.domain("one-42").unwrap();
     live.disks.into_iter().map(|disk| (disk.target, (disk.kind, disk.path))).collect()
@@ -963,7 +967,7 @@ fn a_logical_volume_goes_to_the_new_datastore() {
     let empty = "<disk type='file' device='cdrom'><target dev='sdc'/><readonly/></disk>";
     let (host, vm, from) = a_vm_with(&[volume.as_str(), &cd, &iso, empty].concat());
     let to = from.join("../../104/42");
-    // What the transfer driver does before: it makes the volumes, and copies the links as they are.
+    // OpenNebula's transfer driver has created the volumes and copied the links unchanged.
     host.volume("vg-one-104/lv-one-42-2", 12, &[0; 4096]);
     let new_cd = host.volume("vg-one-104/lv-one-42-3", 13, &[0; 4096]);
     fs::create_dir_all(&to).unwrap();
@@ -986,7 +990,7 @@ fn a_logical_volume_goes_to_the_new_datastore() {
     host.check();
 }
 
-/// What a domain has in the VM's directory is copied, or the move is refused before anything is changed.
+/// Each disk in the VM's directory is copied, or the move is refused before anything is changed.
 #[test]
 fn no_disk_of_the_directory_is_passed_over() {
     let file = |source: &str, rest: &str| disk_of("file", "disk", &format!("file='{source}'"), "vdb", rest);
@@ -995,7 +999,7 @@ fn no_disk_of_the_directory_is_passed_over() {
     let backing = "<backingStore type='file'><format type='raw'/><source file='@/base'/></backingStore>";
     let refused = [
         (block("@/disk.2"), "its disk vdb is the logical volume /dev/vg-one-0/lv-one-42-2, and there is no /dev/vg-one-104"),
-        // After an earlier move, or as this driver's deploy resolves a link.
+        // The path after an earlier move, or after this driver's deploy has resolved a link.
         (block("/dev/vg-one-0/lv-one-42-2"), "is the logical volume /dev/vg-one-0/lv-one-42-2"),
         (file("/dev/vg-one-0/lv-one-42-2", ""), "is the logical volume /dev/vg-one-0/lv-one-42-2"),
         (block("@/disk.6"), "it leads to no block device of this host"),
@@ -1080,14 +1084,14 @@ fn a_volume_that_is_too_small_or_the_same_is_no_destination() {
     fs::remove_file(&node).unwrap();
     std::os::unix::fs::symlink("dm-2", &node).unwrap();
     refused("is the same one");
-    // What is only read goes along to another host as it is.
+    // A read-only file is copied to another host as it is.
     let (here, vm, dir) = a_vm_with(&disk_of("file", "disk", "file='@/disk.1'", "vdb", "<readonly/>"));
     let there = here.beside("host2", 4);
     let reach = Threads::to(&there);
     migrate_with(&reach, &here, &there, &vm, Some(&description(&dir, &dir, "NO"))).unwrap();
     assert!(reach.copied.lock().unwrap().contains(&"disk.1".to_owned()));
     there.check();
-    // A logical volume goes there only where both see it.
+    // A VM with a logical volume can move only if both hosts see the volume.
     let there = host.beside("host2", 4);
     let data = description(&from, &from, "NO");
     let error = migrate_with(&Threads::to(&there), &host, &there, &vm, Some(&data)).unwrap_err().to_string();
@@ -1095,7 +1099,7 @@ fn a_volume_that_is_too_small_or_the_same_is_no_destination() {
     assert!(error.contains(said), "{error}");
 }
 
-/// Media are switched before disks, and go back when something fails.
+/// CDs are switched before disks, and switched back when something fails.
 #[test]
 fn media_go_back_when_a_datastore_move_fails() {
     for (call, fault) in [
@@ -1300,7 +1304,7 @@ fn what_pins_all_of_a_guests_memory_may_take_as_long_as_that_takes() {
     let there = here.beside("host2", 4);
     let vm = Vm::new(42).memory(512 * 1024).nic("sriov_ib0");
     let id: DeployId = vm.uuid().parse().unwrap();
-    // SRIOV_CALL_TIMEOUT is 2 s here.
+    // SRIOV_CALL_TIMEOUT is 2 s in this test.
     let is_enough = |host: &ModelHost, what: &str| {
         let limits = host.faults().limits();
         assert!(!limits.is_empty(), "{what}");

@@ -1,4 +1,4 @@
-//! NICs that come and go while their VM runs, on a model host.
+//! NICs are attached and detached while their VM runs, on a model host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -16,12 +16,12 @@ use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// The VM, which has two VFs of one root, one of the other, and a NIC that is none.
+/// The VM: two NICs with VFs of one root, one with a VF of another root, and a NIC without a VF.
 fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
 
-/// A VM that runs beside, and is nobody's business.
+/// A second VM, which no action may touch.
 fn neighbour() -> Vm {
     Vm::new(7).nic("sriov_ib0")
 }
@@ -30,7 +30,7 @@ fn deploy(host: &ModelHost, vm: &Vm) {
     actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).map(drop).unwrap();
 }
 
-/// What OpenNebula says of the NIC that an action is about.
+/// OpenNebula's description of the NIC that an action attaches or detaches.
 fn said(vm: &Vm, number: usize, bridge: &str, rest: &str) -> VmData {
     let nic = format!(
         "<NIC><ATTACH>YES</ATTACH><BRIDGE>{bridge}</BRIDGE><MAC>{}</MAC><MODEL>virtio</MODEL><NIC_ID>{number}</NIC_ID>\
@@ -122,7 +122,7 @@ fn the_first_vf_of_a_vm_with_every_fault() {
                 attach(host, &plain(), 1, "sriov_ib0").unwrap();
                 has_it(host);
             },
-            // OpenNebula has dropped the NIC. A VM without VFs has no claims that are looked at.
+            // OpenNebula has dropped the NIC. The claims of a VM without VFs are not read.
             |host| {
                 detach(host, &plain(), 1).unwrap();
                 repaired(host);
@@ -191,7 +191,8 @@ fn a_vf_leaves_with_every_fault() {
         done: is_gone,
         repairs: &[
             |host| {
-                // What may still leave stays noted: the NIC is there, whole, and leaves at the next try.
+                // VFs that may still leave stay recorded as pending. The NIC is complete, and the next detach removes
+                // it.
                 repaired(host);
                 host.check_safe();
                 let (nics, interfaces) = portrait(host);
@@ -303,7 +304,7 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
     host.check();
 }
 
-/// What every VF would meet is said once, and no further VF is tried.
+/// A cause that every VF would meet is reported once, and no other VF is tried.
 #[test]
 fn what_is_no_vfs_fault_takes_no_map_apart() {
     let memory = |vf| {
@@ -340,7 +341,7 @@ fn what_is_no_vfs_fault_takes_no_map_apart() {
         assert!(error.contains(said) && error.ends_with("nothing was started"), "{error}");
         assert_eq!(host.faults().count("create"), 1, "{error}");
     }
-    // Of devices that QEMU may not open the second one shows that it is the host's rules.
+    // If QEMU may not open two VFs, the cause is the rules of the host.
     let host = a_running_vm();
     for vf in host.vfs("ib1") {
         host.model().refuse(vf, &format!("vfio {vf}: failed to open /dev/vfio/11: Permission denied"));
@@ -492,7 +493,7 @@ fn a_silent_guest_keeps_its_nic_and_what_leaves_late_comes_back() {
     );
     host.check_safe();
     assert_eq!(portrait(&host), before);
-    // A reset carries it out: both leave.
+    // A reset carries out the request: both devices leave.
     host.model().set_guest("one-42", Guest::default());
     host.model().reboot_guest("one-42");
     repaired(&host);
@@ -516,7 +517,7 @@ fn a_dummy_that_stays_keeps_its_vf() {
         let mut expected = before.1.clone();
         expected.sort();
         assert_eq!(interfaces, expected, "{guest:?}");
-        // The next try takes the pending request over.
+        // The next detach takes over the pending request.
         host.model().set_guest("one-42", Guest::default());
         detach(&host, &vm(), 2).unwrap();
         host.check();
@@ -621,7 +622,8 @@ fn a_q35_keeps_the_order_of_its_vfs() {
     host.check();
 }
 
-/// What libvirt took is known by the alias that it was given: all else may be missing in the description, or be shown otherwise.
+/// An attached NIC is recognised by its alias. Its other attributes may be missing in the description, or libvirt may
+/// show them differently.
 #[test]
 fn a_nic_is_found_again_whatever_its_description_lacks() {
     let host = a_plain_vm();
@@ -647,7 +649,7 @@ fn a_nic_is_found_again_whatever_its_description_lacks() {
     }
 }
 
-/// Two NICs of one VM may have one MAC: the one that OpenNebula names by its target leaves.
+/// Two NICs of one VM may have the same MAC. OpenNebula's target names the one that is detached.
 #[test]
 fn of_two_nics_with_one_mac_the_named_one_leaves() {
     let host = a_plain_vm();
@@ -672,7 +674,7 @@ fn of_two_nics_with_one_mac_the_named_one_leaves() {
     assert_eq!((targets(), left.len()), (left.clone(), 2));
 }
 
-/// As the driver of 2013 started it: without metadata and aliases of ours.
+/// A VM as the driver of 2013 started it: without our metadata and aliases.
 fn of_the_driver_of_2013(host: &ModelHost) {
     let xml = host.deployment(&plain()).replacen(
         "</devices>",
@@ -713,7 +715,7 @@ fn a_dummy_of_the_driver_of_2013_comes_back_as_it_was() {
     assert!(dummy.xml.contains("e1000") && dummy.target.as_deref() == Some("one-42-1"), "{}", dummy.xml);
 }
 
-/// A PCI device of the host that is nobody's VF of ours, as OpenNebula describes it.
+/// A PCI device of the host that the driver did not claim, as OpenNebula describes it.
 fn a_pci_nic(host: &ModelHost) -> VmData {
     let vf = host.vfs("ib1")[3];
     VmData::parse(&format!(

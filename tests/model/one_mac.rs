@@ -1,4 +1,5 @@
-//! VMs in which several NICs have one MAC, as OpenNebula makes them with the same lease in two networks, on model hosts.
+//! VMs in which several NICs have the same MAC, on model hosts. OpenNebula makes such VMs from the same lease in two
+//! networks.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -16,7 +17,8 @@ use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// All NICs have the MAC of the first: two VFs of one root, one of the other, and a NIC that is none.
+/// A VM whose NICs all have the MAC of the first: two with VFs of one root, one with a VF of another root, and one
+/// without a VF.
 fn vm() -> Vm {
     Vm::new(42)
         .nic("sriov_ib0")
@@ -25,7 +27,7 @@ fn vm() -> Vm {
         .nic_with_mac_of(0, "sriov_ib0")
 }
 
-/// The VM with two more.
+/// The VM with two more NICs.
 fn grown() -> Vm {
     vm().nic_with_mac_of(0, "sriov_ib0").nic_with_mac_of(0, "br0")
 }
@@ -34,7 +36,7 @@ fn neighbour() -> Vm {
     Vm::new(7).nic("sriov_ib0")
 }
 
-/// Puts the description of a VM beside the deployment file, as OpenNebula does from 6.0 on.
+/// Writes the description of a VM next to the deployment file, as OpenNebula does since 6.0.
 fn describe(host: &ModelHost, vm: &Vm) {
     let dir = host.vm_dir(vm);
     fs::create_dir_all(&dir).unwrap();
@@ -91,8 +93,8 @@ fn detach_by_mac(host: &ModelHost) -> Result<(), ActionError> {
     actions::detach_nic(&host.host(), &vm().uuid().parse().unwrap(), vm().mac(0).parse().unwrap(), None)
 }
 
-/// NIC_ID, position and root of each NIC with a VF, the positions in its claim and in the MAC of its dummy, and the devices on
-/// the host of all interfaces.
+/// For each NIC with a VF: its NIC_ID, position and root, and the positions in its claim and in the MAC of its dummy.
+/// And the target devices of all interfaces on the host.
 fn portrait(host: &ModelHost) -> (Vec<String>, Vec<String>) {
     let live = host.domain("one-42").unwrap();
     let store = host.host().existing_claims().unwrap().unwrap();
@@ -114,7 +116,7 @@ fn portrait(host: &ModelHost) -> (Vec<String>, Vec<String>) {
 fn has(host: &ModelHost, nics: &[&str], targets: &[usize]) {
     let targets = targets.iter().map(|number| format!("one-42-{number}")).collect();
     assert_eq!(portrait(host), (nics.iter().map(|nic| (*nic).to_owned()).collect(), targets));
-    // The neighbour's is one more.
+    // The neighbour has one claim.
     assert_eq!(host.claims().len(), nics.len() + 1, "{:?}", host.claims());
 }
 
@@ -158,7 +160,7 @@ fn another_comes_with_every_fault() {
             |host| {
                 attach(host, &grown(), 4).unwrap();
                 has_it(host);
-                // Called twice it is there already.
+                // A second call finds the NIC attached.
                 attach(host, &grown(), 4).unwrap();
                 has_it(host);
             },
@@ -278,7 +280,7 @@ fn a_mac_alone_names_none_of_several() {
 
 #[test]
 fn a_mac_alone_is_enough_for_another_network() {
-    // As before OpenNebula 5.0: without a description.
+    // Before OpenNebula 5.0, actions get no description.
     let host = a_host();
     let one = Vm::new(42).nic("sriov_ib0").nic_with_mac_of(0, "sriov_ib1").nic_with_mac_of(0, "br0");
     deploy(&host, &Vm::new(42).nic("sriov_ib0")).unwrap();
@@ -363,7 +365,7 @@ fn snapshots_with_every_fault() {
     fn revert(host: &ModelHost) -> Result<(), ActionError> {
         actions::snapshot_revert(&host.host(), &id(), &SnapshotName::of(0), Some(&data()))
     }
-    // Between the two the one is detached, and the other one attached.
+    // Between the snapshot and the revert, one NIC is detached and the other one attached.
     let reverts = Scenario {
         given: || {
             let host = a_host();
@@ -387,7 +389,7 @@ fn snapshots_with_every_fault() {
     reverts.with_every_fault();
 }
 
-/// As the driver of 2013 started it: without metadata and aliases of ours.
+/// A VM as the driver of 2013 started it: without our metadata and aliases.
 #[test]
 fn a_vm_of_the_driver_of_2013_is_adopted() {
     let host = ModelHost::default();
@@ -402,7 +404,7 @@ fn a_vm_of_the_driver_of_2013_is_adopted() {
         )
     };
     let devices = pair(0, "ib0", 2) + &pair(2, "ib1", 1) + &pair(3, "ib0", 1) + "</devices>";
-    // And what OpenNebula describes itself: a VF as a PCI device, and a NIC with a MAC as dummies have.
+    // Devices that OpenNebula itself describes: a VF as a PCI device, and a NIC whose MAC looks like that of a dummy.
     let passed = host.vfs("ib0")[3];
     let own = format!(
         "<hostdev mode='subsystem' type='pci' managed='yes'><source><address {}/></source></hostdev>\
@@ -433,9 +435,9 @@ fn a_vm_of_the_driver_of_2013_is_adopted() {
     targets.retain(|target| target.starts_with("one-"));
     targets.sort();
     assert_eq!(targets, ["one-42-0", "one-42-1", "one-42-2"]);
-    // The third is of the device that OpenNebula gives away: nobody else gets it.
+    // The third claim is for the PCI device that OpenNebula gave to the VM: no other VM may get it.
     assert_eq!(host.claims().len(), 3);
-    // Written by an earlier version, which found devices by place and MAC, and named none.
+    // Metadata of an earlier version, which found devices by guest address and MAC and did not name them.
     let mut earlier = wanted.clone();
     for nic in &mut earlier.nics {
         nic.adopted = AdoptedDevices::default();

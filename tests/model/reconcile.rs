@@ -1,5 +1,5 @@
-//! Reconciliation: docs/reference/reconcile.md is complete, the program follows it, and every row comes true on a
-//! model host.
+//! The tables of docs/reference/reconcile.md are complete, the program follows them, and every row holds on a model
+//! host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -30,7 +30,7 @@ use kvm_sriov_tests::vm::Vm;
 
 /// A table of docs/reference/reconcile.md.
 struct Table {
-    /// The columns that a row is chosen by, and every value that each can have.
+    /// The columns that select a row, and all values of each column.
     columns: Vec<(&'static str, Vec<&'static str>)>,
     rows: Vec<Row>,
 }
@@ -41,7 +41,7 @@ struct Row {
 }
 
 impl Table {
-    /// Reads the table under the heading `### Table <number>`, whose last two columns are what is done, and why.
+    /// Reads the table under the heading `### Table <number>`. Its last two columns are what is done, and why.
     fn read(number: usize, columns: Vec<(&'static str, Vec<&'static str>)>) -> Self {
         let text = fs::read_to_string(project().join("docs/reference/reconcile.md")).unwrap();
         let section = text.split(&format!("\n### Table {number}:")).nth(1).unwrap().split("\n#").next().unwrap();
@@ -72,7 +72,7 @@ impl Table {
         cell.strip_prefix("but ").map_or_else(|| is_one_of(cell), |others| !is_one_of(others))
     }
 
-    /// Every combination of values.
+    /// All combinations of values.
     fn combinations(&self) -> Vec<Vec<&'static str>> {
         let mut all: Vec<Vec<&'static str>> = vec![Vec::new()];
         for (_, values) in &self.columns {
@@ -81,7 +81,7 @@ impl Table {
         all
     }
 
-    /// The one row for this combination.
+    /// The number of the only row for this combination.
     fn row(&self, combination: &[&str]) -> usize {
         let fits = |row: &Row| {
             let cells = row.cells.iter().zip(combination).zip(&self.columns);
@@ -99,7 +99,7 @@ impl Table {
         &self.rows[self.row(combination)].done
     }
 
-    /// Checks that every combination has its row, and every row a combination.
+    /// Checks that every combination has exactly one row, and that every row has a combination.
     fn check(&self) {
         let used: BTreeSet<usize> = self.combinations().iter().map(|combination| self.row(combination)).collect();
         for (number, row) in self.rows.iter().enumerate() {
@@ -191,7 +191,7 @@ fn elsewhere(word: &str) -> Elsewhere {
     }
 }
 
-/// The NIC of a combination of tables 2 and 3, at position 0, or the VF that is claimed for none.
+/// The facts of a combination of tables 2 and 3: a NIC at position 0, or a VF that is claimed for no NIC.
 fn nic(wanted: bool, device: bool, claim: &str, dummy: bool) -> (Vec<NicFacts>, Vec<PciAddress>) {
     let claim = match claim {
         "its own" => NicClaim::Own,
@@ -223,7 +223,7 @@ fn the_rules_are_those_of_the_document() {
             expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
             let expected: Vec<&str> = ORDER.into_iter().filter(|word| expected.contains(word)).collect();
             let (found, spare) = nic(wanted == "yes", device == "yes", claim, dummy == "yes");
-            // Of a VM that has none of its VFs this NIC can't have its own.
+            // A NIC can't have its VF in a VM that has none of its VFs.
             let fits = |vm: &Vec<&str>| {
                 (vm[1] == "running") == (cpus == "run")
                     && !(vm[2].ends_with(", none there") && wanted == "yes" && device == "yes")
@@ -247,7 +247,7 @@ fn the_rules_are_those_of_the_document() {
     assert!(walked > 20_000, "{walked}");
 }
 
-/// The repairs of a NIC, together with those of what is pending in [`facts`], at positions of its own.
+/// The repairs of the NIC at position 0, and the plugs of the pending positions that [`facts`] adds.
 fn with_plugs<'a>(expected: &[&'a str], operation: &str) -> Vec<&'a str> {
     let left = match operation {
         "pending, some left" => 1,
@@ -346,7 +346,7 @@ fn vm() -> Vm {
 
 fn deployed() -> ModelHost {
     let host = ModelHost::default();
-    // Even where everything is slow a guest that answers is heard.
+    // Long enough for a guest that answers, even on a slow machine.
     host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=60\n");
     actions::deploy(&host.host(), &host.deployment_file(&vm()), &host.deployment(&vm())).unwrap();
     host
@@ -360,7 +360,7 @@ fn owner() -> Owner {
     Owner { vm: "one-42".parse().unwrap(), uuid: Some(vm().uuid().parse().unwrap()) }
 }
 
-/// A device leaves the guest.
+/// The guest releases a device.
 fn leaves(host: &ModelHost, alias: &str) {
     host.model().detach_alias(&domain(host), alias, CALL_LIMIT).unwrap();
     until("the guest releases it", || !host.domain("one-42").unwrap().shows(alias));
@@ -377,7 +377,7 @@ fn wanted(host: &ModelHost) -> Wanted {
     host.domain("one-42").unwrap().wanted.unwrap().unwrap()
 }
 
-/// Changes the text of every claim; what becomes empty is removed.
+/// Changes the text of every claim. A claim whose text becomes empty is removed.
 fn change_claims(host: &ModelHost, change: impl Fn(&str) -> String) {
     for (name, text) in host.claims() {
         let path = host.state_dir().join(name);
@@ -400,12 +400,12 @@ fn used(path: &Path) -> PathBuf {
     path.with_file_name(format!("{}.used", path.file_name().unwrap().to_str().unwrap()))
 }
 
-/// The claims name the file of a save.
+/// Makes the claims name the file of a save.
 fn note_image(host: &ModelHost, path: &Path) {
     change_claims(host, |text| format!("{text}image={}\n", path.display()));
 }
 
-/// Does on a host what leads to this combination of table 1.
+/// Brings a host into the state of this combination of table 1.
 fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     let pending = || OperationKind::PendingUnplug { positions: vec![position(0), position(1)] };
     let migrate = |was_paused| OperationKind::Migrate {
@@ -457,8 +457,8 @@ fn lead_to(host: &ModelHost, domain_word: &str, operation: &str, image: &str) {
     }
 }
 
-/// Looks again while somebody else has the lock: a process that a test beside this one starts has all that is open here
-/// for a moment, locks as well.
+/// Repeats `look` while another process holds the VM's lock. A process that a parallel test has just started holds a
+/// copy of every open file for a moment, including locks.
 fn patiently<T>(look: impl Fn() -> T, left: impl Fn(&T) -> Vec<Repair>) -> T {
     for _ in 0..100 {
         let seen = look();
@@ -469,12 +469,12 @@ fn patiently<T>(look: impl Fn() -> T, left: impl Fn(&T) -> Vec<Repair>) -> T {
     panic!("the lock is held for ever");
 }
 
-/// Reconciliation, when nobody has a lock.
+/// Reconciles the host. Repeats that while another process holds a lock.
 fn reconciled(host: &ModelHost) -> Report {
     host.reconcile().unwrap()
 }
 
-/// Puts the host right as the combination says: by reconciliation, or with a word of what is elsewhere.
+/// Repairs the VM: by reconciliation, or by `resolve` with what is known of the other host.
 fn put_right(host: &ModelHost, there: &str) -> VmReport {
     match elsewhere(there) {
         Elsewhere::Unknown => {
@@ -490,7 +490,7 @@ fn put_right(host: &ModelHost, there: &str) -> VmReport {
     }
 }
 
-/// The second look finds nothing to do.
+/// Checks that a second reconciliation has nothing to do.
 fn is_settled(host: &ModelHost) {
     let before = host.portrait();
     let report = reconciled(host);
@@ -502,7 +502,7 @@ fn is_settled(host: &ModelHost) {
     assert_eq!(host.portrait(), before);
 }
 
-/// Walks these in a few threads; a failure says which.
+/// Runs `step` for all combinations, in three threads. A failure names its combination.
 fn walk(combinations: Vec<Vec<&'static str>>, step: impl Fn(&[&'static str]) + Sync) {
     let waiting = std::sync::Mutex::new(combinations.into_iter());
     thread::scope(|scope| {
@@ -542,7 +542,7 @@ fn every_row_of_a_vm_nobody_works_on_comes_true() {
         } else {
             let expected = said.iter().flat_map(|word| match *word {
                 "NICs" => vec!["plug"; missing],
-                // An unfinished image that the domain came from is its checkpoint.
+                // The image that the domain was restored from is its checkpoint, not the image of table 4.
                 "image" if image == "none" || operation == "restore, unfinished" => Vec::new(),
                 "image" => vec!["remove image"],
                 word => vec![word],
@@ -604,7 +604,7 @@ fn what_somebody_works_on_is_left_alone() {
     host.check();
 }
 
-/// A copy that hangs, of a domain whose VFs are out.
+/// A copy that hangs, of a domain whose VFs are unplugged.
 fn hanging(
     host: &ModelHost,
     operation: &str,
@@ -666,13 +666,13 @@ fn a_move_under_way_is_left_alone_at_both_ends() {
     }
     host.model().release_copies();
     assert!(moving.join().unwrap());
-    // It has arrived, and nobody is there to receive it.
+    // The VM has arrived, and no agent is there to receive it.
     assert_eq!(words(&put_right(&other, "unknown").done), ["plug", "plug", "close"]);
     reconciled(&host);
     [host, other].check();
 }
 
-/// What is claimed becomes what this word of table 2 says.
+/// Makes the claims what this word of table 2 says.
 fn change_claim(host: &ModelHost, claim: &str) {
     let nic_0 = format!("mac={}", vm().mac(0));
     let vfs = host.vfs("ib0");
@@ -716,7 +716,8 @@ fn every_row_of_a_nic_comes_true() {
         expected.extend(dummies.done(&[wanted, dummy, cpus]).iter().map(String::as_str));
         let report = put_right(&host, "unknown");
         assert!(report.failures.is_empty(), "{report:?}");
-        // Claims are put right first, for all roots: what is left of that for the VM depends on what they were.
+        // The claims of all roots are repaired first. Whether a repair of a claim is left for the VM depends on the
+        // claims before, so these repairs are not compared.
         let of_claims = |word: &&&str| ["claim", "release"].contains(*word);
         let said = words(&report.done);
         let said: Vec<&str> = said.iter().filter(|word| !of_claims(word)).copied().collect();
@@ -733,7 +734,7 @@ fn every_row_of_a_nic_comes_true() {
     });
 }
 
-/// The VM is in the file of a save whose process is dead.
+/// Saves the VM to a file. The process of the save is dead.
 fn lead_to_image(host: &ModelHost) -> PathBuf {
     for number in 0..2 {
         leaves(host, &alias_of(position(number)));
@@ -816,7 +817,8 @@ fn every_row_of_what_is_gone_comes_true() {
     });
 }
 
-/// What a repair begins with: its name, what leads to it, and whether the VM runs after it.
+/// A state that needs a repair: its name, the function that brings a host into it, and whether the VM runs after the
+/// repair.
 type Broken = (&'static str, fn(&ModelHost), bool);
 
 const BROKEN: [Broken; 6] = [
@@ -842,7 +844,8 @@ const FAULTS: [Fault; 4] = [
     Fault::DiesAfter,
 ];
 
-/// Every call of libvirt fails, and the process dies at every call: a second look makes it good, and nothing was lost.
+/// Each call to libvirt fails in turn, and the process dies at each call in turn. A second reconciliation completes the
+/// repair, and nothing is lost.
 #[test]
 fn a_repair_that_is_cut_off_is_taken_up_again() {
     let names = BROKEN.iter().map(|(name, ..)| *name);
@@ -883,7 +886,8 @@ fn a_repair_that_is_cut_off_is_taken_up_again() {
     });
 }
 
-/// libvirt does not know whether it runs there: here it waits for a word, and there what is true decides.
+/// A migration is cut off and libvirt does not know whether the VM runs at the destination. The source waits for a
+/// person; the destination acts on what it finds.
 #[test]
 fn a_move_in_doubt_ends_in_one_place() {
     for runs_there in [true, false] {
@@ -912,7 +916,7 @@ fn a_move_in_doubt_ends_in_one_place() {
     }
 }
 
-/// What has come and waits at the destination, when nobody of the move lives any more.
+/// The VM has arrived and is paused, and neither the action nor the agent of the move is alive.
 #[test]
 fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
     for (elsewhere, done) in
@@ -925,7 +929,7 @@ fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
         let migration = Migration { destination, paused: true, ..Migration::default() };
         let source = domain(&host);
         if elsewhere == Elsewhere::Runs {
-            // Its answer is lost, and the source goes on.
+            // The answer is lost, and the source runs on.
             host.model().set_course(Course::AnswerLost { phase: Phase::Finish, arrives: true });
             host.model().migrate(&source, &migration).unwrap_err();
         } else {
@@ -944,7 +948,8 @@ fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
     }
 }
 
-/// A process is killed when it has asked, or just before; it is looked at before the guest answers, or after.
+/// A save is killed just before or just after it asks the guest to release a VF. The host is reconciled before the
+/// guest answers, or after.
 #[test]
 fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
     let calls = {
@@ -957,7 +962,7 @@ fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
     for (n, leaves_late) in [(asks, false), (asks + 1, true), (asks + 2, true)] {
         let host = deployed();
         let before = looks(&host);
-        // Only the watcher's time is over soon: no guest of this test needs longer.
+        // The watcher's time is short. No guest of this test needs longer.
         host.set_kvmrc("SRIOV_UNPLUG_TIMEOUT=60\nSRIOV_UNPLUG_GRACE=1\n");
         host.model().set_guest("one-42", Guest::Silent);
         host.faults().arm(n, Fault::Dies);
@@ -981,7 +986,7 @@ fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
     }
 }
 
-/// The devices of ours: their aliases and guest addresses.
+/// The aliases and guest addresses of the VFs, sorted.
 fn looks(host: &ModelHost) -> Vec<String> {
     let live = host.domain("one-42").unwrap();
     let devices = live.hostdevs.iter().map(|device| format!("{:?} {:?}", device.alias, device.guest));
@@ -990,7 +995,7 @@ fn looks(host: &ModelHost) -> Vec<String> {
     devices
 }
 
-/// A guest that says nothing holds nobody up, and is heard when it answers.
+/// A silent guest delays no other VM. Its VF is released when it answers.
 #[test]
 fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
     let host = deployed();
@@ -1014,7 +1019,7 @@ fn reconciliation_ends_in_time_and_no_vm_waits_for_the_guest_of_another() {
     host.check();
 }
 
-/// What would be done is said, and nothing is: no lock is taken, no file is written.
+/// A dry run reports what would be done, takes no lock and writes no file.
 #[test]
 fn a_dry_run_changes_nothing() {
     for (name, broken, _) in BROKEN {

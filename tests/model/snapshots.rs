@@ -19,7 +19,7 @@ use kvm_sriov_model::{Course, Guest};
 use kvm_sriov_tests::model_host::OpenNebulaHost;
 use kvm_sriov_tests::vm::Vm;
 
-/// The VM, which has two VFs of one root, one of the other, and a NIC that is none.
+/// The VM: two NICs with VFs of one root, one with a VF of another root, and a NIC without a VF.
 fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
@@ -28,14 +28,14 @@ fn plain() -> Vm {
     Vm::new(42).nic("br0")
 }
 
-/// The NICs of the VM and their bridges, as it was deployed.
+/// The NICs with which the VM was deployed, and their bridges.
 const NICS: [(usize, &str); 4] = [(0, "sriov_ib0"), (1, "br0"), (2, "sriov_ib1"), (3, "sriov_ib0")];
 
 fn deploy(host: &ModelHost, vm: &Vm) {
     actions::deploy(&host.host(), &host.deployment_file(vm), &host.deployment(vm)).map(drop).unwrap();
 }
 
-/// What OpenNebula says of a VM with these NICs.
+/// OpenNebula's description of a VM with these NICs.
 fn said(nics: &[(usize, &str)]) -> VmData {
     let mut text = "<VM><ID>42</ID><TEMPLATE>".to_owned();
     for (number, bridge) in nics {
@@ -140,7 +140,7 @@ fn create_with_every_fault() {
         repairs: &[
             |host| {
                 repaired(host);
-                // What may still leave stays noted.
+                // VFs that may still leave stay recorded as pending.
                 create(host, 0).unwrap();
                 done(host);
             },
@@ -237,7 +237,7 @@ fn a_vm_without_vfs_is_snapshot_as_the_stock_driver_does_it() {
     assert!(!host.state_dir().exists(), "the state directory was made");
 }
 
-/// A VM with two snapshots in its disks that libvirt no longer knows of.
+/// A VM with two snapshots in its disks that libvirt does not know any more.
 fn with_forgotten_snapshots() -> ModelHost {
     let host = ModelHost::default();
     deploy(&host, &plain());
@@ -264,7 +264,7 @@ fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
 #[test]
 fn one_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
     let host = with_forgotten_snapshots();
-    // libvirt had to know of it again, so it knows of the other one, too.
+    // To delete one snapshot, the driver has made both known to libvirt again.
     for _ in 0..2 {
         delete(&host, 1).unwrap();
         assert_eq!(snapshots(&host), ["snap-0"]);
@@ -344,7 +344,7 @@ fn a_block_job_is_waited_for() {
     host.check();
 }
 
-/// A snapshot with VFs for NICs 0, 2 and 3; then 2 is detached, and 4 and 5 are attached.
+/// NICs 0, 2 and 3 have VFs when the snapshot is made. Then NIC 2 is detached, and NICs 4 and 5 are attached.
 fn changed_since() -> ModelHost {
     let host = with_snapshot();
     detach(&host, 2);
@@ -422,7 +422,7 @@ fn a_vm_whose_first_vf_came_later_keeps_it() {
     let before = devices(&host);
     revert_to(&host, 0, &[(0, "br0"), (1, "sriov_ib0")]).unwrap();
     assert_eq!(devices(&host), before);
-    // And without OpenNebula's word it keeps what it has.
+    // Without OpenNebula's description the VM keeps the NICs that it has.
     actions::snapshot_revert(&host.host(), &vm().uuid().parse().unwrap(), &name(0), None).unwrap();
     assert_eq!(devices(&host).0, before.0);
     host.check();

@@ -1,10 +1,11 @@
-//! The rules of reconciliation over every state of two hosts: a VM never runs in two places, no memory is lost, and whatever
-//! is not in doubt settles.
+//! The rules of reconciliation over every state of two hosts: a VM never runs in two places, no memory is lost, and
+//! whatever is not in doubt settles.
 //!
-//! [`decide`] is a pure function, so its whole state space can be walked. A world is what is true on two hosts. From each
-//! world each host may do the first repair that it decides on, with everything that it may truthfully have been told of the
-//! other host; it may be killed after any repair, so each world on the way is a world that the other host, or the next
-//! reconciliation, finds. What a host may be told comes from the other host, from an agent, or from a person.
+//! [`decide`] is a pure function, so its whole state space can be walked. A world is what is true on two hosts. From
+//! each world each host may do the first repair that it decides on, with everything that it may truthfully have been
+//! told of the other host; it may be killed after any repair, so each world on the way is a world that the other host,
+//! or the next reconciliation, finds. What a host may be told comes from the other host, from an agent, or from a
+//! person.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -211,7 +212,8 @@ fn on_one_host() -> Vec<World> {
             operations().into_iter().filter(|operation| domain.is_some() || *operation == OpenOperation::None)
         {
             for image in IMAGES {
-                // An image that only a domain's end makes worthless, or that lasted longer than the host, has no domain.
+                // An image that only a domain's end makes worthless, or that lasted longer than the host, has no
+                // domain.
                 for nic in nics().into_iter().map(Some).chain([None]) {
                     let side = Side { domain, operation: operation.clone(), nic, image };
                     worlds.push(World { sides: [side, Side::empty()], ran_there: false });

@@ -1,4 +1,4 @@
-//! The unplug engine in front of every kind of guest.
+//! The unplug engine with every kind of guest.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -17,7 +17,7 @@ use kvm_sriov_tests::vm::Vm;
 
 const NAME: &str = "one-42";
 
-/// Three VFs in a running VM with this guest.
+/// A running VM with this guest and three VFs.
 fn a_vm(guest: Guest) -> (ModelHost, DomainRef, Vec<String>) {
     let host = ModelHost::default();
     let vm = Vm::new(42).nic("sriov_ib0").nic("sriov_ib0").nic("sriov_ib0");
@@ -27,7 +27,7 @@ fn a_vm(guest: Guest) -> (ModelHost, DomainRef, Vec<String>) {
     (host, domain, (0..3).map(|n| format!("ua-sriov-{n}")).collect())
 }
 
-/// Unplugs everything; how it came out, and how long it took.
+/// Unplugs all VFs. Returns the outcomes and how long it took.
 fn unplug(host: &ModelHost, domain: &DomainRef, aliases: &[String], seconds: u64) -> (Vec<UnplugOutcome>, Duration) {
     let begin = Instant::now();
     let outcomes = vm::unplug(host.faults(), domain, aliases, Duration::from_secs(seconds)).unwrap();
@@ -80,7 +80,7 @@ fn silence_is_pending_and_nothing_is_asked_too_soon() {
 fn a_guest_that_forgot_while_it_booted_is_asked_again() {
     let (host, domain, aliases) = a_vm(Guest::InFirmware);
     let model = host.model().clone();
-    // The fifth call is the first that is repeated.
+    // The fifth call is the first repeated request.
     host.faults().before(5, move || model.finish_boot(NAME));
     let (outcomes, took) = unplug(&host, &domain, &aliases, 15);
     assert_eq!(outcomes, RELEASED);
@@ -103,7 +103,7 @@ fn a_slot_that_stays_busy_was_never_asked() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, UnplugOutcome::Busy(_))), "{outcomes:?}");
 }
 
-/// libvirt waits 30 s for a domain that something else has, in each call; a libvirtd that hangs for ever.
+/// In each call, libvirt waits up to 30 s for a domain that another job has. A libvirtd that hangs waits for ever.
 #[test]
 fn a_domain_that_is_busy_is_not_waited_for_once_for_each_device() {
     for (busy, is_known) in [(Duration::from_millis(700), true), (Duration::from_secs(60), false)] {
@@ -218,7 +218,7 @@ fn a_libvirtd_that_restarts_is_waited_for() {
         host.faults().before(n, move || model.restart_daemon());
         let (outcomes, took) = unplug(&host, &domain, &aliases, 15);
         assert_eq!(outcomes, RELEASED, "before call {n}");
-        // A request whose answer was lost may have been made.
+        // The request whose answer was lost may have reached the guest, so it is repeated only after a pause.
         let most = if (2..=4).contains(&n) { 8 } else { 2 };
         assert!(took < Duration::from_secs(most), "before call {n}: {took:?}");
     }
@@ -243,7 +243,7 @@ fn any_call_may_fail() {
     });
 }
 
-/// Whatever comes out is what the live XML shows.
+/// Whatever call fails, the outcomes agree with the live XML.
 fn any_call_may_have(fault: Fault) {
     for n in 1.. {
         let (host, domain, aliases) = a_vm(Guest::default());
