@@ -62,3 +62,20 @@ fn a_vf_that_was_detached_comes_back() {
     assert_eq!(count(&text, "vm-1: plug a VF"), 2, "{text}");
     assert_eq!((count(&text, "vm-1 has VF 0000:07:00.1"), count(&text, "vm-2 has VF 0000:07:00.2")), (3, 3), "{text}");
 }
+
+#[test]
+fn the_document_shows_parts_of_the_examples() {
+    let mut examples = String::new();
+    for (package, name) in EXAMPLES {
+        examples += &fs::read_to_string(
+            project().join("crates").join(package).join("examples").join(name).with_extension("rs"),
+        )
+        .unwrap();
+    }
+    let text = fs::read_to_string(project().join("docs/howto/embed.md")).unwrap();
+    let samples: Vec<&str> = text.split("```rust\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(samples.len() >= 2);
+    for sample in samples {
+        assert!(examples.contains(sample), "no example has:\n{sample}");
+    }
+}
