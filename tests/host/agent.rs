@@ -1,4 +1,4 @@
-//! The agent as a process, behind a program in place of ssh; libvirt's test driver on every "host".
+//! The agent as a process. A script replaces ssh, and libvirt's test driver is the libvirtd of each "host".
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -26,7 +26,7 @@ fn remotes() -> Remotes {
     remotes
 }
 
-/// A program `ssh` that does this; it notes its arguments.
+/// Writes a program `ssh` that runs this script and records its arguments.
 fn ssh(remotes: &Remotes, script: &str) -> PathBuf {
     let bin = remotes.path().join("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -37,7 +37,7 @@ fn ssh(remotes: &Remotes, script: &str) -> PathBuf {
     path
 }
 
-/// Runs the last argument here, as a host would that greets first.
+/// Prints a greeting and runs the last argument on this host.
 const HERE: &str = "echo 'Welcome to node2'; echo 'Last login: never' >&2; for command; do :; done; exec \"$command\"";
 
 fn state(remotes: &Remotes, script: &str, uuid: &str) -> Result<Presence, String> {
@@ -74,7 +74,7 @@ fn an_agent_that_does_not_start_says_why() {
     assert_eq!(error, "the agent on node2 said \"nonsense\"");
     let error = state(&remotes, "echo 'kvm-sriov-agent 2 0.1.0'; read line; echo 'broken pipe' >&2", UUID).unwrap_err();
     assert_eq!(error, "the agent on node2 was lost: broken pipe");
-    // What ssh started lives on, and keeps its standard error open.
+    // A program that ssh started lives on, and keeps ssh's standard error open.
     let begin = Instant::now();
     let script = "sleep 60 </dev/null >/dev/null & echo 'node2: broken' >&2; exit 255";
     let error = state(&remotes, script, UUID).unwrap_err();
@@ -85,7 +85,7 @@ fn an_agent_that_does_not_start_says_why() {
 #[test]
 fn an_agent_that_cannot_read_its_kvmrc_refuses() {
     let remotes = remotes();
-    // A line of kvmrc that can't be read is an error for what plugs.
+    // A program that plugs VFs fails if it can't read a line of kvmrc.
     let kvmrc = remotes.path().join("etc/vmm/kvm-sriov/kvmrc");
     fs::write(&kvmrc, "LIBVIRT_URI=$(x)\n").unwrap();
     let error = state(&remotes, HERE, UUID).unwrap_err();
@@ -98,7 +98,7 @@ fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
     run(remotes.program(action, args).env("PATH", path), stdin)
 }
 
-/// A definition that is shut off, as a snapshot's revert or `--persistent` leaves it, is no domain.
+/// A definition that is shut off is not a domain. Reverting to a snapshot or `--persistent` leaves such definitions.
 #[test]
 fn a_definition_that_is_shut_off_is_in_nobodys_way() {
     let remotes = remotes();
@@ -137,7 +137,7 @@ fn a_definition_that_is_shut_off_is_in_nobodys_way() {
         ask(&format!("prepare vm=one-43 uuid={UUID} id=7")),
         "refused why=one-43%20is%20already%20on%20this%20host"
     );
-    // Nor for any other action.
+    // Other actions don't find the definition either.
     let said = call(&remotes, "poll", &[off, "node1"], "");
     let other = call(&remotes, "poll", &["one-99", "node1"], "");
     assert_eq!((said.code, said.out), (other.code, other.out));
@@ -145,7 +145,7 @@ fn a_definition_that_is_shut_off_is_in_nobodys_way() {
     assert_eq!((said.code, said.err.as_str()), (0, ""));
 }
 
-/// The recorded call, as a text.
+/// The standard input of a recorded call.
 fn recorded() -> String {
     fs::read_to_string(project().join("tests/fixtures/wire/31-migrate-on-hostA/stdin")).unwrap()
 }
@@ -168,7 +168,8 @@ fn the_front_end_asks_the_source() {
     let parent = remotes.path().parent().unwrap();
     assert!(!parent.join("config").exists(), "{} is in the way of this test", parent.join("config").display());
     let encoded = encode(recorded().as_bytes());
-    // On the front-end the agent's place on hosts is OpenNebula's, where nothing is here.
+    // The front-end knows only OpenNebula's place for the driver on hosts. On this machine there is nothing in that
+    // place.
     let said = call(&remotes, "migrate_local", &[UUID, "node2", "node1"], &encoded);
     let text = "/var/tmp/one/vmm/kvm-sriov/sriov_agent: not found; nothing was changed.\n";
     assert!(said.code == 1 && said.err.starts_with("migrate_local: cannot start the agent on node1: "), "{said:?}");
@@ -205,14 +206,14 @@ fn an_agent_is_asked_for_the_whole_move() {
     assert!(agent.wait().unwrap().success());
 }
 
-/// What the front-end hears when the source's `migrate` is this script, or the real one.
+/// The result of a move that the front-end orders. The source's `migrate` is this script, or the real program.
 fn moved(remotes: &Remotes, script: Option<&str>) -> Result<(), String> {
     if let Some(script) = script {
         let migrate = remotes.driver().join("migrate");
         fs::write(&migrate, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&migrate, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    // The way from the source to the destination is the same program.
+    // The source reaches the destination through the same program.
     let here = format!("PATH='{}':$PATH; export PATH; {HERE}", remotes.path().join("bin").display());
     let reach = Ssh::new(&remotes.driver()).with_program(ssh(remotes, &here));
     let route = Route { from: "node1".parse().ok(), to: "node2".parse().unwrap() };

@@ -1,5 +1,5 @@
-//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, read by the real
-//! tools of a distribution (`tests/prepare guest-root`).
+//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, read by the
+//! real tools of a distribution (`tests/prepare guest-root`).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -17,7 +17,7 @@ fn blocks(language: &str) -> Vec<String> {
     text.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// The bridge that the sample of kvmrc names, and so every way to make it.
+/// The bridge in the sample of kvmrc. Each way to make the bridge must use this name.
 fn bridge() -> String {
     Kvmrc::load(&[project().join("kvmrc.example")]).settings().dummy_bridge.clone().unwrap()
 }
@@ -28,7 +28,7 @@ fn udev_reads_the_rule_for_vfs() {
     let guest = Guest::unprepared();
     let parsed = |rule: &str| {
         guest.write("/etc/udev/rules.d/70-sriov-vfs.rules", rule);
-        // It reads all rules before it looks for the device.
+        // udevadm reads all rules before it looks for the device.
         let said = guest.run("udevadm test --action=bind /sys/devices/none 2>&1; true").ok();
         assert!(said.contains("Reading rules file: /etc/udev/rules.d/70-sriov-vfs.rules\n"), "{said}");
         !said.contains("70-sriov-vfs.rules:1")

@@ -1,4 +1,4 @@
-//! The command `kvm-sriov` as a person calls it, on libvirt's test driver: what it prints, and its exit codes.
+//! The command `kvm-sriov` as a person calls it, on libvirt's test driver: its output and its exit codes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,11 +14,11 @@ use kvm_sriov_tests::remotes::target;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How libvirt's test driver numbers the states of a domain.
+/// The numbers of domain states in libvirt's test driver.
 const RUNNING: u32 = 1;
 const PAUSED: u32 = 3;
 
-/// A host on which one domain runs, with these metadata of ours, or none.
+/// A host with one running domain, with these metadata of ours or without any.
 struct Site {
     dir: TempDir,
 }
@@ -65,7 +65,7 @@ fn run(driver: &Path, args: &[&str]) -> (Output, String) {
     (out, text)
 }
 
-/// Our metadata with this inside.
+/// Our metadata with this content.
 fn ours(inside: &str) -> String {
     format!("<sriov:domain xmlns:sriov='urn:kvm-sriov:domain:1' version='1.0'>{inside}</sriov:domain>")
 }
@@ -113,13 +113,13 @@ fn a_vm_in_doubt_waits_for_a_word() {
     let report = site.json(&["reconcile"], 3);
     assert_eq!((&report["verdict"], &report["vms"][0]["verdict"]), (&"in-doubt".into(), &"in-doubt".into()));
     assert_eq!(site.json(&["explain", "one-42"], 3)["left"][0]["word"], "in doubt");
-    // The other host can't be reached, and that decides nothing.
+    // The other host can't be reached, so the VM stays in doubt.
     let known = site.json(&["resolve", "one-42"], 3);
     assert_eq!(known["there"]["host"], "host2.invalid");
     assert!(known["there"]["says"].is_null() && known["there"]["problem"].is_string(), "{known}");
     let (_, text) = site.run(&["resolve", "one-42"]);
     assert!(text.contains("--here") && text.contains("--there"), "{text}");
-    // Nor does a word: it may run there.
+    // `--here` is not enough either: the VM may run there.
     let unsure = site.json(&["resolve", "one-42", "--here"], 3);
     assert_eq!(unsure["done"], Value::Array(Vec::new()));
     let (_, text) = site.run(&["resolve", "one-42", "--here"]);
@@ -130,7 +130,7 @@ fn a_vm_in_doubt_waits_for_a_word() {
     assert_eq!(there["done"][0], "destroy the domain");
 }
 
-/// A libvirtd that takes a connection and says nothing.
+/// A libvirtd that accepts a connection and never answers.
 #[test]
 fn reconciliation_ends_although_libvirtd_hangs() {
     let site = Site::with(RUNNING, "");
@@ -139,7 +139,7 @@ fn reconciliation_ends_although_libvirtd_hangs() {
     hand_over(&socket);
     let state = site.dir.path().join("state");
     let uri = format!("qemu+unix:///system?socket={}", socket.display());
-    // One call may take five minutes, which is the default.
+    // One call may take five minutes, the default.
     let kvmrc = format!("LIBVIRT_URI='{uri}'\nVF_STATE_DIR={}\n", state.display());
     fs::write(site.driver().join("kvmrc"), kvmrc).unwrap();
     let begin = Instant::now();
@@ -184,7 +184,7 @@ fn a_vf_of_a_vm_shows_what_is_open_on_it() {
 
 #[test]
 fn a_number_is_that_of_opennebula() {
-    // libvirt's number of the domain is 1.
+    // libvirt's own id of the domain is 1.
     let site = in_doubt();
     for args in [["explain", "42"], ["resolve", "42"]] {
         let (out, text) = site.run(&args);
@@ -198,7 +198,7 @@ fn a_number_is_that_of_opennebula() {
     }
 }
 
-/// Every command that looks at a host or changes it.
+/// All commands that read or change a host.
 const COMMANDS: [&[&str]; 6] = [
     &["list"],
     &["check"],
@@ -212,7 +212,8 @@ const COMMANDS: [&[&str]; 6] = [
 fn without_a_driver_nothing_is_made() {
     let site = Site::with(RUNNING, "");
     let missing = site.dir.path().join("vmm/other");
-    // A file in its place, and root's: when the test is not root's, its own file is refused for what it is.
+    // `file` is a file in place of the directory. If the test does not run as root, the command refuses the file
+    // because of its type.
     let file = site.driver().join("kvmrc");
     for driver in [&missing, &file] {
         for args in COMMANDS {
@@ -242,7 +243,7 @@ fn who_only_looks_makes_nothing() {
     };
     looks();
     assert!(!state.exists(), "it was made by somebody who only looked");
-    // Nor in it, where it is empty.
+    // They write nothing into an empty state directory either.
     fs::create_dir(&state).unwrap();
     hand_over(&state);
     looks();
@@ -256,7 +257,7 @@ fn a_state_directory_of_another_user_is_left_alone() {
     let site = Site::with(RUNNING, "");
     let state = site.dir.path().join("state");
     fs::create_dir(&state).unwrap();
-    // Only root can make one that is not its own.
+    // Only root can make a directory that belongs to another user.
     if !Command::new("chown").arg("4711").arg(&state).status().unwrap().success() {
         return;
     }

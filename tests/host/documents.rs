@@ -1,4 +1,4 @@
-//! The documents: links lead somewhere, samples are read as the text says, names of files are right.
+//! The documents: links have targets, samples behave as the text says, and names of files are right.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -15,7 +15,7 @@ use kvm_sriov_tests::remotes::programs;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::{hand_over, project};
 
-/// Every document of the project.
+/// All documents of the project.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![project().join("docs"), project().join("tests")];
@@ -51,7 +51,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// The links of a document: the file, which is empty for the document itself, and the place in it.
+/// The links of a document: the file (empty for the document itself), and the place in it.
 fn links(text: &str) -> Vec<(String, Option<String>)> {
     let targets = text.match_indices("](").map(|(at, _)| text[at + 2..].split(')').next().unwrap());
     let parts = targets.filter(|target| !target.contains("://")).map(|target| match target.split_once('#') {
@@ -177,7 +177,7 @@ fn files_that_the_documents_copy_are_there() {
         let text = fs::read_to_string(&document).unwrap();
         for line in blocks(&text, "sh").concat().lines().map(str::trim).filter(is_copy) {
             let file = line.split_whitespace().nth(1).unwrap();
-            // What a package installed.
+            // A package installs this file.
             if file.starts_with('/') {
                 continue;
             }
@@ -210,7 +210,7 @@ fn the_kernel_gets_its_words() {
     assert_eq!(fs::read_to_string(&file).unwrap(), expected);
 }
 
-/// The host of the documents' samples: one-7 has the first VF of `ib0`, one-42 the second, and two are free.
+/// The host of the documents' samples: one-7 has the first VF of `ib0`, one-42 the second, and two VFs are free.
 struct SampleHost {
     dir: tempfile::TempDir,
 }
@@ -256,7 +256,8 @@ impl SampleHost {
         Self { dir }
     }
 
-    /// What a command of the documents prints here. The host's PCI devices are its adapter's VFs, in mounts of its own.
+    /// What a command of the documents prints on this host. The PCI devices of this host are the VFs of its adapter, in
+    /// a mount namespace of its own.
     fn says(&self, command: &str) -> String {
         let words = command.strip_prefix("kvm-sriov ").unwrap_or_else(|| panic!("{command} is not of the program"));
         const PCI: &str = "set -e; pci=/sys/bus/pci/devices; mount -t tmpfs tmpfs $pci; mkdir $pci/0000:07:00.0\n\
@@ -300,7 +301,7 @@ fn section(text: &str, name: &str) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches('"').to_owned())).collect()
 }
 
-/// What OpenNebula needs to be told, or it takes it for "no": nobody notices what a missing attribute switches off.
+/// OpenNebula takes a missing attribute for "no", and does not report what that switches off.
 #[test]
 fn oned_conf_is_complete_and_every_copy_is_the_same() {
     let shipped = fs::read_to_string(project().join("dist/opennebula/oned.conf")).unwrap();
@@ -319,7 +320,7 @@ fn oned_conf_is_complete_and_every_copy_is_the_same() {
     }
     let network = section(&shipped, "VN_MAD_CONF");
     assert_eq!(network, [("NAME", "sriov"), ("BRIDGE_TYPE", "linux")].map(|(a, b)| (a.into(), b.into())).into());
-    // No other document has lines of its own, which somebody would follow.
+    // No other document has its own version of these lines, which somebody might follow.
     let lines = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(|l| l.trim().to_owned()).collect();
     let (shipped, mut copies): (Vec<String>, _) = (lines(&shipped), 0);
     for path in documents() {
@@ -333,7 +334,7 @@ fn oned_conf_is_complete_and_every_copy_is_the_same() {
         assert_eq!(text.matches("VN_MAD_CONF = [").count(), own.len(), "{}: lines of its own", path.display());
     }
     assert_eq!(copies, 1, "docs/howto/install.md");
-    // Where the package puts that file (tests/tests/package.rs), and where the sources have it.
+    // Where the package installs that file (tests/host/package.rs), and where it is in the sources.
     let copy = |file: &str| format!("cat {file} >>/etc/one/oned.conf");
     let from_package = copy("/usr/share/doc/kvm-sriov/oned.conf");
     assert!(fs::read_to_string(project().join("README.md")).unwrap().contains(&from_package));
@@ -403,7 +404,7 @@ fn sources() -> Vec<String> {
     texts
 }
 
-/// Fails unless each of the names `file: test` in this text is that of a test.
+/// Fails unless each name `file: test` in this text names an existing test.
 fn assert_tests(row: &str, text: &str) {
     let scenarios = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
     let shown: Vec<&str> = text.split('`').filter(|part| part.contains(": ")).collect();
@@ -455,7 +456,8 @@ fn what_shows_a_change_between_versions_is_a_test() {
     }
 }
 
-/// The test files of the tiers host and model: name, and path below tests/. `check` runs each file of a tier's directory by its name.
+/// The test files of the tiers host and model: name, and path below tests/. `check` runs each file in the directory of
+/// a tier by its name.
 fn tests_of_a_tier() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for tier in ["host", "model"] {
@@ -477,7 +479,8 @@ fn every_test_file_is_a_target_of_cargo() {
     assert!(missing.is_empty(), "tests/Cargo.toml does not have {missing:?}");
 }
 
-/// The times of the source, by file and name, in milliseconds. What stands behind `mod tests` is no wait of the program.
+/// The durations in the source, by file and name, in milliseconds. Code after `mod tests` is left out: the program does
+/// not wait there.
 fn times() -> BTreeMap<String, u64> {
     let source = project().join("crates/kvm-sriov/src");
     let mut times = BTreeMap::new();
@@ -503,7 +506,7 @@ fn times() -> BTreeMap<String, u64> {
     times
 }
 
-/// How long a script lets its program run, in seconds: until SIGTERM, and from then until SIGKILL.
+/// How long a script lets its program run, in seconds: until SIGTERM, and then until SIGKILL.
 fn time_of_a_script(path: &Path) -> Option<(u64, u64)> {
     let text = fs::read_to_string(path).unwrap();
     let mut words = text.split(" timeout -k ").nth(1)?.split_whitespace();

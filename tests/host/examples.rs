@@ -1,4 +1,4 @@
-//! The examples of the library run, say what their documentation promises, and stay short.
+//! The examples of the library run, print what their documentation promises, and stay short.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use kvm_sriov_tests::project;
 
-/// Every example, by its crate.
+/// All examples, by crate.
 const EXAMPLES: [(&str, &str); 3] =
     [("kvm-sriov", "list_vfs"), ("kvm-sriov-model", "evacuate"), ("kvm-sriov-model", "device_manager")];
 

@@ -1,7 +1,8 @@
-//! Which device of a guest is a dummy, which one a VF, and that every other one comes back as OpenNebula's own function shows it.
+//! Which devices of a guest are dummies and which are VFs; all other devices are shown as OpenNebula's own function
+//! shows them.
 //!
-//! A guest here is a sysfs of files and what `ip link` says. `fixtures/guests.txt` has guests of all kinds with what is right for each;
-//! others are made by chance.
+//! A guest in these tests is a sysfs made of files, and the output of `ip link`. `fixtures/guests.txt` has guests of
+//! all kinds with the right result for each; other guests are random.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -16,7 +17,7 @@ use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::target;
 use tempfile::TempDir;
 
-/// A network device, as a line of the fixture has it.
+/// A network device, as a line of the fixture describes it.
 #[derive(Clone, Debug)]
 struct Nic {
     place: String,
@@ -37,7 +38,7 @@ impl Nic {
         self
     }
 
-    /// Its name without that of the device it is made of.
+    /// Its name without the name of its parent device.
     fn device(&self) -> &str {
         self.name.split('@').next().unwrap()
     }
@@ -51,7 +52,7 @@ struct Guest {
     remembered: Vec<String>,
     list: Vec<String>,
     dummies: Vec<String>,
-    /// The device that is right for a NIC of the context.
+    /// The right device for each NIC of the context.
     devices: BTreeMap<String, String>,
 }
 
@@ -91,7 +92,7 @@ fn corpus() -> Vec<Guest> {
     guests
 }
 
-/// What was said of a guest.
+/// What the programs said of a guest.
 #[derive(Debug, PartialEq)]
 struct Said {
     list: Vec<String>,
@@ -103,14 +104,15 @@ struct Said {
     err: String,
 }
 
-/// The package, installed, and the stand-in of OpenNebula's functions.
+/// The installed package, and a file in place of OpenNebula's functions.
 struct Bench {
     dir: TempDir,
 }
 
 const SHELLS: [&str; 3] = ["dash", "bash", "busybox"];
 
-/// All that is asked of a guest, by udev and by hand before the context is in the environment, and as OpenNebula's scripts do afterwards.
+/// Everything that a guest is asked: by udev and by hand before the context is in the environment, and by OpenNebula's
+/// scripts afterwards.
 const ASK: &str = r#"
 # busybox takes its own ip before that of the PATH.
 ip() { cat "$IP"; }
@@ -154,7 +156,7 @@ impl Bench {
         let own = fs::read_to_string(project().join("tests/rigs/context/loc-10-network.d/functions")).unwrap();
         fs::write(scripts.join("functions.own"), &own).unwrap();
         fs::write(scripts.join("functions"), format!("{own}. \"$SRIOV_LIB/get-interface-mac.sh\"\n")).unwrap();
-        // busybox has its own awk, sed and grep.
+        // busybox uses its own awk, sed and grep.
         let busybox = target().join("guest-root/bin/busybox");
         assert!(busybox.exists(), "{} is missing: run tests/prepare guest-root", busybox.display());
         for shell in SHELLS {
@@ -175,7 +177,7 @@ impl Bench {
         self.dir.path().join(part)
     }
 
-    /// Lays the guest out: its sysfs, and what `ip` says.
+    /// Writes the files of the guest: its sysfs, and the output of `ip`.
     fn lay_out(guest: &Guest, dir: &Path) {
         let sys = dir.join("sys");
         for part in ["class/net", "bus/pci/devices", "bus/pci/drivers"] {
@@ -240,7 +242,7 @@ impl Bench {
         let text = |joint: &str| links.iter().map(|[one, two]| format!("{one}{joint}{two}\n")).collect::<String>();
         fs::write(dir.join("ip"), text("\n")).unwrap();
         fs::write(dir.join("ip.o"), text("\\")).unwrap();
-        // One is gone before it is read.
+        // One device vanishes before it is read.
         fs::create_dir_all(sys.join("devices/pci0000:00/0000:00:1e.0/net/gone0")).unwrap();
         symlink(sys.join("devices/pci0000:00/0000:00:1e.0"), sys.join("bus/pci/devices/0000:00:1e.0")).unwrap();
         symlink(sys.join("devices/pci0000:00/0000:00:1e.0/net/gone0"), sys.join("class/net/gone0")).unwrap();
@@ -309,12 +311,12 @@ impl Bench {
     }
 }
 
-/// The lines of all devices but these.
+/// The lines of all devices except these.
 fn others<'a>(lines: &'a str, without: &[String]) -> Vec<&'a str> {
     lines.lines().filter(|line| !without.iter().any(|device| line.split(' ').next() == Some(device))).collect()
 }
 
-/// What is wrong with what was said of a guest.
+/// What is wrong with the answers about a guest.
 fn wrong(guest: &Guest, said: &Said) -> String {
     let mut wrong = String::new();
     let mut compare = |what: &str, found: &dyn std::fmt::Debug, right: &dyn std::fmt::Debug, same: bool| {
@@ -340,7 +342,7 @@ fn wrong(guest: &Guest, said: &Said) -> String {
     wrong
 }
 
-/// What is wrong in every shell that a guest may have.
+/// What is wrong, in each of these shells.
 fn judge(bench: &Bench, guests: &[Guest], shells: &[&str]) -> String {
     let mut all = String::new();
     for guest in guests {
@@ -363,7 +365,7 @@ fn every_device_of_the_corpus_is_what_it_is() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Numbers by chance, from a seed (xorshift).
+/// Pseudo-random numbers (xorshift).
 struct Chance(u64);
 
 impl Chance {
@@ -378,7 +380,7 @@ impl Chance {
         of[usize::try_from(self.below(of.len() as u64)).unwrap()]
     }
 
-    /// A MAC with one of these beginnings.
+    /// A random MAC that begins with one of these prefixes.
     fn mac(&mut self, begin: &[&str]) -> String {
         let mut mac = self.one(begin).to_owned();
         while mac.len() < 17 {
@@ -390,7 +392,8 @@ impl Chance {
 
 const ANY: [&str; 6] = ["02:00", "aa:00", "aa:0f", "d2", "52:54:00", "02:00:00:00:00:00"];
 
-/// Devices that are neither dummies nor VFs, whatever their MACs are; NICs of the context are numbered from `number`.
+/// Adds devices that are neither dummies nor VFs, whatever their MACs are. NICs of the context are numbered from
+/// `number`.
 fn bystanders(chance: &mut Chance, guest: &mut Guest, number: usize) {
     let mut macs = Vec::new();
     for k in 0..chance.below(3) + 1 {
@@ -429,7 +432,7 @@ fn a_guest_without_our_dummies_is_as_without_us() {
         .map(|k| {
             let mut guest = Guest { name: format!("guest {k}"), ..Guest::default() };
             bystanders(&mut chance, &mut guest, 0);
-            // VFs of mode ethernet, of no mode, and those of others.
+            // VFs of the mode ethernet, VFs without a mode, and foreign VFs.
             for k in 0..chance.below(3) {
                 let mac = chance.mac(&["02:00", "d2", "aa:0c"]);
                 let nic = Nic::new("function", &format!("0000:{:02x}:00.0", 7 + k), &format!("vf{k}"), &mac);
@@ -472,7 +475,7 @@ fn vfs_have_their_addresses_whatever_stands_beside_them() {
                 guest.devices.insert(format!("ETH{k}"), format!("vf{k}"));
                 position += 1;
             }
-            // Where they stand among the others says nothing.
+            // The order of the devices must not matter.
             for at in (1..guest.nics.len()).rev() {
                 let other = usize::try_from(chance.below(at as u64 + 1)).unwrap();
                 guest.nics.swap(at, other);

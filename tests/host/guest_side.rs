@@ -1,4 +1,4 @@
-//! The guest's side: which VF belongs to which dummy, and what the real tools of distributions make of it.
+//! The guest's part: which VF belongs to which dummy, and what the real tools of distributions do with them.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -18,7 +18,7 @@ fn dummies(guest: &mut Guest, positions: &[u8]) {
     }
 }
 
-/// Plugs VFs at these guest PCI buses, with MACs of their own; they are called vf<bus>.
+/// Plugs VFs at these guest PCI buses, with MACs of their own. Their names are vf<bus>.
 fn vfs(guest: &mut Guest, buses: &[u8]) {
     for bus in buses {
         guest.function(&format!("0000:{bus:02x}:00.0"), &format!("vf{bus}"), &format!("d2:11:22:33:44:{bus:02x}"));
@@ -29,7 +29,7 @@ fn lines(text: &str) -> Vec<&str> {
     text.lines().collect()
 }
 
-/// What `kvm-sriov-guest list` says, without the addresses' kind.
+/// The output of `kvm-sriov-guest list` without the kind of the devices.
 fn list(guest: &Guest) -> Vec<String> {
     let said = guest.run("kvm-sriov-guest list").ok();
     said.lines().map(|line| line.replace(" ethernet", "")).collect()
@@ -53,7 +53,7 @@ fn neither_an_e1000_nor_a_pci_nic_of_opennebula_is_a_vf() {
     guest.virtio("0000:00:03.0", "eth0", "02:00:0a:00:07:63");
     guest.function("0000:00:04.0", "eth1", "02:00:0a:00:07:64");
     assert_eq!(list(&guest), ["0 vf7 10.0.7.0", "1 vf9 10.0.7.1"], "without a context OpenNebula's prefix tells");
-    // A dummy can be an e1000, too. The context's MACs are compared without case.
+    // A dummy can be an e1000, too. MACs of the context are compared without regard to case.
     guest.unplug("dum1");
     guest.function("0000:00:05.0", "dum1", "aa:01:0a:00:07:01");
     guest.function("0000:08:00.0", "eth2", "de:ad:be:ef:00:01");
@@ -86,7 +86,7 @@ fn no_vf_gets_anothers_address_while_the_middle_one_is_detached_and_attached() {
     assert_eq!(list(&guest), others, "its dummy is there yet");
     guest.unplug("dum1");
     assert_eq!(list(&guest), others);
-    // Another NIC comes to its position, the VF before the dummy.
+    // Another NIC is attached at its position, the VF before the dummy.
     vfs(&mut guest, &[8]);
     assert_eq!(list(&guest), others, "its dummy is not there yet");
     guest.virtio("0000:00:11.0", "dum1", "aa:01:0a:00:07:09");
@@ -135,7 +135,7 @@ fn an_infiniband_vf_is_its_functions_ipoib_device_and_is_named_by_its_position()
     guest.infiniband("0000:07:00.0", "ib0.8001");
     guest.infiniband("0000:09:00.0", "ib1");
     assert_eq!(list(&guest), ["1 ib0 infiniband 10.0.7.1", "12 ib1 infiniband 10.0.7.12"]);
-    // The kernel counts without the holes; ib1 is taken until it is ib12.
+    // The kernel numbers the devices without gaps. The name ib1 is in use until that device is renamed to ib12.
     let said = guest.run("kvm-sriov-guest apply 2>/dev/null; ip -o link show ib12 && ! ip link show ib1").ok();
     assert!(said.contains("ib12"), "{said}");
 }
@@ -201,7 +201,7 @@ fn udev_is_asked_again_about_what_the_context_names() {
     guest.virtio("0000:00:04.0", "eth1", "aa:01:01:01:01:28");
     let describe = "kvm-sriov-guest describe eth1 aa:01:01:01:01:28";
     assert_eq!(guest.run(describe).ok(), "KVM_SRIOV_DUMMY=1\n", "at boot nobody knows better");
-    // udev's own notes: a dummy's index is 11, eth1's is 19.
+    // udev's database. The index of a dummy is 11, that of eth1 is 19.
     for index in [11, 19] {
         guest.write(&format!("/run/udev/data/n{index}"), "I:1\nE:KVM_SRIOV_DUMMY=1\n");
     }
@@ -209,7 +209,7 @@ fn udev_is_asked_again_about_what_the_context_names() {
     guest.program("/usr/bin/udevadm", "#!/bin/sh\necho \"$*\" >>/tmp/asked\n");
     guest.context(&format!("{CONTEXT}ETH5_MAC='AA:01:01:01:01:28'\nETH5_IP='10.0.9.1'\n"));
     guest.run(&script).ok();
-    // At both stages, as nothing has answered.
+    // Once in each of the two stages, because the program in place of udevadm changes nothing.
     let asked = "trigger --action=change --subsystem-match=net --sysname-match=eth1\n";
     assert_eq!(guest.read("/tmp/asked"), asked.repeat(2));
     assert_eq!(guest.run(describe).ok(), "", "the context is written down");
@@ -218,7 +218,7 @@ fn udev_is_asked_again_about_what_the_context_names() {
 
 // --- today's context packages ----------------------------------------------------------------------------------------
 
-/// Three VFs beside a NIC on a bridge: one with everything, one with what SLAAC and nothing else gives, one with DHCP alone.
+/// A NIC on a bridge, and VFs: one with all settings, one with only SLAAC, one with only DHCP, one with only DHCPv6.
 const CONTEXT: &str = "\
 ETH0_MAC='02:00:0a:00:07:63'
 ETH0_IP='10.0.7.99'
@@ -243,7 +243,7 @@ ETH4_METHOD='skip'
 ETH4_IP6_METHOD='dhcp'
 ";
 
-/// A guest with that context, whose renderer is this one.
+/// A guest with that context and this renderer.
 fn guest_of(renderer: &str) -> (Guest, String) {
     let mut guest = Guest::new();
     guest.context(CONTEXT);
@@ -257,7 +257,7 @@ fn guest_of(renderer: &str) -> (Guest, String) {
     (guest, script)
 }
 
-/// Waits until the VFs have what the context says, and shows all.
+/// Waits until the VFs are configured as the context says, and shows all settings.
 const LOOK: &str = "\
 tries=0
 until ip addr show vf7 | grep -q 'inet6 fd00:1::7/48 scope global' && ip route | grep -q 10.8.0.0/16; do
@@ -267,7 +267,7 @@ until ip addr show vf7 | grep -q 'inet6 fd00:1::7/48 scope global' && ip route |
 done
 ip -o addr; ip route; ip -6 route; ip -o link show; ";
 
-/// The VF has what the context says, and the dummies nothing.
+/// Checks that the VF is configured as the context says, and that the dummies have no address.
 #[track_caller]
 fn is_configured(said: &str) {
     for (what, wanted) in [
@@ -285,13 +285,14 @@ fn is_configured(said: &str) {
     assert!(!said.contains(" dum0    inet"), "a dummy has an address: {said}");
 }
 
-/// networkd and ifup leave dummies alone. From NetworkManager udev keeps them away, which is not here.
+/// Checks that the dummies are down. networkd and ifup leave them alone. Only udev keeps NetworkManager from them, and
+/// there is no udev here.
 #[track_caller]
 fn dummies_are_down(said: &str) {
     assert!(!said.lines().any(|line| line.contains(": dum") && line.contains(",UP")), "a dummy is up: {said}");
 }
 
-/// networkd configures links by files that a renderer left.
+/// Runs networkd, which configures links from the files of the renderer.
 const NETWORKD: &str = "/lib/systemd/systemd-networkd >/tmp/networkd.log 2>&1 & pid=$!; ";
 
 #[test]
@@ -324,11 +325,12 @@ fn networkd_configures_the_vf() {
 fn networkmanager_configures_the_vf() {
     let (guest, script) = guest_of("nm");
     let nm = "NetworkManager --debug --configure-and-quit=initrd >/tmp/nm.log 2>&1 & pid=$!; ";
-    // Debian's image lists only lo, and Debian's configuration leaves NICs that are listed there to ifup.
+    // Debian's image lists only lo in this file. With Debian's configuration, NetworkManager leaves NICs that the file
+    // lists to ifup.
     let said =
         guest.run(&format!("{script} echo 'iface lo inet loopback' >/etc/network/interfaces; {nm} {LOOK} kill $pid"));
     is_configured(&said.ok());
-    // nmcli reads what it finds, and says it again in its own order.
+    // nmcli reads the file and prints it in its own order.
     let read = |vf: &str, fields: &str| {
         let file = format!("/etc/NetworkManager/system-connections/{vf}.nmconnection");
         let said = guest.run(&format!("nmcli --offline connection modify connection.id read <{file}")).ok();
@@ -413,13 +415,14 @@ fn a_vf_that_is_late_or_comes_back_is_configured_without_another_contextualisati
     guest.run(&script).ok();
     assert!(!guest.read("/etc/network/interfaces").contains("iface vf"), "which VF belongs where is not known yet");
     vfs(&mut guest, &[7]);
-    // ifup asks DHCP for no time: there is none here.
+    // There is no DHCP server here, so the DHCP client ends at once.
     guest.program("/sbin/dhclient", "#!/bin/sh\nexit 0\n");
     let apply = "export NETCFG_TYPE=interfaces; kvm-sriov-guest apply >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }; ";
     let show = "ip -o addr; ip route; ip -6 route; ip -o link";
     is_configured(&guest.run(&format!("{apply}{show}")).ok());
     let written = guest.read("/etc/network/interfaces");
-    // Suspended: all leave. Nothing is rewritten while they are away, and the first that is back need not wait for the others.
+    // A suspend: all VFs leave. Nothing is rewritten while they are away, and the first VF that is back does not wait
+    // for the others.
     for bus in [7, 9, 10, 12] {
         guest.unplug(&format!("vf{bus}"));
         guest.run(apply).ok();
@@ -428,7 +431,7 @@ fn a_vf_that_is_late_or_comes_back_is_configured_without_another_contextualisati
     guest.run("mv /etc/one-context.d/loc-10-network.d/netcfg-interfaces /tmp").ok();
     is_configured(&guest.run(&format!("{apply}{show}")).ok());
     assert_eq!(guest.read("/etc/network/interfaces"), written);
-    // It was not taken up twice.
+    // The VF was not brought up twice.
     let said = guest.run(&format!("{apply}{show}")).ok();
     assert!(!said.contains("vf7    inet "), "{said}");
 }
@@ -440,7 +443,7 @@ fn a_vf_that_can_not_be_brought_up_at_first_is_tried_again() {
     guest.run(&format!("{script} ifup -a")).ok();
     guest.unplug("vf7");
     vfs(&mut guest, &[7]);
-    // Once for each of the two forms of its option.
+    // Each try calls ifup twice, once for each form of its option.
     guest.program(
         "/tmp/bin/ifup",
         "#!/bin/sh\n[ $(wc -l </tmp/tries) -ge 4 ] || { echo >>/tmp/tries; exit 1; }\nexec /sbin/ifup \"$@\"\n",
@@ -497,7 +500,7 @@ fn the_scripts_of_2013_write_what_they_wrote_then() {
         file("ib0"),
         "DEVICE=ib0\nBOOTPROTO=none\nONBOOT=yes\nTYPE=Infiniband\nNETMASK=255.255.0.0\nIPADDR=10.0.7.0\nGATEWAY=10.0.0.1\n"
     );
-    // Its VF is not there yet: the name is known all the same.
+    // The VF of this dummy is not there yet, but its name is known.
     assert!(
         file("ib10").starts_with("DEVICE=ib10\n")
             && file("ib10").ends_with("NETMASK=255.255.255.0\nIPADDR=10.0.7.10\n")
@@ -597,7 +600,8 @@ fn a_wrong_call_says_what_is_right() {
     assert!(scripts.starts_with("#!/bin/sh\n"));
 }
 
-// --- packages, and what docs/howto/guest.md says ---------------------------------------------------------------------------
+// --- packages, and what docs/howto/guest.md says
+// ---------------------------------------------------------------------------
 
 /// The packages that `dist/package-guest` makes.
 fn packages() -> TempDir {
@@ -615,7 +619,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// The commands of docs/howto/guest.md that begin so.
+/// The commands of docs/howto/guest.md that begin with this text.
 fn documented(begin: &str) -> String {
     let text = fs::read_to_string(project().join("docs/howto/guest.md")).unwrap();
     let blocks = text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
@@ -642,7 +646,7 @@ fn the_same_input_gives_the_same_packages() {
 fn the_packages_are_installed_and_removed_as_the_document_says() {
     assert_eq!(documented("dist/"), "dist/package-guest\n");
     let packages = packages();
-    // What the packages depend on, as the two databases of this tree do not know it.
+    // The packages' dependencies: the databases of dpkg and rpm in this tree don't list them.
     let status = ["iproute2", "util-linux"].map(|name| {
         format!("Package: {name}\nStatus: install ok installed\nMaintainer: x\nArchitecture: amd64\nVersion: 6\nDescription: x\n\n")
     });
@@ -670,7 +674,7 @@ fn the_packages_are_installed_and_removed_as_the_document_says() {
         assert!(said.code == 0 && said.out.contains("0 vf7 ethernet 10.0.7.0\n"), "{name}: {said:?}");
         assert!(guest.read("/etc/network/interfaces").contains("iface vf7 inet static"), "{name}");
         assert_ne!(guest.read(functions), original);
-        // An upgrade of our own package leaves the line.
+        // An upgrade of our own package keeps the line.
         let again = install.replace("rpm --nodeps -U", "rpm --nodeps -U --force");
         guest.run(&format!("set -e; cd /root; {again}")).ok();
         assert_ne!(guest.read(functions), original, "{name}");

@@ -1,4 +1,4 @@
-//! What `shims/install` lays out, and what the programs need of a host.
+//! What `shims/install` installs, and what the programs need from a host.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -12,13 +12,13 @@ use kvm_sriov_tests::caller::{Caller, Version};
 use kvm_sriov_tests::remotes::{FRONT_END_STEPS, HOST_STEPS, Remotes, programs};
 use kvm_sriov_tests::{project, until};
 
-/// Where a program lies.
+/// The path of a program.
 fn place(remotes: &Remotes, program: &str) -> PathBuf {
     let place = if program.starts_with("vnm/") { remotes.path() } else { &remotes.driver() };
     place.join(program)
 }
 
-/// What OpenNebula's monitoring runs.
+/// The probe that OpenNebula's monitoring runs.
 const PROBE: &str = "im/kvm-probes.d/vm/monitor/sriov_probe";
 
 /// The names in a directory, sorted.
@@ -40,7 +40,7 @@ fn lays_out_what_opennebula_calls() {
     for action in programs() {
         let metadata = fs::metadata(place(&remotes, &action)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755, "{action}");
-        // OpenNebula copies every one of them to every host.
+        // OpenNebula copies every program to every host.
         assert!(metadata.len() <= 1_200_000, "{action} has {} bytes", metadata.len());
     }
     let mut steps = [&HOST_STEPS[..], &FRONT_END_STEPS].concat();
@@ -50,10 +50,10 @@ fn lays_out_what_opennebula_calls() {
     assert!(remotes.path().join("etc/vmm/kvm-sriov/kvmrc").is_file());
 }
 
-/// What puts a host right and is run where it must never fail, with the arguments that it gets.
+/// The programs that reconcile a host and must never fail, with their arguments.
 const HEALERS: [(&str, &str); 2] = [(PROBE, "kvm 3 host3"), ("vnm/sriov/clean", "'host3'")];
 
-/// Runs one of them as OpenNebula does. It is over when nobody holds its pipes any more.
+/// Runs one of them as OpenNebula does. OpenNebula waits until all processes have closed its pipes.
 #[track_caller]
 fn heal(remotes: &Remotes, (program, args): (&str, &str)) {
     let line = format!("{} {args}", remotes.path().join(program).display());
@@ -70,7 +70,7 @@ fn the_probe_frees_what_nobody_backs_and_says_nothing() {
         let state = remotes.path().join("state");
         fs::create_dir_all(state.join("ib0")).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
-        // As the driver of 2013 left it long ago.
+        // A claim that the driver of 2013 left an hour ago.
         let claim = fs::File::create(state.join("ib0/0")).unwrap();
         claim.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
         fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
@@ -93,8 +93,8 @@ fn the_probe_itself_never_fails() {
     assert!(text.starts_with("WARN: sriov_probe: ") && text.contains("/nonexistent"), "{text}");
 }
 
-/// Monitoring runs its probes on every host, and the first that fails puts the host into ERROR; a `clean` that fails makes a VM's end a
-/// failure.
+/// Monitoring runs its probes on every host, and the first probe that fails puts the host into ERROR. A `clean` that
+/// fails makes the end of a VM a failure.
 #[test]
 fn where_the_probe_can_not_start_monitoring_goes_on() {
     let remotes = Remotes::default();
@@ -109,10 +109,10 @@ fn where_the_probe_can_not_start_monitoring_goes_on() {
         ("no program", b"\0\0\0\0".to_vec()),
         ("it fails", b"#!/bin/sh\nexit 1\n".to_vec()),
         ("it speaks", b"#!/bin/sh\necho out; echo err >&2\n".to_vec()),
-        // Not for long, if the test fails.
+        // It ends after 20 s, in case that the test fails.
         ("it hangs", b"#!/bin/sh\nexec sleep 20\n".to_vec()),
     ] {
-        // Renamed: what hangs still has the old one.
+        // The program may still be running, so it is replaced by a rename.
         fs::write(program.with_extension("new"), bytes).unwrap();
         fs::set_permissions(program.with_extension("new"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::rename(program.with_extension("new"), &program).unwrap();
@@ -147,16 +147,17 @@ fn the_probe_has_a_limit_and_a_session_of_its_own() {
     }
 }
 
-/// A network as its step on the front-end is told of it.
+/// The description of a network that its step on the front-end gets.
 const VNET: &str =
     "<VNET><ID>3</ID><NAME>infiniband</NAME><VN_MAD><![CDATA[sriov]]></VN_MAD><BRIDGE>sriov_ib0</BRIDGE></VNET>";
 
-/// A front-end has no libvirt and no libvirtd, and it may have another architecture than the hosts: what runs there is no program of ours.
+/// A front-end has no libvirt and no libvirtd, and its architecture may differ from that of the hosts. So only shell
+/// scripts run there.
 #[test]
 fn a_network_is_made_and_removed_on_a_front_end_without_libvirt() {
     let remotes = Remotes::default();
     let caller = Caller::new(Version::V7, remotes.path());
-    // More than a pipe holds: who does not read it makes its caller fail.
+    // More than a pipe holds: the caller fails if the step does not read its input.
     for padding in ["", &" ".repeat(200_000)] {
         for step in FRONT_END_STEPS {
             let answer = caller.run_vnet("sriov", step, 3, &format!("{VNET}{padding}"));
@@ -167,7 +168,7 @@ fn a_network_is_made_and_removed_on_a_front_end_without_libvirt() {
     }
 }
 
-/// They are run for every VN_MAD of a VM, and the first that fails ends the update of all.
+/// OpenNebula runs these steps for every VN_MAD of a VM. The first that fails ends the update of all.
 #[test]
 fn an_update_of_groups_or_networks_is_never_held_up() {
     for version in Version::FORMS {
@@ -228,7 +229,7 @@ fn patched(patch: impl Fn(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
     (dir, program)
 }
 
-/// What bash, through which OpenNebula calls, says of a program.
+/// What bash, through which OpenNebula starts programs, says of a program.
 fn said_by_bash(program: &Path) -> String {
     let out = Command::new("bash").arg("-c").arg(format!("{} x y 1 h", program.display())).output().unwrap();
     assert!(!out.status.success());

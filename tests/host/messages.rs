@@ -1,5 +1,5 @@
-//! What a user of OpenNebula sees of every failure, after the caller has glued and filtered it: tests/fixtures/messages. Run with
-//! KVM_SRIOV_MESSAGES=write to write the files anew, and read what has changed.
+//! What a user of OpenNebula sees of every failure, after the caller has filtered it: tests/fixtures/messages. Run with
+//! KVM_SRIOV_MESSAGES=write to write these files again, and read what has changed.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -29,7 +29,7 @@ use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::site::{Recorded, Site};
 use kvm_sriov_tests::vm::Vm;
 
-/// A part of the file: what happened, and what is seen of it.
+/// One file of messages: what happened, the exit code, and what a user sees.
 struct Messages {
     part: &'static str,
     seen: Vec<(String, i32, String)>,
@@ -40,7 +40,7 @@ impl Messages {
         Self { part, seen: Vec::new() }
     }
 
-    /// Notes a message, which has to read well.
+    /// Adds a message. Fails if it is badly formed.
     fn note(&mut self, what: &str, code: i32, message: &str) {
         let said = message.strip_suffix(&format!("ExitCode: {code}")).unwrap_or(message).trim_end();
         assert!(said.contains(": ") && said.ends_with(['.', ')', '?', '!']), "{what}: {message}");
@@ -50,7 +50,7 @@ impl Messages {
         self.seen.push((what.to_owned(), code, message.to_owned()));
     }
 
-    /// Fails unless this part of the file says the same.
+    /// Fails unless the file has the same messages.
     fn compare(&self) {
         let mut text = String::new();
         for (what, code, message) in &self.seen {
@@ -60,7 +60,8 @@ impl Messages {
     }
 }
 
-/// What is between these two, which is libvirt's and differs between its versions, or the kernel's of this moment.
+/// Masks the text between `begin` and `end`: it is libvirt's and differs between versions, or the kernel's and differs
+/// between runs.
 fn mask(text: &str, begin: &str, end: &str, mask: &str) -> String {
     let Some((before, rest)) = text.split_once(begin) else { panic!("{begin:?} is not in {text:?}") };
     let Some((_, after)) = rest.split_once(end) else { panic!("{end:?} is not in {rest:?}") };
@@ -105,7 +106,7 @@ fn what_programs_say() {
     let (code, message) = said(&site, "snapshot_revert", &["test", "snap-9"], data);
     let message = mask(&message, "for domain test: ", "; nothing was changed", "libvirt's reason");
     messages.note("snapshot_revert: a snapshot that is not there", code, &message);
-    // A network that asks for a VF, on a host that is not ready for one.
+    // A network that asks for a VF, on a host that is not set up for VFs.
     let vf = deploy.stdin.replace("bridge='onebr0'", "bridge='sriov_ib0'");
     let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
     messages.note("deploy: the dummies' bridge is none", code, &message);
@@ -136,7 +137,7 @@ fn what_programs_say() {
     messages.compare();
 }
 
-/// Turns failures into what a user sees, in the three forms that there are.
+/// Shows failures as a user sees them, in each of the three forms.
 struct Seen {
     remotes: [(Version, Remotes); 3],
 }
@@ -262,7 +263,7 @@ fn agrees(name: &str, text: &str) {
     assert_eq!(expected.lines().count(), text.lines().count(), "{}", place.display());
 }
 
-/// One of each cause that there is, with the action that comes upon it.
+/// One example of each cause, with an action that reports it.
 fn causes() -> Vec<(Action, Cause)> {
     let vm = || "one-42".parse().unwrap();
     let root = || "ib0".parse().unwrap();
@@ -465,7 +466,7 @@ fn causes() -> Vec<(Action, Cause)> {
     ]
 }
 
-/// One of each state that there is.
+/// One example of each state.
 fn states() -> Vec<HostState> {
     vec![
         HostState::NothingStarted,
@@ -486,7 +487,7 @@ fn name(cause: &Cause) -> String {
     format!("{cause:?}").split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
 }
 
-/// A cause reads well whatever action comes upon it, so each is shown with one.
+/// The text of a cause does not depend on the action, so each is shown with one action.
 #[test]
 fn what_is_said_of_every_cause() {
     let (seen, mut messages) = (Seen::new(), Messages::of("causes.txt"));
@@ -557,7 +558,7 @@ fn what_a_program_concludes() {
     agrees("consequences.txt", &text);
 }
 
-/// After what fails the host is in one of these states.
+/// The states of the host after a failure.
 #[test]
 fn what_is_said_of_every_state() {
     let (seen, mut messages) = (Seen::new(), Messages::of("states.txt"));

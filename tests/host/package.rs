@@ -1,4 +1,4 @@
-//! What `dist/package` makes.
+//! The packages that `dist/package` makes.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -12,11 +12,11 @@ use std::sync::OnceLock;
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::remotes::Remotes;
 
-/// The packages, in a directory of their own.
+/// The packages, in a temporary directory.
 struct Packages(tempfile::TempDir);
 
 impl Packages {
-    /// Those that most tests look at: made once.
+    /// The packages that most tests read. They are made once.
     fn made() -> &'static Self {
         static MADE: OnceLock<Packages> = OnceLock::new();
         MADE.get_or_init(Self::make)
@@ -34,7 +34,7 @@ impl Packages {
         Self(dir)
     }
 
-    /// The one file whose name begins and ends so.
+    /// The only file whose name begins and ends with these texts.
     fn file(&self, begin: &str, end: &str) -> PathBuf {
         let found = fs::read_dir(self.0.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| {
             let name = path.file_name().unwrap().to_str().unwrap();
@@ -46,7 +46,7 @@ impl Packages {
     }
 }
 
-/// Every file below a directory with what is in it.
+/// All files below a directory, with their contents.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut open = vec![dir.to_owned()];
@@ -109,7 +109,7 @@ fn a_host_gets_the_command_and_the_rules() {
     assert!(field(&host, "Depends").contains("libvirt0 (>= 7.0.0)"), "{}", field(&host, "Depends"));
 }
 
-/// On a distribution whose `/lib` is a link, as on most: the files go through it, and no directory changes its rights.
+/// On most distributions `/lib` is a link. The files are unpacked through it, and no directory changes its mode.
 #[test]
 fn the_tarball_is_laid_out_by_the_commands_of_the_document() {
     let document = fs::read_to_string(project().join("docs/howto/install.md")).unwrap();

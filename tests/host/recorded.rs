@@ -1,5 +1,5 @@
-//! The calls that were recorded from OpenNebula, in their order, against domains that exist: those of a libvirtd of the test, as far
-//! as libvirt's test driver goes. What it can't do, it says, and then nothing has changed.
+//! The calls that were recorded from OpenNebula, in their order, on domains of libvirt's test driver. If the test
+//! driver can't do something, the action says so and changes nothing.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -10,13 +10,14 @@ use std::path::Path;
 use kvm_sriov_tests::caller::{Answer, Version};
 use kvm_sriov_tests::site::{Recorded, Site};
 
-/// What a call is answered with.
+/// The expected answer to a call.
 enum Answered {
-    /// It is done, and this is printed.
+    /// The call succeeds and prints this.
     Done(String),
-    /// It is done, or the test driver can't do it: newer ones can do more.
+    /// The call succeeds, or fails with one of these texts because the test driver can't do it. Newer test drivers can
+    /// do more.
     DoneOrRefused(&'static [&'static str]),
-    /// It fails, with this in the message.
+    /// The call fails, with this text in the message.
     Refused(&'static str),
 }
 
@@ -28,10 +29,10 @@ fn expected(call: &Recorded, uuid: &str) -> Answered {
         "attach_disk" | "attach_nic" | "prereconfigure" | "reconfigure" | "resize" | "restore" => {
             Answered::DoneOrRefused(&["not supported by the connection driver", "unsupported"])
         }
-        // A disk that could not be attached is not there; the size of the driver's disks is what it likes.
+        // A disk that could not be attached is missing. The test driver chooses the sizes of its disks.
         "detach_disk" => Answered::DoneOrRefused(&["one-0 has no disk vdb", "not supported by the connection driver"]),
         "resize_disk" => Answered::Refused("which are more than 80 MiB"),
-        // The other host is that of the lab, and so are guests with an agent.
+        // Only the lab has a second host, and guests with an agent.
         "migrate" => Answered::Refused("cannot start the agent on hostB: "),
         "exec" | "exec_cancel" => Answered::Refused("; nothing was changed."),
         _ => Answered::Done(String::new()),
@@ -62,7 +63,7 @@ fn every_recorded_call_is_answered_in_its_order() {
         }
         let call = call.fit(site);
         let (deploy, uuid) = &vms[&call.vm];
-        // What the test driver did not do before (a restore, a move to this host) is done for it.
+        // The test driver may have been unable to restore or move the domain to this host. Then it is deployed.
         let starts = matches!(call.action.as_str(), "deploy" | "restore");
         if !starts && site.domain(uuid).is_none() {
             let deploy = deploy.clone().fit(site);
@@ -72,7 +73,7 @@ fn every_recorded_call_is_answered_in_its_order() {
         let answer = site.caller(call.vm).host(&call.host).run(&call.action, &call.args(), &call.stdin);
         check(&call, &answer, &expected(&call, uuid));
         if call.action == "deploy" {
-            // After it a line break of the here-document.
+            // The here-document adds a line break.
             assert_eq!(fs::read_to_string(&call.args[0]).unwrap(), format!("{}\n", call.stdin), "{}", call.name);
         }
         let after = site.live(uuid);
@@ -104,7 +105,7 @@ fn check(call: &Recorded, answer: &Answer, expected: &Answered) {
     }
 }
 
-/// What is in a directory and in those below it.
+/// All files below a directory.
 fn files(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
@@ -142,7 +143,8 @@ fn xml_that_is_cut_short_is_refused_before_anything_is_touched() {
 
     let uuid = site.caller(0).run("deploy", &deploy.args(), &deploy.stdin).ok();
     let (before, made) = (site.live(uuid.trim()), files(&site.datastores()));
-    // Not those that OpenNebula starts by a command of their own: nothing cuts their input. And not those that read none.
+    // Without the actions that OpenNebula starts with their own command: their input is never cut. Also without those
+    // that read no input.
     for action in [
         "save",
         "migrate",

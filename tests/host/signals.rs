@@ -1,4 +1,4 @@
-//! An action is told to end, and loses who reads what it says: it finishes or undoes, never half.
+//! An action that gets a signal, or loses the reader of its output, finishes or undoes its work completely.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -23,10 +23,10 @@ use kvm_sriov_tests::rig_host::Said;
 use kvm_sriov_tests::site::{Recorded, Site};
 use kvm_sriov_tests::{hand_over, until};
 
-/// What an action may be told, by the names that kill(1) has for it.
+/// The signals that an action may get, by their names in kill(1).
 const SIGNALS: [&str; 2] = ["TERM", "HUP"];
 
-/// The signals that a process keeps waiting, one bit each.
+/// The signals that a process blocks, one bit for each.
 ///
 /// # Source
 /// proc(5), `/proc/pid/status`.
@@ -36,7 +36,7 @@ fn blocked(pid: u32) -> u64 {
     mask.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap())
 }
 
-/// SIGHUP is 1 and SIGTERM 15.
+/// The bits of SIGHUP (1) and SIGTERM (15).
 const BOTH: u64 = 1 | 1 << 14;
 
 fn tell(child: &Child, signal: &str) {
@@ -44,7 +44,7 @@ fn tell(child: &Child, signal: &str) {
     assert!(status.success());
 }
 
-/// Starts a program, waits until it holds its signals, and tells it all of them while it waits for its input.
+/// Starts a program, waits until it blocks its signals, and sends all of them while the program waits for its input.
 fn told_while_it_reads(command: &mut Command, stdin: &str) -> Said {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();
@@ -97,7 +97,7 @@ fn an_action_is_told_to_end_at_any_time() {
         let mut child = program("deploy", &deploy.args()).spawn().unwrap();
         until("signals are held", || blocked(child.id()) & BOTH == BOTH);
         child.stdin.take().unwrap().write_all(deploy.stdin.as_bytes()).unwrap();
-        // Wherever it is by then: the outcome is the same.
+        // The outcome is the same at any point.
         thread::sleep(Duration::from_millis(step * 5));
         tell(&child, SIGNALS[usize::try_from(step % 2).unwrap()]);
         let said: Said = child.wait_with_output().unwrap().into();
@@ -129,7 +129,7 @@ fn nobody_reads_what_an_action_says() {
     }
 }
 
-/// The reader is gone, as it is when the connection is lost: a write into the pipe would raise SIGPIPE.
+/// The reader is gone, as after a lost connection. A write into the pipe would raise SIGPIPE.
 #[test]
 fn a_pipe_that_nobody_reads_any_more_ends_no_action() {
     let site = Site::new(Version::V7);
@@ -152,7 +152,7 @@ fn a_pipe_that_nobody_reads_any_more_ends_no_action() {
 #[test]
 fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
     let site = Site::new(Version::V7);
-    // With a libvirtd that never answers it takes its time.
+    // A libvirtd that never answers keeps the program busy.
     let silent = site.remotes().path().join("silent");
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
@@ -173,26 +173,26 @@ fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
 
 #[test]
 fn what_outlives_its_action_ends_when_it_is_told_to() {
-    // With a libvirtd that never answers they wait.
+    // A libvirtd that never answers keeps the programs waiting.
     let site = Site::new(Version::V7);
     let silent = site.remotes().path().join("silent");
     let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
     site.configure(&format!("LIBVIRT_URI=test+unix:///default?socket={}", silent.display()));
     for program in ["sriov_watcher", "sriov_clock"] {
-        // As an action starts them: with what it holds, held.
+        // An action starts them with its own blocked signals.
         let mut child = Command::new("env")
             .arg("--block-signal=TERM,HUP")
             .arg(site.remotes().driver().join(program))
             .arg("56e14855-0118-420f-b565-26fe35d8493d")
             .spawn()
             .unwrap();
-        // It is at work when it has a session of its own.
+        // The program works when it has its own session.
         let session = || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
             stat.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned()
         };
         until("it has a session of its own", || session() == child.id().to_string());
-        // For the moment that a thread is started glibc holds all signals back.
+        // glibc blocks all signals while it starts a thread.
         until("it holds no signals", || blocked(child.id()) & BOTH == 0);
         tell(&child, "TERM");
         assert_eq!(child.wait().unwrap().signal(), Some(15), "{program}");
@@ -204,7 +204,7 @@ fn poll_puts_the_host_right_once_in_a_while() {
     let site = Site::new(Version::V5_10);
     let claim = site.state().join("ib0/0");
     fs::write(site.remotes().driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
-    // As the driver of 2013 left it long ago.
+    // Leaves a claim as the driver of 2013 did, an hour old.
     let leave_claim = || {
         fs::create_dir_all(claim.parent().unwrap()).unwrap();
         fs::set_permissions(site.state(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -215,7 +215,7 @@ fn poll_puts_the_host_right_once_in_a_while() {
     leave_claim();
     poll();
     until("the first poll frees it", || !claim.exists());
-    // Nobody waits for the probe that it started: it has the turn until it ends.
+    // `poll` does not wait for the probe that it starts. The probe holds this lock until it ends.
     let turn = site.state().join(".locks/probe");
     let is_over = || {
         let lock = fs::File::open(&turn).unwrap();
@@ -229,13 +229,13 @@ fn poll_puts_the_host_right_once_in_a_while() {
     fs::write(&turn, format!("{}\n", last - 31)).unwrap();
     poll();
     until("half a minute later it is freed again", || !claim.exists());
-    // A host that can't be put right answers all the same.
+    // `poll` answers also for a host that can't be repaired.
     fs::set_permissions(site.state(), fs::Permissions::from_mode(0o777)).unwrap();
     poll();
     assert_eq!(site.daemon().libvirt().domains().unwrap().len(), 1);
 }
 
-/// Holds the lock of one-42 in the state directory that the environment names, until somebody wishes that it ends.
+/// Holds the lock of one-42 in the state directory that the environment names, until the action is asked to end.
 fn hold_the_lock(action: Action) {
     let store = ClaimStore::create(Path::new(&env::var("STATE").unwrap())).unwrap();
     let lock = store.lock_vm(&"one-42".parse().unwrap(), action, Duration::ZERO).unwrap();
@@ -251,7 +251,7 @@ fn program() {
     });
 }
 
-/// As a probe does it, or `poll`, which puts the whole host right.
+/// Like the probe or `poll`, which reconcile the whole host.
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn program_with_other_work() {
@@ -261,7 +261,7 @@ fn program_with_other_work() {
     });
 }
 
-/// As a program does it that embeds the library.
+/// Like a program that embeds the library.
 #[test]
 #[ignore = "part of cancel_kills_only_programs_of_the_driver"]
 fn embedder() {

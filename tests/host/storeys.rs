@@ -19,7 +19,7 @@ fn source() -> PathBuf {
     project().join("crates/kvm-sriov/src")
 }
 
-/// Every Rust file of the crate but lib.rs, as a path below `src`.
+/// All Rust files of the crate except lib.rs, as paths below `src`.
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
@@ -30,12 +30,12 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The module at the top of the crate that a file belongs to.
+/// The top module of a file.
 fn room(file: &Path) -> String {
     file.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
 }
 
-/// What a file names by `crate::`, with the line. What documentation links to is no import.
+/// The modules that a file names by `crate::`, with the lines. Links in documentation are not imports.
 fn imports(text: &str) -> Vec<(usize, String)> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
     let named = |(number, line): (usize, &str)| {
@@ -79,7 +79,7 @@ fn no_import_runs_upwards() {
                 _ => wrong.push(format!("{}:{line}: {own} imports {name}, which is above it", file.display())),
             }
         }
-        // Only full paths are read above.
+        // The check above reads only full paths, so a file must not leave its top module with `super::`.
         let depth = file.components().count() - usize::from(file.ends_with("mod.rs"));
         let climbs = "super::".repeat(depth);
         let is_test = |at: usize| text[..at].contains("#[cfg(test)]");

@@ -1,4 +1,5 @@
-//! What changed between versions of OpenNebula, each change from both sides: docs/reference/versions.md has them all.
+//! What changed between versions of OpenNebula. Each change is tested on both sides. docs/reference/versions.md lists
+//! all changes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -13,7 +14,7 @@ use kvm_sriov_tests::site::{Recorded, Site};
 
 const UUID: &str = "56e14855-0118-420f-b565-26fe35d8493d";
 
-/// The VM's description as a version from 5.0 on sends it.
+/// The VM's description as versions since 5.0 send it.
 const DATA: &str = "<VMM_DRIVER_ACTION_DATA><VM><ID>0</ID></VM></VMM_DRIVER_ACTION_DATA>";
 
 /// The deployment file of VM 0 as this version writes it.
@@ -47,7 +48,7 @@ fn deploy_prints_the_name_and_from_6_0_on_the_uuid() {
         let printed = deploy(&site, version).ok();
         let uuid = site.domain("one-0").unwrap().uuid;
         assert_eq!(printed, if is_uuid { format!("{uuid}\n") } else { "one-0\n".into() }, "{version}");
-        // From 5.12 on monitoring tells OpenNebula the UUID, whatever was printed.
+        // Since 5.12, monitoring tells OpenNebula the UUID, whatever `deploy` printed.
         for id in ["one-0", uuid.as_str()] {
             site.caller(0).run("reboot", &[id, "node1"], DATA).ok();
         }
@@ -94,7 +95,7 @@ fn a_failure_is_read_by_every_version() {
         };
         assert_eq!((answer.code, answer.message.as_str()), (1, seen.as_str()), "{version}");
     }
-    // With lines of the log: only up to 6.10 are they in the message.
+    // Lines of the log are in the message only up to 6.10.
     fs::write(site.datastores().join("checkpoint"), "x").unwrap();
     let checkpoint = site.datastores().join("checkpoint").display().to_string();
     site.configure("VIRSH_RETRIES=2");
@@ -107,7 +108,7 @@ fn a_failure_is_read_by_every_version() {
     }
 }
 
-/// Every action with arguments of the newest version, on a VM that is not there.
+/// All actions with arguments of the newest version, for a VM that does not exist.
 const CALLS: [(&str, &[&str]); 19] = [
     ("attach_disk", &["one-42", "/d/disk.2", "vdb", "1", "PFZNLz4="]),
     ("attach_nic", &["one-42", "02:00:0a:00:2a:01", "br0", "virtio", "bridge", "one-42-1"]),
@@ -130,7 +131,7 @@ const CALLS: [(&str, &[&str]); 19] = [
     ("snapshot_revert", &["one-42", "snap-0"]),
 ];
 
-/// The versions on both sides of every change of what is on standard input.
+/// The versions on both sides of every change of standard input.
 const SENDING: [Version; 8] = [
     Version(4, 0),
     Version(4, 14),
@@ -142,7 +143,7 @@ const SENDING: [Version; 8] = [
     Version(7, 4),
 ];
 
-/// Which is what the double of OpenNebula looks for: the next command is on the same stream.
+/// The test double of OpenNebula checks this: the next command is on the same stream.
 #[test]
 fn no_action_reads_what_its_version_does_not_send() {
     let mut site = Site::new(Version::V7);
@@ -197,7 +198,7 @@ fn what_the_shell_makes_of_xml_until_6_4_is_read_or_refused() {
 #[test]
 fn the_front_end_sends_base64_in_lines_and_from_5_12_on_in_one() {
     let mut site = Site::new(Version::V7);
-    // No ssh leads anywhere: what matters is what was read before.
+    // No ssh connection succeeds. The test is about the input that was read before.
     let ssh = site.remotes().path().join("bin/ssh");
     fs::create_dir_all(ssh.parent().unwrap()).unwrap();
     fs::write(&ssh, "#!/bin/sh\necho 'no route to host' >&2\nexit 255\n").unwrap();
@@ -234,7 +235,7 @@ fn vm_xml_is_beside_the_deployment_file_from_6_0_on_and_may_be_missing() {
 #[test]
 fn the_two_appended_arguments_are_never_taken_for_others() {
     let mut site = Site::new(Version::V7);
-    // In 4.0 nothing is quoted: what is empty is not there.
+    // Version 4.0 quotes no arguments, so an empty one is missing.
     for (version, args) in [
         (Version::V4_0, vec!["one-42", "02:00:0a:00:2a:01", "br0"]),
         (Version(4, 4), vec!["one-42", "02:00:0a:00:2a:01", "br0", "", "bridge"]),
@@ -261,7 +262,7 @@ fn restore_has_two_arguments_until_4_2() {
         assert_eq!(site.domain("one-0"), None, "{version}");
         let answer = site.caller(0).run("restore", &[&checkpoint, "node1", &id], DATA);
         assert_eq!(answer.stdout, "", "{version}");
-        // Older test drivers can't start a domain with other paths than it was saved with.
+        // Older test drivers can't start a domain with other paths than those it was saved with.
         let is_there = Path::new(&checkpoint).exists();
         assert_eq!((answer.code == 0, site.domain("one-0").is_some()), (!is_there, !is_there), "{version}: {answer:?}");
         if answer.code != 0 {

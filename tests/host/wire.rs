@@ -1,4 +1,4 @@
-//! The programs, called as OpenNebula calls them, against libvirt's test driver: arguments, input, answers, exit codes.
+//! The programs, called as OpenNebula calls them, on libvirt's test driver: arguments, input, answers, exit codes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -9,7 +9,7 @@ use std::process::Command;
 use kvm_sriov_tests::remotes::{Remotes, run};
 use kvm_sriov_tests::rig_host::Said;
 
-/// A remotes directory of this version whose driver talks to libvirt's test driver, with its one domain `test`.
+/// A remotes directory of this version. Its driver uses libvirt's test driver, which has one domain, `test`.
 fn remotes(version: &str) -> Remotes {
     let remotes = Remotes::install(version);
     let state = remotes.path().join("state");
@@ -24,7 +24,7 @@ fn remotes(version: &str) -> Remotes {
     remotes
 }
 
-/// Calls an action as OpenNebula does: it appends two arguments.
+/// Calls an action as OpenNebula does, with two arguments appended.
 fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
     call_with(remotes, action, &[args, &["42", "node1"]].concat(), stdin)
 }
@@ -129,7 +129,7 @@ fn a_checkpoint_that_ceph_refuses_stays() {
     assert!(said.err.contains("there is none"), "{said:?}");
 }
 
-/// The VM as a step of a network driver is told of it.
+/// The description of the VM that a step of a network driver gets.
 fn networks(bridge: &str) -> String {
     let vm = format!(
         "<VM><ID>42</ID><TEMPLATE><NIC><BRIDGE>br0</BRIDGE><MAC>02:00:0a:00:00:01</MAC><VN_MAD>bridge</VN_MAD></NIC>\
@@ -140,7 +140,7 @@ fn networks(bridge: &str) -> String {
 
 #[test]
 fn networks_are_looked_at_before_a_vm_comes() {
-    // The form of 5.8 has the VM in an argument.
+    // Up to 5.8, the VM is an argument.
     for (version, on_stdin) in [("5.8.0", false), ("5.10.0", true), ("7.4.0", true)] {
         let remotes = remotes(version);
         fs::write(remotes.driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();
@@ -153,7 +153,7 @@ fn networks_are_looked_at_before_a_vm_comes() {
             }
         };
         let said = step("pre", "sriov_ib0");
-        // `lo` is no bridge.
+        // `lo` is not a bridge.
         assert!(said.err.contains("vnm pre: DUMMY_BRIDGE lo is not a bridge of this host"), "{said:?}");
         for (bridge, text) in [
             ("sriov_ib1", "ib1"),
