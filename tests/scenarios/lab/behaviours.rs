@@ -1,4 +1,4 @@
-//! libvirtd and QEMU as they are, behind the list of behaviours that the model goes by.
+//! Runs the list of behaviours, which the model follows, against real libvirtds and QEMUs.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use super::moves::second_host;
 use super::suspend::shows;
 use super::{GUEST_BOOT, map};
 
-/// The longest that one call to a libvirtd of the lab may take.
+/// The limit of one call to a libvirtd of the lab.
 const CALL: Duration = Duration::from_secs(120);
 
 /// A lab host, alone or with another one.
 struct LabRig {
-    // Closed before the way to it: fields drop in this order.
+    // This connection is dropped before the forwarding below it: fields drop in this order.
     libvirt: Libvirt,
     way: ForwardedLibvirt,
     host: RigHost,

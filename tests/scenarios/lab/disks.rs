@@ -13,7 +13,7 @@ fn done(said: &Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
-/// What OpenNebula says of a VM, with more in its template.
+/// The standard input of an action for a VM, with this addition to its template.
 fn data(host: RigHost, vm: &Vm, template: &str) -> String {
     let text = vm.action_data(&host.name()).xml();
     assert!(text.contains("<VCPU><![CDATA[1]]></VCPU>"), "{text}");
@@ -26,21 +26,21 @@ fn base64(text: &str) -> String {
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
 }
 
-/// What the hypervisor says of a disk: how large it is in MiB; `None` when there is no such disk.
+/// The size of a disk in MiB, from the hypervisor. `None` without such a disk.
 fn mib(host: RigHost, vm: &Vm, target: &str) -> Option<u64> {
     let said = host.oneadmin(&format!("virsh -c qemu:///system domblkinfo {} {target}", vm.name()));
     let line = said.out.lines().find(|line| line.starts_with("Capacity:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().unwrap() >> 20)
 }
 
-/// What a disk or drive holds, as virsh lists it.
+/// The medium of a disk or drive, as virsh lists it.
 fn holds(host: RigHost, vm: &Vm, target: &str) -> String {
     let said = host.oneadmin(&format!("virsh -q -c qemu:///system domblklist {}", vm.name())).ok();
     let found = said.lines().filter_map(|line| line.trim().split_once(' ')).find(|(name, _)| *name == target);
     found.map(|(_, source)| source.trim().to_owned()).unwrap_or_default()
 }
 
-/// Starts a VM whose guest answers, from its deployment file after this change.
+/// Starts a VM whose guest answers, from its changed deployment file.
 fn start(host: RigHost, vm: &Vm, change: impl Fn(String) -> String) {
     host.oneadmin(&format!("mkdir -p {0} && cd {0} && truncate -s 16M disk.0 disk.1 disk.2 disk.3", vm.dir())).ok();
     let text = change(vm.deployment());
@@ -59,7 +59,7 @@ fn disks_come_grow_and_go(host: RigHost, vm: &Vm) {
     let attach = || host.action("attach_disk", &[&vm.uuid(), &path, "vdb", "1", &base64(&told)], vm, &told);
     done(&attach());
     assert_eq!((holds(host, vm, "vdb"), mib(host, vm, "vdb")), (path.clone(), Some(16)));
-    // OpenNebula may ask twice.
+    // OpenNebula may call an action twice.
     done(&attach());
     let resize =
         |mib: &str| host.action("resize_disk", &[&vm.uuid(), "2", mib, &base64(&told), &host.name()], vm, &told);
@@ -118,7 +118,7 @@ pub(super) fn a_cd_is_swapped(host: RigHost) {
     cancel(host, &vm);
 }
 
-/// Virtual CPUs that are there, memory that the balloon leaves, and all memory, the last two in MiB.
+/// The virtual CPUs, the memory that the balloon leaves and all memory, both in MiB.
 fn sizes(host: RigHost, vm: &Vm) -> (u32, u64, u64) {
     let sizes = kvm_sriov::xml::Sizes::parse(&host.live_xml(vm)).unwrap();
     (sizes.vcpus, sizes.balloon_kib / 1024, sizes.memory_kib / 1024)

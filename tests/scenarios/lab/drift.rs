@@ -1,4 +1,5 @@
-//! What adds up: processes that are killed at any time, and NICs that come and go a hundred times.
+//! Effects that accumulate: processes that are killed at any time, and NICs that are attached and detached a hundred
+//! times.
 
 use std::env;
 use std::thread;
@@ -11,35 +12,35 @@ use super::moves::{second_host, settles};
 use super::suspend::{boot, exists, identity, shows};
 use super::{STATE, cancel, interfaces, is_at_rest, plugged};
 
-/// A guest shows what came back within 8 s.
+/// A guest shows returned VFs within 8 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 
 const KILLS: u32 = 20;
 const ROUNDS: u32 = 100;
 
-/// How many of the actions have to be killed: the others have ended before.
+/// How many of the actions must be killed before they end by themselves.
 const KILLED: u32 = 10;
 
-/// The longest that an action is left alone before it is killed, in ms. A move takes about 15 s, a save 8 s, a NIC 4 s.
+/// The longest time before an action is killed, in ms. A migration takes about 15 s, a save 8 s, a NIC 4 s.
 const LONGEST: u64 = 15_000;
 const LONGEST_OF_A_NIC: u64 = 4_000;
 
-/// The variable that gives a seed, to see again what an earlier run saw.
+/// The variable with the seed, to repeat an earlier run.
 const SEED: &str = "KVM_SRIOV_LAB_SEED";
 
-/// Numbers that look random and are the same for the same seed.
+/// Pseudo-random numbers, the same for the same seed.
 ///
 /// # Source
 /// G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8 (2003), 14.
 struct Random(u64);
 
 impl Random {
-    /// From the seed that the environment gives, or a new one. It is printed.
+    /// Starts from the seed of the environment or from a new one, and prints it.
     fn seeded() -> Self {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
         let seed: u64 = env::var(SEED).map_or_else(|_| now(), |seed| seed.parse().unwrap());
         println!("  {SEED}={seed}");
-        // Zero would stay zero.
+        // Zero would give only zeros.
         Self(seed.max(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
@@ -51,7 +52,7 @@ impl Random {
     }
 }
 
-/// How many NICs with VFs the VM should have; `None` while it does not have exactly these, or an operation is open.
+/// How many NICs with VFs the VM wants. `None` while it does not have exactly these VFs, or an operation is open.
 fn settled_nics(vm: &Vm, live: &str) -> Option<usize> {
     let wanted = live.matches("<sriov:nic ").count();
     let is_settled = plugged(live).len() == wanted && interfaces(live).len() == wanted;
@@ -63,7 +64,7 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
     let mut random = Random::seeded();
     let one = Vm::new(76).with_guest().nic("sriov_pf0");
     let two = one.clone().nic("sriov_pf1");
-    // What it is with one NIC, and what it was with two when it had them first.
+    // The values with one NIC, and the first values with two NICs.
     let mut known = [Some(identity(&boot(host1, &one, 2))), None];
     let boot_id = host1.wait_tick(&one).boot;
     let (mut vm, mut at, mut is_saved, mut killed) = (one.clone(), host1, false, 0);
@@ -85,7 +86,7 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
         let step =
             format!("round {round}: {what} on {}, killed after {after} ms: {was_killed}, {}", at.name(), said.code);
         println!("  {step}");
-        // A save that was not finished is ended, or its image is restored; a restore is undone, or ended.
+        // An unfinished save is completed, or its image is restored. A restore is undone or completed.
         let hosts = [host1, host2];
         let mut found = None;
         host1.wait(&format!("it to be in one place, and whole: {step}"), SOON, |_| {
@@ -129,7 +130,7 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
     cancel(at, &vm);
 }
 
-/// What must not grow: our files and processes, and what libvirtd and the VM's QEMU have open.
+/// The numbers that must not grow: our files and processes, and the open files of libvirtd and of the VM's QEMU.
 #[derive(Debug)]
 struct Held {
     files: String,
@@ -164,7 +165,7 @@ pub(super) fn a_hundred_rounds_of_attach_and_detach(host: RigHost) {
         let said = host.detach_nic(&two, 1);
         assert_eq!((said.code, said.out.as_str()), (0, ""), "round {round}: {said:?}");
         assert_eq!(host.claims(), ["pf0/0"], "round {round}");
-        // The first round makes locks and directories, which stay.
+        // The first round creates locks and directories, which are kept.
         if round == 1 {
             begin = Some(Held::on(host, &one));
         }
@@ -172,7 +173,7 @@ pub(super) fn a_hundred_rounds_of_attach_and_detach(host: RigHost) {
     let (begin, end) = (begin.unwrap(), Held::on(host, &one));
     assert_eq!((&end.files, &end.processes), (&begin.files, &begin.processes));
     for (before, after) in begin.open.iter().zip(end.open) {
-        // A connection of libvirtd may just come or go.
+        // libvirtd may be opening or closing a connection.
         assert!(after <= before + 4, "files that are open: {begin:?}, {end:?}");
     }
     shows(host, &one, 2, GUEST_ANSWERS);

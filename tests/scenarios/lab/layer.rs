@@ -1,4 +1,4 @@
-//! The libvirt layer's own tests that need root and a libvirtd which may be stopped and killed.
+//! The unit tests of the libvirt layer that need root and a libvirtd of their own.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::process::Command;
 use kvm_sriov_tests::project;
 use kvm_sriov_tests::rig_host::{RigHost, Said};
 
-/// Where the tests lie on the host.
+/// The directory of the tests on the host.
 const TESTS: &str = "/var/tmp/unit-tests";
 
-/// The library's unit tests, built if they are not.
+/// Builds the library's unit tests. Returns their program.
 fn unit_tests() -> PathBuf {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--quiet", "-p", "kvm-sriov", "--lib", "--no-run", "--message-format=json"])
@@ -29,9 +29,9 @@ pub(super) fn the_libvirt_layer_on_a_libvirtd_of_its_own(host: RigHost) {
     host.write_bytes(TESTS, &std::fs::read(unit_tests()).unwrap());
     let listed = host.root(&format!("chmod 755 {TESTS} && {TESTS} --ignored --list ::daemon::")).ok();
     let names: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
-    // libvirt's QEMU driver, which every libvirtd has, is in one process of a host at a time.
+    // Only one libvirtd of a host can use libvirt's QEMU driver at a time.
     host.kill_libvirtd();
-    // Each in a process of its own: they count what is left in it.
+    // Each test runs in a process of its own, because it counts what is left in it.
     let run = |name: &str| host.root(&format!("{TESTS} --ignored --exact {name}"));
     let outcomes: Vec<(&str, Said)> = names.into_iter().map(|name| (name, run(name))).collect();
     host.start_libvirtd();

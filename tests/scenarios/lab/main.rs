@@ -31,10 +31,10 @@ mod suspend;
 const STATE: &str = "/tmp/vf_interfaces";
 const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
 
-/// VFs of each of the lab's two roots.
+/// The number of VFs of each of the lab's two roots.
 const VFS: usize = 4;
 
-/// A guest that is asked to power off does so in about 4 s.
+/// A guest powers off about 4 s after the request.
 const GUEST_POWEROFF: Duration = Duration::from_secs(60);
 
 type Scenario = runner::Scenario<RigHost>;
@@ -49,7 +49,8 @@ use package::*;
 use snapshots::*;
 use suspend::*;
 
-/// What one host is enough for: both hosts take from this list, and end together when what takes long is not last.
+/// Scenarios on one host. Both hosts take scenarios from this list. Long ones come early, so that both hosts end at the
+/// same time.
 const ON_ONE_HOST: &[Scenario] = scenarios![
     a_host_behaves_as_the_model_does,
     one_vf,
@@ -80,7 +81,7 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     monitoring_frees_what_a_crash_left,
 ];
 
-/// What needs both hosts; the first is given.
+/// Scenarios on both hosts. They get the first one.
 const ON_TWO_HOSTS: &[Scenario] = scenarios![
     two_hosts_behave_as_the_model_does,
     traffic_survives_suspend_and_migration_there_and_back,
@@ -89,7 +90,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     a_fresh_host_is_called_for_a_whole_life,
 ];
 
-/// What takes long (`./check long`), and one host is enough for.
+/// Long scenarios (`./check long`) on one host.
 const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     the_libvirt_layer_on_a_libvirtd_of_its_own,
     save_and_restore_on_q35,
@@ -124,7 +125,7 @@ const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     programs_start_on_debian_11,
 ];
 
-/// What takes long, and needs both.
+/// Long scenarios on both hosts.
 const LONG_ON_TWO_HOSTS: &[Scenario] = scenarios![
     vm_without_vfs_migrates,
     cancel_during_a_migration,
@@ -172,7 +173,7 @@ fn main() -> ExitCode {
     verdict(alone.len() + together.len(), failed)
 }
 
-/// Runs a scenario on clean hosts; once more when the emulated processor of one failed under it.
+/// Runs a scenario on clean hosts. Runs it once more when the emulated processor of a host failed.
 fn runs(hosts: &[RigHost], (name, scenario): &Scenario) -> bool {
     let host = hosts[0];
     let attempt = || {
@@ -198,7 +199,7 @@ fn runs(hosts: &[RigHost], (name, scenario): &Scenario) -> bool {
     }
 }
 
-/// Makes a host usable again: a scenario that failed may have left it without power, network, libvirtd or driver.
+/// Makes a host usable again. A failed scenario may have left it without power, network, libvirtd or driver.
 fn mend(host: RigHost) {
     host.power_cycle();
     host.install(&Remotes::default());
@@ -210,7 +211,7 @@ fn prepare(host: RigHost) {
     host.set_up();
 }
 
-/// Writes kvmrc with the two variables every VM with VFs needs, and more.
+/// Writes kvmrc with the two variables that every VM with VFs needs, and these lines.
 fn kvmrc(host: RigHost, more: &str) {
     host.write(KVMRC, &format!("{BASE_KVMRC}{more}"));
 }
@@ -257,8 +258,7 @@ fn plugged(live: &str) -> Vec<Plugged> {
         .collect()
 }
 
-/// The aliases of the VFs with their guest addresses, by alias: a VF that left and came back is the last in libvirt's
-/// XML.
+/// The aliases of the VFs with their guest addresses, by alias: libvirt's XML lists a returned VF last.
 fn guest_addresses(live: &str) -> Vec<(String, String)> {
     let mut vfs: Vec<_> = plugged(live).into_iter().map(|vf| (vf.alias, vf.guest)).collect();
     vfs.sort();
@@ -278,15 +278,14 @@ fn interfaces(live: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether no operation is open on a domain of ours. That a guest may still release a VF, which a killed action may
-/// have asked for, is none.
+/// Whether a domain has no open operation. A note that the guest may still release a VF is not an operation.
 fn is_at_rest(live: &str) -> bool {
     let document = roxmltree::Document::parse(live).unwrap();
     let operation = document.descendants().find(|node| node.has_tag_name(("urn:kvm-sriov:domain:1", "operation")));
     operation.is_none_or(|operation| operation.attribute("kind") == Some("pending-unplug"))
 }
 
-/// Nothing was started and nothing claimed.
+/// No domain was started and no VF was claimed.
 #[track_caller]
 fn nothing_is_there(host: RigHost, vm: &Vm) {
     assert_eq!(host.live_xml(vm), "", "a domain was started");
@@ -297,7 +296,7 @@ fn claim_names(host: RigHost, claim: &str, vm: &Vm) -> bool {
     host.oneadmin(&format!("grep -qx vm={} {STATE}/{claim}", vm.name())).code == 0
 }
 
-/// A failed deploy says all of `parts` in the one line that a user sees.
+/// The user's message of a failed deploy is one line and contains all of `parts`.
 #[track_caller]
 fn deploy_fails(host: RigHost, vm: &Vm, parts: &[&str]) {
     let said = host.deploy(vm);
@@ -354,7 +353,7 @@ fn two_nics_of_one_root_in_order_beside_a_bridge_nic(host: RigHost) {
     assert_eq!(found.iter().map(|p| &p.alias).collect::<Vec<_>>(), ["ua-sriov-0", "ua-sriov-1"]);
     assert_eq!(found.iter().map(|p| &p.host).collect::<Vec<_>>(), [&vfs[0], &vfs[1]]);
     assert!(found[0].guest < found[1].guest, "{found:?}");
-    // The dummies come last, so that the bridge NIC keeps its place.
+    // The dummies come last, so the bridge NIC keeps its place.
     assert_eq!(
         interfaces(&live),
         [(vm.mac(1), "br0".into()), (vm.dummy_mac(0, 0), "dummy_br".into()), (vm.dummy_mac(1, 2), "dummy_br".into())]
@@ -404,7 +403,7 @@ fn map_exhausted(host: RigHost) {
     cancel(host, &big);
 }
 
-/// Starts a domain with a VF that the driver knows nothing of.
+/// Starts a domain with a VF without the driver.
 fn foreign_domain(host: RigHost, vf: &str) {
     let (bus, rest) = vf.split_once(':').unwrap();
     let (slot, function) = rest.split_once('.').unwrap();
@@ -544,13 +543,13 @@ fn no_libvirtd(host: RigHost) {
 fn cancel_of_an_absent_domain(host: RigHost) {
     let vm = Vm::new(17).nic("sriov_pf0");
     cancel(host, &vm);
-    // Once more with a claim of it that nobody freed: its domain was killed behind our back.
+    // Once more, with a claim that nobody freed: its domain ended without the driver.
     deploy(host, &vm);
     host.root("virsh -q destroy one-17").ok();
     assert_eq!(host.claims(), ["pf0/0"]);
     cancel(host, &vm);
     assert_eq!(host.claims(), Vec::<String>::new());
-    // A state directory that can't be used stops no cancel.
+    // cancel works without a usable state directory.
     deploy(host, &vm);
     host.oneadmin(&format!("mv {STATE} {STATE}.away && ln -s /etc {STATE}")).ok();
     let said = host.cancel(&vm);
@@ -595,7 +594,7 @@ fn reboot_and_reset(host: RigHost) {
     cancel(host, &vm);
 }
 
-/// The first block of shell in a document that holds this text.
+/// The first shell block in a document that contains this text.
 fn block_with(document: &str, text: &str) -> String {
     let document = fs::read_to_string(project().join(document)).unwrap();
     let blocks = document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
@@ -610,7 +609,7 @@ fn commands_of_the_documents(host: RigHost) {
         host.write_bytes(&format!("/root/project/{file}"), &fs::read(from).unwrap());
     }
     host.root("chmod +x /root/project/target/release/kvm-sriov; ip link del dummy_br").ok();
-    // The adapter of the lab is pf0; an editor here is somebody who types a map.
+    // The lab's adapter is pf0. A command stands for the editor with which an operator writes a map.
     let run = |block: String, before: &str| {
         let block = block.replace("net/ib0", "net/pf0");
         host.root(&format!("cd /root/project && set -e; {before}\n{block}")).ok()
@@ -620,7 +619,7 @@ fn commands_of_the_documents(host: RigHost) {
     assert!(out.contains("this host is ready"), "{out}");
     let out = run(block_with("docs/reference/configuration.md", "virtfn"), "");
     assert!(out.contains("ib0 (/etc/kvm-sriov/vf_maps/ib0): 4 VFs"), "{out}");
-    // There is no systemd in the lab, so no journalctl.
+    // There is no systemd in the lab, and so no journalctl.
     let state = block_with("docs/reference/state.md", "kvm-sriov list").replace("journalctl", "true");
     host.root("mkdir -p /tmp/vf_interfaces/ib0; chown -R oneadmin: /tmp/vf_interfaces").ok();
     let out = run(state, "");
@@ -646,7 +645,7 @@ fn shutdown_that_is_not_heard(host: RigHost) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "an absent domain is shut down: {said:?}");
 }
 
-/// A boot sector that waits 10 s and switches the machine off, through the ACPI control register of QEMU's pc.
+/// A boot sector that waits 10 s and then powers the machine off through the ACPI control register of QEMU's pc.
 fn boot_sector() -> Vec<u8> {
     let mut code = vec![
         0xb9, 0x98, 0x00, // mov cx, 0x0098   10 000 000 microseconds = 0x00989680
@@ -661,7 +660,7 @@ fn boot_sector() -> Vec<u8> {
     ];
     code.resize(510, 0);
     code.extend([0x55, 0xaa]);
-    // The BIOS boots from no disk that is smaller.
+    // The BIOS does not boot from a smaller disk.
     code.resize(1 << 20, 0);
     code
 }
@@ -669,7 +668,7 @@ fn boot_sector() -> Vec<u8> {
 fn guest_that_powers_itself_off(host: RigHost) {
     let vm = Vm::new(21).nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0").nic("sriov_pf0").disk();
     host.oneadmin(&format!("mkdir -p {}", vm.dir())).ok();
-    // The disk is a link, as with datastores that link to the image.
+    // The disk is a link, as in datastores that link to the image.
     host.write_bytes("/var/lib/one/datastores/0/poweroff.img", &boot_sector());
     host.root(&format!(
         "chown oneadmin: /var/lib/one/datastores/0/poweroff.img; ln -s ../poweroff.img {}/disk.0",
@@ -701,7 +700,7 @@ fn guest_sees_its_vf_and_shuts_down(host: RigHost) {
     for mac in [vm.mac(0), vm.dummy_mac(0, 1), vm.dummy_mac(1, 2)] {
         assert!(macs.contains(&mac.as_str()), "{mac} is not in {macs:?}");
     }
-    // The other two are the VFs; the guest numbers its buses itself, but keeps the order.
+    // The other two are the VFs. The guest numbers its buses itself, in the same order.
     let vfs: Vec<_> = nics.iter().filter(|nic| nic.driver == "igbvf").collect();
     assert_eq!(vfs.len(), 2, "{nics:?}");
     assert!(vfs.iter().all(|vf| nics.iter().all(|nic| nic.driver == "igbvf" || nic.pci < vf.pci)), "{nics:?}");
@@ -717,7 +716,7 @@ fn monitoring_frees_what_a_crash_left(host: RigHost) {
     let probe = || {
         let said = host.oneadmin("/var/tmp/one/im/kvm-probes.d/vm/monitor/sriov_probe kvm 1 host1 </dev/null");
         assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
-        // Nobody waits for what it starts.
+        // The caller does not wait for what the program starts.
         host.wait("the probe to end", SOON, |host| host.root("pgrep -x sriov_probe").code == 1);
     };
     probe();

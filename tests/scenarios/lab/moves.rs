@@ -1,4 +1,4 @@
-//! VFs that come and go between two hosts: live migration, and everything that cuts it off.
+//! Migration of VMs with VFs between two hosts, and everything that interrupts it.
 
 use std::thread;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use super::{GUEST_BOOT, KVMRC, cancel, deploy, is_at_rest, map, plugged};
 /// A migration of the lab's guest takes about 15 s.
 const MOVE: Duration = Duration::from_secs(120);
 
-/// A guest shows what came back within 5 s.
+/// A guest shows returned VFs within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 
-/// What a move needs on every host. Memory is copied at 4 MiB a second where a test wants to be in the middle of it.
+/// Settings for a migration. Memory is copied at 4 MiB a second when a test acts in the middle of the copy.
 const SLOWLY: &str = "DUMMY_BRIDGE=dummy_br\nDUMMY_MAC_PREFIX=aa\nMIGRATE_OPTIONS=\"--bandwidth 4\"\n";
 
-/// The second host, with the driver and nothing else on it.
+/// The second host, clean, with the driver.
 pub(super) fn second_host() -> RigHost {
     let [_, host] = RigHost::start_both();
     host.clean();
@@ -28,12 +28,12 @@ pub(super) fn second_host() -> RigHost {
     host
 }
 
-/// OpenNebula heard that the VM has moved.
+/// OpenNebula was told that the VM has migrated.
 pub(super) fn migrated(said: &Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
-/// The VM runs on `at` alone, with all its VFs, and nothing but them is claimed.
+/// The VM runs only on `at`, with all its VFs, and no other VF is claimed.
 pub(super) fn is_only_at(vm: &Vm, at: RigHost, other: RigHost, vfs: usize) {
     assert_eq!(at.state(vm), "running", "on {}", at.name());
     assert_eq!(other.live_xml(vm), "", "it is on {}, too", other.name());
@@ -44,7 +44,7 @@ pub(super) fn is_only_at(vm: &Vm, at: RigHost, other: RigHost, vfs: usize) {
     assert!(is_at_rest(&live), "an operation is open: {live}");
 }
 
-/// The guest's context scripts gave each VF the addresses of its NIC, and the peer answers on both.
+/// The guest's context scripts gave each VF the addresses of its NIC, and the peer answers through both.
 #[track_caller]
 fn reaches(host: RigHost, vm: &Vm, peer: &Vm) {
     host.wait_addresses(vm, &[vm.ip(0), vm.ip(2), vm.ip(3)]);
@@ -77,7 +77,7 @@ pub(super) fn traffic_survives_suspend_and_migration_there_and_back(host1: RigHo
     has_again(host1, &vm, &before);
     reaches(host1, &vm, &peer);
 
-    // The map of the other host has another order there, and one of its VFs is taken.
+    // The map of the other host has another order, and one of its VFs is in use.
     let lines = host2.root("tac /etc/kvm-sriov/vf_maps/pf0").ok();
     host2.write("/etc/kvm-sriov/vf_maps/pf0", &lines);
     migrated(&host1.migrate(&vm, host2));
@@ -121,11 +121,11 @@ pub(super) fn destination_with_too_few_vfs_is_refused(host1: RigHost) {
     cancel(host2, &full);
 }
 
-/// What cuts a move off, and how the hosts are mended afterwards.
+/// What interrupts a migration, and how the hosts are repaired afterwards.
 struct Fault {
     name: &'static str,
     strikes: fn(RigHost, RigHost, &mut Running, &Vm),
-    /// Whether the destination is silent until it is mended.
+    /// Whether the destination does not answer until it is repaired.
     silent: bool,
     mended: fn(RigHost, RigHost),
 }
@@ -209,7 +209,7 @@ pub(super) fn moves_that_are_cut_off_in_every_way(host1: RigHost) {
     cancel(host1, &vm);
 }
 
-/// Waits until the memory of a VM is on its way.
+/// Waits until the memory of a VM is being copied.
 fn is_copied(host: RigHost, vm: &Vm) {
     host.wait("memory to be copied", MOVE, |host| {
         let job = host.oneadmin(&format!("virsh -c qemu:///system domjobinfo {}", vm.name())).out;
@@ -217,12 +217,12 @@ fn is_copied(host: RigHost, vm: &Vm) {
     });
 }
 
-/// Reconciles both hosts until the VM runs in one place, with all its VFs and nothing else claimed, and returns that place. Its
-/// CPUs never run in two.
+/// Reconciles both hosts until the VM runs on one host with all its VFs, and no other VF is claimed. Returns that host.
+/// The CPUs never run on both.
 #[track_caller]
 pub(super) fn settles(hosts: [RigHost; 2], vm: &Vm, before: &Identity, after: &str) -> RigHost {
     let [host1, host2] = hosts;
-    // The copy goes on when nobody is there to end it: libvirt ends it with the connection.
+    // Without its client the copy goes on until libvirt ends it with the connection.
     host1.wait(&format!("one place: {after}"), MOVE, |host1| {
         let [here, there] = [host1.state(vm), host2.state(vm)];
         assert!(here != "running" || there != "running", "its CPUs run in two places: {after}");
@@ -234,7 +234,7 @@ pub(super) fn settles(hosts: [RigHost; 2], vm: &Vm, before: &Identity, after: &s
     });
     let (at, other) = if host1.live_xml(vm).is_empty() { (host2, host1) } else { (host1, host2) };
     at.wait(&format!("all VFs to be back: {after}"), GUEST_ANSWERS, |at| identity(&at.live_xml(vm)) == *before);
-    // What a process left that died while it wrote a claim is no claim, and goes after a minute.
+    // The unfinished file of a process that died while it wrote a claim is no claim, and is removed after a minute.
     for host in hosts {
         host.root("rm -f /tmp/vf_interfaces/*/.new-*").ok();
     }
@@ -273,7 +273,7 @@ pub(super) fn cancel_during_a_migration(host1: RigHost) {
     let before = identity(&host1.live_xml(&vm));
     let moving = host1.begin_migration(&vm, host2);
     is_copied(host1, &vm);
-    // OpenNebula cleans up at the destination: the VM stays where it was.
+    // OpenNebula cleans up at the destination. The VM stays at the source.
     cancel(host2, &vm);
     let said = moving.finish();
     assert_eq!(said.code, 1, "{said:?}");
@@ -281,7 +281,7 @@ pub(super) fn cancel_during_a_migration(host1: RigHost) {
 
     let moving = host1.begin_migration(&vm, host2);
     is_copied(host1, &vm);
-    // OpenNebula gives the VM up on both hosts.
+    // OpenNebula cancels the VM on both hosts.
     cancel(host1, &vm);
     cancel(host2, &vm);
     let said = moving.finish();
@@ -324,7 +324,7 @@ pub(super) fn storage_that_is_not_shared_moves_along(host1: RigHost) {
     assert_eq!(sum(host2), content, "{said:?}");
     shows(host2, &vm, 4, GUEST_ANSWERS);
     cancel(host2, &vm);
-    // OpenNebula's transfer driver does it after a move.
+    // OpenNebula's transfer driver does this after a migration.
     for host in [host1, host2] {
         host.root(&format!("rm -rf {}", vm.dir())).ok();
     }
@@ -356,7 +356,7 @@ pub(super) fn another_datastore_of_the_host(host: RigHost) {
     host.root(&format!("rm -rf {} {}", vm.dir(), moved.dir())).ok();
 }
 
-/// How virsh says that a VM has come, and stands until its source is without it.
+/// virsh's state of a VM that has arrived and is paused until it has ended at the source.
 const HAS_COME: &str = "paused (user)";
 
 /// The state of a VM and the reason for it, in virsh's words.
@@ -365,11 +365,11 @@ fn reason(host: RigHost, vm: &Vm) -> String {
     said.out.trim().to_owned()
 }
 
-/// Has a VM moved from one host to the other until all of its memory is there and the destination's libvirtd, which stands
-/// still, is asked to finish.
+/// Migrates a VM until all of its memory is at the destination, and the destination's libvirtd, which is stopped, is
+/// asked to finish.
 fn up_to_the_hand_over(from: RigHost, to: RigHost, vm: &Vm) -> Running {
     for host in [from, to] {
-        // An agent that can't ask its source does so no longer than this.
+        // The limit of an agent that can't ask its source.
         host.write(KVMRC, &format!("{SLOWLY}SRIOV_CALL_TIMEOUT=30\n"));
     }
     let moving = from.begin_migration(vm, to);
@@ -381,15 +381,15 @@ fn up_to_the_hand_over(from: RigHost, to: RigHost, vm: &Vm) -> Running {
     moving
 }
 
-/// The destination's libvirtd goes on, and does what it was asked for.
+/// Continues the destination's libvirtd, which carries out its requests.
 fn comes(to: RigHost, vm: &Vm) {
     to.root("kill -CONT $(cat /run/libvirtd.pid)").ok();
     to.wait("it to have come", MOVE, |to| reason(to, vm) == HAS_COME);
 }
 
-/// Kills the driver before the source is told what became of the VM.
+/// Kills the driver before the source learns the result of the migration.
 ///
-/// * `arrives` - whether it has come at the destination
+/// * `arrives` - whether the VM is at the destination
 fn cut_off_at_the_hand_over(from: RigHost, to: RigHost, vm: &Vm, arrives: bool) {
     let mut moving = up_to_the_hand_over(from, to, vm);
     if arrives {
@@ -404,22 +404,22 @@ fn cut_off_at_the_hand_over(from: RigHost, to: RigHost, vm: &Vm, arrives: bool) 
     }
 }
 
-/// Until no agent works on a host any more.
+/// Waits until no agent runs on a host.
 fn has_no_agent(host: RigHost) {
     host.wait("the agent to be gone", MOVE, |host| host.root("pgrep -f '[s]riov_agent'").code != 0);
 }
 
-/// The destination's last answer is lost, and libvirt lets the source run again: what has come there never runs.
+/// The destination's last answer is lost, and libvirt resumes the source. The domain at the destination never runs.
 pub(super) fn an_answer_lost_at_the_hand_over(host1: RigHost) {
     let host2 = second_host();
     let vm = Vm::new(77).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host1, &vm, 4));
     let boot_id = host1.wait_tick(&vm).boot;
     let name = vm.name();
-    // libvirt's own connection to the destination alone, and every one.
+    // First only libvirt's own connection to the destination breaks, then every connection.
     for (way, ssh) in [("libvirt's", "-f '[v]irt-ssh-helper|[l]ibvirt-sock'"), ("every", "-x ssh")] {
         let moving = up_to_the_hand_over(host1, host2, &vm);
-        // What it was asked for is with its libvirtd, and the answer goes nowhere.
+        // Its libvirtd has the request, and nobody receives the answer.
         thread::sleep(Duration::from_secs(2));
         let is_cut = way == "every";
         if is_cut {
@@ -435,7 +435,7 @@ pub(super) fn an_answer_lost_at_the_hand_over(host1: RigHost) {
         if is_cut {
             host2.mend_network();
             has_no_agent(host2);
-            // It could not ask its source: the keys went with the connection.
+            // It could not ask its source: its keys were gone with the connection.
             assert_eq!(reason(host2, &vm), HAS_COME);
             let said = host2.root("timeout 60 kvm-sriov reconcile");
             assert_eq!((said.code, reason(host2, &vm).as_str()), (3, HAS_COME), "{said:?}");
@@ -458,7 +458,7 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
     let boot_id = host1.wait_tick(&vm).boot;
     let name = vm.name();
 
-    // The destination is never heard of again.
+    // The destination never answers again.
     cut_off_at_the_hand_over(host1, host2, &vm, false);
     host2.power_off();
     host1.wait("libvirt to let go of it", MOVE, |host| {
@@ -489,10 +489,11 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
     assert_eq!(host1.wait_tick(&vm).boot, boot_id);
     shows(host1, &vm, 4, GUEST_ANSWERS);
 
-    // It arrived, and the source does not know.
+    // It has arrived, and the source does not know.
     second_host();
     cut_off_at_the_hand_over(host1, host2, &vm, true);
-    // It stands on both, and its agent there could not ask a source whose libvirtd was away, or that it has no keys for.
+    // It is paused on both hosts, and the agent could not ask its source: the source's libvirtd was away, or the agent
+    // had no keys.
     has_no_agent(host2);
     assert_eq!([host1, host2].map(|host| host.state(&vm)), ["paused", "paused"]);
     for host in [host1, host2] {
@@ -514,15 +515,16 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
     cancel(at, &vm);
 }
 
-/// One after the other from wherever it is: kills the driver at every step that it makes itself, at the source and at the
-/// destination.
+/// Kills the driver at each of its own steps in turn, at the source and at the destination. The VM may be on either
+/// host.
 pub(super) fn killed_at_every_step_of_a_move(host1: RigHost) {
     let host2 = second_host();
     let vm = Vm::new(75).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host1, &vm, 4));
     let boot_id = host1.wait_tick(&vm).boot;
     let mut at = host1;
-    // At the source two claims are held (a sync and a rename each) and go. At the destination they are made and settled.
+    // At the source two claims get a holder (a sync and a rename each) and are removed. At the destination they are
+    // created and settled.
     let source = [(SYNC, 1), (CLAIM, 1), (CLAIM, 2), (UNLINK, 2), (UNLINK, 3)].map(|step| ("migrate", step));
     let agent = [(SYNC, 1), (NEW_CLAIM, 1), (SYNC, 3), (NEW_CLAIM, 2), (CLAIM, 1), (CLAIM, 2)]
         .map(|step| ("sriov_agent", step));

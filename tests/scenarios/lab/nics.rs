@@ -1,4 +1,4 @@
-//! NICs that are plugged into a running VM and out of it.
+//! NICs that are attached to a running VM and detached from it.
 
 use std::thread;
 use std::time::Duration;
@@ -16,14 +16,14 @@ fn done(said: &kvm_sriov_tests::rig_host::Said) {
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
 }
 
-/// Three NICs have one MAC, as OpenNebula makes them with the same lease in several networks.
+/// Three NICs have the same MAC, as with the same lease in several networks of OpenNebula.
 fn nics_come_and_go(host: RigHost, first: Vm) {
     boot(host, &first, 2);
     let begin = guest_addresses(&host.live_xml(&first));
     let two = first.clone().nic_with_mac_of(0, "sriov_pf1");
     done(&host.attach_nic(&two, 1));
     shows(host, &two, 4, GUEST_ANSWERS);
-    // OpenNebula may ask twice.
+    // OpenNebula may call an action twice.
     done(&host.attach_nic(&two, 1));
     let three = two.clone().nic("sriov_pf0");
     done(&host.attach_nic(&three, 2));
@@ -38,13 +38,13 @@ fn nics_come_and_go(host: RigHost, first: Vm) {
     let there: Vec<String> = interfaces(&host.live_xml(&four)).into_iter().map(|(mac, _)| mac).collect();
     assert!(macs.iter().all(|mac| there.contains(mac)), "{macs:?} {there:?}");
 
-    // The middle one goes, and comes back to its place.
+    // The NIC in the middle is detached, and attached again at its place.
     done(&host.detach_nic(&four, 1));
     shows(host, &four, 5, GUEST_ANSWERS);
     assert_eq!(guest_addresses(&host.live_xml(&four)), [all[0].clone(), all[2].clone()]);
     assert_eq!(host.claims(), ["pf0/0", "pf0/1"]);
     done(&host.detach_nic(&four, 1));
-    // Its MAC alone is that of two others.
+    // Two other NICs have its MAC.
     let said = host.detach_by_mac(&four, 0);
     assert!(said.code != 0 && said.message().contains("has several NICs with MAC"), "{said:?}");
     done(&host.attach_nic(&four, 1));
@@ -54,7 +54,7 @@ fn nics_come_and_go(host: RigHost, first: Vm) {
     shows(host, &four, 6, GUEST_ANSWERS);
     done(&host.save(&four));
     done(&host.restore(&four));
-    // A guest may release once more what it has just been given, and gets it again.
+    // A guest may release a VF once more that it has just got. It gets a VF again.
     host.wait("all VFs to be back", GUEST_ANSWERS, |host| guest_addresses(&host.live_xml(&four)) == all);
     cancel(host, &four);
 }
@@ -100,7 +100,7 @@ pub(super) fn udev_comes_late(host: RigHost) {
     let vm = Vm::new(78).nic("sriov_pf0");
     super::deploy(host, &vm);
     host.root("udevadm control --stop-exec-queue").ok();
-    // QEMU is denied, and libvirt takes the device away again.
+    // QEMU may not open the device, and libvirt removes it again.
     let devices = |number: u8| format!("until [ $(ls /dev/vfio | wc -l) = {number} ]; do sleep 0.02; done");
     let denied = format!("timeout 120 sh -c '{}; {}'", devices(3), devices(2));
     let denied = thread::spawn(move || host.root(&denied));

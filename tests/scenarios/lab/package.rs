@@ -17,7 +17,7 @@ use super::{GUEST_BOOT, cancel, deploy, interfaces, plugged};
 
 const REMOTES: &str = "/var/lib/one/remotes";
 
-/// The Debian packages of the front-end and of a host, by name; made once.
+/// The Debian packages of the front-end and of a host, by name. They are made once.
 fn packages() -> &'static BTreeMap<String, Vec<u8>> {
     static MADE: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -37,8 +37,8 @@ fn packages() -> &'static BTreeMap<String, Vec<u8>> {
     &MADE
 }
 
-/// Takes away what other scenarios installed, and installs the packages of the front-end and of a host: this host is both. Gives what
-/// the package manager said.
+/// Removes what other scenarios installed, and installs the packages of the front-end and of a host: this host is both.
+/// Returns the output of the package manager.
 fn install_packages(host: RigHost) -> String {
     host.root("mv /var/tmp/one /var/tmp/one.kept; mv /usr/local/bin/kvm-sriov /tmp/kvm-sriov.kept").ok();
     for (package, bytes) in packages() {
@@ -47,14 +47,14 @@ fn install_packages(host: RigHost) -> String {
     host.root("dpkg -i /tmp/kvm-sriov.deb /tmp/kvm-sriov-node.deb 2>&1").ok()
 }
 
-/// Configures the front-end, and copies its files to the host as OpenNebula does.
+/// Configures the front-end and copies its files to the host, as OpenNebula does.
 fn synchronise(host: RigHost) {
     host.write(&format!("{REMOTES}/etc/vmm/kvm-sriov/kvmrc"), BASE_KVMRC);
     host.root(&format!("rm -rf /var/tmp/one && cp -rL {REMOTES} /var/tmp/one && chown -R oneadmin: /var/tmp/one")).ok();
     assert!(host.root("kvm-sriov check").ok().contains("this host is ready"));
 }
 
-/// Removes everything of the packages, and puts back what other scenarios need.
+/// Removes everything of the packages, and installs again what other scenarios need.
 fn put_back(host: RigHost) {
     host.root(&format!(
         "rm -rf {REMOTES} /tmp/later* /tmp/*.deb /var/tmp/one; mv /var/tmp/one.kept /var/tmp/one; \
@@ -69,9 +69,9 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: RigHost) {
     let owner = format!("stat -c %U {REMOTES}/vmm/kvm-sriov/deploy {REMOTES}/etc/vmm/kvm-sriov/kvmrc");
     assert_eq!(host.root(&owner).ok(), "oneadmin\noneadmin\n");
 
-    // Configured, synchronised and used.
+    // Configure, synchronise and use it.
     synchronise(host);
-    // The network driver, as OpenNebula asks it before a VM is started there.
+    // OpenNebula calls the network driver before it starts a VM.
     let networks = "<VM><TEMPLATE><NIC><BRIDGE>sriov_pf0</BRIDGE><MAC>02:00:0a:00:47:00</MAC><VN_MAD>sriov</VN_MAD></NIC></TEMPLATE></VM>";
     let said = host.oneadmin(&format!("echo '{networks}' | base64 -w0 | /var/tmp/one/vnm/sriov/pre 71 host1"));
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
@@ -80,7 +80,7 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: RigHost) {
     cancel(host, &vm);
     host.oneadmin("/var/tmp/one/vnm/sriov/clean host1 </dev/null").ok();
 
-    // A later version brings another sample: what an operator wrote stays.
+    // A later version has another sample. The operator's file is kept.
     host.root(
         "set -e; rm -rf /tmp/later; dpkg-deb -R /tmp/kvm-sriov.deb /tmp/later; cd /tmp/later; \
          sed -i 's/^Version: .*/&+later/' DEBIAN/control; echo '# later' >>var/lib/one/remotes/etc/vmm/kvm-sriov/kvmrc; \
@@ -90,7 +90,7 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: RigHost) {
     assert_eq!(host.root(&format!("cat {REMOTES}/etc/vmm/kvm-sriov/kvmrc")).ok(), BASE_KVMRC);
     host.root(&format!("echo 0x01 0x10 0x00 >{REMOTES}/vmm/kvm-sriov/vf_maps/mine")).ok();
     host.root("dpkg -r kvm-sriov kvm-sriov-node 2>&1").ok();
-    // dpkg has put the new sample beside what the operator wrote.
+    // dpkg has put the new sample beside the operator's file.
     let left = host.root(&format!("cd {REMOTES} && find . -type f | sort")).ok();
     let kvmrc = "./etc/vmm/kvm-sriov/kvmrc";
     assert_eq!(left, format!("{kvmrc}\n{kvmrc}.dpkg-dist\n./vmm/kvm-sriov/vf_maps/mine\n"), "an operator's files stay");
@@ -100,20 +100,20 @@ pub(super) fn packages_are_installed_upgraded_and_removed(host: RigHost) {
     put_back(host);
 }
 
-/// OpenNebula 7.x and a VM on a host.
+/// Calls actions on a VM as OpenNebula 7.x does.
 struct Called<'a> {
     host: RigHost,
     vm: &'a Vm,
 }
 
 impl Called<'_> {
-    /// Runs an action, which must succeed, and gives what it prints.
+    /// Runs an action, which must succeed. Returns its standard output.
     #[track_caller]
     fn prints(&self, action: &str, args: &[&str], stdin: &str) -> String {
         self.host.called_by(Version::V7, "/var/tmp/one", self.vm, action, args, stdin).ok()
     }
 
-    /// Runs an action on the VM that prints nothing.
+    /// Runs an action on the VM, which must print nothing.
     #[track_caller]
     fn done(&self, action: &str, args: &[&str], stdin: &str) {
         assert_eq!(self.prints(action, &[&[self.vm.uuid().as_str()], args].concat(), stdin), "", "{action}");
@@ -201,7 +201,7 @@ pub(super) fn a_fresh_host_is_called_for_a_whole_life(host1: RigHost) {
     host1.oneadmin(&format!("rm -r {}", vm.dir())).ok();
 }
 
-/// No domain, no claim, no dummy, and nothing that only root or OpenNebula's user could take away.
+/// No domain, no claim, no dummy, and no file that only root or OpenNebula's user could remove.
 #[track_caller]
 fn is_clean(host: RigHost) {
     let left =
@@ -211,7 +211,7 @@ fn is_clean(host: RigHost) {
 }
 
 pub(super) fn programs_start_on_debian_11(host: RigHost) {
-    // Its C library and libvirt's, unpacked and not installed, which needs no root here.
+    // Its C library and libvirt's are unpacked and not installed, which needs no root.
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree.tar");
     let made = Command::new("mmdebstrap")

@@ -1,4 +1,4 @@
-//! Snapshots of a running VM, in its disk.
+//! Snapshots of a running VM, stored in its disk.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use kvm_sriov_tests::vm::Vm;
 use super::suspend::{boot, exists, has_again, identity, shows};
 use super::{STATE, cancel, deploy, guest_addresses, interfaces, plugged};
 
-/// A guest shows what came back, and releases what is to leave, within 8 s.
+/// A guest shows returned VFs, and releases requested ones, within 8 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 
-/// Makes the VM's disk, which holds its snapshots.
+/// Creates the VM's disk, which stores its snapshots.
 fn make_disk(host: RigHost, vm: &Vm) {
     host.oneadmin(&format!("mkdir -p {0} && qemu-img create -q -f qcow2 {0}/disk.0 8M", vm.dir())).ok();
 }
 
-/// The names of a VM's snapshots, as libvirt knows them.
+/// libvirt's names of a VM's snapshots.
 fn snapshots(host: RigHost, vm: &Vm) -> Vec<String> {
     let names = host.oneadmin(&format!("virsh -q -c qemu:///system snapshot-list --name {}", vm.name())).ok();
     names.lines().filter(|name| !name.is_empty()).map(str::to_owned).collect()
@@ -24,7 +24,7 @@ fn snapshots(host: RigHost, vm: &Vm) -> Vec<String> {
 
 pub(super) fn snapshots_of_a_vm_with_vfs(host: RigHost) {
     let one = Vm::new(66).with_guest().disk_of("qcow2").nic("sriov_pf0");
-    // Both have one MAC.
+    // Both NICs have the same MAC.
     let vm = one.clone().nic_with_mac_of(0, "sriov_pf1");
     make_disk(host, &vm);
     let before = identity(&boot(host, &vm, 4));
@@ -41,16 +41,16 @@ pub(super) fn snapshots_of_a_vm_with_vfs(host: RigHost) {
     }
     shows(host, &vm, 4, GUEST_ANSWERS);
 
-    // It gives a NIC back that the snapshot still knows.
+    // The VM detaches a NIC that the snapshot still contains.
     let said = host.detach_nic(&vm, 1);
     assert_eq!(said.code, 0, "{said:?}");
     shows(host, &one, 2, GUEST_ANSWERS);
-    // The first sign of life may be the one that comes after the revert as well; the third is later than that.
+    // The guest may repeat the first sign of life after the revert. The third one is new in any case.
     let [_, _, later] = [(); 3].map(|()| host.wait_tick(&one));
     let said = host.snapshot_revert(&one, "snap-0");
     assert_eq!((said.code, said.out.as_str()), (0, ""), "{said:?}");
     host.wait_tick(&one);
-    // QEMU was started anew, and its console with it.
+    // A new QEMU runs, with a new console.
     let tick = host.console(&one).ticks().into_iter().next().unwrap();
     assert!(tick.boot == boot_id && tick.uptime < later.uptime, "it is not what it was: {later:?} {tick:?}");
     let live = host.live_xml(&one);

@@ -1,4 +1,4 @@
-//! VFs that come and go on one host: save, restore, guests that do not answer, and processes that die.
+//! save and restore on one host, with guests that do not answer and processes that die.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,36 +8,36 @@ use kvm_sriov_tests::vm::Vm;
 
 use super::{GUEST_BOOT, STATE, cancel, claim_names, deploy, guest_addresses, interfaces, kvmrc, map, plugged};
 
-/// A guest releases three VFs within 8 s, and shows one that came back within 5 s.
+/// A guest releases three VFs within 8 s, and shows a returned one within 5 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 
-/// How soon a VF that left late is to be back.
+/// The limit for the return of a VF that left late.
 const BACK: Duration = Duration::from_secs(60);
 
-/// System calls that give files their names, or take them away. strace counts each by itself: a claim is made with the first, written
-/// anew with the second (by tempfile), an image gets its name with the third.
+/// System calls that create or remove names of files. strace counts each kind by itself. The first kind creates a
+/// claim, the second rewrites it (by tempfile), the third names an image.
 pub(super) const NEW_CLAIM: &str = "renameat2";
 pub(super) const CLAIM: &str = "renameat";
 const IMAGE: &str = "rename";
 pub(super) const UNLINK: &str = "unlink,unlinkat";
 pub(super) const SYNC: &str = "fsync";
 
-/// An action under strace, which kills it at the call `number` of a kind of system call.
+/// An action under strace, which kills it at call `number` of a kind of system call.
 fn killed(host: RigHost, action: &str, args: &str, syscall: &str, number: u32) {
     let path = format!("/var/tmp/one/vmm/kvm-sriov/{action}");
     let said = host.oneadmin(&format!("{} {args} </dev/null", under_strace(&path, syscall, number)));
     assert!(was_killed(host), "{action} makes no call {syscall} {number}: {said:?}");
 }
 
-/// What strace says of a program.
+/// strace's output for a program.
 const STRACE: &str = "/tmp/kvm-sriov.strace";
 
-/// The words that run a program under strace, which kills it at the call `number` of a kind of system call.
+/// The words that run a program under strace, which kills it at call `number` of a kind of system call.
 pub(super) fn under_strace(path: &str, syscall: &str, number: u32) -> String {
     format!("strace -f -o {STRACE} -e trace={syscall} -e inject={syscall}:signal=KILL:when={number} {path}")
 }
 
-/// Whether the last program that ran under strace was killed.
+/// Whether the last program under strace was killed.
 pub(super) fn was_killed(host: RigHost) -> bool {
     host.root(&format!("grep -q 'killed by SIGKILL' {STRACE}")).code == 0
 }
@@ -57,7 +57,7 @@ pub(super) fn shows(host: RigHost, vm: &Vm, nics: usize, limit: Duration) {
     host.wait(&format!("the guest to show {nics} NICs"), limit, |host| host.guest_nics(vm).len() == nics);
 }
 
-/// What must be the same after a VM came back.
+/// The facts that must be the same after a VM was restored.
 #[derive(Debug, PartialEq)]
 pub(super) struct Identity {
     /// Names and guest addresses of the VFs, by name.
@@ -66,7 +66,7 @@ pub(super) struct Identity {
     interfaces: Vec<(String, String)>,
 }
 
-/// Waits until a VM has what it had: a guest may release once more what an action has just given it back, and gets it again.
+/// Waits until a VM has the same NICs as before. A guest may release a returned VF once more, and gets it again.
 pub(super) fn has_again(host: RigHost, vm: &Vm, before: &Identity) -> String {
     host.wait(&format!("it to have {before:?}"), BACK, |host| identity(&host.live_xml(vm)) == *before);
     host.live_xml(vm)
@@ -76,14 +76,14 @@ pub(super) fn identity(live: &str) -> Identity {
     Identity { vfs: guest_addresses(live), interfaces: interfaces(live) }
 }
 
-/// Runs reconciliation, which must end within 60 s and leave nothing.
+/// Reconciles, which must end within 60 s and leave nothing to repair.
 fn reconcile(host: RigHost) -> String {
     let said = host.root("timeout 60 kvm-sriov reconcile");
     assert_eq!(said.code, 0, "{said:?}");
     said.out
 }
 
-/// Suspends and resumes a VM with three VFs, of which another VM gets one meanwhile.
+/// Suspends and resumes a VM with three VFs. Meanwhile another VM gets one of them.
 fn save_and_restore(host: RigHost, vm: &Vm) {
     let before = identity(&boot(host, vm, 7));
     let macs = |host: RigHost| -> Vec<(String, String)> {
@@ -141,7 +141,7 @@ pub(super) fn save_of_a_paused_vm_touches_nothing(host: RigHost) {
     cancel(host, &vm);
 }
 
-/// What the journal says that the watcher did.
+/// The watcher's lines in the journal.
 fn watcher_plugged(host: RigHost, vm: &Vm) -> bool {
     let line = format!("vm={} .* action=watcher result=plugged", vm.name());
     host.root(&format!("grep -q '{line}' /var/log/syslog")).code == 0
@@ -158,7 +158,7 @@ pub(super) fn firmware_releases_late(host: RigHost) {
     assert_eq!(plugged(&host.live_xml(&vm)), before);
     assert!(host.live_xml(&vm).contains("pending-unplug"));
     assert!(claim_names(host, "pf0/0", &vm));
-    // At a reset QEMU carries out what the guest did not.
+    // At a reset QEMU carries out the requests that the guest did not.
     host.oneadmin(&format!("virsh -q -c qemu:///system reset {}", vm.name())).ok();
     host.wait("the VF to be back", BACK, |host| watcher_plugged(host, &vm));
     assert_eq!(plugged(&host.live_xml(&vm)), before);
@@ -174,14 +174,14 @@ pub(super) fn paused_guest_releases_late_and_is_saved_afterwards(host: RigHost) 
     let vm = Vm::new(34).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = plugged(&boot(host, &vm, 4));
     let name = vm.name();
-    // Asked while no CPU is there to answer.
+    // The request comes while no CPU runs to answer it.
     host.oneadmin(&format!("virsh -q -c qemu:///system suspend {name}")).ok();
     let asked = "virsh -q -c qemu:///system detach-device-alias";
     host.oneadmin(&format!("{asked} {name} ua-sriov-0 --live; {asked} {name} ua-sriov-1 --live")).ok();
     assert_eq!(plugged(&host.live_xml(&vm)), before, "a paused guest answered");
     host.oneadmin(&format!("virsh -q -c qemu:///system resume {name}")).ok();
     host.wait("both VFs to leave", GUEST_ANSWERS, |host| plugged(&host.live_xml(&vm)).is_empty());
-    // Nobody but reconciliation knows.
+    // Only reconciliation finds it.
     reconcile(host);
     assert_eq!(plugged(&host.live_xml(&vm)), before);
     shows(host, &vm, 4, GUEST_ANSWERS);
@@ -215,7 +215,8 @@ pub(super) fn restore_without_a_free_vf_keeps_the_checkpoint(host: RigHost) {
 }
 
 pub(super) fn killed_at_every_step_of_a_save(host: RigHost) {
-    // Two claims are held (a sync and a rename each, and a sync of the directory), the image gets its name, the claims go.
+    // Two claims get a holder (a sync and a rename each, and a sync of the directory), the image gets its name, the
+    // claims are removed.
     dies_while_saving(
         host,
         &[(SYNC, 1), (CLAIM, 1), (SYNC, 3), (CLAIM, 2), (SYNC, 5), (IMAGE, 1), (UNLINK, 2), (UNLINK, 3), (UNLINK, 4)],
@@ -228,7 +229,7 @@ fn dies_while_saving(host: RigHost, steps: &[(&str, u32)]) {
     let args = format!("{} {} host1 {} host1", vm.uuid(), vm.checkpoint(), vm.id);
     for &(syscall, number) in steps {
         killed(host, "save", &args, syscall, number);
-        // What libvirtd was asked for goes on without the process.
+        // libvirtd goes on with its call without the process.
         let said = reconciled(host);
         let saved = exists(host, &vm.checkpoint());
         let live = host.live_xml(&vm);
@@ -245,8 +246,8 @@ fn dies_while_saving(host: RigHost, steps: &[(&str, u32)]) {
     host.root(&format!("rm -f {STATE}/*/.new-*")).ok();
 }
 
-/// Reconciles the host, and again while the command says that its minute was too short: on a busy machine the emulated host takes most of
-/// it to read an image.
+/// Reconciles the host. Repeats this while the command says that its minute was too short: on a busy machine the
+/// emulated host needs most of it to read an image.
 fn reconciled(host: RigHost) -> Said {
     let mut said = host.root("timeout 60 kvm-sriov reconcile");
     for _ in 0..2 {
@@ -259,7 +260,8 @@ fn reconciled(host: RigHost) -> Said {
     said
 }
 
-/// The roots of the claims there are. What a process left that died while it wrote one is no claim, and goes after a minute.
+/// The roots of the claims. The unfinished file of a process that died while it wrote a claim is no claim, and is
+/// removed after a minute.
 fn claimed_roots(host: RigHost) -> Vec<String> {
     let claims = host.claims();
     let whole = claims.iter().filter(|claim| !claim.contains("/.new-"));
@@ -267,7 +269,8 @@ fn claimed_roots(host: RigHost) -> Vec<String> {
 }
 
 pub(super) fn killed_at_every_step_of_a_restore(host: RigHost) {
-    // Two claims are made, the image is spent (and no CPU has run), the image goes, the claims are settled.
+    // Two claims are created, the image is marked as used (and no CPU has run), the image is removed, the claims are
+    // settled.
     dies_while_restoring(
         host,
         &[(SYNC, 2), (NEW_CLAIM, 1), (NEW_CLAIM, 2), (IMAGE, 1), (SYNC, 5), (UNLINK, 2), (CLAIM, 1), (CLAIM, 2)],
@@ -315,7 +318,7 @@ pub(super) fn cancel_during_a_save_that_hangs(host: RigHost) {
 pub(super) fn libvirtd_restarts_during_an_unplug(host: RigHost) {
     let vm = Vm::new(41).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     let before = identity(&boot(host, &vm, 4));
-    // The guest's CPUs stand still until libvirtd is back, so the answer comes afterwards.
+    // The guest's CPUs are paused until libvirtd is back, so the answer comes afterwards.
     host.freeze(&vm);
     let saving = {
         let vm = vm.clone();
@@ -346,7 +349,7 @@ pub(super) fn guest_reboots_during_an_unplug(host: RigHost) {
     cancel(host, &vm);
 }
 
-/// Saves a VM that has no guest: its firmware hears nothing, but a reset lets the VFs go, and the save goes on.
+/// Saves a VM that has no guest. Its firmware answers no request, but a reset releases the VFs, and the save goes on.
 fn is_saved_at_a_reset(host: RigHost, vm: &Vm) {
     let saving = {
         let vm = vm.clone();
@@ -362,7 +365,7 @@ pub(super) fn an_adopted_domain_is_saved(host: RigHost) {
     let vm = Vm::new(43).with_guest().nic("sriov_pf0");
     deploy(host, &vm);
     cancel(host, &vm);
-    // As the driver of 2013 left it: no metadata, no aliases of ours, an empty claim.
+    // The state that the driver of 2013 left: no metadata, no aliases of ours, an empty claim.
     host.oneadmin(&format!(
         "cd {} && sed -e '/<alias name=/d' -e '/sriov:domain/d' deployment.0 >/tmp/old.xml && \
          virsh -q -c qemu:///system create /tmp/old.xml && mkdir -p {STATE}/pf0 && : >{STATE}/pf0/0",
@@ -405,7 +408,8 @@ pub(super) fn a_foreign_device_is_refused(host: RigHost) {
     cancel(host, &vm);
 }
 
-/// A guest that was asked in its firmware forgets it when it boots, or releases its VFs then: either way it has them.
+/// A guest that got a request in its firmware forgets it at its boot, or releases its VFs then. In both cases it has
+/// its VFs at the end.
 pub(super) fn firmware_is_asked_and_the_guest_boots(host: RigHost) {
     let vm = Vm::new(70).with_guest().nic("sriov_pf0").nic("sriov_pf1");
     kvmrc(host, "SRIOV_UNPLUG_TIMEOUT=1\n");
@@ -424,14 +428,14 @@ pub(super) fn firmware_is_asked_and_the_guest_boots(host: RigHost) {
     let said = host.restore(&vm);
     assert_eq!(said.code, 0, "{said:?}");
     let live = has_again(host, &vm, &before);
-    // A restore of several VFs leaves a note for its watcher, and nothing else.
+    // A restore of several VFs leaves only a note for its watcher.
     let watched = r#"<sriov:operation kind="pending-unplug" positions="0 1"/>"#;
     assert!(!live.replacen(watched, "", 1).contains("<sriov:operation"), "{live}");
     shows(host, &vm, 4, GUEST_ANSWERS);
     cancel(host, &vm);
 }
 
-/// The longest that an action may take whose calls end after 5 s each.
+/// The limit for an action whose calls end after 5 s each.
 const BOUND: Duration = Duration::from_secs(90);
 
 pub(super) fn qemu_stands_still_during_an_action(host: RigHost) {
@@ -449,7 +453,8 @@ pub(super) fn qemu_stands_still_during_an_action(host: RigHost) {
         assert_eq!(said.code, 1, "{said:?}");
         assert!(took < BOUND, "{action} took {took:?}: {said:?}");
         assert!(said.message().starts_with(&format!("{action}: ")), "{said:?}");
-        // What QEMU and libvirt were asked for, they do as soon as QEMU goes on: the VF leaves, and another one comes.
+        // QEMU and libvirt carry out their requests as soon as QEMU continues: the VF leaves, and another one is
+        // plugged.
         host.wait("what was asked for to be done", SOON, |host| {
             plugged(&host.live_xml(&vm)).len() == if action == "save" { 0 } else { 2 }
         });

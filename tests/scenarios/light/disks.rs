@@ -1,4 +1,4 @@
-//! Disks and CDs that come and go, as the guest has them.
+//! Disks and CDs that are attached and detached, as the guest sees them.
 
 use kvm_sriov_tests::caller::encoded;
 use kvm_sriov_tests::vm::Vm;
@@ -6,8 +6,8 @@ use kvm_sriov_tests::vm::Vm;
 use super::life::{cd, file};
 use super::{SOON, Site, data, guest};
 
-/// A disk to attach: what OpenNebula says of it, where it is to be, what its place in the VM's directory is, what the guest has of it, and
-/// what libvirt has.
+/// A disk to attach: OpenNebula's description, its target, its path in the VM's directory, its name and content in the
+/// guest, and its source in libvirt.
 struct Disk {
     told: &'static str,
     target: &'static str,
@@ -40,7 +40,7 @@ const DISKS: [Disk; 8] = [
         number: 4,
         name: "vdb",
         seen: "24",
-        // What the link leads to.
+        // The target of the link.
         live: &["/image.qcow2'"],
     },
     Disk {
@@ -108,7 +108,7 @@ pub(super) fn disks_of_every_type(site: Site) {
         comes_and_goes(site, &vm, disk);
         assert_eq!(disks(&site.host.live_xml(&vm)), before, "{}", disk.told);
     }
-    // Of what is not there it is said that it is not.
+    // A disk that does not exist is reported as missing.
     let told = data(
         site.host,
         &vm,
@@ -125,7 +125,7 @@ pub(super) fn disks_of_every_type(site: Site) {
         .ok();
 }
 
-/// How many disks and drives a domain has.
+/// The number of a domain's disks and drives.
 fn disks(live: &str) -> usize {
     live.matches("<disk ").count()
 }
@@ -141,7 +141,7 @@ fn comes_and_goes(site: Site, vm: &Vm, disk: &Disk) {
     site.sees(vm, name, Some(seen));
     let text = site.host.live_xml(vm);
     assert!(live.iter().all(|part| text.contains(part)), "{live:?}: {text}");
-    // OpenNebula may ask twice.
+    // OpenNebula may call an action twice.
     assert_eq!(attach(), "");
     assert_eq!(site.run(vm, "detach_disk", &[&id, &path, target, "1"], &told), "");
     site.sees(vm, name, None);
@@ -172,7 +172,7 @@ pub(super) fn a_cd_is_swapped(site: Site) {
         assert_eq!(site.run(&vm, "reconfigure", &[&id, "hda", &file(&vm, 3)], &told), "");
         site.sees(&vm, "sr0", Some("cd-3"));
     }
-    // A guest that locks its drive does not keep a CD in it.
+    // A guest that locks its drive can't keep a CD in it.
     site.run(&vm, "exec", &[&vm.id.to_string(), &site.host.name(), "sh -c 'exec 5</dev/sr0; sleep 1000'"], &told);
     site.host.wait("the command to run", SOON, |host| host.oneadmin("test -s /run/one/one-21").code == 0);
     assert_eq!(site.run(&vm, "prereconfigure", &[&id, "hda"], &told), "");

@@ -1,6 +1,8 @@
-//! The guest's side in a distribution: Debian with systemd, udev and networkd, whose VFs come late, go and come back.
+//! The guest's scripts in a distribution: Debian with systemd, udev and networkd. VFs come late, are removed and
+//! return.
 //!
-//! There is no VF here. What the guest's scripts see of one is a PCI network device whose MAC is nobody's; an emulated vmxnet3 is one.
+//! There is no VF here. For the guest's scripts a VF is a PCI network device whose MAC the context does not name; an
+//! emulated vmxnet3 is one.
 
 use std::time::Duration;
 
@@ -9,10 +11,10 @@ use kvm_sriov_tests::vm::Vm;
 
 use super::Site;
 
-/// Two that start side by side have what they are to have within a minute.
+/// Two guests that start side by side have their addresses within a minute.
 const SYSTEMD_BOOT: Duration = Duration::from_secs(120);
 
-/// A device has its address 3 to 7 s after it came.
+/// A device has its address 3 to 7 s after its plug.
 const SOON: Duration = Duration::from_secs(60);
 
 const VF: &str = "52:54:00:12:34:56";
@@ -22,9 +24,9 @@ fn debian(id: u32) -> Vm {
     Vm::new(id).emulated().with_guest().memory(512).nic("onebr0").nic("dummy_br")
 }
 
-/// Starts it; `words` are for its kernel. The dummy's MAC is as the driver makes it.
+/// Starts it with these words on its kernel's command line. The dummy's MAC is formed as by the driver.
 fn start(site: Site, vm: &Vm, words: &str) {
-    // The context in the words has the NIC's own MAC.
+    // The context in these words has the NIC's own MAC.
     let text = vm
         .deployment()
         .replace("guest.cpio.gz", "debian.cpio.zst")
@@ -42,7 +44,7 @@ fn unplug(host: RigHost, vm: &Vm) {
     host.wait("the VF to leave", SOON, |host| !host.console(vm).has().iter().any(|nic| nic.mac == VF));
 }
 
-/// Waits until the VF has these addresses, and says how long that took in the guest.
+/// Waits until the VF has these addresses, and prints how long that took in the guest.
 #[track_caller]
 fn has_address(host: RigHost, vm: &Vm, limit: Duration, [ip, ip6]: [&str; 2], when: &str) {
     host.wait(&format!("the VF to have {ip} {ip6} {when}"), limit, |host| {
@@ -68,10 +70,10 @@ pub(super) fn a_distribution_gives_its_vfs_their_addresses(site: Site) {
     );
     start(site, &alone, "");
     start(site, &contextual, &words);
-    // One is late at boot: whoever looks at that time sees a dummy alone.
+    // The VF is late at boot: at that time there is only a dummy.
     plug(host, &contextual);
 
-    // From the MAC alone: there is no context and no renderer, and networkd knows of no VF.
+    // The address comes from the MAC: there is no context and no renderer, and networkd does not configure the VF.
     host.wait("Debian to boot", SYSTEMD_BOOT, |host| {
         host.console(&alone).has().iter().any(|nic| nic.mac == alone.dummy_mac(0, 1))
     });
@@ -83,7 +85,7 @@ pub(super) fn a_distribution_gives_its_vfs_their_addresses(site: Site) {
     }
     site.cancel(&alone);
 
-    // By the context, for which networkd is the renderer.
+    // The address comes from the context, with networkd as the renderer.
     let given = [format!("{}/16", contextual.ip(1)), format!("{}/64", contextual.ip6(1))];
     let given = [given[0].as_str(), &given[1]];
     has_address(host, &contextual, SYSTEMD_BOOT, given, "at boot");

@@ -1,4 +1,4 @@
-//! What the guest has, does, and was: CPUs, memory, commands, snapshots.
+//! The guest's CPUs, memory, commands and snapshots.
 
 use kvm_sriov_tests::vm::Vm;
 
@@ -29,18 +29,18 @@ pub(super) fn cpus_and_memory_are_resized(site: Site) {
     }
     site.sees(&vm, "cpus", Some("3"));
     has_about(site, &vm, before + 128);
-    // An emulated QEMU does not give up a CPU that the guest has let go of, so none leaves here.
+    // An emulated QEMU does not remove a CPU that the guest has released, so no CPU is removed here.
     assert_eq!(site.run(&vm, "resize", &[&id], &resize(3, 224, "BALLOONING")), "");
     has_about(site, &vm, before + 64);
     site.cancel(&vm);
 }
 
-/// The MiB that the guest has.
+/// The guest's memory in MiB.
 fn memory(site: Site, vm: &Vm) -> u32 {
     site.host.console(vm).sees()["mib"].parse().unwrap()
 }
 
-/// Waits until the guest has this many MiB: what its kernel keeps for itself grows with them.
+/// Waits until the guest has this many MiB. Its kernel reserves a part that grows with them.
 #[track_caller]
 fn has_about(site: Site, vm: &Vm, mib: u32) {
     site.host.wait(&format!("the guest to have {mib} MiB"), SOON, |_| memory(site, vm).abs_diff(mib) <= 6);
@@ -61,10 +61,10 @@ pub(super) fn commands_run_in_the_guest(site: Site) {
     };
     assert_eq!(exec("dd of=/dev/vda conv=notrunc", "aXRzIGlucHV0Cg=="), "");
     wrote("its input");
-    // Its words are taken apart as a shell does, and nothing in them is run by one.
+    // The command is split into words as a shell does it, but no shell runs it.
     assert_eq!(exec(r#"sh -c "echo 'two  blanks;' \\\$HOME >/dev/vda""#, ""), "");
     wrote("two  blanks; $HOME");
-    // One that runs on is cancelled, and its children end.
+    // A command that does not end is cancelled, and its children end.
     let number = || site.host.oneadmin("cat /run/one/one-31").out;
     assert_eq!(exec("sh -c 'while :; do date +%s%N >/dev/vda; sleep 1; done'", ""), "");
     assert!(!number().is_empty());
@@ -88,7 +88,7 @@ pub(super) fn snapshots_bring_back_what_was(site: Site) {
     for number in ["0", "1"] {
         assert_eq!(site.run(&vm, "snapshot_create", &[&id, number], &told), format!("snap-{number}\n"));
     }
-    // The first sign of life may be the one that comes after the revert as well; the third is later than that.
+    // The guest may repeat the first sign of life after the revert. The third one is new in any case.
     let [_, _, later] = [(); 3].map(|()| site.host.wait_tick(&vm));
     assert_eq!(site.run(&vm, "snapshot_revert", &[&id, "snap-0"], &told), "");
     assert_eq!(site.host.state(&vm), "running");

@@ -1,11 +1,11 @@
-//! The whole life of a VM, as each version of OpenNebula calls for it.
+//! The whole life of a VM, called as each version of OpenNebula does.
 
 use kvm_sriov_tests::caller::{Answer, Version, encoded};
 use kvm_sriov_tests::vm::{SHARED, Vm};
 
 use super::{SOON, Site, data, guest};
 
-/// The versions that a VM lives under, one of each form.
+/// The versions whose calls are run, one of each form.
 pub(super) const LIVES: [Version; 4] = [Version::V4_0, Version::V5_12, Version::V6_10, Version::V7];
 
 pub(super) fn a_life_called_by_7(site: Site) {
@@ -24,7 +24,7 @@ pub(super) fn a_life_called_by_4_0(site: Site) {
     Life::new(site, Version::V4_0, 13).live();
 }
 
-/// A VM with a disk and a CD, and who calls for what happens to it.
+/// A VM with a disk and a CD, and its caller.
 struct Life {
     site: Site,
     version: Version,
@@ -36,7 +36,7 @@ impl Life {
         Self { site, version, vm: guest(id).disk_of("qcow2").cache("none").nic("br0") }
     }
 
-    /// What OpenNebula knows the VM by.
+    /// OpenNebula's name of the VM.
     fn id(&self) -> String {
         if self.version <= Version::V5_12 { self.vm.name() } else { self.vm.uuid() }
     }
@@ -46,7 +46,7 @@ impl Life {
         self.site.call(self.version, &self.vm, action, args, stdin)
     }
 
-    /// An action that prints nothing.
+    /// Runs an action, which must print nothing.
     #[track_caller]
     fn done(&self, action: &str, args: &[&str], stdin: &str) {
         assert_eq!(self.call(action, args, stdin).ok(), "", "{action}");
@@ -183,7 +183,7 @@ impl Life {
     fn boots_again(&self) {
         let (site, vm) = (self.site, &self.vm);
         let args = [self.id(), site.host.name()];
-        // A revert began its console anew.
+        // A revert started a new console.
         let before = site.host.console(vm).boots();
         for (number, action) in ["reboot", "reset"].iter().enumerate() {
             self.done(action, &args.each_ref().map(String::as_str), &vm.action_data(&site.host.name()).xml());
@@ -240,7 +240,7 @@ pub(super) fn file(vm: &Vm, number: u32) -> String {
     format!("{}/disk.{number}", vm.dir())
 }
 
-/// A CD drive of a pc, as a deployment file has it.
+/// A CD drive of a pc, as in a deployment file.
 pub(super) fn cd(image: &str) -> String {
     format!(
         "\t\t<disk type='file' device='cdrom'>\n\t\t\t<source file='{image}'/>\n\t\t\t<target dev='hda' bus='ide'/>\n\

@@ -1,9 +1,9 @@
 //! The driver on real libvirtds, QEMUs and guests, with everything that needs no VF: two light hosts
 //! (tests/rigs/light/README.md).
 //!
-//! `cargo test -p kvm-sriov-tests --test light -- [NAME...]` runs all scenarios, or those named. Both hosts work on the
-//! list side by side, and a VM may move to the other one, so a scenario minds its own VMs alone. What waits, waits for
-//! a condition, at least five times as long as it took when it was measured.
+//! `cargo test -p kvm-sriov-tests --test light -- [NAME...]` runs all scenarios or the named ones. Both hosts take
+//! scenarios from the list side by side, and a VM may migrate to the other host, so a scenario handles only its own VMs.
+//! Every wait is for a condition, with a limit of at least five times the measured time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -31,13 +31,13 @@ use life::*;
 use moves::*;
 use recorded::*;
 
-/// A guest boots within 9 s on a machine with ten times as much to do as it has processors for.
+/// A guest boots within 9 s on a machine with a load of ten times its processors.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// A guest looks at what it has once a second.
+/// A guest checks its devices once a second.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Where a scenario runs: on `host`, and on the `other` when its VM moves.
+/// The hosts of a scenario: it runs on `host`, and its VM may migrate to `other`.
 #[derive(Clone, Copy)]
 struct Site {
     host: RigHost,
@@ -45,7 +45,7 @@ struct Site {
 }
 
 impl Site {
-    /// The same after a move.
+    /// The hosts after a migration.
     fn turned(self) -> Self {
         Self { host: self.other, other: self.host }
     }
@@ -56,20 +56,20 @@ impl Site {
         self.host.called_by(version, &remotes(version), vm, action, args, stdin)
     }
 
-    /// Runs an action of the newest version, which must succeed, and gives what it prints.
+    /// Runs an action of the newest version, which must succeed. Returns its standard output.
     #[track_caller]
     fn run(self, vm: &Vm, action: &str, args: &[&str], stdin: &str) -> String {
         self.call(Version::V7, vm, action, args, stdin).ok()
     }
 
-    /// Runs an action of the newest version, which must fail and say this.
+    /// Runs an action of the newest version, which must fail with this text in its message.
     #[track_caller]
     fn fails(self, vm: &Vm, action: &str, args: &[&str], stdin: &str, text: &str) {
         let answer = self.call(Version::V7, vm, action, args, stdin);
         assert!(answer.code != 0 && answer.stdout.is_empty() && answer.message.contains(text), "{text:?}: {answer:?}");
     }
 
-    /// Starts a VM from its deployment file after this change, and waits until its guest runs.
+    /// Starts a VM from its changed deployment file, and waits until its guest runs.
     #[track_caller]
     fn boot(self, vm: &Vm, change: impl Fn(String) -> String) {
         let (file, host) = (vm.deployment_file(), self.host.name());
@@ -78,7 +78,7 @@ impl Site {
         self.boots(vm, 1);
     }
 
-    /// Waits until the guest has begun to run this many times, and its agent answers.
+    /// Waits until the guest has booted this many times and its agent answers.
     #[track_caller]
     fn boots(self, vm: &Vm, times: usize) {
         let ping = r#"virsh -q -c qemu:///system qemu-agent-command NAME '{"execute":"guest-ping"}'"#;
@@ -89,8 +89,8 @@ impl Site {
         });
     }
 
-    /// Waits until the guest has this: a number of CPUs or MiB, a disk or drive with its content; nothing for what is
-    /// not there.
+    /// Waits until the guest shows this value: a number of CPUs or MiB, a disk or the content of a drive. `None` waits
+    /// until the device is gone.
     #[track_caller]
     fn sees(self, vm: &Vm, what: &str, value: Option<&str>) {
         let mut seen = None;
@@ -113,7 +113,7 @@ impl Site {
     }
 }
 
-/// Where the remotes of a version are on a host.
+/// The directory of a version's remotes on a host.
 fn remotes(version: Version) -> String {
     if version == Version::V7 { "/var/tmp/one".into() } else { format!("/var/tmp/one-{version}") }
 }
@@ -123,7 +123,7 @@ fn guest(id: u32) -> Vm {
     Vm::new(id).emulated().with_guest().memory(160)
 }
 
-/// What OpenNebula says of a VM on a host, with more in its template.
+/// The standard input of an action for a VM on a host, with this addition to its template.
 fn data(host: RigHost, vm: &Vm, template: &str) -> String {
     let text = vm.action_data(&host.name()).xml();
     assert!(text.contains("<VCPU><![CDATA[1]]></VCPU>"), "{text}");
@@ -161,7 +161,7 @@ fn main() -> ExitCode {
         let other = if host == one { two } else { one };
         passes(name, &[host], || scenario(Site { host, other }))
     });
-    // Nothing here has a VF, so nobody makes the driver's directory; and every VM is gone.
+    // No VM has a VF, so no program creates the driver's directory. Every VM must be gone.
     for host in hosts {
         let left =
             host.root("virsh -q list --all --name | grep .; ls -d /tmp/vf_interfaces; pgrep -a qemu-kvm-one; true").out;
@@ -174,7 +174,7 @@ fn main() -> ExitCode {
     verdict(chosen.len(), failed)
 }
 
-/// Puts the remotes of every version on both hosts. OpenNebula's own kvmrc is where the version has it.
+/// Installs the remotes of every version on both hosts, with OpenNebula's own kvmrc at the path of that version.
 fn set_up(hosts: [RigHost; 2]) {
     for version in LIVES {
         let remotes_of = Remotes::of(version);
@@ -182,14 +182,14 @@ fn set_up(hosts: [RigHost; 2]) {
         let kvmrc = if version < Version(5, 6) { "vmm/kvm" } else { "etc/vmm/kvm" };
         for host in hosts {
             host.install_at(&remotes_of, &at);
-            // libvirt 9.0 takes no directory for shared that is none of NFS and its like.
+            // libvirt 9.0 treats only network file systems such as NFS as shared.
             let text = "DEFAULT_ATTACH_CACHE=directsync\nMIGRATE_OPTIONS=\"--unsafe\"\n";
             host.write(&format!("{at}/{kvmrc}/kvmrc"), text);
             host.write(&format!("{at}/etc/vmm/kvm-sriov/kvmrc"), "SHUTDOWN_TIMEOUT=60\n");
         }
     }
     for host in hosts {
-        // OpenNebula makes it for what its monitoring and `exec` tell each other.
+        // OpenNebula creates it for its monitoring and `exec`.
         host.root("install -d -o oneadmin -g oneadmin /run/one").ok();
     }
 }

@@ -1,4 +1,4 @@
-//! VMs that move: with storage of their own, at the wish of the front-end, and to another datastore.
+//! Migration with storage of the VM, moves by the front-end, and moves to another datastore.
 
 use kvm_sriov_tests::caller::encoded;
 use kvm_sriov_tests::rig_host::RigHost;
@@ -7,14 +7,14 @@ use kvm_sriov_tests::vm::{PRIVATE, SHARED, SHARED_TOO, Vm};
 use super::life::{cd, file};
 use super::{Site, guest};
 
-/// In place of rbd: a directory is the pool.
+/// A program that stands for rbd: a directory is the pool.
 const RBD: &str = include_str!("../../fixtures/rbd");
 
 fn sum(host: RigHost, path: &str) -> String {
     host.root(&format!("sha256sum <{path}")).ok()
 }
 
-/// Makes the VM's two disks and its CD.
+/// Creates the VM's two disks and its CD.
 fn make_disks(site: Site, vm: &Vm) {
     site.host
         .oneadmin(&format!(
@@ -41,7 +41,7 @@ pub(super) fn storage_that_is_not_shared_moves_along(site: Site) {
     assert_eq!(there.host.wait_tick(&vm).boot, boot, "its memory is not what it was");
     assert_eq!(sums(there.host), before);
     there.cancel(&vm);
-    // OpenNebula's transfer driver does it after a move.
+    // OpenNebula's transfer driver does this after a migration.
     for host in [site.host, site.other] {
         host.root(&format!("rm -rf {}", vm.dir())).ok();
     }
@@ -52,7 +52,7 @@ pub(super) fn the_front_end_moves_a_vm(site: Site) {
     make_disks(site, &vm);
     site.boot(&vm, |text| text);
     let boot = site.host.wait_tick(&vm).boot;
-    // A host can be the front-end as well. It gets from there to the source with its agent, and so does the source to the destination.
+    // A host can be the front-end as well. Its agent authenticates it at the source, and the source at the destination.
     let told = vm.action_data(&site.host.name()).to(&site.other.name(), SHARED).xml();
     let (from, to) = (site.host.name(), site.other.name());
     let line = |uuid: &str| {
@@ -72,13 +72,13 @@ pub(super) fn the_front_end_moves_a_vm(site: Site) {
     site.host.oneadmin(&format!("rm -r {}", vm.dir())).ok();
 }
 
-/// A file, and two logical volumes as OpenNebula's fs_lvm_ssh has them: a disk, and a CD. What is theirs alone is then removed, as its
-/// `postmigrate` does. A process keeps each volume: its device goes with it.
+/// A file, and two logical volumes as in OpenNebula's fs_lvm_ssh: a disk and a CD. Afterwards their own parts are
+/// removed, as `postmigrate` does. A process holds each volume open, and its device ends with the process.
 pub(super) fn another_datastore_of_the_host(site: Site) {
     let vm = guest(42).disk().nic("br0");
     make_disks(site, &vm);
     let moved = vm.clone().datastore(SHARED_TOO);
-    // What OpenNebula's transfer driver does before: it makes the new volumes, and copies the links as they are.
+    // OpenNebula's transfer driver does this before: it creates the new volumes and copies the links unchanged.
     site.host
         .root(&format!(
             "set -e; mkdir -p /dev/vg-one-{SHARED} /dev/vg-one-{SHARED_TOO}; \
@@ -118,7 +118,7 @@ pub(super) fn another_datastore_of_the_host(site: Site) {
     assert!(live.contains(&format!("{new}/disk.2'")) && live.contains(&format!("{new}/disk.3'")), "{live}");
     let copies = [file(&moved, 0), volume(SHARED_TOO, 2), volume(SHARED_TOO, 3)].map(|copy| sum(site.host, &copy));
     assert_eq!(copies, contents);
-    // The origin is wiped, and nobody has it open.
+    // The origin is wiped, and no process has it open.
     site.host
         .root(&format!(
             "dd if=/dev/zero of={} bs=1M count=16; rm -r {}; rm -r /dev/vg-one-{SHARED}",
@@ -139,7 +139,7 @@ pub(super) fn another_datastore_of_the_host(site: Site) {
     site.host.root(&format!("rm -r {} /dev/vg-one-{SHARED_TOO}", moved.dir())).ok();
 }
 
-/// With Ceph the directory of a VM is on one host alone, and its checkpoint goes through the pool to where it is restored.
+/// With Ceph the directory of a VM is on one host only, and its checkpoint reaches the other host through the pool.
 pub(super) fn a_checkpoint_goes_through_ceph(site: Site) {
     let vm = guest(43).datastore(PRIVATE).nic("br0");
     let pool = "/var/lib/one/datastores/1/pool";

@@ -1,4 +1,4 @@
-//! The calls that were recorded from OpenNebula, in their order, on hosts that can do what is asked.
+//! The calls recorded from OpenNebula, in their order, on hosts that can carry them out.
 
 use kvm_sriov_tests::caller::Version;
 use kvm_sriov_tests::site::Recorded;
@@ -6,12 +6,12 @@ use kvm_sriov_tests::vm::Vm;
 
 use super::Site;
 
-/// Text of a call for this site, whose VMs are emulated and have the guest.
+/// The text of a call, changed for this site, whose VMs are emulated and have the guest.
 fn fit(site: Site, vm: &Vm, text: &str) -> String {
     let boot = "hvm</type><kernel>/lab/vmlinux</kernel><initrd>/lab/guest.cpio.gz</initrd>\
                 <cmdline>console=ttyS0 mitigations=off quiet</cmdline>";
     let console = format!("<serial type='file'><source path='{}'/></serial>\n\t\t<graphics", vm.console());
-    // The limits of a NIC's traffic are the kernel's, which need not have them.
+    // A NIC's traffic limits need a kernel feature that this kernel may lack.
     let limited =
         text.split("<bandwidth>").map(|part| part.split_once("</bandwidth>").map_or(part, |(_, after)| after));
     let text: String = limited.collect();
@@ -24,10 +24,10 @@ fn fit(site: Site, vm: &Vm, text: &str) -> String {
         .replace("hostB", &site.other.name())
 }
 
-/// What is to come of a call: what it prints, or a part of its message.
+/// The expected result of a call: its standard output, or a part of its message.
 fn expected(call: &Recorded, uuid: &str) -> Result<String, &'static str> {
     match &call.name[..2] {
-        // A PCI device, which these hosts have no IOMMU for.
+        // A PCI device, for which these hosts lack an IOMMU.
         "12" => Err("host doesn't support passthrough of host PCI devices; nothing was changed."),
         "21" => Err("could not create snapshot snap-0 for domain"),
         "22" => Err("could not revert to snapshot snap-0 for domain"),
@@ -51,7 +51,7 @@ pub(super) fn calls_recorded_from_opennebula(site: Site) {
         if call.action == "deploy" {
             uuid = call.stdin.split("<uuid>").nth(1).unwrap().split('<').next().unwrap().to_owned();
         }
-        // The move that was refused when it was recorded: here the other host lacks the bridge.
+        // This migration was also refused when it was recorded. Here the other host lacks the bridge.
         if call.name.starts_with("45") {
             site.other.root("ip link set onebr0 name onebr9").ok();
         }
@@ -70,7 +70,7 @@ pub(super) fn calls_recorded_from_opennebula(site: Site) {
         }
         let ends = matches!(call.action.as_str(), "cancel" | "shutdown" | "save") || call.name.starts_with("31");
         assert_eq!(at.host.state(&vm), if ends { "" } else { "running" }, "{}", call.name);
-        // What the next calls need: a guest that releases devices, hears its power button, or has an agent.
+        // The next calls need a guest that releases devices, reacts to its power button, or has an agent.
         match &call.name[..2] {
             "01" | "39" | "48" => {
                 boots = site.host.console(&vm).boots().max(1);
