@@ -7,6 +7,7 @@ use std::iter::repeat_n;
 use std::path::Path;
 
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls};
+use kvm_sriov::opennebula;
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{DeployId, DomainName, MacAddress, actions};
 use kvm_sriov_model::host::ModelHost;
@@ -123,7 +124,9 @@ fn calls_grow_by_one_for_each_vf() {
         );
         makes(
             "restore",
-            &|| actions::restore(&host.host(), &checkpoint, None).unwrap(),
+            &|| {
+                actions::restore(&host.host(), &checkpoint, opennebula::vm_of_checkpoint(&checkpoint).as_ref()).unwrap()
+            },
             &[
                 "find",
                 "image_xml",

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, JobCalls, LibvirtErrorKind};
+use kvm_sriov::opennebula;
 use kvm_sriov::reconcile::Consistency;
 use kvm_sriov::{Action, ActionError, Cause, DeployId, DomainName, HostState, actions};
 use kvm_sriov_model::check::Stage;
@@ -201,7 +202,8 @@ fn save(host: &ModelHost) -> Result<(), ActionError> {
 }
 
 fn restore(host: &ModelHost) -> Result<(), ActionError> {
-    actions::restore(&host.host(), &checkpoint(host), None)
+    let file = checkpoint(host);
+    actions::restore(&host.host(), &file, opennebula::vm_of_checkpoint(&file).as_ref())
 }
 
 /// A host on which the VM has run and is saved.

@@ -4,7 +4,7 @@
 
 use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, DomainRef};
-use kvm_sriov::opennebula::NicArgs;
+use kvm_sriov::opennebula::{self, NicArgs};
 use kvm_sriov::{ActionError, DeployId, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
@@ -101,7 +101,8 @@ fn a_usb_device_is_saved_with_the_vm() {
     actions::snapshot_delete(&host.host(), &id(), &kvm_sriov::SnapshotName::of(0)).unwrap();
     save(&host).unwrap();
     assert!(host.domain("one-42").is_none());
-    actions::restore(&host.host(), &host.vm_dir(&vm()).join("checkpoint"), None).unwrap();
+    let checkpoint = host.vm_dir(&vm()).join("checkpoint");
+    actions::restore(&host.host(), &checkpoint, opennebula::vm_of_checkpoint(&checkpoint).as_ref()).unwrap();
     assert!(has_usb());
     host.check();
 }

@@ -5,8 +5,7 @@
 
 use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, PowerCalls};
-use kvm_sriov::opennebula::NicArgs;
-use kvm_sriov::opennebula::network;
+use kvm_sriov::opennebula::{self, NicArgs, network};
 use kvm_sriov::reconcile::{Options, reconcile};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DomainName, PciAddress, VfState};
@@ -103,7 +102,7 @@ fn restore_skips_what_became_no_vf() {
     let checkpoint = host.vm_dir(&vm()).join("checkpoint");
     actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint, None).unwrap();
     let free = spoil(&host);
-    actions::restore(&host.host(), &checkpoint, None).unwrap();
+    actions::restore(&host.host(), &checkpoint, opennebula::vm_of_checkpoint(&checkpoint).as_ref()).unwrap();
     assert_eq!(vfs(&host), free[..2]);
     host.check();
 }

@@ -18,6 +18,7 @@ use kvm_sriov::agent::{self, Link, Presence, Reach, ask_state};
 use kvm_sriov::libvirt::{
     DeviceCalls, DiskCalls, DomainCalls, JobCalls, LibvirtErrorKind, PowerCalls, RunState, SnapshotCalls, Snapshots,
 };
+use kvm_sriov::opennebula;
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
 use kvm_sriov::{ActionError, AgentError, Cause, DeployId, DomainName, Host, HostName, actions};
@@ -1200,8 +1201,8 @@ fn a_destination_that_is_lost_ends_the_move() {
         });
         assert_eq!(
             ended.unwrap_err().to_string(),
-            "migrate: the agent on host2 was lost; nothing was moved, the domain runs on; what host2 holds for it is freed \
-             there, now or by the next action that looks"
+            "migrate: the agent on host2 was lost; nothing was moved, the domain runs on; host2 frees the claims that it \
+             holds for the VM, now or at its next reconciliation"
         );
         settle(&hosts);
         assert_eq!(looks(&hosts[0]), before);
@@ -1324,7 +1325,7 @@ fn what_pins_all_of_a_guests_memory_may_take_as_long_as_that_takes() {
     is_enough(&here, "attach_nic");
     let checkpoint = here.vm_dir(&vm).join("checkpoint");
     actions::save(&here.host(), &id, &checkpoint, None).unwrap();
-    actions::restore(&here.host(), &checkpoint, None).unwrap();
+    actions::restore(&here.host(), &checkpoint, opennebula::vm_of_checkpoint(&checkpoint).as_ref()).unwrap();
     is_enough(&here, "restore");
     let name = actions::snapshot_create(&here.host(), &id, 0, None).unwrap();
     is_enough(&here, "snapshot_create");

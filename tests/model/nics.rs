@@ -487,7 +487,7 @@ fn a_silent_guest_keeps_its_nic_and_what_leaves_late_comes_back() {
     assert_eq!(
         error.to_string(),
         format!(
-            "detach_nic: one-42 did not release VF {vf} in 2 s; the NIC stays, the request stays pending in the guest and \
+            "detach_nic: one-42 did not release VF {vf} in 2 s; the NIC stays; the request stays pending in the guest, and \
              what leaves later is plugged back (is the guest's PCI hot-plug driver loaded?)"
         )
     );
@@ -509,7 +509,7 @@ fn a_dummy_that_stays_keeps_its_vf() {
         host.model().set_guest("one-42", guest.clone());
         let before = portrait(&host);
         let error = detach(&host, &vm(), 2).unwrap_err();
-        assert!(error.to_string().contains("the NIC stays, the request stays pending"), "{error}");
+        assert!(error.to_string().contains("the NIC stays; the request stays pending"), "{error}");
         host.check_safe();
         assert_eq!(portrait(&host).0, before.0, "{guest:?}");
         let mut interfaces = portrait(&host).1;

@@ -7,7 +7,7 @@ use std::fs;
 
 use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DomainCalls, PowerCalls};
-use kvm_sriov::opennebula::NicArgs;
+use kvm_sriov::opennebula::{self, NicArgs};
 use kvm_sriov::xml::{AdoptedDevices, VmData, Wanted, alias_of};
 use kvm_sriov::{ActionError, DomainName, SnapshotName};
 use kvm_sriov_model::check::Stage;
@@ -302,7 +302,8 @@ fn it_is_saved_and_restored_with_every_fault() {
         actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint(host), None)
     }
     fn restore(host: &ModelHost) -> Result<(), ActionError> {
-        actions::restore(&host.host(), &checkpoint(host), None)
+        let file = checkpoint(host);
+        actions::restore(&host.host(), &file, opennebula::vm_of_checkpoint(&file).as_ref())
     }
     fn is_saved(host: &ModelHost) {
         assert!(host.domain("one-42").is_none() && checkpoint(host).exists());

@@ -505,7 +505,7 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
     let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
     assert_eq!((said.code, host2.state(&vm).as_str()), (0, "running"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
-    assert!(said.out.contains("runs there, so it does not live here; nothing was changed"), "{said:?}");
+    assert!(said.out.contains("runs there, so it can't be resumed here; nothing was changed"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
     assert_eq!(said.code, 0, "{said:?}");
     assert!(said.out.contains("host2 says: one-74 is running there"), "{said:?}");

@@ -3,6 +3,7 @@
 use std::slice;
 
 use super::shared::device::{self, NewDevice};
+use super::shared::undo::undo_failed;
 use crate::base::{Action, DeployId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -193,7 +194,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
     match vm.live.interfaces.iter().find(|interface| interface.is(nic) || interface.is_on_bridge_of(nic)) {
         Some(interface) => {
             let bridge = interface.bridge.as_deref().map(|bridge| format!("an interface on {bridge}"));
-            other(bridge.unwrap_or_else(|| "an interface without a VF of ours".into()))
+            other(bridge.unwrap_or_else(|| "an interface without a VF of this driver".into()))
         }
         None => Ok(None),
     }
@@ -246,16 +247,11 @@ fn undo(mut vm: Vm<'_>, new: &WantedNic, cause: Cause) -> ActionError {
             );
             ActionError::new(ACTION, cause, HostState::InDoubt(text))
         }
-        Err(undo) => twice(cause, undo, left(&vm, new)),
+        Err(undo) => undo_failed(ACTION, cause, undo, left(&vm, new)),
     }
 }
 
 fn left(vm: &Vm<'_>, new: &WantedNic) -> String {
     let name = &vm.domain.name;
     format!("NIC {} may still be in {name}; its next action, or kvm-sriov reconcile, unplugs it", new.mac)
-}
-
-fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = cause.and_undo(undo);
-    ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }

@@ -97,7 +97,7 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
         Ok(Some(lock)) => lock,
         Ok(None) => return Ok(()),
         Err(error) => {
-            log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+            log::warn!("{error}; the domain is gone, the next reconciliation frees its VFs");
             return Ok(());
         }
     };
@@ -109,7 +109,7 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
     if let Err(error) =
         discard_image(store, owner).and_then(|()| Ok(gone::release(host, store, owner, Action::Cancel)?))
     {
-        log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+        log::warn!("{error}; the domain is gone, the next reconciliation frees its VFs");
     }
     drop(lock);
     Ok(())

@@ -1,6 +1,7 @@
 //! `detach_nic`: takes a NIC out of a running VM, with its VF if it has one.
 
 use super::shared::device;
+use super::shared::undo::undo_failed;
 use crate::base::{Action, DeployId, MacAddress, Position};
 use crate::error::{ActionError, Cause, HostState, UnplugOutcome};
 use crate::host::Host;
@@ -234,8 +235,7 @@ fn put_back(vm: &mut Vm<'_>, nic: &WantedNic, before: Wanted, cause: Cause, pend
                  plugs them back",
                 nic.mac
             );
-            let cause = cause.and_undo(undo);
-            ActionError::new(ACTION, cause, HostState::InDoubt(text))
+            undo_failed(ACTION, cause, undo, text)
         }
     }
 }

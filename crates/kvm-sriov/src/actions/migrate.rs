@@ -109,7 +109,7 @@ impl Departure<'_> {
         };
         match self.whereabouts(&cause, moved) {
             Whereabouts::There => {
-                log::warn!("{cause}; {} is on {} all the same", self.found.domain().name, self.agent.host());
+                log::warn!("{cause}; nevertheless {} is on {}", self.found.domain().name, self.agent.host());
                 self.arrive()
             }
             Whereabouts::Here => Err(self.stay(cause)),

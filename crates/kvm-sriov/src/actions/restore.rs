@@ -4,6 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use super::shared::undo::undo_failed;
 use crate::base::{Action, DeployId, DomainName, Owner};
 use crate::claims::{Claim, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
@@ -289,8 +290,7 @@ impl Restoring<'_> {
                     vfs.join(", "),
                     self.saved.name
                 );
-                let cause = cause.and_undo(undo);
-                ActionError::new(Action::Restore, cause, HostState::InDoubt(left))
+                undo_failed(Action::Restore, cause, undo, left)
             }
         }
     }

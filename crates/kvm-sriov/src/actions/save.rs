@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::shared::undo::{lacks_vfs, undo_failed};
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -89,7 +90,7 @@ fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {
         Ok(()) => {
             // The domain is saved, so the action succeeds.
             if let Err(error) = gone::release(vm.host, &vm.store, &vm.owner(), Action::Save) {
-                log::warn!("{error}; {} is saved, its VFs are freed by the next action that looks", vm.domain.name);
+                log::warn!("{error}; {} is saved, the next reconciliation frees its VFs", vm.domain.name);
             }
             Ok(())
         }
@@ -151,10 +152,10 @@ fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
                     cause,
                     HostState::Left("nothing was saved, the domain is gone".into()),
                 ),
-                Err(undo) => failed_twice(cause, undo, "nothing was saved, the domain is gone".into()),
+                Err(undo) => undo_failed(Action::Save, cause, undo, "nothing was saved, the domain is gone".into()),
             };
         }
-        Err(undo) => return failed_twice(cause, undo, left(&vm)),
+        Err(undo) => return undo_failed(Action::Save, cause, undo, left(&vm)),
     }
     let undone = image.discard().and_then(|()| vm.plug_back(&cause));
     match undone {
@@ -163,18 +164,10 @@ fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
             let state = pending.unwrap_or(HostState::NothingSaved);
             ActionError::new(Action::Save, cause, state)
         }
-        Err(undo) => failed_twice(cause, undo, left(&vm)),
+        Err(undo) => undo_failed(Action::Save, cause, undo, left(&vm)),
     }
 }
 
 fn left(vm: &Vm<'_>) -> String {
-    format!(
-        "nothing was saved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
-        vm.domain.name
-    )
-}
-
-fn failed_twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = cause.and_undo(undo);
-    ActionError::new(Action::Save, cause, HostState::InDoubt(left))
+    format!("nothing was saved, and {}", lacks_vfs(&vm.domain.name))
 }

@@ -41,7 +41,7 @@ pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), 
     end(host, &domain, id, &last).map_err(|cause| ActionError::new(Action::Shutdown, cause, HostState::MayEnd))?;
     if let (Some(store), Some(_held)) = (&store, &lock) {
         if let Err(error) = gone::release(host, store, &owner, Action::Shutdown) {
-            log::warn!("{error}; the domain is gone, its VFs are freed by the next action that looks");
+            log::warn!("{error}; the domain is gone, the next reconciliation frees its VFs");
         }
     }
     gone::clean_up(host, &sudo, &last);
@@ -56,7 +56,7 @@ fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option
     });
     match locked {
         Err(error) if !matches!(error, ClaimError::Busy { .. }) => {
-            log::warn!("{error}; the VFs of {} are freed by the next action that looks", owner.vm);
+            log::warn!("{error}; the next reconciliation frees the VFs of {}", owner.vm);
             Ok(None)
         }
         other => other,

@@ -1,5 +1,6 @@
 //! `snapshot_create`: takes a snapshot of a VM's memory and disks.
 
+use super::shared::undo::{lacks_vfs, undo_failed};
 use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -94,10 +95,15 @@ fn with_vfs(mut vm: Vm<'_>, name: &SnapshotName) -> Result<LiveDomain, ActionErr
     });
     let Err(cause) = back else { return Ok(vm.live) };
     // OpenNebula does not keep a snapshot whose creation failed.
-    let left = format!("no snapshot is kept, and {}", lacks(&vm));
+    let left = format!("no snapshot is kept, and {}", lacks_vfs(&vm.domain.name));
     Err(match host.hypervisor().delete_snapshot(&domain, name.as_str(), false) {
         Ok(()) => ActionError::new(ACTION, cause, HostState::InDoubt(left)),
-        Err(undo) => twice(cause, undo.into(), format!("snapshot {name} may be there, and {}", lacks(&vm))),
+        Err(undo) => undo_failed(
+            ACTION,
+            cause,
+            undo,
+            format!("snapshot {name} may be there, and {}", lacks_vfs(&vm.domain.name)),
+        ),
     })
 }
 
@@ -107,7 +113,7 @@ fn undo(mut vm: Vm<'_>, cause: Cause) -> ActionError {
         let left = "no snapshot was taken, the domain is gone";
         return match gone::release(vm.host, &vm.store, &vm.owner(), ACTION) {
             Ok(()) => ActionError::new(ACTION, cause, HostState::Left(left.into())),
-            Err(undo) => twice(cause, undo.into(), left.into()),
+            Err(undo) => undo_failed(ACTION, cause, undo, left.into()),
         };
     }
     let in_doubt = matches!(cause, Cause::Twice { .. });
@@ -123,19 +129,10 @@ fn undo(mut vm: Vm<'_>, cause: Cause) -> ActionError {
             None => ActionError::untouched(ACTION, cause),
         },
         Err(undo) => {
-            let left = format!("no snapshot was taken, and {}", lacks(&vm));
-            twice(cause, undo, left)
+            let left = format!("no snapshot was taken, and {}", lacks_vfs(&vm.domain.name));
+            undo_failed(ACTION, cause, undo, left)
         }
     }
-}
-
-fn lacks(vm: &Vm<'_>) -> String {
-    format!("{} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back", vm.domain.name)
-}
-
-fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    let cause = cause.and_undo(undo);
-    ActionError::new(ACTION, cause, HostState::InDoubt(left))
 }
 
 /// Writes the snapshot's XML into the VM's directory. Without that file libvirt loses the snapshot when the VM is

@@ -1,5 +1,6 @@
 //! `snapshot_delete`: deletes a snapshot of a VM.
 
+use super::shared::undo::undo_failed;
 use crate::base::{Action, DeployId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -30,7 +31,7 @@ pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Resul
     let left = delete(host, domain, dir.as_ref(), name)?;
     let Some(dir) = dir else { return Ok(()) };
     if let Err(cause) = dir.forget_snapshot(name) {
-        log::warn!("{cause}; snapshot {name} is deleted all the same");
+        log::warn!("{cause}; snapshot {name} is deleted nevertheless");
     }
     for name in left {
         if let Err(cause) = dir.keep_snapshot(host.hypervisor(), domain, &name) {
@@ -72,9 +73,8 @@ fn delete(
                 }
                 Ok(_) => return Err(untouched(cause)),
                 Err(undo) => {
-                    let cause = cause.and_undo(undo);
                     let text = "whether the snapshot is still there is not known".into();
-                    return Err(ActionError::new(ACTION, cause, HostState::InDoubt(text)));
+                    return Err(undo_failed(ACTION, cause, undo, text));
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! `snapshot_revert`: returns a VM's memory and disks to a snapshot.
 
+use super::shared::undo::{lacks_vfs, undo_failed};
 use crate::base::{Action, DeployId, NicKey, RootName, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -232,8 +233,8 @@ impl Revert<'_, '_> {
 
     /// The guest did not release all VFs. Plugs back those that left.
     fn not_unplugged(mut self, cause: Cause) -> ActionError {
-        if let Some((text, undo)) = self.if_gone() {
-            return with_undo(cause, undo, text);
+        if let Some((state, undo)) = self.if_gone() {
+            return ActionError::new(ACTION, with_undo(cause, undo), state);
         }
         match self.vm.plug_back(&cause) {
             Ok(()) => match vm::pending_text(&cause) {
@@ -242,15 +243,15 @@ impl Revert<'_, '_> {
                 }
                 None => ActionError::untouched(ACTION, cause),
             },
-            Err(undo) => twice(cause, undo, lacks(&self.vm)),
+            Err(undo) => undo_failed(ACTION, cause, undo, lacks_vfs(&self.vm.domain.name)),
         }
     }
 
     /// The call that reverts the domain failed. The domain may be reverted nevertheless. The VM should have the same
     /// NICs in both cases.
     fn not_reverted(mut self, cause: Cause) -> ActionError {
-        if let Some((text, undo)) = self.if_gone() {
-            return with_undo(cause, undo, text);
+        if let Some((state, undo)) = self.if_gone() {
+            return ActionError::new(ACTION, with_undo(cause, undo), state);
         }
         let noted = self.vm.noted_before();
         match self.arrange().and_then(|()| self.vm.finish_as(noted)) {
@@ -262,37 +263,29 @@ impl Revert<'_, '_> {
                 ActionError::new(ACTION, cause, HostState::InDoubt(in_doubt(&self.vm.domain)))
             }
             Ok(()) => ActionError::new(ACTION, cause, HostState::RunsOn),
-            Err(undo) => twice(cause, undo, lacks(&self.vm)),
+            Err(undo) => undo_failed(ACTION, cause, undo, lacks_vfs(&self.vm.domain.name)),
         }
     }
 
     /// The state when the domain is gone, with the error of releasing its claims; `None` when the domain is still
     /// there.
-    fn if_gone(&self) -> Option<(String, Option<Cause>)> {
+    fn if_gone(&self) -> Option<(HostState, Option<Cause>)> {
         let (host, domain) = (self.vm.host, &self.vm.domain);
         match host.patiently(|| gone::is_gone(host, domain)) {
             Ok(false) => None,
             Ok(true) => {
                 let freed = gone::release(host, &self.vm.store, &self.vm.owner(), ACTION);
-                Some((format!("{} is gone, its VFs are free", domain.name), freed.err().map(Cause::from)))
+                let left = format!("{} is gone, its VFs are free", domain.name);
+                Some((HostState::Left(left), freed.err().map(Cause::from)))
             }
-            Err(undo) => Some((in_doubt(domain), Some(undo))),
+            Err(undo) => Some((HostState::InDoubt(in_doubt(domain)), Some(undo))),
         }
     }
 }
 
-fn lacks(vm: &Vm<'_>) -> String {
-    format!("{} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back", vm.domain.name)
-}
-
-fn twice(cause: Cause, undo: Cause, left: String) -> ActionError {
-    with_undo(cause, Some(undo), left)
-}
-
-fn with_undo(cause: Cause, undo: Option<Cause>, left: String) -> ActionError {
-    let cause = match undo {
+fn with_undo(cause: Cause, undo: Option<Cause>) -> Cause {
+    match undo {
         Some(undo) => cause.and_undo(undo),
         None => cause,
-    };
-    ActionError::new(ACTION, cause, HostState::InDoubt(left))
+    }
 }

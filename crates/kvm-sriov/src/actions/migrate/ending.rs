@@ -1,6 +1,7 @@
 //! The end of a move: the VM is handed over to the destination, or stays, or has ended, or is in doubt.
 
 use super::Departure;
+use crate::actions::shared::undo::lacks_vfs;
 use crate::agent::{Agent, AgentAnswer, AgentRequest};
 use crate::base::Action;
 use crate::error::{ActionError, AgentError, Cause, HostState};
@@ -84,12 +85,7 @@ impl Departure<'_> {
         });
         let here = undo.as_ref().map_or_else(
             || vm::pending_text(&cause).map(|text| format!("nothing was moved; {text}")),
-            |_| {
-                Some(format!(
-                    "nothing was moved, and {} may lack VFs; kvm-sriov reconcile, or its next action, plugs them back",
-                    domain.name
-                ))
-            },
+            |_| Some(format!("nothing was moved, and {}", lacks_vfs(&domain.name))),
         );
         let cause = match undo {
             None => cause,

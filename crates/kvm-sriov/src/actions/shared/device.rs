@@ -40,7 +40,7 @@ pub(crate) fn plug(host: &Host, action: Action, domain: &DomainRef, device: &New
     match (plugged, there) {
         (_, Ok(true)) => Ok(()),
         (Ok(()), Ok(false)) => {
-            let what = "what was plugged in is missing".into();
+            let what = "the new device is missing".into();
             Err(ActionError::untouched(action, Cause::NotAsAsked { name: domain.name.clone(), what }))
         }
         (Err(source), there) => {

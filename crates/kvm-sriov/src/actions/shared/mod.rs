@@ -4,3 +4,4 @@ pub(crate) mod ceph;
 pub(crate) mod device;
 pub(crate) mod guest_command;
 pub(crate) mod route;
+pub(crate) mod undo;
