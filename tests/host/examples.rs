@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use kvm_sriov_tests::project;
+use kvm_sriov_tests::remotes::target;
 
 /// All examples, by crate.
 const EXAMPLES: [(&str, &str); 3] =
@@ -13,10 +14,13 @@ const EXAMPLES: [(&str, &str); 3] =
 
 /// What an example prints.
 fn output(name: &str) -> String {
-    let program = project().join("target/debug/examples").join(name);
+    let program = target().join("debug/examples").join(name);
     let done = Command::new(&program).output();
     let done = done.unwrap_or_else(|error| {
-        panic!("{}: {error}: run cargo build -p kvm-sriov -p kvm-sriov-model --examples first", program.display())
+        panic!(
+            "{}: {error}: run cargo build --locked -p kvm-sriov -p kvm-sriov-model --examples first",
+            program.display()
+        )
     });
     assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap()
