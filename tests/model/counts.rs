@@ -204,14 +204,12 @@ fn calls_grow_by_one_for_each_vf() {
 /// Where the program sleeps because no event tells when a wait is over: the file, how often, and why.
 const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
-    ("vm/mod.rs", 2, "after a failed call only: libvirt may still work on the domain, or on a save that is aborted"),
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
     ("actions/restore.rs", 1, "after a failed call only: the stock driver tries again"),
     (
         "vm/block_job.rs",
-        2,
-        "after a refusal: a block job of the VM's disks ends by itself, without an event for others; and for the copy of a disk, \
-         which has no event when it is ready",
+        1,
+        "after a refusal: a block job of the VM's disks ends by itself, without an event for others",
     ),
     (
         "actions/migrate/depart.rs",
@@ -234,7 +232,12 @@ const SLEEPS: &[(&str, usize, &str)] = &[
     ("agent/serve/mod.rs", 1, "no event tells when libvirt releases a domain that is arriving"),
     ("agent/serve/source_lost.rs", 1, "a source that was lost is asked again"),
     ("agent/serve/arrival.rs", 1, "an agent that has lost its source holds the VM's lock until it has noticed"),
-    ("host/mod.rs", 1, "libvirtd is away, and is tried again"),
+    (
+        "host/patience.rs",
+        3,
+        "libvirtd is away, and is tried again; a job of libvirt or the copy of a disk, which end without an event; and the lock \
+         of a VM for a program with a stop token, which must be read meanwhile",
+    ),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
 ];

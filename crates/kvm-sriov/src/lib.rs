@@ -96,5 +96,7 @@ pub use base::{
     PciAddress, Position, RootName, SnapshotName, WantedVf,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Obstacle, UnplugOutcome};
-pub use host::{Host, HostBuilder, NotTheDriversUser, Vf, VfState, become_drivers_user, become_owner_of};
+pub use host::{
+    Host, HostBuilder, NotTheDriversUser, Progress, Stop, Vf, VfState, become_drivers_user, become_owner_of,
+};
 pub use operations::PluggedVf;

@@ -121,8 +121,7 @@ impl Start<'_> {
         let name = self.deployment.name();
         let needs = self.needs().map_err(untouched)?;
         let store = self.host.claims().map_err(|e| untouched(e.into()))?;
-        let timeout = self.host.settings().lock_timeout;
-        let lock = store.lock_vm(name, Action::Deploy, timeout).map_err(|e| untouched(e.into()))?;
+        let lock = self.host.lock_vm(&store, name, Action::Deploy).map_err(untouched)?;
         let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
         if existing.is_some_and(|domain| domain.id.is_some()) {
             return Err(untouched(Cause::Exists { name: name.clone() }));
@@ -156,6 +155,7 @@ impl Start<'_> {
         let vfs: Vec<WantedVf> = needs.nics.iter().map(|nic| nic.wanted.vf()).collect();
         let mut refusals: Vec<RefusedVf> = Vec::new();
         loop {
+            self.host.check_stop().map_err(|cause| ActionError::untouched(Action::Deploy, cause))?;
             let refused: Vec<_> = refusals.iter().map(|r| r.vf).collect();
             let request =
                 ClaimRequest { owner, lock, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };

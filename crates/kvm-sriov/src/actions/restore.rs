@@ -155,6 +155,7 @@ impl Restoring<'_> {
             if tries == 0 {
                 return Err(failed);
             }
+            self.host.check_stop()?;
             log::warn!("{failed}; trying again");
             thread::sleep(AGAIN);
         }
@@ -190,9 +191,7 @@ impl Restoring<'_> {
     fn with_vfs(&self, wanted: Wanted) -> Result<DomainRef, ActionError> {
         let untouched = |cause: Cause| ActionError::new(Action::Restore, cause, HostState::NothingRestored);
         let store = self.host.claims().map_err(|error| untouched(error.into()))?;
-        let timeout = self.host.settings().lock_timeout;
-        let lock =
-            store.lock_vm(&self.saved.name, Action::Restore, timeout).map_err(|error| untouched(error.into()))?;
+        let lock = self.host.lock_vm(&store, &self.saved.name, Action::Restore).map_err(untouched)?;
         // Checked with the lock held: another restore of this VM may have finished meanwhile.
         self.check_absent().map_err(untouched)?;
         let wanted = Wanted {

@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::shared::undo::{lacks_vfs, undo_failed};
 use crate::base::{Action, DeployId};
 use crate::error::{ActionError, Cause, HostState};
-use crate::host::Host;
 use crate::host::sudo::Sudo;
+use crate::host::{Host, Progress};
 use crate::libvirt::DomainRef;
 use crate::reconcile;
 use crate::vm::block_job;
@@ -79,7 +79,8 @@ fn while_saving(domain: &DomainRef, checkpoint: &Path, cause: Cause) -> Cause {
 
 /// Saves the domain. Waits for block jobs on its disks.
 fn write(host: &Host, domain: &DomainRef, file: &Path) -> Result<(), Cause> {
-    Ok(block_job::wait_out(&domain.name, || host.hypervisor().save(domain, file))?)
+    let step = |done, all| Progress::Saving { done, all };
+    vm::watched(host, domain, step, || block_job::wait_out(&domain.name, || host.hypervisor().save(domain, file)))
 }
 
 fn with_vfs(mut vm: Vm<'_>, checkpoint: &Path) -> Result<(), ActionError> {

@@ -27,6 +27,7 @@ use crate::vm::gone::{self, LastLook};
 /// OpenNebula's stock `shutdown`.
 pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(Action::Shutdown, cause);
+    host.check_stop().map_err(untouched)?;
     let store = gone::usable_claims(host);
     let Some(domain) = host.hypervisor().find(id).map_err(|e| untouched(e.into()))? else {
         return if absent_is_done { Ok(()) } else { Err(untouched(Cause::Absent { id: id.to_string() })) };
@@ -100,6 +101,7 @@ fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Res
                 log::warn!("could not ask {id} again to shut down: {error}");
             }
         }
+        host.check_stop()?;
         thread::sleep(POLL);
     }
     Ok(true)

@@ -67,7 +67,7 @@ fn take(host: &Host, domain: &DomainRef, name: &SnapshotName) -> Result<(), Caus
     let Err(error) = create() else { return Ok(()) };
     let is_there = || host.patiently(|| Ok(hypervisor.snapshots(domain)?.names.iter().any(|n| n == name.as_str())));
     // libvirt may still be taking the snapshot.
-    match vm::let_go(host, domain, host.settings().call_timeout, "its snapshot").and_then(|()| is_there()) {
+    match vm::wait_for_job(host, domain, host.settings().call_timeout, "its snapshot").and_then(|()| is_there()) {
         Ok(false) => Err(failed(error)),
         Ok(true) => {
             log::info!("{} has a snapshot {name} that OpenNebula does not know of: replacing it", domain.name);

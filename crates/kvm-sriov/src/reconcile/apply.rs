@@ -124,7 +124,7 @@ impl Round<'_, '_> {
             Repair::PlugDummy(position) => self.plug_dummy(*position),
             Repair::Spend => self.checkpoint().map_or(Ok(()), |image| image.spend()).map(|()| self.journal("spent")),
             Repair::Resume => {
-                vm::let_run(host, &self.vm.domain)?;
+                vm::resume(host, &self.vm.domain)?;
                 self.journal("resumed");
                 Ok(())
             }

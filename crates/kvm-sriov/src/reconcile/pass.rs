@@ -94,7 +94,7 @@ fn repair_claims(
     if dry_run {
         Ok(store.inspect(&store.entries()?, &host.backing()?, maps)?)
     } else {
-        host.put_claims_right(store, maps, ACTION).map(|(_, repairs)| repairs)
+        host.repair_claims(store, maps, ACTION).map(|(_, repairs)| repairs)
     }
 }
 

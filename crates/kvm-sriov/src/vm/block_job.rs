@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::base::{DomainName, POLL};
+use crate::base::DomainName;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
@@ -59,10 +59,7 @@ pub(crate) fn wait_out<T>(
 /// # Errors
 /// A copy has ended early, or libvirtd does not answer. The other copies go on.
 pub(crate) fn wait_until_ready(host: &Host, domain: &DomainRef, targets: &[&str]) -> Result<(), Cause> {
-    while !host.patiently(|| are_ready(host, domain, targets))? {
-        thread::sleep(POLL);
-    }
-    Ok(())
+    host.wait_until(None, || are_ready(host, domain, targets)).map(drop)
 }
 
 fn are_ready(host: &Host, domain: &DomainRef, targets: &[&str]) -> Result<bool, Cause> {

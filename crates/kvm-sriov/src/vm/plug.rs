@@ -1,10 +1,11 @@
 //! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
 
 use super::Vm;
-use super::blame::{PlugFailure, VfCall, with_refusals};
+use super::refusal::{PlugFailure, VfCall, with_refusals};
 use crate::base::{PciAddress, WantedVf};
 use crate::claims::{Claim, ClaimRequest};
 use crate::error::{Cause, RefusedVf};
+use crate::host::Progress;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
@@ -177,6 +178,7 @@ impl Vm<'_> {
     fn attach(&self, nic: &WantedNic, vf: PciAddress, refusals: &[RefusedVf]) -> Result<(), PlugFailure> {
         let device = hostdev_of(nic, vf);
         let limit = self.host.call_limit(self.live.memory_kib);
+        self.host.report(|| Progress::Plugging { vf });
         let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device, limit));
         let Err(error) = plugged else { return Ok(()) };
         // Whatever the call said: only the live XML tells.

@@ -82,7 +82,7 @@ impl Vm<'_> {
             return Ok(());
         }
         super::check_answers(self.host, &self.domain)?;
-        let outcomes = self.ask_for(&aliases(devices))?;
+        let outcomes = self.ask_to_undo(&aliases(devices))?;
         self.not_released(devices, &outcomes).map_or(Ok(()), Err)
     }
 
@@ -93,6 +93,9 @@ impl Vm<'_> {
         let stayed = || devices.iter().zip(outcomes).filter(|(_, outcome)| **outcome != UnplugOutcome::Released);
         let kept: Vec<_> =
             stayed().filter_map(|(device, outcome)| Some((device.position, device.vf()?, outcome.clone()))).collect();
+        if self.host.is_stopped() && stayed().next().is_some() {
+            return Some(Cause::Stopped { kept });
+        }
         if !kept.is_empty() {
             return Some(Cause::NotReleased { vm: vm(), seconds, kept });
         }

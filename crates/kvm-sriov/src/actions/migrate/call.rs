@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Departure;
 use crate::error::Cause;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
 
 /// The time between two reads of a running copy's progress.
@@ -32,7 +32,7 @@ impl Departure<'_> {
             }
         };
         self.is_under_way = true;
-        let mut progress = Progress::default();
+        let mut progress = CopyLog::default();
         let mut stopped: Option<(Instant, Cause)> = None;
         let timeout = self.host.settings().call_timeout;
         loop {
@@ -72,17 +72,18 @@ impl Departure<'_> {
 
 /// Log lines about a copy that runs.
 #[derive(Default)]
-struct Progress {
+struct CopyLog {
     said: usize,
 }
 
-impl Progress {
+impl CopyLog {
     /// How much is copied when a line is due, in percent.
     const LINES: [u64; 4] = [10, 25, 50, 75];
 
     fn look(&mut self, host: &Host, domain: &DomainRef) {
         let Ok(Some(job)) = host.hypervisor().job(domain) else { return };
         let Some((done, all)) = job.progress.filter(|(_, all)| *all > 0) else { return };
+        host.report(|| host::Progress::Migrating { done, all });
         let percent = done.saturating_mul(100) / all;
         let passed = Self::LINES.iter().filter(|line| percent >= **line).count();
         if passed > self.said {

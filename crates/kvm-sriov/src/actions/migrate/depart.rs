@@ -97,10 +97,13 @@ impl Departure<'_> {
         Ok(())
     }
 
-    /// Why the move must end early: the destination is lost, or the VM was cancelled.
+    /// Why the move must end early: the destination is lost, this host is told to stop, or the VM was cancelled.
     pub(super) fn reason_to_stop(&mut self) -> Option<Cause> {
         if self.agent.is_lost() {
             return Some(self.agent.lost().into());
+        }
+        if let Err(cause) = self.host.check_stop() {
+            return Some(cause);
         }
         let vm = self.found.with_vfs()?;
         vm.lock.cancelled().then(|| Cause::Cancelled { name: vm.domain.name.clone() })

@@ -79,7 +79,7 @@ impl Departure<'_> {
     /// The state of the domain on this host, once libvirt's job on it has ended.
     fn here(&self) -> Result<Option<RunState>, Cause> {
         let (host, domain) = (self.host, self.found.domain());
-        vm::let_go(host, domain, CLEAR, "its move")?;
+        vm::wait_for_job(host, domain, CLEAR, "its migration")?;
         host.patiently(|| Ok(host.hypervisor().state(domain)?))
     }
 
@@ -105,7 +105,7 @@ impl Departure<'_> {
     fn resume(&self) -> Result<(), Cause> {
         let (hypervisor, domain) = (self.host.hypervisor(), self.found.domain());
         match hypervisor.state(domain)? {
-            Some(RunState::PausedForMigration) => vm::let_run(self.host, domain),
+            Some(RunState::PausedForMigration) => vm::resume(self.host, domain),
             // Paused by its user, or by a disk error: it was so before the move.
             _ => Ok(()),
         }

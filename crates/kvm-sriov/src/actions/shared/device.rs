@@ -67,9 +67,8 @@ pub(crate) fn unplug(
 ) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(action, cause);
     vm::check_answers(host, domain).map_err(untouched)?;
-    let timeout = host.settings().unplug_timeout;
     let alias = alias.to_owned();
-    let outcomes = vm::unplug(host.hypervisor(), domain, slice::from_ref(&alias), timeout)
+    let outcomes = vm::for_action(host, domain, slice::from_ref(&alias), &|_| None, vm::Ends::Early)
         .map_err(|source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source }))?;
     match outcomes.into_iter().next() {
         None | Some(UnplugOutcome::Released | UnplugOutcome::DomainGone) => Ok(()),
@@ -80,8 +79,12 @@ pub(crate) fn unplug(
                 )),
                 _ => HostState::NothingChanged,
             };
-            let (vm, seconds) = (domain.name.clone(), timeout.as_secs());
-            Err(ActionError::new(action, Cause::DeviceNotReleased { vm, device, seconds, outcome }, state))
+            let (vm, seconds) = (domain.name.clone(), host.settings().unplug_timeout.as_secs());
+            let cause = match host.check_stop() {
+                Ok(()) => Cause::DeviceNotReleased { vm, device, seconds, outcome },
+                Err(stopped) => stopped,
+            };
+            Err(ActionError::new(action, cause, state))
         }
     }
 }

@@ -74,7 +74,7 @@ fn was_paused(domain: &DomainRef, live: &LiveDomain, id: &str) -> Result<bool, C
 }
 
 fn resume(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
-    vm::let_run(host, domain)?;
+    vm::resume(host, domain)?;
     host.journal().vm(ACTION, &domain.name, "resumed");
     Ok(())
 }
