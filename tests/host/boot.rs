@@ -1,5 +1,5 @@
-//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, read by the
-//! real tools of a distribution (`tests/prepare guest-root`).
+//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, and the unit of a
+//! guest, read by the real tools of a distribution (`tests/prepare guest-root`).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -78,4 +78,14 @@ fn network_manager_reads_the_bridge() {
     for line in ["type=bridge\n", &device, "stp=false\n", "[ipv4]\nmethod=disabled\n", "method=disabled\n\n[proxy]"] {
         assert!(said.contains(line), "{line}: {said}");
     }
+}
+
+#[test]
+fn systemd_accepts_the_unit_of_a_guest() {
+    let guest = Guest::bare();
+    let unit = "/lib/systemd/system/kvm-sriov-guest@.service";
+    let verify = || guest.run("systemd-analyze --man=no verify kvm-sriov-guest@add-2.service 2>&1; true").ok();
+    assert_eq!(verify(), "");
+    guest.write(unit, &guest.read(unit).replace("ExecStart=/usr/sbin/", "ExecStart=/none/"));
+    assert!(verify().contains("/none/kvm-sriov-guest is not executable"));
 }

@@ -277,6 +277,14 @@ impl SampleHost {
 }
 
 #[test]
+fn the_last_line_of_check_is_the_one_that_the_installation_page_waits_for() {
+    let page = fs::read_to_string(project().join("docs/howto/install.md")).unwrap();
+    let line = page.split("Its last line must be").nth(1).unwrap().split('`').nth(1).unwrap();
+    let source = fs::read_to_string(project().join("crates/kvm-sriov-cli/src/check.rs")).unwrap();
+    assert!(source.contains(&format!("\"{line}\"")), "{line}");
+}
+
+#[test]
 fn samples_of_output_are_what_the_program_prints() {
     let host = SampleHost::new();
     let mut shown = BTreeSet::new();
