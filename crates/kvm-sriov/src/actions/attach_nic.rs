@@ -63,7 +63,7 @@ impl New<'_> {
             Self::Interface(nic) => live.interfaces.iter().any(|interface| {
                 // Without NIC_ID and host device only MAC and bridge are known.
                 let is_nameless = nic.id.is_none() && nic.target.is_none();
-                interface.is(nic) || (is_nameless && interface.is_on_bridge_of(nic))
+                interface.belongs_to(nic) || (is_nameless && interface.is_on_bridge_of(nic))
             }),
         }
     }
@@ -191,7 +191,7 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
     if let Some(known) = nameless.skip(others).last() {
         return Ok(Some(known.clone()));
     }
-    match vm.live.interfaces.iter().find(|interface| interface.is(nic) || interface.is_on_bridge_of(nic)) {
+    match vm.live.interfaces.iter().find(|interface| interface.belongs_to(nic) || interface.is_on_bridge_of(nic)) {
         Some(interface) => {
             let bridge = interface.bridge.as_deref().map(|bridge| format!("an interface on {bridge}"));
             other(bridge.unwrap_or_else(|| "an interface without a VF of this driver".into()))

@@ -81,8 +81,8 @@ fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option
                 return Ok(Some((*it).clone()));
             }
             let is_of_another = |known: &WantedNic| others(data, nic).any(|other| vm.has_device_of(known, other));
-            candidates.retain(|known| known.is(nic) && !is_of_another(known));
-            let may_be_another = |other: &&VmNic| candidates.iter().any(|known| known.is(other));
+            candidates.retain(|known| known.is_described_by(nic) && !is_of_another(known));
+            let may_be_another = |other: &&VmNic| candidates.iter().any(|known| known.is_described_by(other));
             rivals.extend(others(data, nic).filter(may_be_another).map(|_| "another of OpenNebula's".to_owned()));
         }
     }
@@ -108,10 +108,10 @@ fn without_vf<'l>(
 ) -> Result<Option<&'l LiveInterface>, Cause> {
     let mut candidates: Vec<&LiveInterface> = interfaces(live, mac).collect();
     if let Some((data, nic)) = data.and_then(|data| Some((data, data.meant(mac)?))) {
-        if let Some(it) = candidates.iter().find(|interface| interface.is(nic)) {
+        if let Some(it) = candidates.iter().find(|interface| interface.belongs_to(nic)) {
             return Ok(Some(it));
         }
-        candidates.retain(|interface| !others(data, nic).any(|other| interface.is(other)));
+        candidates.retain(|interface| !others(data, nic).any(|other| interface.belongs_to(other)));
         let is_on_bridge = |interface: &&LiveInterface| interface.is_on_bridge_of(nic);
         // A NIC on a bridge that names a root is only an interface on that bridge.
         if nic.root().is_some() || candidates.iter().copied().filter(|it| is_on_bridge(it)).count() == 1 {

@@ -17,7 +17,7 @@ use crate::vm::checkpoint::Checkpoint;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
 use crate::vm::{self, Vm};
-use crate::xml::{LiveDomain, OperationKind, Wanted, WantedNic, image_for};
+use crate::xml::{LiveDomain, OperationKind, Wanted, WantedNic, adapted_to_host};
 
 /// The time between two tries of a restore.
 ///
@@ -129,7 +129,7 @@ impl Restoring<'_> {
 
     fn xml(&self, wanted: Option<&Wanted>) -> Result<String, Cause> {
         let checkpoint = self.image.checkpoint();
-        image_for(
+        adapted_to_host(
             self.text,
             checkpoint,
             wanted,

@@ -141,7 +141,8 @@ impl Revert<'_, '_> {
             vm::check_answers(host, &vm.domain)?;
         }
         let nics = &self.vm.wanted.nics;
-        let is_new = |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.is(nic) && known.root == *root);
+        let is_new =
+            |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.is_described_by(nic) && known.root == *root);
         // Only a new NIC needs its map. A NIC that has a VF gets that VF back, and a NIC that lacks one stays without.
         let new: Vec<RootName> =
             self.described().filter(|(nic, root)| is_new(nic, root)).map(|(_, root)| root).collect();
@@ -154,7 +155,8 @@ impl Revert<'_, '_> {
     /// The SR-IOV NICs in OpenNebula's description. NICs that are plain interfaces on a bridge `sriov_<root>` are left
     /// out.
     fn described(&self) -> impl Iterator<Item = (&VmNic, RootName)> {
-        let is_it = |interface: &LiveInterface, nic: &VmNic| interface.is(nic) || interface.is_on_bridge_of(nic);
+        let is_it =
+            |interface: &LiveInterface, nic: &VmNic| interface.belongs_to(nic) || interface.is_on_bridge_of(nic);
         let is_interface = move |nic: &VmNic| self.vm.live.interfaces.iter().any(|interface| is_it(interface, nic));
         self.data.into_iter().flat_map(VmData::sriov_nics).filter(move |(nic, _)| !is_interface(nic))
     }
@@ -191,7 +193,7 @@ impl Revert<'_, '_> {
         for (nic, root) in self.described() {
             // Two NICs may have one MAC and unknown NIC_IDs. Each position is used once.
             let is_taken = |known: &WantedNic| nics.iter().any(|taken| taken.position == known.position);
-            let is_it = |known: &&WantedNic| known.is(nic) && known.root == root && !is_taken(known);
+            let is_it = |known: &&WantedNic| known.is_described_by(nic) && known.root == root && !is_taken(known);
             let now = self.vm.wanted.nics.iter().find(is_it);
             let then = || {
                 let then = self.old.iter().flat_map(|old| &old.nics).find(is_it)?;
@@ -221,7 +223,9 @@ impl Revert<'_, '_> {
         for nic in &mut nics {
             let mac = host.dummy_mac(nic.mac, nic.position)?;
             let has_its_own = vm.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac || !dummy.is_ours());
-            if let (false, Some(described)) = (has_its_own, data.nics().iter().find(|described| nic.is(described))) {
+            if let (false, Some(described)) =
+                (has_its_own, data.nics().iter().find(|described| nic.is_described_by(described)))
+            {
                 let defaults = nic_defaults(host, data.vcpus());
                 let xml = dummy_interface_of(described, defaults, nic.position, mac, host.dummy_bridge()?);
                 nic.dummy = Some(xml);

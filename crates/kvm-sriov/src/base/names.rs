@@ -173,10 +173,7 @@ impl FromStr for DeployId {
         }
         match text.parse() {
             Ok(id) if text.bytes().all(|b| b.is_ascii_digit()) => Ok(Self::Id(id)),
-            _ => text
-                .parse()
-                .map(Self::Name)
-                .map_err(|_| ParseError::new("a deploy id: a UUID, or a name such as one-42", text)),
+            _ => text.parse().map(Self::Name).map_err(|_| ParseError::new("a UUID, or a name such as one-42", text)),
         }
     }
 }

@@ -99,8 +99,8 @@ pub enum VfMapError {
         /// The VF.
         vf: PciAddress,
     },
-    /// The file is empty.
-    #[error("{}: it is empty: expected a line \"{EXPECTED}\" for each VF", path.display())]
+    /// There is no VF in the map.
+    #[error("{}: there are no VFs: expected a line \"{EXPECTED}\" for each VF", path.display())]
     Empty {
         /// The map.
         path: PathBuf,
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn every_deviation_names_its_line() {
         for (text, message) in [
-            (&b""[..], "vf_maps/ib0: it is empty: expected a line \"0xBUS 0xSLOT 0xFUNC\" for each VF"),
+            (&b""[..], "vf_maps/ib0: there are no VFs: expected a line \"0xBUS 0xSLOT 0xFUNC\" for each VF"),
             (b"\n", "line 1: expected \"0xBUS 0xSLOT 0xFUNC\", found \"\""),
             (b"0x07 0x00 0x01\n\n", "line 2: expected \"0xBUS 0xSLOT 0xFUNC\", found \"\""),
             (b"0x07 0x00 0x01\n\n0x07 0x00 0x02\n", "line 2: "),

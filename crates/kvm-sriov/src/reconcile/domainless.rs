@@ -11,7 +11,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::vm::checkpoint::Checkpoint;
 use crate::vm::{self, Vm, gone};
-use crate::xml::{LiveDomain, OperationKind, image_for};
+use crate::xml::{LiveDomain, OperationKind, adapted_to_host};
 
 /// A VM that claims VFs and has no domain here. Its lock is held.
 pub(super) struct Domainless<'a> {
@@ -88,8 +88,8 @@ impl<'a> Domainless<'a> {
         let saved = LiveDomain::parse(&text).map_err(of_image)?;
         let mut wanted = vm::wanted(&saved)?.unwrap_or_default();
         wanted.operation = Some(OperationKind::Restore { checkpoint: path.to_owned() }.into());
-        let xml =
-            image_for(&text, path, Some(&wanted), self.host.settings().dummy_bridge.as_deref()).map_err(of_image)?;
+        let xml = adapted_to_host(&text, path, Some(&wanted), self.host.settings().dummy_bridge.as_deref())
+            .map_err(of_image)?;
         // The claims need no holder: a claim that names an image is never stale.
         hypervisor.restore(path, &xml, true, self.host.copy_limit(saved.memory_kib)).map_err(|source| Cause::Call {
             what: format!("start {} from {}", self.owner.vm, path.display()),

@@ -10,7 +10,7 @@ use crate::base::{HostName, POLL};
 use crate::error::Cause;
 use crate::vm::block_job;
 use crate::vm::storage::DiskImage;
-use crate::xml::{LiveDomain, OperationKind, Wanted, dummy_alias_of, image_for};
+use crate::xml::{LiveDomain, OperationKind, Wanted, adapted_to_host, dummy_alias_of};
 
 impl Departure<'_> {
     /// Sends files, unplugs VFs, and has libvirt move the domain. `Ok` means that libvirt reports success.
@@ -80,7 +80,7 @@ impl Departure<'_> {
             return Ok(None);
         }
         let text = host.hypervisor().migratable_xml(&vm.domain)?;
-        image_for(&text, "".as_ref(), None, Some(&bridge))
+        adapted_to_host(&text, "".as_ref(), None, Some(&bridge))
             .map(Some)
             .map_err(|source| Cause::Xml { what: format!("the XML of {}", vm.domain.name), source })
     }

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::libvirt::{DomainRef, Hypervisor};
 use crate::vm::storage::{Storage, VOLUMES, Volume, is_same, make_image};
 use crate::vm::{self, block_job};
-use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE, VmData};
+use crate::xml::{self, Disk, LiveDomain, Medium, Mention, ONE_NAMESPACE, VmData};
 
 /// The prefix of OpenNebula's element in a domain.
 const ONE_PREFIX: &str = "one";
@@ -301,10 +301,10 @@ impl<'a> Relocation<'a> {
     /// Writes the new directory into OpenNebula's metadata of the domain. The domain is not defined: OpenNebula's
     /// domains are transient, and a definition would have the devices of the domain's start.
     fn note(&self) -> Result<(), Cause> {
-        let Some(element) = self.hypervisor().metadata(self.domain, ONE)? else { return Ok(()) };
+        let Some(element) = self.hypervisor().metadata(self.domain, ONE_NAMESPACE)? else { return Ok(()) };
         let element = xml::with_system_datastore(&element, &self.to)
             .map_err(|source| Cause::Xml { what: format!("OpenNebula's metadata of {}", self.domain.name), source })?;
-        Ok(self.hypervisor().set_metadata(self.domain, Some(&element), ONE_PREFIX, ONE)?)
+        Ok(self.hypervisor().set_metadata(self.domain, Some(&element), ONE_PREFIX, ONE_NAMESPACE)?)
     }
 
     /// The disks that the domain uses in the new directory.

@@ -15,7 +15,7 @@ use crate::xml::parse::parse;
 use crate::xml::read::{child, child_attribute, children, content, decimal, root};
 
 /// OpenNebula's element in a domain's metadata (since 5.8).
-pub(crate) const ONE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
+pub(crate) const ONE_NAMESPACE: &str = "http://opennebula.org/xmlns/libvirt/1.0";
 
 /// A running domain, from libvirt's live XML.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ impl LiveDomain {
             disks: all("disk").filter_map(Disk::read).collect(),
             mediated: all("hostdev").filter_map(mediated).collect(),
             free: FreeAddresses::of(domain),
-            wanted: wanted_of(domain),
+            wanted: Wanted::of(domain),
             iothreads: iothreads(domain),
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
             limit_kib: hard_limit(domain),
@@ -144,7 +144,8 @@ impl LiveDomain {
                 .any(|tpm| child_attribute(tpm, "backend", "type").as_deref() == Some("emulator")),
             machine: child(domain, "os").and_then(|os| child_attribute(os, "type", "machine")),
             vm_dir: child(domain, "metadata").and_then(|metadata| {
-                let node = metadata.descendants().find(|node| node.has_tag_name((ONE, "system_datastore")))?;
+                let node =
+                    metadata.descendants().find(|node| node.has_tag_name((ONE_NAMESPACE, "system_datastore")))?;
                 Some(content(node).trim().to_owned()).filter(|dir| !dir.is_empty()).map(PathBuf::from)
             }),
             used: devices(domain)
@@ -326,12 +327,6 @@ fn host_address(device: Node<'_, '_>) -> Result<PciAddress, XmlError> {
     let address = child(device, "source").and_then(|source| child(source, "address"));
     let problem = || format!("expected <source><address .../></source> in <{}>, found none", device.tag_name().name());
     pci_address(address.ok_or_else(|| XmlError::at(device, problem()))?)
-}
-
-fn wanted_of(domain: Node<'_, '_>) -> Result<Option<Wanted>, XmlError> {
-    let Some(metadata) = child(domain, "metadata") else { return Ok(None) };
-    let ours = metadata.children().find(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
-    ours.map(Wanted::read).transpose()
 }
 
 #[cfg(test)]

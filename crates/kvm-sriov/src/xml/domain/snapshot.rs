@@ -39,11 +39,8 @@ pub fn snapshot_of(text: &str, uuid: &DomainUuid) -> Result<String, XmlError> {
 /// The text is not the XML of a snapshot, or the driver's metadata in it can't be read.
 pub fn wanted_in_snapshot(text: &str) -> Result<Option<Wanted>, XmlError> {
     let document = parse(text)?;
-    let metadata = child(root(&document, "domainsnapshot")?, "domain").and_then(|domain| child(domain, "metadata"));
-    let ours = |metadata: roxmltree::Node<'_, '_>| {
-        metadata.children().find(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE)).map(Wanted::read)
-    };
-    metadata.and_then(ours).transpose()
+    let domain = child(root(&document, "domainsnapshot")?, "domain");
+    domain.map_or(Ok(None), Wanted::of)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ impl WantedNic {
 
     /// Whether this is the NIC that OpenNebula describes: by MAC and NIC_ID, or by MAC and root if one of the two has
     /// no NIC_ID. Without NIC_IDs another NIC may match as well.
-    pub(crate) fn is(&self, nic: &VmNic) -> bool {
+    pub(crate) fn is_described_by(&self, nic: &VmNic) -> bool {
         let same_root = || match nic.root() {
             Some(root) => root.is_ok_and(|root| root == self.root),
             None => nic.bridge.is_none(),
@@ -35,7 +35,7 @@ impl WantedNic {
 impl LiveInterface {
     /// Whether this interface certainly belongs to the NIC: it has the NIC's MAC, and the alias that the driver gives
     /// the NIC or the NIC's device on the host.
-    pub(crate) fn is(&self, nic: &VmNic) -> bool {
+    pub(crate) fn belongs_to(&self, nic: &VmNic) -> bool {
         let has_alias = || nic.id.is_some() && self.alias.as_deref() == Some(nic_alias(nic).as_str());
         let has_target = || nic.target.is_some() && self.target == nic.target;
         self.mac == nic.mac && !self.is_ours() && (has_alias() || has_target())

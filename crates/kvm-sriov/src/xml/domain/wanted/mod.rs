@@ -12,7 +12,7 @@ use roxmltree::Node;
 use crate::base::ParseError;
 use crate::xml::XmlError;
 use crate::xml::parse::parse;
-use crate::xml::read::{decimal, required};
+use crate::xml::read::{child, decimal, required};
 pub use element::KeptContent;
 use element::{Content, Element, Prefixed, is_ours};
 pub use nic::{AdoptedDevices, NicMode, WantedNic};
@@ -64,7 +64,18 @@ impl Wanted {
         Self::read(document.root_element())
     }
 
-    pub(in crate::xml) fn read(element: Node<'_, '_>) -> Result<Self, XmlError> {
+    /// Reads the element in the metadata of a domain, if it is there.
+    pub(in crate::xml) fn of(domain: Node<'_, '_>) -> Result<Option<Self>, XmlError> {
+        Self::elements(domain).next().map(Self::read).transpose()
+    }
+
+    /// The elements of the driver's namespace in the metadata of a domain.
+    pub(in crate::xml) fn elements<'a, 'i>(domain: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
+        let inside = child(domain, "metadata").into_iter().flat_map(|metadata| metadata.children());
+        inside.filter(|node| node.tag_name().namespace() == Some(Self::NAMESPACE))
+    }
+
+    fn read(element: Node<'_, '_>) -> Result<Self, XmlError> {
         if !is_ours(element, "domain") {
             let problem = format_args!(
                 "expected <{}:domain> of {}, found <{}>",

@@ -107,9 +107,6 @@ impl Deployment {
             nics.extend(SriovInterface::read(interface, nics.len(), &document)?);
         }
         choose_guest_addresses(domain, nics.iter_mut().map(|nic| &mut nic.wanted.guest));
-        let metadata = child(domain, "metadata");
-        let ours = metadata.iter().flat_map(|node| node.children());
-        let ours = ours.filter(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
         Ok(Self {
             name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
             uuid: uuid_of(domain)?,
@@ -124,8 +121,8 @@ impl Deployment {
                 .collect(),
             domain: domain.range(),
             last_devices: children(domain, "devices").last().map(|node| node.range()),
-            metadata: metadata.map(|node| node.range()),
-            ours: ours.map(|node| node.range()).collect(),
+            metadata: child(domain, "metadata").map(|node| node.range()),
+            ours: Wanted::elements(domain).map(|node| node.range()).collect(),
             text: text.to_owned(),
         })
     }
@@ -162,22 +159,21 @@ impl Deployment {
 
     /// The SR-IOV NICs, with the VLANs and NIC_IDs of OpenNebula's description if there is one.
     pub fn described(&self, data: Option<&VmData>) -> Vec<WantedNic> {
-        let mut described: Vec<_> = data.into_iter().flat_map(VmData::sriov_nics).collect();
-        // Several NICs may have the same MAC. Each description is used once: for the NIC with the same device on the
-        // host, or else for the first one.
+        let mut unused: Vec<(&VmNic, RootName)> = data.into_iter().flat_map(VmData::sriov_nics).collect();
+        // Several NICs may have the same MAC and root. Each description is used once: for the NIC with the same device
+        // on the host, or else for the first one.
         let mut describe = |nic: &SriovInterface| {
-            let is_it =
-                |(described, root): &&(&VmNic, RootName)| described.mac == nic.wanted.mac && *root == nic.wanted.root;
-            let is_target = |(described, _): &(&VmNic, RootName)| described.target == nic.target;
-            let at = described.iter().position(|it| is_it(&it) && is_target(it));
-            let at = at.or_else(|| described.iter().position(|it| is_it(&it)))?;
-            Some(described.remove(at).0)
+            let fits =
+                |(described, root): &(&VmNic, RootName)| described.mac == nic.wanted.mac && *root == nic.wanted.root;
+            let is_exact = |it: &(&VmNic, RootName)| fits(it) && it.0.target == nic.target;
+            let index = unused.iter().position(is_exact).or_else(|| unused.iter().position(fits))?;
+            Some(unused.remove(index).0)
         };
         let complete = |nic: &SriovInterface| {
             let described = describe(nic);
             WantedNic {
-                vlan: described.and_then(|it| it.vlan),
-                nic_id: described.and_then(|it| it.id),
+                vlan: described.and_then(|described| described.vlan),
+                nic_id: described.and_then(|described| described.id),
                 ..nic.wanted.clone()
             }
         };

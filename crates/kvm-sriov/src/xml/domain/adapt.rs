@@ -1,4 +1,4 @@
-//! The domain XML in a save image, adapted to the host of the restore.
+//! The XML of a domain that comes from another host or datastore, adapted to this host.
 
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +47,7 @@ impl VmDirectory {
     }
 }
 
-/// Adapts the XML of a saved domain to this host. Paths in the VM's directory of another datastore move to the
+/// Adapts the XML of a saved or migrated domain to this host. Paths in the VM's directory of another datastore move to the
 /// datastore of `checkpoint`, the driver's metadata become `wanted`, and the dummies are connected to `dummy_bridge`.
 /// Everything else stays byte for byte.
 ///
@@ -56,7 +56,7 @@ impl VmDirectory {
 ///
 /// # Source
 /// OpenNebula's stock `restore`, which replaces the number of the datastore in paths below the VM's directory.
-pub fn image_for(
+pub fn adapted_to_host(
     text: &str,
     checkpoint: &Path,
     wanted: Option<&Wanted>,
@@ -68,19 +68,19 @@ pub fn image_for(
     if let Some(bridge) = dummy_bridge {
         splices.extend(dummy_bridges(domain).map(|range| Splice { range, text: Escaped(bridge).to_string() }));
     }
-    if let Some(place) = VmDirectory::of(checkpoint) {
+    if let Some(dir) = VmDirectory::of(checkpoint) {
         for node in domain.descendants() {
             for attribute in node.attributes() {
-                splices.extend(relocated(text, attribute.range_value(), &place));
+                splices.extend(relocated(text, attribute.range_value(), &dir));
             }
             if node.is_text() && node.parent_element().is_some_and(|parent| parent.children().count() == 1) {
-                splices.extend(relocated(text, node.range(), &place));
+                splices.extend(relocated(text, node.range(), &dir));
             }
         }
     }
-    if let (Some(wanted), Some(metadata)) = (wanted, child(domain, "metadata")) {
-        let ours = metadata.children().filter(|node| node.tag_name().namespace() == Some(Wanted::NAMESPACE));
-        splices.extend(ours.map(|node: Node<'_, '_>| Splice { range: node.range(), text: wanted.to_xml() }));
+    if let Some(wanted) = wanted {
+        let elements = Wanted::elements(domain);
+        splices.extend(elements.map(|node| Splice { range: node.range(), text: wanted.to_xml() }));
     }
     apply(text, splices)
 }
@@ -96,12 +96,12 @@ fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range
 }
 
 /// The edit for a path in this range, if the path must move. Blanks and a CDATA section around it stay.
-fn relocated(text: &str, range: Range<usize>, place: &VmDirectory) -> Option<Splice> {
+fn relocated(text: &str, range: Range<usize>, dir: &VmDirectory) -> Option<Splice> {
     let raw = text.get(range.clone())?;
     let begin = range.start.checked_add(raw.find('/')?)?;
     let end = raw.find("]]>").map_or(range.end, |at| range.start.saturating_add(at));
     let path = text.get(begin..end)?.trim_end();
-    let text = place.relocate(path)?;
+    let text = dir.relocate(path)?;
     Some(Splice { range: begin..begin.checked_add(path.len())?, text })
 }
 
@@ -114,17 +114,17 @@ mod tests {
     #[test]
     fn only_paths_in_the_directory_of_the_vm_move() {
         let wanted = LiveDomain::parse(LIVE).unwrap().wanted.unwrap().unwrap();
-        let same = image_for(LIVE, Path::new("/var/lib/one//datastores/0/77/checkpoint"), None, None).unwrap();
+        let same = adapted_to_host(LIVE, Path::new("/var/lib/one//datastores/0/77/checkpoint"), None, None).unwrap();
         assert_eq!(same, LIVE);
-        let other = image_for(LIVE, Path::new("checkpoint"), None, Some("br&1")).unwrap();
+        let other = adapted_to_host(LIVE, Path::new("checkpoint"), None, Some("br&1")).unwrap();
         assert_eq!(other, LIVE.replace("'dummybr'", "'br&amp;1'"));
         let text = "<domain><os><nvram>/var/lib/one//datastores/0/77/x_VARS.fd</nvram></os><devices><disk>\
                     <source file='/var/lib/one/datastores/0/77/disk.0'/><b f='/var/lib/one/datastores/0/778/disk.0'/>\
                     <c f=\"/var/lib/one/datastores/1/abc\"/></disk></devices><metadata>\
                     <d><![CDATA[/var/lib/one//datastores/0/77]]></d><sriov:domain \
                     xmlns:sriov='urn:kvm-sriov:domain:1' version='1.0'/></metadata></domain>";
-        let moved =
-            image_for(text, Path::new("/var/lib/one//datastores/104/77/checkpoint"), Some(&wanted), None).unwrap();
+        let moved = adapted_to_host(text, Path::new("/var/lib/one//datastores/104/77/checkpoint"), Some(&wanted), None)
+            .unwrap();
         for (from, to) in [
             ("<nvram>/var/lib/one//datastores/0/", "<nvram>/var/lib/one//datastores/104/"),
             ("'/var/lib/one/datastores/0/77/disk.0'", "'/var/lib/one/datastores/104/77/disk.0'"),
