@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kvm_sriov::reconcile::{self, Explanation, NicClaim, NicFacts};
-use kvm_sriov::xml::{OperationKind, alias_of};
+use kvm_sriov::xml::OperationKind;
 use kvm_sriov::{DeployId, Host};
 use serde::Serialize;
 
@@ -80,10 +80,7 @@ fn nic_view(explanation: &Explanation, nic: &NicFacts) -> NicView {
     let live = explanation.live.as_ref();
     let device = live.and_then(|live| match wanted {
         Some(wanted) => live.device_of(wanted),
-        None => {
-            let alias = alias_of(nic.position);
-            live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()))
-        }
+        None => live.device_at(nic.position),
     });
     let guest = device.and_then(|device| device.guest).or_else(|| wanted.and_then(|wanted| wanted.guest));
     NicView {

@@ -12,8 +12,8 @@ use crate::error::AgentError;
 /// How long an agent may take from the start of ssh to its first line.
 const START: Duration = Duration::from_secs(60);
 
-/// How long one call of libvirt may take on the agent's host, unless [`Agent::with_call_timeout`] sets it. The default of
-/// SRIOV_CALL_TIMEOUT.
+/// How long one call of libvirt may take on the agent's host, unless [`Agent::with_call_timeout`] sets it. The default
+/// of SRIOV_CALL_TIMEOUT.
 const CALL: Duration = Duration::from_secs(300);
 
 /// An agent that was started and answers.

@@ -124,7 +124,8 @@ impl Conversation {
 }
 
 impl Drop for Conversation {
-    /// Closes the output at once, so that the other end notices: the heartbeat thread may hold the writer a moment longer.
+    /// Closes the output at once, so that the other end notices: the heartbeat thread may hold the writer a moment
+    /// longer.
     fn drop(&mut self) {
         *locked(&self.writer) = None;
     }

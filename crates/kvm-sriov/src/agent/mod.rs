@@ -1,7 +1,7 @@
 //! The agent: the driver's process on the other host of a migration, started through ssh.
 //!
-//! docs/reference/agent.md describes the protocol. A message is one line: a word and `name=value` pairs. No value is ever
-//! a part of a command line.
+//! docs/reference/agent.md describes the protocol. A message is one line: a word and `name=value` pairs. No value is
+//! ever a part of a command line.
 //!
 //! * `message` - one line: its word and its values
 //! * `request`, `answer` - what a host asks an agent, and what the agent answers

@@ -10,8 +10,8 @@ use crate::base::ParseError;
 use crate::base::{DeployId, DomainName, DomainUuid, HostName, Position};
 use crate::xml::Wanted;
 
-/// The time that every request may take besides the agent's calls of libvirt: the agent may wait for a lock or destroy a
-/// domain.
+/// The time that every request may take besides the agent's calls of libvirt: the agent may wait for a lock or destroy
+/// a domain.
 const MARGIN: Duration = Duration::from_secs(120);
 
 /// What a host asks an agent.

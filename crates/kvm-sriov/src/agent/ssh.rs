@@ -14,8 +14,8 @@ use super::{PROGRAM, logged};
 use crate::base::{HostName, program};
 use crate::error::AgentError;
 
-/// How long the listener may still read ssh's standard error after ssh has ended. A program that ssh started may live on
-/// and keep that pipe open.
+/// How long the listener may still read ssh's standard error after ssh has ended. A program that ssh started may live
+/// on and keep that pipe open.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 
 /// rsync gives up a copy after this many seconds in which nothing arrived.
@@ -24,8 +24,8 @@ const COPY_SILENCE: &str = "--timeout=120";
 /// How many of ssh's last lines are quoted when it failed.
 const LAST_WORDS: usize = 3;
 
-/// These override the user's configuration: ssh asks nobody for a password, notices a dead connection within a minute, and
-/// shares no connection that somebody else may close.
+/// These override the user's configuration: ssh asks nobody for a password, notices a dead connection within a minute,
+/// and shares no connection that somebody else may close.
 const SSH_OPTIONS: [&str; 6] = [
     "BatchMode=yes",
     "ConnectTimeout=10",
@@ -78,7 +78,8 @@ impl Ssh {
         Self { program: "ssh".into(), agent: driver_dir.join(PROGRAM).display().to_string(), forward: false }
     }
 
-    /// From the front-end to a host. Forwards the keys of this user's ssh agent, because the host connects to another one.
+    /// From the front-end to a host. Forwards the keys of this user's ssh agent, because the host connects to another
+    /// one.
     ///
     /// * `driver_dir` - where the driver is in the front-end's own remotes directory
     ///
@@ -93,7 +94,8 @@ impl Ssh {
         Self { forward: true, ..Self::new(&there) }
     }
 
-    /// Also forwards the keys of this user's ssh agent, if there is one: the other host may have to connect to this one.
+    /// Also forwards the keys of this user's ssh agent, if there is one: the other host may have to connect to this
+    /// one.
     #[must_use]
     pub fn forwarding(self) -> Self {
         Self { forward: true, ..self }
@@ -162,8 +164,8 @@ impl Reach for Ssh {
     }
 }
 
-/// The ssh process that carries a conversation. A thread reads its standard error: it logs the agent's log lines with the
-/// host's name, and keeps ssh's own last lines, which tell why ssh failed.
+/// The ssh process that carries a conversation. A thread reads its standard error: it logs the agent's log lines with
+/// the host's name, and keeps ssh's own last lines, which tell why ssh failed.
 pub(super) struct SshProcess {
     child: Child,
     /// Disconnected when the thread ends.

@@ -14,8 +14,8 @@ use crate::vm::gone;
 use crate::vm::{self, NicDevice, NicDeviceKind, Vm, unplug};
 use crate::xml::{OperationKind, WantedNic, alias_of, dummy_alias_of};
 
-/// How many rounds of repairs are done at most. The facts are collected again after each round. An aborted save, or a domain
-/// that was started from its image, needs one round more than others.
+/// How many rounds of repairs are done at most. The facts are collected again after each round. An aborted save, or a
+/// domain that was started from its image, needs one round more than others.
 const ROUNDS: usize = 4;
 
 /// What is known of a locked VM. Asks libvirt for its run state and job only if there is something to repair.
@@ -109,8 +109,9 @@ impl Round<'_, '_> {
     fn one(&mut self, repair: &Repair) -> Result<(), Cause> {
         let host = self.vm.host;
         match repair {
-            // Unplugs are done before, all at once. The others change nothing.
-            Repair::Unplug(_) | Repair::UnplugDummy(_) | Repair::Leave(_) | Repair::InDoubt(_) => Ok(()),
+            // `unplug` has done all unplugs at once.
+            Repair::Unplug(_) | Repair::UnplugDummy(_) => Ok(()),
+            Repair::Leave(_) | Repair::InDoubt(_) => Ok(()),
             // Only a VM without a domain needs this.
             Repair::RestoreImage => Ok(()),
             Repair::AbortSave => {
@@ -122,7 +123,11 @@ impl Round<'_, '_> {
             Repair::Claim(position) => self.claim(*position),
             Repair::Plug(position) => self.plug(*position),
             Repair::PlugDummy(position) => self.plug_dummy(*position),
-            Repair::Spend => self.checkpoint().map_or(Ok(()), |image| image.spend()).map(|()| self.journal("spent")),
+            Repair::Spend => {
+                self.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.spend())?;
+                self.journal("spent");
+                Ok(())
+            }
             Repair::Resume => {
                 vm::resume(host, &self.vm.domain)?;
                 self.journal("resumed");
@@ -137,7 +142,7 @@ impl Round<'_, '_> {
             }
             Repair::Close => self.close(&[]),
             Repair::NotePending(positions) => self.close(positions),
-            Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |image| image.remove_used()),
+            Repair::RemoveUsed => self.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.remove_used()),
             Repair::RemoveImage => self.remove_image(),
             Repair::Destroy => {
                 gone::destroy(host, &self.vm.domain)?;
@@ -166,7 +171,8 @@ impl Round<'_, '_> {
     fn close(&mut self, pending: &[Position]) -> Result<(), Cause> {
         let open = self.vm.wanted.operation.as_ref().map(|operation| operation.kind.clone());
         if let (Some(OperationKind::Migrate { .. }), Some(dir)) = (&open, VmDir::of_domain(&self.vm.live)) {
-            // A migration removes the snapshots from libvirt on the source, and libvirt on the destination does not know them.
+            // A migration removes the snapshots from libvirt on the source, and libvirt on the destination does not
+            // know them.
             dir.redefine_snapshots(self.vm.host.hypervisor(), &self.vm.domain);
         }
         if pending.is_empty() {
@@ -220,14 +226,12 @@ impl Round<'_, '_> {
         let live = &self.vm.live;
         match repair {
             Repair::Unplug(position) => {
-                let alias = alias_of(*position);
-                let found = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(&*alias))?;
-                Some(NicDevice { kind: NicDeviceKind::Vf(found.vf), position: *position, alias })
+                let kind = NicDeviceKind::Vf(live.device_at(*position)?.vf);
+                Some(NicDevice { kind, position: *position, alias: alias_of(*position) })
             }
             Repair::UnplugDummy(position) => {
-                let alias = dummy_alias_of(*position);
-                let found = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&*alias))?;
-                Some(NicDevice { kind: NicDeviceKind::Dummy(found.mac), position: *position, alias })
+                let kind = NicDeviceKind::Dummy(live.dummy_at(*position)?.mac);
+                Some(NicDevice { kind, position: *position, alias: dummy_alias_of(*position) })
             }
             _ => None,
         }
@@ -268,8 +272,8 @@ impl Round<'_, '_> {
         Ok(())
     }
 
-    /// Plugs the VF of a NIC. The first call plugs those of all other NICs with it, and reads the live XML once for all. If
-    /// that fails, each VF is plugged by itself, so that a failure of one does not stop the others.
+    /// Plugs the VF of a NIC. The first call plugs those of all other NICs with it, and reads the live XML once for
+    /// all. If that fails, each VF is plugged by itself, so that a failure of one does not stop the others.
     fn plug(&mut self, position: Position) -> Result<(), Cause> {
         let nic = self.nic(position)?;
         if self.vm.live.device_of(&nic).is_some() {

@@ -151,8 +151,8 @@ fn plugged(facts: &Facts) -> impl Iterator<Item = Position> {
     facts.nics.iter().filter(|nic| nic.wanted && nic.device).map(|nic| nic.position)
 }
 
-/// How an interrupted operation is closed. A save and a migration unplug VFs: nobody knows whether the guest was asked to
-/// release those that are still plugged, and such a request can't be withdrawn.
+/// How an interrupted operation is closed. A save and a migration unplug VFs: nobody knows whether the guest was asked
+/// to release those that are still plugged, and such a request can't be withdrawn.
 fn closing(facts: &Facts) -> Repair {
     let plugged: Vec<Position> = plugged(facts).collect();
     match facts.operation {

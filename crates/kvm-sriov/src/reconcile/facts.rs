@@ -11,7 +11,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::vm::checkpoint::{self, Checkpoint};
-use crate::xml::{LiveDomain, NicMode, OperationKind, Wanted, WantedNic, alias_of, dummy_alias_of};
+use crate::xml::{LiveDomain, NicMode, OperationKind, Wanted, WantedNic, dummy_alias_of};
 
 /// What is known of a VM: the NICs it wants, the devices it has, the VFs it claims, and its open operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -307,8 +307,7 @@ fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claima
 }
 
 fn unwanted(live: &LiveDomain, position: Position, own: Option<&Claimant>) -> NicFacts {
-    let alias = alias_of(position);
-    let device = live.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
+    let device = live.device_at(position);
     let mut claims = own.into_iter().flat_map(|own| &own.claims);
     let is_own = device.is_some_and(|device| claims.any(|claim| claim.vf == device.vf));
     NicFacts {

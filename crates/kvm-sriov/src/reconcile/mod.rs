@@ -1,8 +1,8 @@
 //! Reconciliation: what a VM wants, what it has and what it claims are made equal.
 //!
-//! An action was killed, a host lost power, a guest answered too late: each leaves a difference between the three, or an
-//! operation that no process continues. [`reconcile`] repairs all VMs of a host, and every action repairs its own VM before
-//! it begins. [`decide`] holds the rules. docs/reference/reconcile.md lists them as tables.
+//! An action was killed, a host lost power, a guest answered too late: each leaves a difference between the three, or
+//! an operation that no process continues. [`reconcile`] repairs all VMs of a host, and every action repairs its own VM
+//! before it begins. [`decide`] holds the rules. docs/reference/reconcile.md lists them as tables.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

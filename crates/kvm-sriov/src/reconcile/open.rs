@@ -11,14 +11,14 @@ use crate::libvirt::DomainRef;
 use crate::vm::{Found, Vm};
 use crate::xml::VmData;
 
-/// Finds the VM that OpenNebula means, locks it if it has VFs, and repairs what an earlier action left unfinished. A VF that
-/// no map can supply is only logged.
+/// Finds the VM that OpenNebula means, locks it if it has VFs, and repairs what an earlier action left unfinished. A VF
+/// that no map can supply is only logged.
 ///
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///
 /// # Errors
-/// There is no such domain, another action works on the VM, a newer version wrote its metadata, or earlier work can't be
-/// repaired. Nothing was changed, except that earlier work may have been finished.
+/// There is no such domain, another action works on the VM, a newer version wrote its metadata, or earlier work can't
+/// be repaired. Nothing was changed, except that earlier work may have been finished.
 pub(crate) fn open<'a>(
     host: &'a Host,
     action: Action,
@@ -70,8 +70,8 @@ pub(crate) fn lock<'a>(
 /// logged.
 ///
 /// # Errors
-/// An open operation can't be closed; earlier repairs stay done. Or the VM is in doubt, or a newer version or libvirt still
-/// works on its open operation; nothing was changed.
+/// An open operation can't be closed; earlier repairs stay done. Or the VM is in doubt, or a newer version or libvirt
+/// still works on its open operation; nothing was changed.
 pub(crate) fn repair(vm: &mut Vm<'_>) -> Result<Lacking, Cause> {
     repair_in(vm, Scope::Everything)
 }

@@ -22,8 +22,8 @@ use crate::xml::{LiveDomain, Wanted};
 /// How many VMs are repaired at once. Plugging a VF takes about a second, and a guest may take long to release one.
 const AT_ONCE: usize = 8;
 
-/// How long a VM's lock may take. A pass never waits for an action, but a process that only tests the lock holds it for a
-/// moment, too.
+/// How long a VM's lock may take. A pass never waits for an action, but a process that only tests the lock holds it for
+/// a moment, too.
 const LOCK_MOMENT: Duration = Duration::from_millis(100);
 
 /// How a host is reconciled.
@@ -31,8 +31,8 @@ const LOCK_MOMENT: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Only report what would be done: take no lock and write nothing.
     pub dry_run: bool,
-    /// After this time no repair is begun. A call of libvirt that has begun by then may take as long as the host allows:
-    /// [`Host::call_limit`], or less with [`Host::open_lenient_until`].
+    /// After this time no repair is begun. A call of libvirt that has begun by then may take as long as the host
+    /// allows: [`Host::call_limit`], or less with [`Host::open_lenient_until`].
     pub timeout: Duration,
 }
 
@@ -44,12 +44,12 @@ impl Default for Options {
 
 /// Reconciles a host: the claims of all roots, and every VM that has, wants or claims VFs.
 ///
-/// Leaves alone a VM that an action or libvirt is working on, and a VM in doubt. Never waits for a lock. Several processes
-/// may reconcile a host at once, at any time.
+/// Leaves alone a VM that an action or libvirt is working on, and a VM in doubt. Never waits for a lock. Several
+/// processes may reconcile a host at once, at any time.
 ///
 /// # Errors
-/// libvirtd does not answer, or the state directory can't be used; nothing was changed. A problem with one root or one VM is
-/// no error: it is in the report, and the others are repaired.
+/// libvirtd does not answer, or the state directory can't be used; nothing was changed. A problem with one root or one
+/// VM is no error: it is in the report, and the others are repaired.
 pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
     let until = Instant::now() + options.timeout;
     let mut report = Report::default();
@@ -121,7 +121,8 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Reconciles several VMs at once, so that no VM waits for the guest of another. Returns what could not be read as well.
+    /// Reconciles several VMs at once, so that no VM waits for the guest of another. Returns what could not be read as
+    /// well.
     fn over_all(&self, subjects: Vec<Subject>) -> (Vec<VmReport>, Vec<Cause>) {
         let workers = AT_ONCE.min(subjects.len());
         let waiting = Mutex::new(VecDeque::from(subjects));
@@ -214,8 +215,8 @@ impl Pass<'_> {
         Domainless { host: self.host, store, lock, owner }.repair(self.until, self.elsewhere)
     }
 
-    /// What would be done about the claims of a VM without a domain here; `None` when it no longer claims anything. Takes no
-    /// lock and changes nothing.
+    /// What would be done about the claims of a VM without a domain here; `None` when it no longer claims anything.
+    /// Takes no lock and changes nothing.
     fn inspect_domainless(&self, store: &ClaimStore, owner: &Owner) -> Result<Option<VmReport>, Cause> {
         let claimants = store.claimants()?;
         let Some(claimant) = claimants.iter().find(|claimant| claimant.owner.is(owner)) else { return Ok(None) };
@@ -235,8 +236,8 @@ impl Pass<'_> {
     }
 }
 
-/// Replaces the repairs of a report when an action holds the VM's lock: what was found without the lock may have been the
-/// action's work in progress.
+/// Replaces the repairs of a report when an action holds the VM's lock: what was found without the lock may have been
+/// the action's work in progress.
 fn locked(mut report: VmReport) -> VmReport {
     report.found.busy = Busy::Locked;
     report.left = decide(&report.found);

@@ -1,7 +1,7 @@
 //! The watcher: a process of its own that plugs back the VFs that leave after the action has stopped waiting for them.
 //!
-//! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted, or
-//! when it is resumed or reset. Then it has lost a VF that it should still have.
+//! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted,
+//! or when it is resumed or reset. Then it has lost a VF that it should still have.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use crate::xml::OperationKind;
 /// The action that locks and the journal name.
 const ACTION: Action = Action::Watcher;
 
-/// How often the watcher reads the domain when no event has come. Also the time between two tries when libvirtd is away.
+/// How often the watcher reads the domain when no event has come. Also the time between two tries when libvirtd is
+/// away.
 const READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// Plugs back the VFs that a domain with a pending unplug loses, until no unplug is pending, the domain is gone, or
@@ -25,7 +26,8 @@ const READ_AGAIN: Duration = Duration::from_secs(10);
 /// reconciliation plugs back what leaves later.
 ///
 /// # Errors
-/// libvirtd does not answer, or a VF that left can't be plugged back. Later actions and `kvm-sriov reconcile` try again.
+/// libvirtd does not answer, or a VF that left can't be plugged back. Later actions and `kvm-sriov reconcile` try
+/// again.
 pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
     let end = Instant::now() + host.settings().unplug_grace;
     'grace: while Instant::now() < end {

@@ -20,8 +20,8 @@ use crate::xml::{LiveDomain, OperationKind};
 pub(super) const ASK_SOURCE: Duration = Duration::from_secs(60);
 
 impl Reservation {
-    /// Lets the VM run, and gives it its VFs, its snapshots and the time. Once the VM runs there is no way back: what fails
-    /// from then on is returned as a text, and reconciliation tries again.
+    /// Lets the VM run, and gives it its VFs, its snapshots and the time. Once the VM runs there is no way back: what
+    /// fails from then on is returned as a text, and reconciliation tries again.
     ///
     /// # Errors
     /// The VM is as before, and nothing was done.

@@ -32,9 +32,9 @@ const ACTION: Action = Action::Migrate;
 /// claims are released when the source has gone.
 const ABORT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Answers requests until the source has gone. If a VM is still expected then, the agent acts on what is true: a VM that
-/// runs here, or that its source has given away, gets everything that `finish` gives it; the claims of a VM that does not
-/// come are released.
+/// Answers requests until the source has gone. If a VM is still expected then, the agent acts on what is true: a VM
+/// that runs here, or that its source has given away, gets everything that `finish` gives it; the claims of a VM that
+/// does not come are released.
 ///
 /// * `open` - opens this host; if that fails, every request is refused with the cause
 /// * `reach` - how the agent reaches the source, which it asks when it has lost the connection

@@ -76,8 +76,8 @@ impl Reservation {
         self.held.as_ref().is_some_and(|(_, lock)| lock.cancelled())
     }
 
-    /// Whether the VM arrives paused and waits until its source is seen to have given it away. A VM without VFs does not:
-    /// it migrates as with the stock driver (docs/decisions/0013-hand-over.md).
+    /// Whether the VM arrives paused and waits until its source is seen to have given it away. A VM without VFs does
+    /// not: it migrates as with the stock driver (docs/decisions/0013-hand-over.md).
     pub(super) fn is_handed_over(&self) -> bool {
         self.vm.wanted.is_some()
     }
@@ -87,8 +87,8 @@ impl Reservation {
         self.is_under_way && !self.witness.came && !self.is_cancelled()
     }
 
-    /// Takes the VM's lock and claims a VF for every NIC that has one on the source, or for none of them. Then claims a VF
-    /// for each other NIC, as far as VFs are free.
+    /// Takes the VM's lock and claims a VF for every NIC that has one on the source, or for none of them. Then claims a
+    /// VF for each other NIC, as far as VFs are free.
     fn claim(&mut self, host: &Host, needs: &Needs) -> Result<(), Cause> {
         let store = host.claims()?;
         let lock = store.lock_vm(&self.vm.name, ACTION, host.settings().lock_timeout)?;
@@ -211,8 +211,8 @@ fn counted(users: &BTreeMap<String, usize>) -> String {
     if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
 }
 
-/// Does work on files on a thread of its own, and leaves the thread behind when it has not finished within `limit`: a file
-/// server may hang.
+/// Does work on files on a thread of its own, and leaves the thread behind when it has not finished within `limit`: a
+/// file server may hang.
 fn on_files<T: Send + 'static>(
     verb: &'static str,
     path: &Path,

@@ -12,12 +12,12 @@ use crate::host::Host;
 use crate::libvirt::DomainRef;
 use crate::vm::gone;
 
-/// How long a domain may still be incoming when the source was lost. The source notices within a minute that this agent is
-/// lost; then it aborts the migration, and libvirt removes the domain here.
+/// How long a domain may still be incoming when the source was lost. The source notices within a minute that this agent
+/// is lost; then it aborts the migration, and libvirt removes the domain here.
 const INCOMING_TIME: Duration = Duration::from_secs(180);
 
-/// How long the claims are kept for a domain that has not been seen here, after the migration has begun and the source was
-/// lost. The source notices within a minute that this agent is lost; until then libvirt may still bring the domain.
+/// How long the claims are kept for a domain that has not been seen here, after the migration has begun and the source
+/// was lost. The source notices within a minute that this agent is lost; until then libvirt may still bring the domain.
 const GRACE: Duration = Duration::from_secs(90);
 
 /// The time between two questions to the source.

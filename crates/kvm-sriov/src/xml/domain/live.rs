@@ -158,25 +158,33 @@ impl LiveDomain {
     /// The host device of a NIC: the one with the driver's alias for its position or, in an adopted domain, the one
     /// with the VF that the metadata name.
     pub fn device_of(&self, nic: &WantedNic) -> Option<&LiveHostdev> {
-        let alias = alias_of(nic.position);
-        let ours = || self.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()));
         let adopted = || {
             let vf = nic.adopted.vf?;
             self.hostdevs.iter().find(|device| device.vf == vf && !device.is_ours())
         };
-        ours().or_else(adopted)
+        self.device_at(nic.position).or_else(adopted)
     }
 
     /// The dummy of a NIC: the interface with the driver's alias for its position or, in an adopted domain, the one
     /// with the MAC that the metadata name.
     pub fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
-        let alias = dummy_alias_of(nic.position);
-        let ours = || self.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()));
         let adopted = || {
             let mac = nic.adopted.dummy?;
             self.interfaces.iter().find(|interface| interface.mac == mac && !interface.is_ours())
         };
-        ours().or_else(adopted)
+        self.dummy_at(nic.position).or_else(adopted)
+    }
+
+    /// The host device with the driver's alias for this position.
+    pub fn device_at(&self, position: Position) -> Option<&LiveHostdev> {
+        let alias = alias_of(position);
+        self.hostdevs.iter().find(|device| device.alias.as_deref() == Some(alias.as_str()))
+    }
+
+    /// The interface with the driver's dummy alias for this position.
+    pub fn dummy_at(&self, position: Position) -> Option<&LiveInterface> {
+        let alias = dummy_alias_of(position);
+        self.interfaces.iter().find(|interface| interface.alias.as_deref() == Some(alias.as_str()))
     }
 
     /// Removes the devices with these aliases, which were unplugged after the XML was read.
