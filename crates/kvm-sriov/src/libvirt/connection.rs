@@ -10,9 +10,9 @@ use virt::error::{Error, clear_error_callback};
 
 use super::deadline::with_deadline;
 use super::event_loop::LoopUser;
+use super::receivers::{Closing, lock};
 use super::subscription::WatchedDomain;
 use super::text::without_nul;
-use super::watch::{Closing, lock};
 use super::{DomainRef, LibvirtError, ffi};
 
 /// How often libvirt sends a keepalive message, in seconds.
@@ -23,7 +23,7 @@ const KEEPALIVE_COUNT: u32 = 6;
 /// How long it may take to close a connection or to end a watch.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same limit when the deadline of all calls has passed.
+/// The same limit when the time for all calls is over.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to libvirtd.
@@ -50,12 +50,12 @@ pub struct Libvirt {
     pub(super) patience: Patience,
 }
 
-/// How long calls are waited for.
+/// How long this process waits for calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// The limit of one call.
     pub(super) call: Duration,
-    /// When the time for all calls is over.
+    /// When the time for all calls is over; `None` for never.
     end: Option<Instant>,
 }
 

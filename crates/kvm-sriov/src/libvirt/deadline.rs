@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::LibvirtError;
-use super::watch::lock;
+use super::receivers::lock;
 use super::worker::{self, Work};
 use crate::base::span::{Kind, Span};
 
@@ -47,7 +47,7 @@ pub(super) enum Signal {
     Closed,
 }
 
-/// Sends [`Signal::Ended`] when the call on a thread ends, also when it panics.
+/// Sends [`Signal::Ended`] when it is dropped: when the call on a thread has ended or panicked.
 pub(super) struct Ending(pub(super) Sender<Signal>);
 
 impl Drop for Ending {
@@ -83,6 +83,7 @@ impl<T> Default for Answer<T> {
     }
 }
 
+/// The error of a call that panicked.
 pub(super) fn panicked(call: &str) -> LibvirtError {
     LibvirtError::other(format!("{call} ended by a panic"))
 }

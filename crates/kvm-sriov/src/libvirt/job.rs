@@ -11,7 +11,7 @@ use virt::sys;
 use super::connection::Connection;
 use super::deadline::with_deadline;
 use super::error::{found, number};
-use super::long_call::Watch;
+use super::long_call::GiveUp;
 use super::migration::Postcopy;
 use super::text::{c_text, path_text, without_nul};
 use super::{DomainRef, Libvirt, LibvirtError, Migration, ffi, worker};
@@ -132,7 +132,7 @@ impl JobCalls for Libvirt {
         without_nul(xml)?;
         let (file, xml) = (path_text(file)?.to_owned(), xml.to_owned());
         let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { 0 };
-        self.long_call("virDomainRestoreFlags", Watch::Limit(limit), move |connect| {
+        self.long_call("virDomainRestoreFlags", GiveUp::Limit(limit), move |connect| {
             Ok(connect.restore_domain_flags(&file, Some(&xml), flags)?)
         })
     }
@@ -166,6 +166,7 @@ impl JobCalls for Libvirt {
     }
 }
 
+/// The job with these numbers of libvirt.
 fn job(stats: ffi::JobStats) -> Job {
     let kind = match stats.operation.and_then(|operation| u32::try_from(operation).ok()) {
         Some(sys::VIR_DOMAIN_JOB_OPERATION_SAVE) => JobKind::Save,
@@ -189,14 +190,14 @@ fn suspend_later(domain: Domain, after: Duration, end: Receiver<()>) -> Result<(
             return;
         }
         match domain.suspend() {
-            Ok(()) => log::info!("the guest is suspended: its move has not ended in {} s", after.as_secs()),
-            Err(error) => log::warn!("the guest can't be suspended for its move: {}", error.message()),
+            Ok(()) => log::info!("the guest is suspended: its migration has not ended in {} s", after.as_secs()),
+            Err(error) => log::warn!("the guest can't be suspended for its migration: {}", error.message()),
         }
     };
     worker::work("virDomainSuspend", Box::new(suspend), ())
 }
 
-/// How often the progress of a copy is read that is to switch to post-copy.
+/// How often the progress of a migration is read that may switch to post-copy.
 const ITERATION_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Switches a migration to post-copy when `when` says so: `virsh migrate --postcopy-after-precopy`,
@@ -215,8 +216,8 @@ fn postcopy_later(domain: Domain, when: Postcopy, end: Receiver<()>) -> Result<(
         while end.recv_timeout(ITERATION_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if is_due(&domain) {
                 match ffi::start_postcopy(&domain) {
-                    Ok(()) => log::info!("the move goes over to post-copy"),
-                    Err(error) => log::warn!("the move can't go over to post-copy: {}", error.message()),
+                    Ok(()) => log::info!("the migration switches to post-copy"),
+                    Err(error) => log::warn!("the migration can't switch to post-copy: {}", error.message()),
                 }
                 return;
             }

@@ -22,10 +22,10 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const COPY_PER_GIB: Duration = Duration::from_secs(50);
 
 impl Libvirt {
-    /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `watch` says
+    /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `give_up` says
     /// so. Then the error is [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still
     /// take effect.
-    pub(super) fn long_call<T, F>(&self, name: &'static str, mut watch: Watch, work: F) -> Result<T, LibvirtError>
+    pub(super) fn long_call<T, F>(&self, name: &'static str, mut give_up: GiveUp, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
         F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
@@ -41,7 +41,7 @@ impl Libvirt {
         let work = move || place.put(work(&worker.connect).map_err(|error| worker.judge(error)));
         worker::work(name, Box::new(work), Ending(sender))?;
         loop {
-            match receiver.recv_timeout(watch.next()) {
+            match receiver.recv_timeout(give_up.next()) {
                 // libvirt itself ends the call at once, and its error says more than ours.
                 Ok(Signal::Closed) => {
                     drop(receiver.recv_timeout(AFTER_CLOSE));
@@ -49,7 +49,7 @@ impl Libvirt {
                 }
                 Ok(Signal::Ended) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Some(seconds) = watch.is_over(&connection) {
+                    if let Some(seconds) = give_up.is_over(&connection) {
                         return Err(LibvirtError::no_answer(name, seconds));
                     }
                 }
@@ -74,18 +74,19 @@ impl Libvirt {
         F: FnOnce(&Domain) -> Result<T, LibvirtError> + Send + 'static,
     {
         let uuid = domain.uuid.to_string();
-        let watch = Watch::progress_of(uuid.clone(), self.patience.call);
-        self.long_call(name, watch, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
+        let give_up = GiveUp::without_progress(uuid.clone(), self.patience.call);
+        self.long_call(name, give_up, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
     }
 }
 
-/// When a long call is given up.
-pub(super) enum Watch {
+/// When a long call is given up, although libvirt has not answered.
+pub(super) enum GiveUp {
     /// After this time.
     Limit(Duration),
     /// When none of the domain's memory or disks has been copied for too long. This happens when QEMU hangs: libvirtd
     /// still answers.
-    Progress {
+    NoProgress {
+        /// The domain.
         uuid: String,
         /// The job's numbers when they were last read, and since when they have not changed.
         seen: (Option<ffi::JobStats>, Instant),
@@ -94,17 +95,17 @@ pub(super) enum Watch {
     },
 }
 
-impl Watch {
-    /// Watches the progress of the job of the domain with this UUID.
-    pub(super) fn progress_of(uuid: String, least: Duration) -> Self {
-        Self::Progress { uuid, seen: (None, Instant::now()), least }
+impl GiveUp {
+    /// When the job of the domain with this UUID makes no progress.
+    pub(super) fn without_progress(uuid: String, least: Duration) -> Self {
+        Self::NoProgress { uuid, seen: (None, Instant::now()), least }
     }
 
     /// How long to wait before the next check.
     fn next(&self) -> Duration {
         match self {
             Self::Limit(limit) => *limit,
-            Self::Progress { least, .. } => INTERVAL.min(*least),
+            Self::NoProgress { least, .. } => INTERVAL.min(*least),
         }
     }
 
@@ -112,7 +113,7 @@ impl Watch {
     fn is_over(&mut self, connection: &Arc<Connection>) -> Option<u64> {
         let (uuid, seen, least) = match self {
             Self::Limit(limit) => return Some(limit.as_secs()),
-            Self::Progress { uuid, seen, least } => (uuid.clone(), seen, *least),
+            Self::NoProgress { uuid, seen, least } => (uuid.clone(), seen, *least),
         };
         let connection = Arc::clone(connection);
         let found = with_deadline("virDomainGetJobStats", INTERVAL, move || {

@@ -9,7 +9,7 @@
 //! * `deadline`, `long_call` - how long a call is waited for
 //! * `worker` - the threads that make the calls
 //! * `event_loop` - the thread that libvirt's keepalive and events need
-//! * `subscription`, `watch` - the ways of events, and of the end of a connection, to those who wait for them
+//! * `subscription`, `receivers` - the ways of events, and of the end of a connection, to those who wait for them
 //! * `migration` - [`Migration`]: the options of a migration, in the words of virsh
 //! * `error` - [`LibvirtError`]: libvirt's code and text, sorted by what an action does about them
 //! * `text` - checks of texts that are passed to C
@@ -30,13 +30,13 @@ mod job;
 mod long_call;
 mod migration;
 mod power;
+mod receivers;
 mod snapshot;
 mod subscription;
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests;
 mod text;
-mod watch;
 mod worker;
 
 pub use connection::Libvirt;

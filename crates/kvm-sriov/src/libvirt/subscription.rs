@@ -9,7 +9,7 @@ use virt::domain::Domain;
 use super::connection::{Connection, Patience};
 use super::deadline::with_deadline;
 use super::ffi::{self, Callback, Watched};
-use super::watch::{Sink, Ticket, lock};
+use super::receivers::{Sink, Ticket, lock};
 use super::{Event, LibvirtError};
 use crate::base::DomainUuid;
 

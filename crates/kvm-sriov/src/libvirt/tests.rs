@@ -11,9 +11,9 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 
 use super::connection::Patience;
-use super::long_call::Watch;
+use super::long_call::GiveUp;
+use super::receivers::{self, count};
 use super::subscription::Subscription;
-use super::watch::{self, count};
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ fn all_watchers_of_a_connection_that_breaks_are_told_and_the_next_call_opens_a_n
     let gone = test.libvirt.watch(&test.domain).unwrap();
     drop(gone);
     let broken = test.libvirt.connection().unwrap();
-    watch::closed(broken.closing.number());
+    receivers::closed(broken.closing.number());
     for events in [&first, &second] {
         assert_eq!(events.next(TIMEOUT), Some(Event::Disconnected));
         // The end is reported again and again.
@@ -134,8 +134,8 @@ fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
     let begin = Instant::now();
     let error = test
         .libvirt
-        .long_call("virSlow", Watch::Limit(TIMEOUT), move |_| {
-            watch::closed(number);
+        .long_call("virSlow", GiveUp::Limit(TIMEOUT), move |_| {
+            receivers::closed(number);
             thread::sleep(Duration::from_secs(600));
             Ok(())
         })
@@ -144,7 +144,7 @@ fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
     assert!(error.to_string().contains("virSlow"), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(300));
     let error =
-        test.libvirt.long_call("virOdd", Watch::Limit(TIMEOUT), |_| -> Result<(), _> { panic!("odd") }).unwrap_err();
+        test.libvirt.long_call("virOdd", GiveUp::Limit(TIMEOUT), |_| -> Result<(), _> { panic!("odd") }).unwrap_err();
     assert_eq!(error.to_string(), "virOdd ended by a panic");
 }
 
@@ -245,15 +245,15 @@ fn what_the_test_driver_has_and_what_it_lacks() {
 fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
     let test = TestDomain::new("one-1011");
     let begin = Instant::now();
-    for watch in [
-        Watch::progress_of(test.domain.uuid.to_string(), Duration::from_millis(300)),
-        Watch::Limit(Duration::from_millis(300)),
+    for give_up in [
+        GiveUp::without_progress(test.domain.uuid.to_string(), Duration::from_millis(300)),
+        GiveUp::Limit(Duration::from_millis(300)),
     ] {
         let hangs = |_: &Connect| {
             thread::sleep(TIMEOUT);
             Ok(())
         };
-        let error = test.libvirt.long_call("virDomainSaveFlags", watch, hangs).unwrap_err();
+        let error = test.libvirt.long_call("virDomainSaveFlags", give_up, hangs).unwrap_err();
         assert_eq!(error.kind(), LibvirtErrorKind::NoAnswer, "{error}");
     }
     assert!(begin.elapsed() < TIMEOUT / 2, "{:?}", begin.elapsed());
@@ -267,7 +267,7 @@ fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
 fn a_registration_that_fails_keeps_what_libvirt_may_still_release() {
     let connect = Connect::open(Some("test:///default")).unwrap();
     let domain = connect.lookup_domain_by_name("test").unwrap();
-    let sink = watch::Sink::new();
+    let sink = receivers::Sink::new();
     let register = || ffi::register(&connect, &domain, ffi::Watched::Reboot, &sink);
     let first = register().unwrap();
     assert_eq!(Arc::strong_count(&sink), 2);
@@ -435,7 +435,7 @@ mod daemon {
         thread::scope(|scope| {
             let (begun, has_begun) = mpsc::channel();
             let long = scope.spawn(|| {
-                libvirt.long_call("virLong", Watch::Limit(TIMEOUT), move |connect| {
+                libvirt.long_call("virLong", GiveUp::Limit(TIMEOUT), move |connect| {
                     begun.send(()).unwrap();
                     // As a save, this returns when the connection breaks.
                     while connect.is_alive().unwrap() {

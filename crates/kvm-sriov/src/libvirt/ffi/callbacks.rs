@@ -13,7 +13,7 @@ use virt::sys;
 use super::{text, zero};
 use crate::base::DomainUuid;
 use crate::libvirt::Event;
-use crate::libvirt::watch::{self, Sink};
+use crate::libvirt::receivers::{self, Sink};
 
 /// The kinds of events that a watch registers for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub(in crate::libvirt) fn register(
     };
     if id >= 0 {
         #[cfg(test)]
-        watch::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
+        receivers::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
         return Ok(Callback(id));
     }
     // The reference in `opaque` is not dropped: see above.
@@ -157,7 +157,7 @@ pub(in crate::libvirt) fn register_arrival(
     };
     if id >= 0 {
         #[cfg(test)]
-        watch::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
+        receivers::count::REGISTERED.fetch_add(1, Ordering::SeqCst);
         return Ok(Callback(id));
     }
     // The reference in `opaque` is not dropped, as in `register`. It is a few bytes, and the agent ends after this
@@ -168,7 +168,7 @@ pub(in crate::libvirt) fn register_arrival(
 /// libvirt's free function for the data of [`register_arrival`].
 unsafe extern "C" fn release_arrival(opaque: *mut c_void) {
     #[cfg(test)]
-    watch::count::FREED.fetch_add(1, Ordering::SeqCst);
+    receivers::count::FREED.fetch_add(1, Ordering::SeqCst);
     // SAFETY: `opaque` is from `Arc::into_raw` in `register_arrival`; libvirt calls this once, after the last
     // callback.
     drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Arrival>()) });
@@ -190,7 +190,7 @@ unsafe extern "C" fn arrived(
     // SAFETY: libvirt's reference keeps the `Arrival` alive while a callback runs; it is shared, never changed in
     // place.
     let arrival = unsafe { &*opaque.cast_const().cast::<Arrival>() };
-    let event = watch::lifecycle(event, detail).filter(|_| is_read && uuid.to_str() == Ok(arrival.uuid.as_str()));
+    let event = receivers::lifecycle(event, detail).filter(|_| is_read && uuid.to_str() == Ok(arrival.uuid.as_str()));
     if let Some(event) = event {
         arrival.sink.send(&event);
     }
@@ -213,7 +213,7 @@ pub(in crate::libvirt) fn deregister(connect: &Connect, callback: Callback) -> R
 /// libvirt's free function for the data of [`register`].
 unsafe extern "C" fn release(opaque: *mut c_void) {
     #[cfg(test)]
-    watch::count::FREED.fetch_add(1, Ordering::SeqCst);
+    receivers::count::FREED.fetch_add(1, Ordering::SeqCst);
     // SAFETY: `opaque` is from `Arc::into_raw` in `register`; libvirt calls this once, after the last
     // callback.
     drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Sink>()) });
@@ -236,7 +236,7 @@ unsafe extern "C" fn lifecycle(
     detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    if let Some(event) = watch::lifecycle(event, detail) {
+    if let Some(event) = receivers::lifecycle(event, detail) {
         // SAFETY: libvirt calls this with the `opaque` of the registration, before it releases it.
         unsafe { send(opaque, event) };
     }
@@ -290,11 +290,11 @@ unsafe extern "C" fn device_added(
     unsafe { send(opaque, Event::DeviceAdded(text(alias))) };
 }
 
-/// Registers a callback that calls [`watch::closed`] when this connection breaks. A connection accepts one such
+/// Registers a callback that calls [`receivers::closed`] when this connection breaks. A connection accepts one such
 /// callback. libvirt keeps the connection open while the callback is registered, so call [`unregister_close`] before
 /// `connect` is dropped.
 ///
-/// * `number` - the connection's number in `watch`. The callback gets this number as its data, and no memory: drivers
+/// * `number` - the connection's number in `receivers`. The callback gets this number as its data, and no memory: drivers
 ///   without a daemon, such as the test driver, accept the callback but never call it and never free its data.
 pub(in crate::libvirt) fn register_close(connect: &Connect, number: usize) -> Result<(), Error> {
     // SAFETY: the connection is alive; the callback's data is a number that is never used as an address.
@@ -310,7 +310,7 @@ pub(in crate::libvirt) fn unregister_close(connect: &Connect) -> Result<(), Erro
 }
 
 unsafe extern "C" fn closed(_: sys::virConnectPtr, _reason: c_int, number: *mut c_void) {
-    watch::closed(number.addr());
+    receivers::closed(number.addr());
 }
 
 /// Puts a mark into libvirt's event loop and wakes the loop. The flag becomes true when the loop has freed everything
