@@ -72,18 +72,18 @@ fn tell_holder(store: &ClaimStore, vm: &DomainName) {
     let told = store.vm_holder(vm).and_then(|holder| match holder {
         None => Ok(()),
         Some(holder) => {
-            log::info!("{vm} is busy: {holder}; it is told to end");
+            log::info!("{vm} is busy: {holder}; telling it to end");
             store.request_cancel(vm, &holder)?;
             if !holder.end() {
                 log::info!(
-                    "{holder} is no program of the driver for {vm} alone: it sees the wish and ends its work by itself"
+                    "{holder} does not work for {vm} alone, so it gets no signal: it reads the request and ends by itself"
                 );
             }
             Ok(())
         }
     });
     if let Err(error) = told {
-        log::warn!("{error}; an action that still runs for {vm} was not told to end");
+        log::warn!("{error}; an action that still runs for {vm} could not be told to end");
     }
 }
 

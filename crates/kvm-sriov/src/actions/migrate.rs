@@ -100,6 +100,7 @@ struct Departure<'a> {
 }
 
 impl Departure<'_> {
+    /// Moves the VM. After a failure, where the VM is then decides what is done.
     fn run(mut self) -> Result<(), ActionError> {
         let (moved, cause) = match self.depart() {
             Ok(()) if self.is_cancelled() => (true, Cause::Cancelled { name: self.found.domain().name.clone() }),

@@ -16,7 +16,7 @@ const CLEAR: Duration = Duration::from_secs(30);
 
 /// Where the VM lives.
 pub(super) enum Whereabouts {
-    /// On this host. The destination may have a domain of it that has never run.
+    /// On this host. The destination may have a copy of its domain that has never run.
     Here,
     /// At the destination.
     There,

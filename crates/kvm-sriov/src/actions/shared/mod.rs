@@ -1,4 +1,4 @@
-//! What several actions need.
+//! What several actions need: devices, commands in a guest, a pool of Ceph, the hosts of a migration, failed undos.
 
 pub(crate) mod ceph;
 pub(crate) mod device;
