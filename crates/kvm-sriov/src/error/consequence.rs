@@ -7,11 +7,11 @@ use crate::claims::ClaimError;
 use crate::libvirt::{LibvirtError, LibvirtErrorKind};
 
 impl ActionError {
-    /// Whether the same call may succeed later although nobody changes the host's configuration: something was busy, away
-    /// or too slow, or no VF was free.
+    /// Whether the same call may succeed later although nobody changes the host's configuration: something was busy,
+    /// away or too slow, or no VF was free.
     ///
-    /// A call may be made again after any failure: an action first repairs what an earlier one left. `false` only says that
-    /// it will fail in the same way.
+    /// A call may be made again after any failure: an action first repairs what an earlier one left. `false` only says
+    /// that it will fail in the same way.
     ///
     /// ```
     /// # use kvm_sriov::{ActionError, Action, Cause, HostState};
@@ -31,9 +31,9 @@ impl ActionError {
         }
     }
 
-    /// Whether the failed action may have changed anything that lasts. `false` means that the domain and its claims are as
-    /// before, except that a VF which was unplugged and plugged back may have another address on the host, and that work
-    /// of an earlier action may have been finished.
+    /// Whether the failed action may have changed anything that lasts. `false` means that the domain and its claims are
+    /// as before, except that a VF which was unplugged and plugged back may have another address on the host, and that
+    /// work of an earlier action may have been finished.
     pub fn changed_anything(&self) -> bool {
         match self.state() {
             HostState::NothingStarted

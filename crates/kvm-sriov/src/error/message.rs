@@ -1,7 +1,7 @@
 //! What a person reads of a cause.
 //!
-//! A message says what failed, on what, and why, and what to do where that is known. It is one line without a full stop;
-//! [`ActionError`](super::ActionError) puts the action before it and the state of the host after it.
+//! A message says what failed, on what, and why, and what to do where that is known. It is one line without a full
+//! stop; [`ActionError`](super::ActionError) puts the action before it and the state of the host after it.
 
 use std::fmt;
 

@@ -5,8 +5,8 @@
 //! * `message` - the text of each cause
 //! * `consequence` - what a program can conclude from a failure
 //!
-//! Higher modules find the reasons [`AgentError`], [`Doubt`], [`Obstacle`] and [`UnplugOutcome`]. They are defined here so
-//! that a [`Cause`] can name them.
+//! Higher modules find the reasons [`AgentError`], [`Doubt`], [`Obstacle`] and [`UnplugOutcome`]. They are defined here
+//! so that a [`Cause`] can name them.
 
 mod action;
 mod agent;

@@ -12,7 +12,8 @@ pub enum UnplugOutcome {
     Pending,
     /// The guest or libvirt refused.
     Refused(String),
-    /// The guest was not asked, because something else held the device or the domain all the time. The text is libvirt's.
+    /// The guest was not asked, because something else held the device or the domain all the time. The text is
+    /// libvirt's.
     Busy(String),
     /// The domain ended.
     DomainGone,

@@ -1,4 +1,4 @@
-//! Programs that go on when the action that started them has ended.
+//! Programs that go on after the action that started them has ended.
 
 use std::process::{Command, Stdio};
 
@@ -6,18 +6,18 @@ use crate::base::signals;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
 
-/// Plugs back what leaves a domain after its action stopped waiting.
+/// The program that plugs back a VF which a guest releases after its action stopped waiting.
 pub(crate) const WATCHER: &str = "sriov_watcher";
 
-/// Sets the clock of a guest that stood still.
+/// The program that sets the clock of a guest that was stopped.
 pub(crate) const CLOCK: &str = "sriov_clock";
 
-/// Puts the host right.
+/// The program that repairs the host.
 pub(crate) const PROBE: &str = "sriov_probe";
 
-/// Starts one of the driver's programs for a domain, without any tie to this process but its parenthood: OpenNebula waits
-/// until nobody holds its pipes any more. It makes itself a session of its own. Where it can't be started, a line in the
-/// log says so: nothing that it does is lost, only late.
+/// Starts one of the driver's programs for a domain. The program gets none of this process's pipes, because OpenNebula
+/// waits until all of them are closed, and it makes a session of its own. A program that can't be started is only
+/// logged: a later action does its work.
 pub(crate) fn start(host: &Host, program: &str, domain: &DomainRef) {
     start_with(host, program, Some(domain.uuid.as_str()), domain.name.as_str());
 }
@@ -33,7 +33,8 @@ fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
         return;
     };
     if !path.is_file() {
-        // Not left to the start to find out: until a program has begun, or failed to, its process holds a copy of every lock.
+        // This is checked before the start, because a process that is being started holds a copy of every lock until
+        // its program begins or fails to begin.
         log::warn!("{} was not started for {subject}: there is no such program", path.display());
         return;
     }
@@ -50,8 +51,8 @@ fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
     }
 }
 
-/// Makes this process one that no terminal and no ssh ends, and that ends when it is told to: what it has not done by then, the next
-/// action does. To be called by such a program first.
+/// Makes this process independent of its terminal and of ssh, and lets it end at SIGTERM: the next action does the work
+/// that it has left. Such a program calls it first.
 pub(crate) fn detach() {
     signals::release();
     if let Err(error) = nix::unistd::setsid() {

@@ -1,4 +1,4 @@
-//! Who we are: run as root, a program becomes the user the driver belongs to.
+//! The user of a process: a program that runs as root becomes the user that owns the driver.
 
 use std::ffi::CString;
 use std::io;
@@ -9,11 +9,11 @@ use nix::unistd::{Uid, User, geteuid, initgroups, setgid, setuid};
 
 use crate::error::Cause;
 
-/// Run as root, becomes the owner of `path` with that user's groups; otherwise does nothing. A `path` that can't be
-/// looked at, or that is root's, changes nothing either.
+/// Makes a process that runs as root run as the owner of `path`, with that user's groups. Does nothing in a process of
+/// another user, and when `path` can't be read or belongs to root.
 ///
 /// # Errors
-/// [`Cause::Identity`]: the process is still root, and nothing was touched.
+/// [`Cause::Identity`]: the process still runs as root, and nothing was changed.
 pub fn become_owner_of(path: &Path) -> Result<(), Cause> {
     let Ok(metadata) = path.metadata() else { return Ok(()) };
     if !geteuid().is_root() || metadata.uid() == 0 {
@@ -23,23 +23,23 @@ pub fn become_owner_of(path: &Path) -> Result<(), Cause> {
     change_to(uid).map_err(|source| Cause::Identity { path: path.to_owned(), uid: uid.as_raw(), source })
 }
 
-/// Why a command that a person runs can't work as the driver's user. Nothing was touched.
+/// Why a command can't run as the driver's user. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotTheDriversUser {
-    /// There is no driver.
+    /// There is no driver in this directory.
     #[error(
         "there is no driver in {} ({error}): OpenNebula copies it to a host (onehost sync -f), and --driver names another \
          place; nothing was changed",
         path.display()
     )]
     NoDriver {
-        /// Where it should be.
+        /// The directory.
         path: PathBuf,
         /// Why it can't be read.
         error: io::Error,
     },
-    /// The driver belongs to root, whom OpenNebula never is.
+    /// The driver belongs to root, but OpenNebula never runs as root.
     #[error(
         "the driver in {} belongs to root, and OpenNebula would find files of root's that it can't use: let OpenNebula's \
          user copy it (onehost sync -f); nothing was changed",
@@ -54,19 +54,19 @@ pub enum NotTheDriversUser {
     Stranger {
         /// Where it is.
         path: PathBuf,
-        /// Whose it is.
+        /// The user that owns it.
         owner: u32,
     },
-    /// Root can't become that user.
+    /// The process can't become that user.
     #[error(transparent)]
     Change(#[from] Cause),
 }
 
-/// Makes a command that a person runs work as the user that the driver in `path` belongs to: what anybody else makes, a state
-/// directory for example, the driver could not use.
+/// Makes a command run as the user that owns the driver in `path`. The driver could not use a state directory, for
+/// example, that another user created.
 ///
 /// # Errors
-/// There is no driver, or it is root's; or the caller is neither root nor its user.
+/// There is no driver, it belongs to root, or the caller is neither root nor the driver's user.
 pub fn become_drivers_user(path: &Path) -> Result<(), NotTheDriversUser> {
     let found = path
         .metadata()

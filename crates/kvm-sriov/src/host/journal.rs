@@ -1,4 +1,4 @@
-//! One line in the journal for every claim, release and repair.
+//! One line in the host's journal for every claim, release and repair.
 
 use std::fmt;
 use std::io;
@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use crate::base::{Action, DomainName, PciAddress, RootName};
 
-/// Facility daemon, severity informational, as syslog numbers them.
+/// syslog's number for facility daemon, severity informational.
 const PRIORITY: u8 = 3 * 8 + 6;
 
-/// How long the journal may take to make room for a line. One that takes longer stands still, and is not waited for again.
+/// How long a line may wait for room in the journal. A journal that takes longer hangs, and no later line waits for it.
 const ROOM: Duration = Duration::from_millis(500);
 
-/// Writes to the host's syslog socket, which is the journal's where systemd runs.
+/// Writes to the host's syslog socket. With systemd, that is the journal's socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal {
     socket: Option<PathBuf>,
-    stands: Arc<AtomicBool>,
+    is_stuck: Arc<AtomicBool>,
 }
 
 impl Default for Journal {
@@ -30,22 +30,22 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// A journal behind another socket.
+    /// A journal with another socket.
     pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { socket: Some(socket), stands: Arc::default() }
+        Self { socket: Some(socket), is_stuck: Arc::default() }
     }
 
     /// No journal: every line is dropped.
     pub(crate) fn none() -> Self {
-        Self { socket: None, stands: Arc::default() }
+        Self { socket: None, is_stuck: Arc::default() }
     }
 
-    /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. A host without a journal loses the line, nothing else.
+    /// Writes `kvm-sriov[pid]: vm= root= vf= action= result=`. On a host without a journal, only the line is lost.
     pub(crate) fn vf(&self, action: Action, vm: &DomainName, root: &RootName, vf: PciAddress, result: &str) {
         self.write(format_args!("vm={vm} root={root} vf={vf} action={action} result={result}"));
     }
 
-    /// The same line for what concerns the whole VM: root and VF are `-`.
+    /// Writes the same line for the whole VM: root and VF are `-`.
     pub(crate) fn vm(&self, action: Action, vm: &DomainName, result: &str) {
         self.write(format_args!("vm={vm} root=- vf=- action={action} result={result}"));
     }
@@ -55,7 +55,7 @@ impl Journal {
         let line = format!("<{PRIORITY}>kvm-sriov[{}]: {text}", std::process::id());
         if let Err(error) = self.send(path, &line) {
             if error.kind() == io::ErrorKind::WouldBlock {
-                self.stands.store(true, Ordering::Relaxed);
+                self.is_stuck.store(true, Ordering::Relaxed);
             }
             log::debug!("no journal at {}: {error}", path.display());
         }
@@ -63,7 +63,7 @@ impl Journal {
 
     fn send(&self, path: &Path, line: &str) -> io::Result<usize> {
         let socket = UnixDatagram::unbound()?;
-        if self.stands.load(Ordering::Relaxed) {
+        if self.is_stuck.load(Ordering::Relaxed) {
             socket.set_nonblocking(true)?;
         } else {
             socket.set_write_timeout(Some(ROOM))?;
@@ -83,7 +83,7 @@ mod tests {
         let receiver = UnixDatagram::bind(&path).unwrap();
         let (journal, vm) = (Journal::at(path), "one-42".parse().unwrap());
         let begin = std::time::Instant::now();
-        // More than any host's net.unix.max_dgram_qlen and the socket's memory hold.
+        // More lines than net.unix.max_dgram_qlen and the socket's memory hold on any host.
         for _ in 0..20_000 {
             journal.vm(Action::Deploy, &vm, "x");
         }

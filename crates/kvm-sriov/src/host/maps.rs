@@ -12,8 +12,8 @@ use crate::error::Cause;
 const HOST_MAPS: &str = "/etc/kvm-sriov/vf_maps";
 
 impl Host {
-    /// The directories of the maps of a driver in `driver_dir`, in the order in which they are searched: VF_MAPS_PATH of
-    /// kvmrc, the host's own, and the one beside the driver.
+    /// The directories of the maps of a driver in `driver_dir`, in the order in which they are searched: VF_MAPS_PATH
+    /// of kvmrc, the host's own, and the one beside the driver.
     pub fn map_dirs(kvmrc: &Kvmrc, driver_dir: &Path) -> Vec<PathBuf> {
         let own = kvmrc.vf_maps_path().map(Path::to_owned);
         own.into_iter().chain([HOST_MAPS.into(), driver_dir.join("vf_maps")]).collect()
@@ -33,8 +33,8 @@ impl Host {
         Ok(maps)
     }
 
-    /// The maps of these roots, and after them every other map that can be read, because several maps may list one address.
-    /// The log names a map that can't be read.
+    /// The maps of these roots, and after them every other map that can be read, because several maps may list one
+    /// address. The log names a map that can't be read.
     ///
     /// # Errors
     /// A map of these roots is missing or can't be read. Nothing was changed.
@@ -77,8 +77,8 @@ impl Host {
         maps: &[VfMap],
         action: Action,
     ) -> Result<(Backing, Vec<ClaimRepair>), Cause> {
-        // The claims are read before libvirt is asked. Only a claim that existed before, and whose VF no domain shows now,
-        // can be stale.
+        // The claims are read before libvirt is asked. Only a claim that existed before, and whose VF no domain shows
+        // now, can be stale.
         let seen = store.entries()?;
         let backing = self.backing()?;
         let repairs = store.recover(&seen, &backing, maps)?;

@@ -111,8 +111,8 @@ impl Host {
         Self::connect(kvmrc, driver_dir, None)
     }
 
-    /// The host of a driver in `driver_dir`, for an action that ends or frees something. A line of kvmrc that can't be read is
-    /// logged, and the default is used.
+    /// The host of a driver in `driver_dir`, for an action that ends or frees something. A line of kvmrc that can't be
+    /// read is logged, and the default is used.
     ///
     /// # Errors
     /// Nothing was changed: libvirtd does not answer.
@@ -120,8 +120,8 @@ impl Host {
         Self::lenient(driver_dir, None)
     }
 
-    /// As [`Host::open_lenient`], with a time limit. After `end` no call to libvirt is made or waited for, except for a VM that
-    /// starts from the image of its save.
+    /// As [`Host::open_lenient`], with a time limit. After `end` no call to libvirt is made or waited for, except for a
+    /// VM that starts from the image of its save.
     ///
     /// # Errors
     /// Nothing was changed: libvirtd does not answer.
@@ -154,7 +154,8 @@ impl Host {
         })
     }
 
-    /// The directory of OpenNebula's remotes, which has the programs that OpenNebula runs as root; `None` without OpenNebula.
+    /// The directory of OpenNebula's remotes, which has the programs that OpenNebula runs as root; `None` without
+    /// OpenNebula.
     pub(crate) fn remotes(&self) -> Option<PathBuf> {
         Some(self.driver_dir.as_deref()?.join("../.."))
     }

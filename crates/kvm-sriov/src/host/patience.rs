@@ -13,9 +13,10 @@ use crate::sysfs::denied_vfio_device;
 /// What a call that pins memory may take for each GiB, in addition to SRIOV_CALL_TIMEOUT.
 ///
 /// # Source
-/// libvirt `src/qemu/qemu_process.c`, qemuConnectMonitor up to 9.x: one second more for each GiB, because the kernel fills all
-/// of it with zeros. Pinning takes more time, page by page and in one thread (Linux `drivers/vfio/vfio_iommu_type1.c`).
-/// Measured: 0.3 s for a GiB of 4 KiB pages to fill and lock, 2.1 s in a virtual machine whose own host had to find the pages.
+/// libvirt `src/qemu/qemu_process.c`, qemuConnectMonitor up to 9.x: one second more for each GiB, because the kernel
+/// fills all of it with zeros. Pinning takes more time, page by page and in one thread (Linux
+/// `drivers/vfio/vfio_iommu_type1.c`). Measured: 0.3 s for a GiB of 4 KiB pages to fill and lock, 2.1 s in a virtual
+/// machine whose own host had to find the pages.
 const PER_GIB: Duration = Duration::from_secs(2);
 
 /// How often a call is made that fails because QEMU may not open the VF, although a udev rule gives the VF to QEMU.
@@ -31,8 +32,8 @@ const UDEV: Duration = Duration::from_secs(30);
 const AFTER_STOP: Duration = Duration::from_secs(10);
 
 impl Host {
-    /// How long a call to libvirt may take when QEMU touches or pins memory for it: the start of a domain, or the plug of a
-    /// VF. SRIOV_CALL_TIMEOUT, and 2 s for each GiB: 1324 s with 512 GiB and the default of 300 s.
+    /// How long a call to libvirt may take when QEMU touches or pins memory for it: the start of a domain, or the plug
+    /// of a VF. SRIOV_CALL_TIMEOUT, and 2 s for each GiB: 1324 s with 512 GiB and the default of 300 s.
     ///
     /// * `memory_kib` - the memory of the domain, in KiB
     pub fn call_limit(&self, memory_kib: u64) -> Duration {
@@ -71,8 +72,8 @@ impl Host {
         }
     }
 
-    /// Waits until `is_done`, which is asked again and again: for a state that libvirt announces by no event. It is asked at
-    /// least once, and waits for a libvirtd that is away.
+    /// Waits until `is_done`, which is asked again and again: for a state that libvirt announces by no event. It is
+    /// asked at least once, and waits for a libvirtd that is away.
     ///
     /// * `end` - when the wait ends at the latest; `None` waits as long as it takes
     /// * returns whether it is done
@@ -96,9 +97,9 @@ impl Host {
         }
     }
 
-    /// Makes a call that gives a domain a VF, and makes it again when udev was too slow. libvirt creates the VF's vfio device
-    /// and has QEMU open it at once, while udev gives the device to QEMU's user. On a busy host udev may come too late, and
-    /// libvirt has then removed the device. A host without a udev rule for vfio does not wait.
+    /// Makes a call that gives a domain a VF, and makes it again when udev was too slow. libvirt creates the VF's vfio
+    /// device and has QEMU open it at once, while udev gives the device to QEMU's user. On a busy host udev may come
+    /// too late, and libvirt has then removed the device. A host without a udev rule for vfio does not wait.
     ///
     /// # Errors
     /// Those of the call.

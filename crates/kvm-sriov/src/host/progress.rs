@@ -57,7 +57,8 @@ impl fmt::Debug for Observer {
 }
 
 impl Host {
-    /// Calls `observer` for each step of an action, from the thread that does the step. The action waits until it returns.
+    /// Calls `observer` for each step of an action, from the thread that does the step. The action waits until it
+    /// returns.
     #[must_use]
     pub fn with_progress(self, observer: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         Self { progress: Some(Observer(Arc::new(observer))), ..self }

@@ -8,9 +8,9 @@ use crate::error::Cause;
 
 /// Tells the actions of a [`Host`] to end early. Its clones are one token, for other threads.
 ///
-/// An action looks at the token wherever it waits, and before each step. When the token is set, the action undoes what it
-/// began, or finishes what can't be undone, and fails with [`Cause::Stopped`]. A request to release a device can't be
-/// withdrawn; the domain then records it, so that a VF which the guest releases later is plugged back.
+/// An action looks at the token wherever it waits, and before each step. When the token is set, the action undoes what
+/// it began, or finishes what can't be undone, and fails with [`Cause::Stopped`]. A request to release a device can't
+/// be withdrawn; the domain then records it, so that a VF which the guest releases later is plugged back.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Duration};
@@ -50,7 +50,8 @@ impl Stop {
 }
 
 impl Host {
-    /// Gives the host a token that ends its actions early. A clone of the host with a token of its own serves one action.
+    /// Gives the host a token that ends its actions early. A clone of the host with a token of its own serves one
+    /// action.
     #[must_use]
     pub fn with_stop(self, stop: Stop) -> Self {
         Self { stop: Some(stop), ..self }

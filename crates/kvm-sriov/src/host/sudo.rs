@@ -1,4 +1,4 @@
-//! The fixed commands that OpenNebula's sudoers rules allow its user, each optional on a host.
+//! The commands that OpenNebula's sudoers rules allow its user to run as root. Each of them is optional on a host.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -7,13 +7,13 @@ use std::sync::OnceLock;
 
 use crate::base::{DomainUuid, program};
 
-/// What `sudo` allows this user.
+/// The commands that `sudo` allows this user.
 pub(crate) struct Sudo {
     allowed: &'static str,
 }
 
 impl Sudo {
-    /// Asks `sudo -l`, once for a process. A host without sudo, or a user without rules, is allowed nothing.
+    /// Asks `sudo -l`, once in each process. Without sudo, or without rules for this user, nothing is allowed.
     pub(crate) fn ask() -> Self {
         static ALLOWED: OnceLock<String> = OnceLock::new();
         let ask = || {
@@ -34,7 +34,7 @@ impl Sudo {
         }
     }
 
-    /// Makes or removes the mediated devices of a VM. `verb` is CREATE or DELETE.
+    /// Creates or removes the mediated devices of a VM. `verb` is CREATE or DELETE.
     pub(crate) fn vgpu(&self, remotes: Option<&Path>, verb: &str, vm_xml: &Path) {
         let Some(remotes) = remotes else { return };
         if self.allows("vgpu") && vm_xml.exists() {
@@ -56,7 +56,7 @@ impl Sudo {
     }
 }
 
-/// None of these commands decides whether an action succeeds: a failure is a line in the log.
+/// Runs a command. A failure is only logged, because no action depends on these commands.
 fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) {
     let mut command = Command::new("sudo");
     command.arg("-n").args(args);

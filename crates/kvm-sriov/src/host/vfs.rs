@@ -41,8 +41,8 @@ impl Host {
     /// Every VF of every root, in the order of the maps, and what it is used for.
     ///
     /// # Errors
-    /// The state directory can't be read, or libvirtd does not answer. Nothing was changed. A map that can't be read is no
-    /// error: the log names it.
+    /// The state directory can't be read, or libvirtd does not answer. Nothing was changed. A map that can't be read is
+    /// no error: the log names it.
     pub fn vfs(&self) -> Result<Vec<Vf>, Cause> {
         let (maps, problems) = self.readable_maps();
         for problem in problems {
@@ -103,8 +103,8 @@ pub enum VfState {
         /// The domain's name.
         vm: String,
     },
-    /// A running domain has it, and no claim names it: the domain is not one of the driver's, or the state directory was
-    /// lost.
+    /// A running domain has it, and no claim names it: the domain is not one of the driver's, or the state directory
+    /// was lost.
     Unclaimed {
         /// The domain's name.
         vm: String,
@@ -120,8 +120,8 @@ pub enum VfState {
         /// The domain that has it nevertheless, or the VM that claims it.
         vm: Option<String>,
     },
-    /// A claim names it, but no running domain has it: an action works on the VM, or the claim is stale. The next deploy
-    /// frees a stale claim.
+    /// A claim names it, but no running domain has it: an action works on the VM, or the claim is stale. The next
+    /// deploy frees a stale claim.
     Unbacked {
         /// The VM that the claim names.
         vm: String,

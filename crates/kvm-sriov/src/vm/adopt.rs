@@ -1,4 +1,5 @@
-//! A domain that was started by the stock driver, or by the driver of 2013, becomes one of ours at its first action.
+//! A domain that OpenNebula's stock driver or the driver of 2013 started becomes one of this driver's at its first
+//! action.
 
 use super::{Plugged, Vm};
 use crate::base::ascending;
@@ -12,12 +13,13 @@ use crate::xml::{AdoptedDevices, LiveDomain, LiveHostdev, LiveInterface, VmData,
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
 
-/// The host devices of a domain without metadata of ours that are VFs of our maps, with the dummies that stand for them:
-/// the k-th with the k-th. None when there are no dummies: then the VF is somebody else's business. What OpenNebula describes, a
-/// PCI device or a NIC with the MAC of a dummy, is its own.
+/// The VFs of a domain without the driver's metadata that can be adopted, each with its dummy: the k-th VF with the
+/// k-th dummy. Empty when the domain has no dummies: then its VFs are not the driver's. A PCI device, or a NIC with the
+/// MAC of a dummy, that OpenNebula describes is OpenNebula's and is not adopted.
 ///
 /// # Errors
-/// A map can't be read, and one of the dummies may stand for a VF that only this map lists: then nobody knows which is the k-th.
+/// A map can't be read, and only that map may list the VF of a dummy. Then it is unknown which VF belongs to which
+/// dummy.
 pub(super) fn adoptable(
     host: &Host,
     live: &LiveDomain,
@@ -52,7 +54,7 @@ pub(super) fn adoptable(
     if devices.len() > dummies.len() {
         let (vfs, dummies) = (devices.len(), dummies.len());
         log::warn!(
-            "{} has {vfs} VFs and {dummies} dummies: nobody knows which are whose, and none is adopted",
+            "{} has {vfs} VFs and {dummies} dummies: it is unknown which belong together, so none is adopted",
             live.name
         );
         return Ok(Vec::new());
@@ -64,7 +66,7 @@ fn map_of<'a>(maps: &'a [VfMap], device: &LiveHostdev) -> Option<&'a VfMap> {
     maps.iter().find(|map| map.index_of(device.vf).is_some())
 }
 
-/// Whether this dummy may stand for OpenNebula's NIC, and this device be the VF of that NIC.
+/// Whether this dummy may belong to a NIC of OpenNebula, and this device may be the VF of that NIC.
 fn may_be(nic: &VmNic, maps: &[VfMap], device: &LiveHostdev, dummy: &LiveInterface) -> bool {
     let lists = |root| maps.iter().any(|map| *map.root() == root && map.index_of(device.vf).is_some());
     let is_its_root = match nic.root() {
@@ -74,10 +76,10 @@ fn may_be(nic: &VmNic, maps: &[VfMap], device: &LiveHostdev, dummy: &LiveInterfa
     nic.mac.tail() == dummy.mac.tail() && is_its_root
 }
 
-/// Makes such a domain one of ours: its metadata say from now on what it should have.
+/// Adopts a domain: writes metadata that say which VFs it should have.
 ///
 /// # Errors
-/// libvirt refused the metadata, or a map can't be read that may list one of its VFs; the domain is as it was.
+/// libvirt refused the metadata, or a map that may list one of the VFs can't be read. The domain is as before.
 pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause> {
     let found = adoptable(vm.host, &vm.live, data)?;
     if found.is_empty() {
@@ -89,7 +91,7 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
         let Some(map) = map_of(&maps, &device) else { continue };
         let position = Position::new(number)
             .map_err(|source| Cause::Value { what: format!("the VFs of {}", vm.domain.name), source })?;
-        // Two with one MAC are in the order of their dummies, as they were started.
+        // Two NICs with one MAC are in the order of their dummies, as they were started.
         let at = described.iter().position(|nic| may_be(nic, &maps, &device, &dummy));
         let described = at.map(|at| described.remove(at));
         let root = described.and_then(VmNic::root).and_then(Result::ok);
@@ -112,12 +114,12 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
     vm.host.recover(&vm.store, &maps, vm.action).map(drop)
 }
 
-/// Names the devices of an adopted domain whose metadata do not: an earlier version found a VF by its guest address, and a dummy by its
-/// MAC. A VF is taken only if the VM claims it for this NIC: what merely stands there is somebody else's. What has left is not named
-/// any longer.
+/// Writes the devices of an adopted domain into metadata of an earlier version, which found a VF by its guest address
+/// and a dummy by its MAC. A VF counts only when the VM claims it for this NIC: another device may have the guest
+/// address. A device that has left is removed from the metadata.
 ///
 /// # Errors
-/// The claims can't be read; the domain is as it was. Metadata that libvirt refuses are written by the next action.
+/// The claims can't be read. The domain is as before. When libvirt refuses the metadata, the next action writes them.
 pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
     let live = &vm.live;
     let is_whole = |nic: &WantedNic| live.device_of(nic).is_some() && live.dummy_of(nic).is_some();
@@ -149,7 +151,7 @@ pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
     }
     if vm.wanted != before {
         if let Err(cause) = vm.write_wanted() {
-            log::warn!("{cause}; the devices that {} was adopted with are named by the next action", vm.domain.name);
+            log::warn!("{cause}; the next action records the devices of {}", vm.domain.name);
         }
     }
     Ok(())

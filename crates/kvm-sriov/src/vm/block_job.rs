@@ -24,7 +24,8 @@ pub(crate) struct Tries {
 }
 
 impl Tries {
-    /// Whether the call is to be made again after [`WAIT`]: libvirt refused it because of a block job, and tries are left.
+    /// Whether the call is to be made again after [`WAIT`]: libvirt refused it because of a block job, and tries are
+    /// left.
     pub(crate) fn again(&mut self, vm: &DomainName, error: &LibvirtError) -> bool {
         if error.kind() != LibvirtErrorKind::ActiveBlockJob {
             return false;

@@ -1,4 +1,4 @@
-//! Save images: written beside their place, and there only when they are complete.
+//! Save images. An image is written under another name, and gets its name when it is complete.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -9,41 +9,42 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::Cause;
 
-/// How a save image begins when all of it is written, and before.
+/// The first bytes of a complete save image.
 ///
 /// # Source
 /// libvirt `src/qemu/qemu_saveimage.h`: QEMU_SAVE_MAGIC, QEMU_SAVE_PARTIAL.
 const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
 
-/// A checkpoint, and the names it has on its way.
+/// The file of a save, and its names: while it is written, when it is complete, and when it was used.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     checkpoint: PathBuf,
 }
 
 impl Checkpoint {
-    /// The image that OpenNebula knows by this path.
+    /// The checkpoint that OpenNebula knows by this path.
     pub(crate) fn at(checkpoint: &Path) -> Self {
         Self { checkpoint: checkpoint.to_owned() }
     }
 
-    /// The image that has this path while it is being written.
+    /// The checkpoint whose image has this path while it is written; `None` for any other path.
     pub(crate) fn of_unfinished(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(UNFINISHED)?;
         Some(Self { checkpoint: path.with_file_name(name) })
     }
 
-    /// Its path when it is complete and no CPU has run from it.
+    /// The path of the complete image, until a domain runs from it.
     pub(crate) fn checkpoint(&self) -> &Path {
         &self.checkpoint
     }
 
-    /// Its path while it is written.
+    /// The path of the image while it is written.
     pub(crate) fn unfinished(&self) -> PathBuf {
         self.sibling(".", UNFINISHED)
     }
 
-    /// Its path once a domain runs, or is about to run, from it: it must never be used again, because the disks are newer.
+    /// The path of the image when a domain runs from it, or is about to. The image must never be used again, because
+    /// the disks have changed since.
     pub(crate) fn used(&self) -> PathBuf {
         self.sibling("", ".used")
     }
@@ -55,7 +56,7 @@ impl Checkpoint {
         self.checkpoint.with_file_name(name)
     }
 
-    /// Makes the empty file that libvirt is to write into, in place of one that a dead process left.
+    /// Creates the empty file that libvirt writes into. Replaces a file that a dead process left.
     pub(crate) fn prepare(&self) -> Result<PathBuf, Cause> {
         let path = self.unfinished();
         self.discard()?;
@@ -63,12 +64,12 @@ impl Checkpoint {
         Ok(path)
     }
 
-    /// Removes what was written so far.
+    /// Removes the image while it is written.
     pub(crate) fn discard(&self) -> Result<(), Cause> {
         remove(&self.unfinished())
     }
 
-    /// Whether what was written is a complete image.
+    /// Whether the image that was written is complete.
     pub(crate) fn is_written(&self) -> bool {
         is_complete(&self.unfinished()).unwrap_or(false)
     }
@@ -97,14 +98,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Marks the image as used: from now on a domain may run from it.
+    /// Marks the image as used. From then on a domain may run from it.
     pub(crate) fn spend(&self) -> Result<(), Cause> {
         fs::rename(&self.checkpoint, self.used()).map_err(Cause::file("rename", &self.checkpoint))?;
         self.sync_directory();
         Ok(())
     }
 
-    /// Whether a domain runs, or is about to run, from it.
+    /// Whether a domain runs from the image, or is about to.
     pub(crate) fn is_spent(&self) -> bool {
         self.used().exists() && !self.checkpoint.exists()
     }
@@ -114,7 +115,8 @@ impl Checkpoint {
         remove(&self.used())
     }
 
-    /// A name that was given is given, and some file systems can't sync a directory: no reason to fail.
+    /// Writes the directory to disk. A failure is only logged: the file has its name, and some file systems can't sync
+    /// a directory.
     fn sync_directory(&self) {
         let dir = self.checkpoint.parent().unwrap_or(Path::new("."));
         if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
@@ -125,22 +127,22 @@ impl Checkpoint {
 
 const UNFINISHED: &str = ".kvm-sriov";
 
-/// Makes the empty file that libvirt writes an image into. libvirt keeps the owner of an existing file, so the mode lets QEMU of any
-/// user write into this one.
+/// Creates the empty file that libvirt writes an image into. libvirt keeps the owner of an existing file, so the file's
+/// mode lets any user's QEMU write into it.
 pub(crate) fn make_empty(path: &Path) -> Result<(), Cause> {
     let made = OpenOptions::new().write(true).create_new(true).open(path);
-    // Set afterwards, because open subtracts the umask.
+    // The mode is set afterwards, because `open` subtracts the umask.
     made.and_then(|file| file.set_permissions(Permissions::from_mode(0o666))).map_err(Cause::file("make", path))
 }
 
-/// Whether the file is a save image all of which is written.
+/// Whether a file is a complete save image.
 pub(crate) fn is_complete(path: &Path) -> io::Result<bool> {
     let mut magic = Vec::new();
     File::open(path)?.take(COMPLETE.len() as u64).read_to_end(&mut magic)?;
     Ok(magic == COMPLETE)
 }
 
-/// Removes a file. Success when it is not there.
+/// Removes a file. Success when there is no such file.
 pub(crate) fn remove(path: &Path) -> Result<(), Cause> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),

@@ -1,4 +1,4 @@
-//! The clock of a guest that stood still: set from the hardware's, through the guest's agent.
+//! The clock of a guest that was stopped. The guest agent sets it from the hardware clock.
 
 use std::thread;
 use std::time::Duration;
@@ -9,21 +9,22 @@ use crate::host::Host;
 use crate::host::detached;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 
-/// How often the guest's agent is asked, and how long it is given to come up in between.
+/// How often the guest agent is asked, and the time between two tries, in which the agent may start.
 ///
 /// # Source
-/// OpenNebula's stock driver: up to four tries, 5 s apart.
+/// OpenNebula's stock driver: four tries, 5 s apart.
 const TRIES: usize = 4;
 const BETWEEN: Duration = Duration::from_secs(5);
 
-/// Has the clock set by a program of its own, if SYNC_TIME asks for it: the agent may need a while to answer.
+/// Starts the program that sets the clock, if SYNC_TIME asks for it. It is a program of its own because the agent may
+/// need some time to answer.
 pub(crate) fn start(host: &Host, domain: &DomainRef) {
     if host.settings().sync_time {
         detached::start(host, detached::CLOCK, domain);
     }
 }
 
-/// Sets a guest's clock, trying for about 15 s. A guest without agent keeps its clock.
+/// Sets a guest's clock. Tries for about 15 s. A guest without an agent keeps its clock.
 ///
 /// # Errors
 /// libvirtd does not answer. Nothing was changed.

@@ -1,4 +1,4 @@
-//! The VM's directory on the host: the deployment file and what OpenNebula keeps beside it.
+//! The VM's directory on the host: the deployment file, and what OpenNebula keeps beside it.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use crate::error::Cause;
 use crate::libvirt::{DomainRef, Hypervisor};
 use crate::xml::{self, LiveDomain, Nvram, VmData};
 
-/// How a file of qcow2 form begins.
+/// The first bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 
 /// The directory of a VM below a system datastore.
@@ -21,14 +21,14 @@ pub(crate) struct VmDir {
 }
 
 impl VmDir {
-    /// The directory that a deployment file lies in, made if it is not there.
+    /// The directory of a deployment file. Creates the directory when it is missing.
     pub(crate) fn of(deployment: &Path) -> Result<Self, Cause> {
         let path = deployment.parent().unwrap_or(Path::new(".")).to_owned();
         fs::create_dir_all(&path).map_err(|source| Cause::File { verb: "make", path: path.clone(), source })?;
         Ok(Self { path })
     }
 
-    /// The directory that OpenNebula wrote into a domain (5.8 and later).
+    /// The directory that OpenNebula wrote into the domain (5.8 and later).
     pub(crate) fn of_domain(live: &LiveDomain) -> Option<Self> {
         live.vm_dir.clone().map(|path| Self { path })
     }
@@ -43,8 +43,8 @@ impl VmDir {
         self.path.join("vm.xml")
     }
 
-    /// The VM's NICs as OpenNebula describes them; a description that is missing or can't be read has none, because
-    /// nothing that a VF needs stands only there.
+    /// OpenNebula's description of the VM; `None` when it is missing or can't be read. Nothing that a VF needs is only
+    /// there.
     pub(crate) fn vm_data(&self) -> Option<VmData> {
         let path = self.vm_xml();
         let text = match fs::read_to_string(&path) {
@@ -60,8 +60,8 @@ impl VmDir {
             .ok()
     }
 
-    /// Unpacks the TPM's state that a template brings along, unless the VM has one: it holds what the guest has sealed. It appears
-    /// under its name only when it is complete.
+    /// Unpacks the TPM state of the VM's template, unless the VM has a TPM state already, which holds the guest's
+    /// secrets. The state gets its name only when it is complete.
     pub(crate) fn provide_tpm(&self) -> Result<(), Cause> {
         let (tpm, vm_xml) = (self.path.join("tpm"), self.vm_xml());
         if tpm.exists() || !vm_xml.exists() {
@@ -75,14 +75,14 @@ impl VmDir {
         let archive = crate::base::base64(&state).ok_or_else(odd)?;
         let unfinished = tempfile::tempdir_in(&self.path).map_err(Cause::file("make", &tpm))?;
         unpack(&archive, unfinished.path()).map_err(Cause::file("unpack", &tpm))?;
-        // The archive may have the directory itself, or only what is in it.
+        // The archive may contain the directory, or only its files.
         let inner = unfinished.path().join("tpm");
         let complete = if inner.is_dir() { inner } else { unfinished.path().to_owned() };
         fs::rename(complete, &tpm).map_err(Cause::file("make", &tpm))
     }
 
-    /// Gives the domain the snapshots it had before it was powered off. A snapshot that libvirt refuses is logged:
-    /// the domain runs, and OpenNebula still lists the snapshot.
+    /// Gives a domain the snapshots that the VM had before it was powered off. A snapshot that libvirt refuses is
+    /// logged: the domain runs, and OpenNebula still lists the snapshot.
     pub(crate) fn redefine_snapshots(&self, hypervisor: &dyn Hypervisor, domain: &DomainRef) {
         for file in self.snapshot_files() {
             let defined = fs::read_to_string(&file)
@@ -98,10 +98,10 @@ impl VmDir {
         }
     }
 
-    /// Makes a snapshot of the VM known to libvirt again: a move that was killed took that knowledge away, and the snapshot is
-    /// still in the disks.
+    /// Makes a snapshot of the VM known to libvirt again. A migration that was killed has removed the snapshot from
+    /// libvirt; the disks still have it.
     ///
-    /// * returns whether there is anything new
+    /// * returns whether libvirt may know more snapshots than before
     pub(crate) fn recall_snapshot(&self, hypervisor: &dyn Hypervisor, domain: &DomainRef, name: &SnapshotName) -> bool {
         let is_kept = self.snapshot_file(name).exists();
         if is_kept {
@@ -110,8 +110,8 @@ impl VmDir {
         is_kept
     }
 
-    /// Keeps the XML of a snapshot, so that the VM has the snapshot again after it was powered off. It holds passwords:
-    /// nobody else may read it.
+    /// Keeps the XML of a snapshot, so that the VM has the snapshot again after it was powered off. The XML holds
+    /// passwords, so no other user may read the file.
     pub(crate) fn keep_snapshot(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -126,7 +126,7 @@ impl VmDir {
         Ok(())
     }
 
-    /// Forgets a snapshot that is deleted.
+    /// Removes the XML of a snapshot that was deleted.
     pub(crate) fn forget_snapshot(&self, name: &SnapshotName) -> Result<(), Cause> {
         let path = self.snapshot_file(name);
         match fs::remove_file(&path) {
@@ -139,7 +139,7 @@ impl VmDir {
         self.path.join(format!("{name}.xml"))
     }
 
-    /// `snap-<n>.xml` by number: libvirt wants a parent before its child.
+    /// The files `snap-<n>.xml` in the order of their numbers, because libvirt takes a parent before its child.
     fn snapshot_files(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
         let files: Vec<(u64, PathBuf)> = entries
@@ -159,7 +159,7 @@ pub(crate) fn store(path: &Path, text: &str) -> Result<(), Cause> {
     fs::write(path, text).map_err(|source| Cause::File { verb: "write", path: path.to_owned(), source })
 }
 
-/// The disks that are links, each with what it points to: libvirt must lock and label the image, not the link.
+/// The disks that are links, each with its target. libvirt must lock and label the image, not the link.
 pub(crate) fn linked_disks(disks: Vec<PathBuf>) -> Vec<(PathBuf, PathBuf)> {
     disks
         .into_iter()
@@ -171,12 +171,14 @@ pub(crate) fn linked_disks(disks: Vec<PathBuf>) -> Vec<(PathBuf, PathBuf)> {
         .collect()
 }
 
-/// Gives a UEFI VM its variables from the template, unless it has them: they hold what the guest wrote there. Where the template can't
-/// be read, libvirt makes them from the one that belongs to the VM's loader: of new packages only those for images of 4 MiB are there.
+/// Gives a UEFI VM its variables from the template, unless it has them: they hold what the guest wrote. When the
+/// template can't be read, libvirt makes the variables from the template of the VM's loader. Newer OVMF packages only
+/// have templates for images of 4 MiB.
 ///
 /// # Source
-/// libvirt `src/qemu/qemu_process.c`, qemuPrepareNVRAM: for variables that are not there, the template that `nvram` of qemu.conf or a
-/// firmware descriptor names for the loader; without one it refuses the domain. OpenNebula's stock `deploy` goes on, too.
+/// libvirt `src/qemu/qemu_process.c`, qemuPrepareNVRAM: missing variables are made from the template that `nvram` of
+/// qemu.conf or a firmware descriptor names for the loader. Without a template libvirt refuses the domain. OpenNebula's
+/// stock `deploy` goes on as well.
 pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause> {
     if nvram.path.exists() {
         return Ok(());
@@ -198,7 +200,7 @@ pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause>
             return Ok(());
         }
     };
-    // The variables appear under their name only when they are complete.
+    // The variables get their name only when they are complete.
     let unfinished = nvram.path.with_extension("kvm-sriov-new");
     if found == nvram.format {
         fs::copy(template, &unfinished).map_err(failed("write", &unfinished))?;
@@ -209,7 +211,7 @@ pub(crate) fn provide_nvram(nvram: &Nvram, template: &Path) -> Result<(), Cause>
     fs::rename(&unfinished, &nvram.path).map_err(failed("write", &nvram.path))
 }
 
-/// Unpacks a compressed archive. tar itself refuses what would leave the directory.
+/// Unpacks a compressed archive. tar refuses paths outside the directory.
 fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
     let mut child = Command::new("tar")
         .args(["-xzf", "-", "--no-same-owner", "-C"])

@@ -64,8 +64,8 @@ pub(crate) fn resume(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     })
 }
 
-/// Aborts a save that libvirt goes on with although the call has failed. The save may have ended before that: then the domain
-/// is gone.
+/// Aborts a save that libvirt goes on with although the call has failed. The save may have ended before that: then the
+/// domain is gone.
 ///
 /// # Errors
 /// [`Cause::JobRuns`] when the save goes on until `end`, because QEMU does not answer; or libvirtd does not answer.

@@ -6,33 +6,33 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::xml::{LiveInterface, NicDefaults, NicMode, VmNic, WantedNic, dummy_interface_of};
 
-/// What holds for a NIC whose description does not say.
+/// The defaults for a NIC whose description does not say.
 pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
     NicDefaults { model: &host.settings().nic_model, filter: host.settings().nic_filter.as_deref(), vcpus }
 }
 
 impl Vm<'_> {
-    /// The dummy of a NIC, if it is there.
+    /// The dummy of a NIC; `None` when the domain has none.
     pub(crate) fn dummy_of(&self, nic: &WantedNic) -> Option<&LiveInterface> {
         self.live.dummy_of(nic)
     }
 
-    /// Whether the dummy of a NIC has the device on the host that OpenNebula names for this NIC: then they are one.
+    /// Whether two descriptions mean one NIC: the dummy of `known` has the host device that OpenNebula names for `nic`.
     pub(crate) fn has_device_of(&self, known: &WantedNic, nic: &VmNic) -> bool {
         let target = self.dummy_of(known).and_then(|dummy| dummy.target.as_deref());
         known.mac == nic.mac && target.is_some() && target == nic.target.as_deref()
     }
 
-    /// The NICs whose dummy is not there.
+    /// The NICs without a dummy.
     pub(crate) fn missing_dummies(&self) -> Vec<WantedNic> {
         let lacks = |nic: &&WantedNic| nic.mode == NicMode::Hostdev && self.dummy_of(nic).is_none();
         self.wanted.nics.iter().filter(lacks).cloned().collect()
     }
 
-    /// Plugs in every dummy that is not there.
+    /// Plugs every missing dummy.
     ///
     /// # Errors
-    /// Not every NIC has its dummy: those of a lower position have theirs.
+    /// Not every NIC has its dummy. The NICs of lower positions have theirs.
     pub(crate) fn plug_dummies(&mut self) -> Result<(), Cause> {
         for nic in self.missing_dummies() {
             self.plug_dummy_back(&nic)?;
@@ -40,14 +40,14 @@ impl Vm<'_> {
         Ok(())
     }
 
-    /// Plugs in the dummy of a NIC: as it was when the guest was asked to release it or, where that is not known, without
-    /// what only OpenNebula's description says (host device, filter, bandwidth).
+    /// Plugs the dummy of a NIC as it was when the guest was asked to release it. When that is unknown, the dummy lacks
+    /// what only OpenNebula's description says: host device, filter and bandwidth.
     ///
     /// # Errors
     /// As [`Vm::plug_dummy`].
     pub(crate) fn plug_dummy_back(&mut self, nic: &WantedNic) -> Result<(), Cause> {
         let bridge = self.host.dummy_bridge()?;
-        // One of an adopted domain comes back as it was, MAC and all.
+        // The dummy of an adopted domain keeps its MAC.
         if let (Some(xml), Some(mac)) = (&nic.dummy, nic.adopted.dummy) {
             return self.plug_dummy(nic, mac, xml);
         }
@@ -61,15 +61,15 @@ impl Vm<'_> {
         self.plug_dummy(nic, mac, &xml)
     }
 
-    /// Plugs in the dummy of a NIC.
+    /// Plugs the dummy of a NIC.
     ///
-    /// * `mac` - the dummy's own; `xml` - the whole interface
+    /// * `mac` - the MAC of the dummy; `xml` - the XML of the interface
     ///
     /// # Errors
-    /// It is not there, unless libvirt did not answer: then it is not known.
+    /// The dummy is missing. When libvirt did not answer, it is unknown whether the dummy is missing.
     pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, mac: MacAddress, xml: &str) -> Result<(), Cause> {
         let attached = self.host.hypervisor().attach(&self.domain, xml, self.host.call_limit(0));
-        // Whatever the call said: only the live XML tells.
+        // Only the live XML tells whether the dummy is plugged.
         self.live = self.host.patiently(|| super::read(self.host, &self.domain))?;
         if self.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A domain that goes, and the VFs that are free then: whoever ends a domain, or finds that it has ended.
+//! A domain that ends, and its VFs, which are free then. For actions that end a domain, or find that it has ended.
 
 use std::path::PathBuf;
 use std::thread;
@@ -12,13 +12,19 @@ use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
 use crate::xml::LiveDomain;
 
-/// How long a destroyed domain may stay: OpenNebula's stock driver asks 60 times, a second apart.
+/// How long a destroyed domain is waited for.
+///
+/// # Source
+/// OpenNebula's stock driver: 60 tries, 1 s apart.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two requests to destroy.
+/// The time between two requests to destroy a domain.
 const DESTROY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Destroys a domain and returns when it is no longer there.
+/// Destroys a domain, and waits until it is gone.
+///
+/// # Errors
+/// The domain is still there, or libvirtd does not answer.
 pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     let begin = Instant::now();
     let mut asked = None;
@@ -29,7 +35,7 @@ pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
         }
         if asked.is_none_or(|at: Instant| at.elapsed() >= DESTROY_AGAIN) {
             asked = Some(Instant::now());
-            // The domain may have gone by itself: only the next look counts.
+            // The domain may have ended by itself. The next read tells.
             refused = host.hypervisor().destroy(domain).err();
         } else {
             thread::sleep(POLL);
@@ -42,14 +48,14 @@ pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
     ))
 }
 
-/// Whether this very domain, not one of the same name, no longer runs. OpenNebula's domains are transient; one that
-/// somebody defined is still known when it has ended.
+/// Whether the domain with this UUID no longer runs. A domain of the same name is another one. OpenNebula's domains are
+/// transient; libvirt still shows a persistent domain that has ended, without an id.
 pub(crate) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
     let found = host.hypervisor().find(&DeployId::Uuid(domain.uuid.clone()))?;
     Ok(found.is_none_or(|domain| domain.id.is_none()))
 }
 
-/// Frees what the owner claims. To be called with the lock of the VM, when its domain is gone.
+/// Releases all claims of a VM. Call it with the VM's lock, when its domain is gone.
 pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: Action) -> Result<(), ClaimError> {
     for claim in store.release_domain(owner)? {
         log::info!("VF {} of {} is free", claim.vf, claim.root);
@@ -58,7 +64,7 @@ pub(crate) fn release(host: &Host, store: &ClaimStore, owner: &Owner, action: Ac
     Ok(())
 }
 
-/// The claims of the VMs of this host, or none when they can't be used: what ends a VM must not fail for that.
+/// The claims of this host; `None` when they can't be used. An action that ends a VM must not fail because of that.
 pub(crate) fn usable_claims(host: &Host) -> Option<ClaimStore> {
     host.existing_claims()
         .inspect_err(|error| log::warn!("{error}; a VF that is claimed there stays claimed"))
@@ -66,19 +72,19 @@ pub(crate) fn usable_claims(host: &Host) -> Option<ClaimStore> {
         .flatten()
 }
 
-/// What must be known of a domain before it ends.
+/// What must be read from a domain before it ends.
 #[derive(Default)]
 pub(crate) struct LastLook {
-    /// Its directory, as OpenNebula wrote it into the domain.
+    /// The VM's directory, as OpenNebula wrote it into the domain.
     pub(crate) vm_dir: Option<PathBuf>,
-    /// Whether it has an emulated TPM, whose state libvirt deletes with the domain.
+    /// Whether the domain has an emulated TPM. libvirt deletes the TPM's state with the domain.
     pub(crate) has_tpm: bool,
-    /// Whether its XML has the word "acpi", which is what the stock driver looks for.
+    /// Whether the XML has the word "acpi". OpenNebula's stock driver looks for that word.
     pub(crate) mentions_acpi: bool,
 }
 
 impl LastLook {
-    /// Reads it from the live XML; what can't be read is not there, because the domain ends all the same.
+    /// Reads it from the live XML. What can't be read is missing, because the domain is ended nevertheless.
     pub(crate) fn at(host: &Host, domain: &DomainRef) -> Self {
         let text = match host.hypervisor().live_xml(domain) {
             Ok(text) => text.unwrap_or_default(),
@@ -94,7 +100,7 @@ impl LastLook {
     }
 }
 
-/// What the stock driver does when a VM has ended: its mediated devices go, memory is compacted.
+/// Does what OpenNebula's stock driver does when a VM has ended: removes mediated devices, and compacts memory.
 pub(crate) fn clean_up(host: &Host, sudo: &Sudo, last: &LastLook) {
     if let Some(dir) = &last.vm_dir {
         sudo.vgpu(host.remotes().as_deref(), "DELETE", &dir.join("vm.xml"));

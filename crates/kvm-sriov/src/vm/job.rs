@@ -12,7 +12,8 @@ use crate::libvirt::{DomainRef, LibvirtError};
 /// The time between two reports of a job's progress.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// Makes a call that runs a job on a domain. Reports the job's progress, and aborts the job when the host is told to stop.
+/// Makes a call that runs a job on a domain. Reports the job's progress, and aborts the job when the host is told to
+/// stop.
 ///
 /// * `step` - what is reported, from the bytes that are done and all bytes
 ///
@@ -53,7 +54,8 @@ fn watch(host: &Host, domain: &DomainRef, step: fn(u64, u64) -> Progress, ended:
     let mut reported: Option<Instant> = None;
     while ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
         if host.is_stopped() {
-            // The job may not have begun, or may have ended: then the abort fails, and is tried again until the call returns.
+            // The job may not have begun, or may have ended: then the abort fails, and is tried again until the call
+            // returns.
             if let Err(error) = host.hypervisor().abort_job(domain) {
                 log::debug!("cannot abort the job on {}: {error}", domain.name);
             }

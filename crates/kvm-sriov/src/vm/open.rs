@@ -64,7 +64,8 @@ impl<'a> Vm<'a> {
     /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
     ///
     /// # Errors
-    /// Nothing was changed: there is no such domain, another action has the lock, or a newer version wrote the metadata.
+    /// Nothing was changed: there is no such domain, another action has the lock, or a newer version wrote the
+    /// metadata.
     pub(crate) fn open_as_is(
         host: &'a Host,
         action: Action,
@@ -76,7 +77,8 @@ impl<'a> Vm<'a> {
         // A VM that was locked before most likely has VFs. When its lock is free, the live XML is read once, not twice.
         let lock = Self::lock_as_before(host, action, &domain);
         let live = read(host, &domain)?;
-        // A domain may have our devices but no metadata: the action that plugged them died before it wrote the metadata.
+        // A domain may have our devices but no metadata: the action that plugged them died before it wrote the
+        // metadata.
         let has_ours =
             || Ok::<_, Cause>(!live.positions().is_empty() || !adopt::adoptable(host, &live, data)?.is_empty());
         if wanted(&live)?.is_none() && !has_ours()? {
@@ -89,15 +91,16 @@ impl<'a> Vm<'a> {
         Ok(Found::WithVfs(Box::new(vm)))
     }
 
-    /// Takes the lock of a VM that was locked before. `None` when it never was, when the lock is held, or when it can't be
-    /// taken: none of that matters for a VM without VFs.
+    /// Takes the lock of a VM that was locked before. `None` when it never was, when the lock is held, or when it can't
+    /// be taken: none of that matters for a VM without VFs.
     fn lock_as_before(host: &Host, action: Action, domain: &DomainRef) -> Option<(ClaimStore, VmLock)> {
         let store = host.existing_claims().ok()??;
         let lock = store.lock_vm_again(&domain.name, action).ok()??;
         Some((store, lock))
     }
 
-    /// Takes the lock of a VM that has VFs, or is about to get its first one. Repairs nothing that an earlier action left.
+    /// Takes the lock of a VM that has VFs, or is about to get its first one. Repairs nothing that an earlier action
+    /// left.
     ///
     /// # Errors
     /// As [`Vm::open_as_is`].
@@ -112,7 +115,8 @@ impl<'a> Vm<'a> {
         Self::locked(host, action, domain, store, lock, data)
     }
 
-    /// A VM whose lock is held. Reads the live XML, because another action may have changed it before the lock was taken.
+    /// A VM whose lock is held. Reads the live XML, because another action may have changed it before the lock was
+    /// taken.
     pub(crate) fn locked(
         host: &'a Host,
         action: Action,

@@ -1,7 +1,7 @@
 //! An operation of a VM: its VFs leave the domain, and come back.
 //!
-//! While an operation is under way, the domain records it and the claims name this process. Whoever finds an operation that
-//! was interrupted can therefore finish or undo it.
+//! While an operation is under way, the domain records it and the claims name this process. Whoever finds an operation
+//! that was interrupted can therefore finish or undo it.
 
 use std::path::Path;
 
@@ -42,8 +42,8 @@ impl Vm<'_> {
         }
     }
 
-    /// Begins an operation during which VFs are out of the domain: the claims name this process, and the domain records the
-    /// operation.
+    /// Begins an operation during which VFs are out of the domain: the claims name this process, and the domain records
+    /// the operation.
     ///
     /// * `image` - the file that the domain is saved into, if it is
     ///
@@ -72,14 +72,15 @@ impl Vm<'_> {
         Ok(())
     }
 
-    /// Ends an operation that plugged VFs for these NICs right after their old VFs had left. Linux may still hold queued eject
-    /// requests from the unplug and apply them to the new VFs, if the guest was paused or saved just after it released the last
-    /// of several VFs. Therefore the watcher is started for two or more VFs. When the domain can't record that, the
-    /// operation ends nevertheless, and the next action plugs back what leaves.
+    /// Ends an operation that plugged VFs for these NICs right after their old VFs had left. Linux may still hold
+    /// queued eject requests from the unplug and apply them to the new VFs, if the guest was paused or saved just after
+    /// it released the last of several VFs. Therefore the watcher is started for two or more VFs. When the domain can't
+    /// record that, the operation ends nevertheless, and the next action plugs back what leaves.
     ///
     /// # Source
-    /// QEMU `hw/acpi/pcihp.c`: each request notifies the guest of all open requests, so of the first ones more than once. Linux
-    /// `drivers/pci/hotplug/acpiphp_glue.c`: it handles the requests one after the other, and ejects an empty slot as well.
+    /// QEMU `hw/acpi/pcihp.c`: each request notifies the guest of all open requests, so of the first ones more than
+    /// once. Linux `drivers/pci/hotplug/acpiphp_glue.c`: it handles the requests one after the other, and ejects an
+    /// empty slot as well.
     pub(crate) fn finish_plugged(&mut self, nics: &[WantedNic]) -> Result<(), Cause> {
         if let [_, _, ..] = nics {
             let noted = self.finish_pending(nics.iter().map(|nic| nic.position).collect());
@@ -104,8 +105,8 @@ impl Vm<'_> {
         }
     }
 
-    /// Ends an operation that failed: plugs back the VFs that left, at their guest addresses. The domain records the VFs that
-    /// the guest may still release, and the watcher is started for them.
+    /// Ends an operation that failed: plugs back the VFs that left, at their guest addresses. The domain records the
+    /// VFs that the guest may still release, and the watcher is started for them.
     ///
     /// * `cause` - why the action failed; it names the VFs whose unplug is pending
     ///

@@ -1,4 +1,5 @@
-//! The plug engine: free VFs are claimed and plugged into a running VM, each at the guest address it had or is to have.
+//! The plug engine claims free VFs and plugs them into a running VM, each at the guest address that its NIC had or
+//! should have.
 
 use super::Vm;
 use super::refusal::{PlugFailure, VfCall, with_refusals};
@@ -9,13 +10,14 @@ use crate::host::Progress;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
 
 impl Vm<'_> {
-    /// Gives every one of these NICs a VF: the one that the VM claims for it, or a free one of its root.
+    /// Plugs a VF for each of these NICs: the VF that the VM claims for the NIC, or a free VF of its root.
     ///
-    /// A VF that libvirt refuses is left out with a line in the log, and the next free one is tried.
+    /// When libvirt refuses a VF, that is logged and the next free VF is tried.
     ///
     /// # Errors
-    /// Not every NIC has its VF: those of a lower position have theirs, the others claim what they claimed before, and the one whose call
-    /// has not answered its VF. [`Cause::AllRefused`] lists why each VF was refused.
+    /// Not every NIC has its VF. The NICs of lower positions have theirs. The others keep only the claims that they had
+    /// before, and a NIC whose call did not answer keeps its claim. [`Cause::AllRefused`] lists why each VF was
+    /// refused.
     pub(crate) fn plug(&mut self, nics: &[WantedNic]) -> Result<Vec<Claim>, Cause> {
         if nics.is_empty() {
             return Ok(Vec::new());
@@ -30,7 +32,7 @@ impl Vm<'_> {
             match self.attach(nic, claim.vf, &refusals) {
                 Ok(()) => done += 1,
                 Err(PlugFailure::OneVf(refusal)) => {
-                    log::warn!("VF {} was refused ({}); the next free one is tried", refusal.vf, refusal.why);
+                    log::warn!("VF {} was refused ({}); trying the next free one", refusal.vf, refusal.why);
                     refusals.push(refusal);
                     let next = self
                         .store
@@ -61,7 +63,7 @@ impl Vm<'_> {
         Ok(claims)
     }
 
-    /// Gives another guest address to each NIC whose own is by now another device's, or not known.
+    /// Chooses another guest address for each NIC whose own address is unknown, or is used by another device.
     pub(crate) fn keep_off_others(&self, nics: &mut [WantedNic]) {
         let mut known = self.wanted.nics.clone();
         for nic in nics {
@@ -83,8 +85,8 @@ impl Vm<'_> {
         }
     }
 
-    /// The domain says where these VFs are, if it said something else: another guest address, or what was there when it was
-    /// adopted. Without it the VFs are found all the same.
+    /// Updates the guest addresses of these VFs in the domain's metadata, and removes the addresses of adopted VFs. The
+    /// VFs are found without that, too, so a failure is only logged.
     fn note_places(&mut self, nics: &[WantedNic]) {
         let mut has_changed = false;
         for nic in nics {
@@ -97,12 +99,13 @@ impl Vm<'_> {
         }
         if has_changed {
             if let Err(cause) = self.write_wanted() {
-                log::warn!("{cause}; {} does not say where its VFs are", self.domain.name);
+                log::warn!("{cause}; the metadata of {} have outdated guest addresses", self.domain.name);
             }
         }
     }
 
-    /// A guest that was asked for several at once may have a request of then left, and carry it out on what it has just been given.
+    /// Plugs again the VFs that the guest ejected just after they were plugged: it may still hold queued eject requests
+    /// from an unplug of several VFs.
     fn plug_again(&mut self, nics: &[WantedNic], claims: &[Claim]) -> Result<(), Cause> {
         let lost: Vec<_> = nics.iter().zip(claims).filter(|(nic, _)| self.live.device_of(nic).is_none()).collect();
         if lost.is_empty() {
@@ -121,9 +124,11 @@ impl Vm<'_> {
         self.reread()
     }
 
-    /// Releases the new claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees the domain.
+    /// Releases the new claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees
+    /// the domain.
     ///
-    /// * `before` - what the VM claimed before: what it has lost for a moment is not to be another's
+    /// * `before` - the VM's claims before the plug. They stay: no other VM may take a VF that this VM lacks for a
+    ///   moment
     fn give_up(&self, before: &[Claim], claims: &[Claim], done: usize, cause: Cause) -> Cause {
         let done = if cause.leaves_doubt() { done.saturating_add(1) } else { done };
         let is_new = |claim: &&Claim| !before.iter().any(|old| old.vf == claim.vf);
@@ -141,15 +146,20 @@ impl Vm<'_> {
         let in_use: Vec<PciAddress> = self.live.vfs().collect();
         let mut own = self.store.claims_of(&owner)?;
         own.retain(|claim| !refused.contains(&claim.vf) && !in_use.contains(&claim.vf));
-        // A VF may have gone since it was claimed: its adapter's driver was loaded anew, or its VFs were made anew.
+        // A claimed VF may no longer exist: the adapter's driver was loaded again, or its VFs were created again.
         let (mut own, gone): (Vec<_>, Vec<_>) =
             own.into_iter().partition(|claim| self.host.sysfs().check_vf(claim.vf).is_ok());
         self.store.release(&gone)?;
         for claim in &gone {
-            log::warn!("VF {} of {}, claimed by {}, is none any more: released", claim.vf, claim.root, owner.vm);
+            log::warn!(
+                "VF {} of {}, claimed by {}, is no longer a VF of this host: released",
+                claim.vf,
+                claim.root,
+                owner.vm
+            );
             self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "released");
         }
-        // Each claim is one NIC's, also where it does not say which of two with the same MAC.
+        // A claim is used for one NIC only, also when it does not say for which of two NICs with one MAC it is.
         let mut claimed = |nic: &WantedNic| {
             let at = own.iter().position(|claim| claim.root == nic.root && claim.is_for(&nic.key()))?;
             Some(own.swap_remove(at))
@@ -181,10 +191,10 @@ impl Vm<'_> {
         self.host.report(|| Progress::Plugging { vf });
         let plugged = self.host.past_udev(|| self.host.hypervisor().attach(&self.domain, &device, limit));
         let Err(error) = plugged else { return Ok(()) };
-        // Whatever the call said: only the live XML tells.
+        // Only the live XML tells whether the VF is plugged.
         let is_in = |live: LiveDomain| live.device_of(nic).is_some_and(|device| device.vf == vf);
         if self.host.patiently(|| super::read(self.host, &self.domain)).is_ok_and(is_in) {
-            log::debug!("{} has VF {vf} although it was not plugged in: {error}", self.domain.name);
+            log::debug!("{} has VF {vf} although the call failed: {error}", self.domain.name);
             return Ok(());
         }
         let attempt = VfCall {
@@ -198,7 +208,7 @@ impl Vm<'_> {
         Err(attempt.judge(error))
     }
 
-    /// Believes only the live XML.
+    /// Checks in the live XML that a NIC has its VF.
     fn verify(&self, nic: &WantedNic, vf: PciAddress) -> Result<(), Cause> {
         let differs = |what: String| Err(Cause::NotAsAsked { name: self.domain.name.clone(), what });
         match self.live.device_of(nic) {

@@ -1,4 +1,4 @@
-//! Whose fault it is that a domain does not get its VFs: one VF's, or the domain's or the host's, which every VF would meet.
+//! Why libvirt refused to give a domain its VFs: because of one VF, or because of something that every VF would meet.
 
 use crate::base::PciAddress;
 use crate::claims::ClaimError;
@@ -9,9 +9,9 @@ use crate::sysfs::{Sysfs, denied_vfio_device};
 /// Why a domain did not get its VFs.
 #[derive(Debug)]
 pub(crate) enum PlugFailure {
-    /// It is this VF's fault: another may do.
+    /// Because of this VF. Another VF may succeed.
     OneVf(RefusedVf),
-    /// Another VF would not help.
+    /// Because of the domain or the host. Another VF would fail as well.
     AnyVf(Cause),
 }
 
@@ -21,40 +21,44 @@ impl<E: Into<Cause>> From<E> for PlugFailure {
     }
 }
 
-/// A call that was to give a domain VFs.
+/// A call that gives a domain VFs.
 pub(crate) struct VfCall<'a> {
-    /// For people: "plug VF 0000:07:00.3 into one-42".
+    /// What the call does, for the message: "plug VF 0000:07:00.3 into one-42".
     pub(crate) what: String,
+    /// The VFs of the call.
     pub(crate) vfs: &'a [PciAddress],
-    /// The VFs that were refused before.
+    /// The VFs that were refused before, in earlier calls of the action.
     pub(crate) refusals: &'a [RefusedVf],
+    /// The memory of the guest, in KiB.
     pub(crate) guest_kib: u64,
+    /// `<hard_limit>` of the domain, in KiB.
     pub(crate) limit_kib: Option<u64>,
     pub(crate) sysfs: &'a Sysfs,
 }
 
-/// What every VF would meet, also where the text names the one that met it first. An address of the guest may look like one of the
-/// host.
+/// Parts of refusals that every VF would meet, although the text may name one VF. An address of the guest may look like
+/// an address of the host.
 ///
 /// # Source
-/// libvirt `src/conf/domain_addr.c`; `virProcessSetMaxMemLock`. QEMU `hw/vfio/container.c`, `hw/vfio/iommufd.c`: a mapping of the
-/// guest's memory is refused for its addresses, or because the kernel's limit of mappings is reached.
+/// libvirt `src/conf/domain_addr.c`; `virProcessSetMaxMemLock`. QEMU `hw/vfio/container.c`, `hw/vfio/iommufd.c`: a
+/// mapping of the guest's memory is refused for its addresses, or because the kernel's limit of mappings is reached.
 const EVERY_VF: [&str; 8] = [
     // "Attempted double use of PCI Address 0000:00:05.0", "Invalid PCI address 0000:00:05.0. slot must be <= 31".
     "PCI address",
     "PCI Address",
-    // Of older versions: "Attempted double use of PCI slot 0000:00:05.0".
+    // Older versions: "Attempted double use of PCI slot 0000:00:05.0".
     "PCI slot",
     "memory listener initialization failed",
     "dma_map(",
-    // Without interrupt remapping the kernel allows it to nobody.
+    // Without interrupt remapping, the kernel allows no process to do it.
     "Failed to set iommu for container",
     "Too many open files",
     "No space left on device",
 ];
 
 impl VfCall<'_> {
-    /// Reads libvirt's refusal. It is a VF's only where libvirt or QEMU names that VF, or its vfio device.
+    /// Decides whether a refusal is because of one VF. That is so only when libvirt or QEMU names the VF or its vfio
+    /// device.
     pub(crate) fn judge(self, error: LibvirtError) -> PlugFailure {
         let text = error.text().to_owned();
         match error.kind() {
@@ -63,7 +67,7 @@ impl VfCall<'_> {
                 let free_kib = self.sysfs.available_memory_kib();
                 return PlugFailure::AnyVf(Cause::NoMemory { text, guest_kib, limit_kib, free_kib });
             }
-            // A VF that vanished may be a device that is not there.
+            // A VF that no longer exists is reported as a missing device.
             LibvirtErrorKind::Other | LibvirtErrorKind::NoDevice => {}
             _ => return self.not_a_vfs(error),
         }
@@ -72,7 +76,7 @@ impl VfCall<'_> {
         }
         if let Some(device) = denied_vfio_device(&text) {
             let advice = self.sysfs.vfio_advice();
-            // One device may have been passed over; two are the host's rules.
+            // udev may have missed one device. When a second device is denied, the host's udev rules are missing.
             return match self.vfs.iter().find(|vf| self.is_device_of(&device, **vf, &text)) {
                 Some(vf) if !self.refusals.iter().any(|before| before.is_denied) => {
                     let why = format!("QEMU may not open {device}: {advice}");
@@ -91,7 +95,7 @@ impl VfCall<'_> {
         PlugFailure::AnyVf(Cause::Call { what: self.what, source })
     }
 
-    /// Whether the vfio device is that of this VF; `/dev/vfio/vfio` is nobody's.
+    /// Whether this is the vfio device of this VF. `/dev/vfio/vfio` belongs to no VF.
     fn is_device_of(&self, device: &str, vf: PciAddress, text: &str) -> bool {
         let group: Option<u32> = device.strip_prefix("/dev/vfio/").and_then(|group| group.parse().ok());
         match (group, self.sysfs.iommu_group(vf)) {
@@ -101,11 +105,12 @@ impl VfCall<'_> {
     }
 }
 
-/// Whether a text names a VF. As QEMU's own argument, which stands before what QEMU says of any device, it does not count.
+/// Whether a text names a VF. QEMU prints its `-device` argument before each message about a device. A VF that is named
+/// only in that argument does not count.
 ///
 /// # Source
-/// libvirt `qemuBuildPCIHostdevDevProps`: `-device {"driver":"vfio-pci","host":"0000:07:00.3",...}` since 6.10, `-device
-/// vfio-pci,host=0000:07:00.3,...` before. QEMU `loc_vpush`: the argument, a colon, then the message.
+/// libvirt `qemuBuildPCIHostdevDevProps`: `-device {"driver":"vfio-pci","host":"0000:07:00.3",...}` since 6.10,
+/// `-device vfio-pci,host=0000:07:00.3,...` before. QEMU `loc_vpush`: the argument, a colon, then the message.
 fn is_named(vf: PciAddress, text: &str) -> bool {
     let name = vf.to_string();
     text.match_indices(&name).any(|(at, _)| {
@@ -114,7 +119,7 @@ fn is_named(vf: PciAddress, text: &str) -> bool {
     })
 }
 
-/// An exhausted map says why libvirt refused the VFs that were free.
+/// Adds the refused VFs to the error of a map without a free VF.
 pub(crate) fn with_refusals(cause: Cause, refusals: &[RefusedVf]) -> Cause {
     match cause {
         Cause::Claims(exhausted @ ClaimError::Exhausted { .. }) if !refusals.is_empty() => {
@@ -133,7 +138,7 @@ mod tests {
 
     const OURS: [&str; 2] = ["0000:07:00.1", "0000:07:00.3"];
 
-    /// Who is to blame.
+    /// Why a call was refused.
     #[derive(Debug, PartialEq, Eq)]
     enum Whose {
         Vf(&'static str),
@@ -175,7 +180,7 @@ mod tests {
         let (internal, invalid, system, xml, unsupported) = (1, 55, 38, 27, 67);
         let dir = host();
         for (code, text, whose) in [
-            // A VF's: virHostdevPreparePCIDevices, virPCIDeviceNew, virPCIDeviceReset, virPCIDeviceBindToStub.
+            // Because of a VF: virHostdevPreparePCIDevices, virPCIDeviceNew, virPCIDeviceReset, virPCIDeviceBindToStub.
             (
                 invalid,
                 "Requested operation is not valid: PCI device 0000:07:00.3 is in use by driver QEMU, domain one-7",
@@ -202,7 +207,7 @@ mod tests {
                 "Failed to bind PCI device '0000:07:00.1' to vfio-pci: Device or resource busy",
                 Vf("0000:07:00.1"),
             ),
-            // A VF's: vfio_get_group, vfio_get_device, from the monitor and from the command line.
+            // Because of a VF: vfio_get_group, vfio_get_device, in the monitor and on the command line.
             (
                 internal,
                 "internal error: unable to execute QEMU command 'device_add': vfio 0000:07:00.3: group 13 is not viable",
@@ -221,14 +226,14 @@ mod tests {
                  '/dev/vfio/13': Permission denied",
                 Vf("0000:07:00.3"),
             ),
-            // Of QEMU 6.2, which names no function.
+            // QEMU 6.2 does not name the function.
             (
                 internal,
                 "internal error: process exited while connecting to monitor: qemu-system-x86_64: -device \
                  vfio-pci,host=0000:07:00.1,id=ua-sriov-0,bus=pci.0,addr=0x10: failed to open /dev/vfio/11: Permission denied",
                 Vf("0000:07:00.1"),
             ),
-            // What every VF needs, and no VF is.
+            // `/dev/vfio/vfio`, which every VF needs.
             (
                 internal,
                 "internal error: unable to execute QEMU command 'device_add': vfio 0000:07:00.3: failed to open \
@@ -258,8 +263,8 @@ mod tests {
                  for group 13: Failed to set iommu for container: Operation not permitted",
                 NoVfs,
             ),
-            // The guest's bus: virDomainPCIAddressGetNextAddr, virDomainPCIAddressReserveAddrInternal, do_pci_register_device,
-            // qdev_device_add. The guest's address is that of a VF of the host.
+            // The guest's bus: virDomainPCIAddressGetNextAddr, virDomainPCIAddressReserveAddrInternal,
+            // do_pci_register_device, qdev_device_add. The guest address looks like the host address of a VF.
             (internal, "internal error: No more available PCI slots", NoVfs),
             (xml, "XML error: Attempted double use of PCI Address 0000:07:00.3", NoVfs),
             (xml, "XML error: Invalid PCI address 0000:07:00.3. slot must be <= 0", NoVfs),
@@ -292,7 +297,7 @@ mod tests {
                 "internal error: unable to execute QEMU command 'device_add': Duplicate device ID 'ua-sriov-0'",
                 NoVfs,
             ),
-            // The host, and the domain.
+            // Because of the host or the domain.
             (unsupported, "unsupported configuration: host doesn't support passthrough of host PCI devices", NoVfs),
             (
                 internal,
@@ -311,7 +316,7 @@ mod tests {
         ] {
             assert_eq!(judge(&dir, &[], code, text), whose, "{text}");
         }
-        // The second one that QEMU may not open is not the last.
+        // When QEMU may not open a second VF either, no VF is the reason.
         let denied = "vfio 0000:07:00.3: Could not open '/dev/vfio/13': Permission denied";
         let before = |is_denied| [RefusedVf { vf: "0000:07:00.2".parse().unwrap(), why: String::new(), is_denied }];
         assert_eq!(judge(&dir, &before(false), internal, denied), Vf("0000:07:00.3"));

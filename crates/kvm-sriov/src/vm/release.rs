@@ -6,8 +6,8 @@ use crate::error::{Cause, UnplugOutcome};
 use crate::xml::LiveHostdev;
 
 impl Vm<'_> {
-    /// Refuses an action that can't succeed although the VFs leave: the guest is paused, or the domain has a host device that
-    /// is not one of the driver's VFs.
+    /// Refuses an action that can't succeed although the VFs leave: the guest is paused, or the domain has a host
+    /// device that is not one of the driver's VFs.
     ///
     /// * `what` - what the action does to the domain: "saved", "migrated" ...
     ///
@@ -22,8 +22,8 @@ impl Vm<'_> {
         if ours.is_empty() { Ok(()) } else { check_answers(self.host, &self.domain) }
     }
 
-    /// Asks the guest to release the devices with these aliases, all at once, and waits for all of them, or until the host is
-    /// told to stop.
+    /// Asks the guest to release the devices with these aliases, all at once, and waits for all of them, or until the
+    /// host is told to stop.
     ///
     /// * returns an outcome for each alias, in their order
     ///
@@ -53,7 +53,8 @@ impl Vm<'_> {
     /// Asks the guest to release these VFs, and waits for all of them.
     ///
     /// # Errors
-    /// [`Cause::NotReleased`] or [`Cause::Stopped`] names the VFs that stayed. [`Vm::plug_back`] plugs back those that left.
+    /// [`Cause::NotReleased`] or [`Cause::Stopped`] names the VFs that stayed. [`Vm::plug_back`] plugs back those that
+    /// left.
     pub(crate) fn unplug(&mut self, devices: &[Plugged]) -> Result<(), Cause> {
         if devices.is_empty() {
             return self.host.check_stop();

@@ -87,8 +87,8 @@ impl Vm<'_> {
         lost
     }
 
-    /// Writes what the VM should have into the metadata of the domain. A VM that should have nothing gets no metadata: it is then
-    /// not one of the driver's.
+    /// Writes what the VM should have into the metadata of the domain. A VM that should have nothing gets no metadata:
+    /// it is then not one of the driver's.
     ///
     /// # Errors
     /// libvirt refused. The metadata are as before.
@@ -98,8 +98,8 @@ impl Vm<'_> {
         Ok(hypervisor.set_metadata(&self.domain, text.as_deref(), Wanted::PREFIX, Wanted::NAMESPACE)?)
     }
 
-    /// Writes what the VM should have, unless the live XML has it already. After a write that failed, it is not known whether
-    /// the write took effect; then the live XML decides.
+    /// Writes what the VM should have, unless the live XML has it already. After a write that failed, it is not known
+    /// whether the write took effect; then the live XML decides.
     pub(crate) fn ensure_written(&self) -> Result<(), Cause> {
         let written = wanted(&self.live)?.unwrap_or_default();
         if written == self.wanted { Ok(()) } else { self.host.patiently(|| self.write_wanted()) }

@@ -1,4 +1,4 @@
-//! The files of a VM that moves to where they are not: another host with storage of its own, or another datastore.
+//! The files of a VM that moves to a place without them: to another host with its own storage, or to another datastore.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -12,51 +12,51 @@ use crate::error::Cause;
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::xml::{self, Disk, Mention};
 
-/// How the paths of logical volumes begin that OpenNebula's transfer drivers make for the disks of a VM, and remove when its
-/// directory leaves a datastore.
+/// The beginning of the paths of logical volumes that OpenNebula's transfer drivers create for the disks of a VM. They
+/// remove the volumes when the VM's directory leaves the datastore.
 ///
 /// # Source
-/// OpenNebula `src/tm_mad/fs_lvm_ssh/{premigrate,postmigrate}`, which look at the links `disk.*` in the directory for it.
+/// OpenNebula `src/tm_mad/fs_lvm_ssh/{premigrate,postmigrate}`, which read the links `disk.*` in the directory.
 pub(crate) const VOLUMES: &str = "/dev/vg-one";
 
-/// How many links may follow one another.
+/// The largest number of links that lead to one file.
 ///
 /// # Source
 /// path_resolution(7).
 const MOST_LINKS: usize = 40;
 
-/// What is to be done with the files of a VM.
+/// The files of a VM, sorted by what is done with them when the VM moves.
 ///
-/// Only what lies in the VM's directory moves, and logical volumes that links in it name: disks elsewhere are in datastores that
-/// both sides see.
+/// Only the files in the VM's directory move, and the logical volumes that links in it name. Disks elsewhere are in
+/// datastores that both sides see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {
     /// The VM's directory.
     pub(crate) dir: PathBuf,
-    /// Disks that the guest writes to: libvirt copies them.
+    /// Disks that the guest writes to. libvirt copies them.
     pub(crate) written: Vec<(Disk, DiskImage)>,
     /// Disks on logical volumes.
     pub(crate) volumes: Vec<(Disk, Volume)>,
-    /// Disks that it only reads, and where they are below the directory.
+    /// Disks that the guest only reads, and their paths below the directory.
     pub(crate) readonly: Vec<(Disk, PathBuf)>,
-    /// Disks that stay where they are, but that the domain knows by links in the directory.
+    /// Disks that stay where they are, and the links in the directory by which the domain knows them.
     pub(crate) linked: Vec<(Disk, PathBuf)>,
-    /// Links in the directory and what they point to, as it is written there.
+    /// Links in the directory, and their targets as written.
     pub(crate) links: Vec<(PathBuf, PathBuf)>,
-    /// All other files and directories that OpenNebula and QEMU will look for.
+    /// All other files and directories that OpenNebula and QEMU need.
     pub(crate) others: Vec<PathBuf>,
-    /// What else the domain has in the directory while it runs.
+    /// Other paths in the directory that the running domain uses.
     pub(crate) in_use: Vec<Mention>,
 }
 
 /// An image that a guest writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskImage {
-    /// Where it is.
+    /// Its path.
     pub(crate) path: PathBuf,
     /// Its format.
     pub(crate) format: String,
-    /// How large the guest sees it, in bytes.
+    /// Its size as the guest sees it, in bytes.
     pub(crate) size: u64,
 }
 
@@ -65,34 +65,34 @@ pub(crate) struct DiskImage {
 pub(crate) struct Volume {
     /// The link.
     pub(crate) link: PathBuf,
-    /// What it points to, such as `/dev/vg-one-0/lv-one-42-0`.
+    /// The link's target, such as `/dev/vg-one-0/lv-one-42-0`.
     pub(crate) target: PathBuf,
     /// The device.
     pub(crate) device: BlockDevice,
 }
 
-/// Where something is, seen from the VM's directory.
+/// Where a path of the domain leads.
 enum DiskPlace {
-    /// In it: the path as one below it, without links.
+    /// Into the VM's directory: the path below it, without links.
     Within(PathBuf),
-    /// On a logical volume that a link in it names.
+    /// To a logical volume that a link in the directory names.
     Volume(Volume),
-    /// Elsewhere, and known by a link in it.
+    /// To another place, by a link in the directory.
     Linked(PathBuf),
-    /// Elsewhere.
+    /// To another place.
     Elsewhere,
 }
 
 impl Storage {
-    /// Reads what is in the VM's directory. Every disk is taken along, or lies elsewhere, or is an error.
+    /// Reads the VM's directory and the domain's XML. Every disk is copied, or lies elsewhere, or is an error.
     ///
     /// # Errors
-    /// A file can't be read; a disk in the directory is of a kind or format that can't be copied while it is in use, or has
-    /// internal snapshots, which no copy of a running disk takes along. Nothing was changed.
+    /// A file can't be read; a disk in the directory has a kind or format that can't be copied while it is in use, or
+    /// has internal snapshots, which the copy of a running disk loses. Nothing was changed.
     ///
     /// # Source
-    /// OpenNebula's stock `migrate`, which leaves internal snapshots behind, too, and copies the file over the one that the
-    /// guest at the destination has open already.
+    /// OpenNebula's stock `migrate` loses internal snapshots as well, and copies the file over the one that the guest
+    /// at the destination already has open.
     pub(crate) fn of(vm: &DomainName, dir: &Path, domain: &str, sysfs: &Sysfs) -> Result<Self, Cause> {
         let odd = |source| Cause::Xml { what: format!("the live XML of {vm}"), source };
         let mut storage = Self {
@@ -120,7 +120,7 @@ impl Storage {
         fs::canonicalize(&self.dir).map_err(Cause::file("find", &self.dir))
     }
 
-    /// Sorts a disk by where it is.
+    /// Adds a disk, sorted by its place.
     fn take(&mut self, vm: &DomainName, disk: Disk, sysfs: &Sysfs) -> Result<(), Cause> {
         let no_move =
             |why: String| Cause::NoMove { vm: vm.clone(), how: format!("live: its disk {} {why}", disk.target) };
@@ -165,7 +165,7 @@ impl Storage {
         Ok(())
     }
 
-    /// Where a path of the domain leads to.
+    /// Where a path of the domain leads.
     fn place(&self, path: &Path, sysfs: &Sysfs) -> Result<DiskPlace, Cause> {
         let hops: Vec<PathBuf> = hops(path).collect();
         let real_dir = self.real_dir()?;
@@ -210,7 +210,7 @@ impl Storage {
             let kind = path.symlink_metadata().map_err(failed())?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_kept = if kind.is_dir() {
-                // Of a TPM: what it held when the VM ended last.
+                // `tpm` holds the state of the TPM when the VM last ended.
                 name.ends_with(".snap") || name == "tpm"
             } else {
                 name.ends_with(".xml") || name.ends_with("_VARS.fd")
@@ -225,7 +225,7 @@ impl Storage {
         Ok(())
     }
 
-    /// What the domain has in the directory besides disks: files of its start are copied, all else is in use.
+    /// Adds a path that is not a disk: files that the domain needs at its start are copied, and all others are in use.
     fn note(&mut self, mention: Mention, sysfs: &Sysfs) -> Result<(), Cause> {
         let path = Path::new(&mention.value);
         if !path.is_absolute() {
@@ -233,7 +233,7 @@ impl Storage {
             return Ok(());
         }
         let place = match self.place(path, sysfs) {
-            // A socket, or a log that is gone: nothing is lost with it.
+            // A socket, or a log that was removed: nothing is lost.
             Err(Cause::File { .. }) => return Ok(()),
             place => place?,
         };
@@ -253,7 +253,8 @@ impl Storage {
         Ok(())
     }
 
-    /// Everything that is copied while the guest runs, because nobody writes to it: what is in a directory with that directory.
+    /// The files that are copied while the guest runs, because nobody writes to them. Of a file in a subdirectory, the
+    /// whole subdirectory is copied.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         for path in self.others.iter().chain(self.readonly.iter().map(|(_, path)| path)) {
@@ -267,7 +268,7 @@ impl Storage {
     }
 }
 
-/// A path, what it points to if it is a link, and so on.
+/// A path, its target when it is a link, and so on.
 fn hops(path: &Path) -> impl Iterator<Item = PathBuf> {
     let next = |path: &PathBuf| {
         let target = fs::read_link(path).ok()?;
@@ -276,7 +277,7 @@ fn hops(path: &Path) -> impl Iterator<Item = PathBuf> {
     iter::successors(Some(path.to_owned()), next).take(MOST_LINKS)
 }
 
-/// Whether both are one path, however many slashes are in it.
+/// Whether two paths are the same, however many slashes are in them.
 pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     one.components().eq(other.components())
 }
@@ -301,10 +302,10 @@ impl DiskImage {
     }
 }
 
-/// What the header of a qcow2 image says.
+/// The header of a qcow2 image.
 ///
 /// # Source
-/// QEMU `docs/interop/qcow2.txt`: big-endian; the size is at byte 24, the number of snapshots at byte 60.
+/// QEMU `docs/interop/qcow2.txt`: big-endian, the size at byte 24, the number of snapshots at byte 60.
 struct Qcow2 {
     size: u64,
     snapshots: u32,
@@ -324,7 +325,7 @@ impl Qcow2 {
     }
 }
 
-/// An empty image like another one.
+/// Creates an empty image of the same format and size as another one.
 pub(crate) fn make_image(like: &DiskImage, path: &Path) -> Result<(), Cause> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(Cause::file("make", dir))?;

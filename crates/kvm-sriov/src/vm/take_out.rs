@@ -6,7 +6,7 @@ use crate::claims::Claim;
 use crate::error::{Cause, UnplugOutcome};
 use crate::xml::WantedNic;
 
-/// A device of ours that is to leave, and what it is: its VF, or its MAC.
+/// A device of a NIC with a VF, which is to be unplugged: the VF itself, or its dummy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NicDevice {
     pub(crate) alias: String,
@@ -14,7 +14,7 @@ pub(crate) struct NicDevice {
     pub(crate) kind: NicDeviceKind,
 }
 
-/// What a device of ours is.
+/// What the device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NicDeviceKind {
     Vf(PciAddress),
@@ -22,7 +22,7 @@ pub(crate) enum NicDeviceKind {
 }
 
 impl Vm<'_> {
-    /// The devices that a NIC has: its VF and its dummy, whichever is there.
+    /// The devices that a NIC has: its VF, its dummy, or both.
     pub(crate) fn devices_of(&self, nic: &WantedNic) -> Vec<NicDevice> {
         let position = nic.position;
         let device = |alias: Option<&String>, kind| Some(NicDevice { alias: alias?.clone(), position, kind });
@@ -31,13 +31,14 @@ impl Vm<'_> {
         vf.into_iter().chain(dummy).collect()
     }
 
-    /// Takes a NIC out that the VM is not to have: VF and dummy, whichever is there, and then its claim.
+    /// Unplugs the VF and the dummy of a NIC that the VM should not have, and releases its claim.
     ///
-    /// * `in_doubt` - whether its VF may still come in: then the claim stays until somebody has seen that it did not
+    /// * `in_doubt` - whether libvirt may still plug the VF. Then the claim stays, until an action finds that it did
+    ///   not
     /// * returns whether the claim is released
     ///
     /// # Errors
-    /// The guest did not release all of it: the claim stays.
+    /// The guest did not release both. The claim stays.
     pub(crate) fn undo_plug(&mut self, nic: &WantedNic, in_doubt: bool) -> Result<bool, Cause> {
         let mut is_known = !in_doubt;
         match self.host.patiently(|| super::read(self.host, &self.domain)) {
@@ -48,7 +49,7 @@ impl Vm<'_> {
                 self.take_out(&devices)?;
                 self.live.forget(&aliases(&devices));
             }
-            // With the domain its devices are gone.
+            // The domain has ended, and its devices with it.
             Err(Cause::Absent { .. }) => is_known = true,
             Err(cause) => return Err(cause),
         }
@@ -58,7 +59,7 @@ impl Vm<'_> {
         Ok(is_known)
     }
 
-    /// Takes out the dummies that stand for another NIC than the one that should have their position.
+    /// Unplugs the dummies whose MAC does not match the NIC at their position.
     ///
     /// # Errors
     /// The guest did not release them.
@@ -76,7 +77,7 @@ impl Vm<'_> {
         Ok(())
     }
 
-    /// Asks the guest to release devices; all of them must leave.
+    /// Asks the guest to release devices, for the undo of an action. All of them must leave.
     fn take_out(&self, devices: &[NicDevice]) -> Result<(), Cause> {
         if devices.is_empty() {
             return Ok(());
@@ -86,7 +87,7 @@ impl Vm<'_> {
         self.not_released(devices, &outcomes).map_or(Ok(()), Err)
     }
 
-    /// The error that names what stayed; `None` when all left.
+    /// The error that names the devices that stayed; `None` when all have left.
     pub(crate) fn not_released(&self, devices: &[NicDevice], outcomes: &[UnplugOutcome]) -> Option<Cause> {
         let seconds = self.host.settings().unplug_timeout.as_secs();
         let vm = || self.domain.name.clone();
@@ -105,14 +106,14 @@ impl Vm<'_> {
         Some(Cause::DeviceNotReleased { vm: vm(), device, seconds, outcome: outcome.clone() })
     }
 
-    /// Releases what the VM claims for a NIC that it has no more.
+    /// Releases the claim for a NIC that the VM no longer has.
     pub(crate) fn free_nic(&self, nic: &WantedNic) -> Result<(), Cause> {
-        // A claim that does not say for which of two NICs with its MAC it is may be the other's.
+        // A claim of an earlier version names only the MAC. It may be for another NIC with the same MAC.
         let shows = |vf| self.live.vfs().any(|shown| shown == vf);
         self.free(|claim| claim.is_for(&nic.key()) && !shows(claim.vf))
     }
 
-    /// Releases those claims of the VM that are meant, and says so in the journal.
+    /// Releases the claims of the VM that `meant` selects, with a line in the journal for each.
     pub(crate) fn free(&self, meant: impl Fn(&Claim) -> bool) -> Result<(), Cause> {
         let mut claims = self.store.claims_of(&self.owner())?;
         claims.retain(meant);

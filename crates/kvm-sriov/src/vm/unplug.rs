@@ -93,8 +93,8 @@ struct Removal<'a> {
     asked: Option<Instant>,
     /// How long after that the guest is asked again.
     again: Duration,
-    /// The last refusal of libvirt. It counts only when it is repeated, because libvirt may return an error although the device
-    /// is being unplugged.
+    /// The last refusal of libvirt. It counts only when it is repeated, because libvirt may return an error although
+    /// the device is being unplugged.
     refused: Option<String>,
     /// Whether the guest may have been asked.
     was_asked: bool,
@@ -284,7 +284,8 @@ impl<'a> Engine<'a> {
                     request.again = NEVER_SOONER;
                     return Some(NextStep::Reconnect);
                 }
-                // libvirt may return an error although the device has left, or is being unplugged. The live XML decides.
+                // libvirt may return an error although the device has left, or is being unplugged. The live XML
+                // decides.
                 _ => {
                     let again = request.refused.replace(error.to_string());
                     request.outcome = again.map(|_| UnplugOutcome::Refused(error.to_string()));
@@ -296,8 +297,8 @@ impl<'a> Engine<'a> {
         None
     }
 
-    /// Another job holds the domain, so no device can be asked for. libvirt has waited 30 s for the job, and would wait as long
-    /// for each of the other devices.
+    /// Another job holds the domain, so no device can be asked for. libvirt has waited 30 s for the job, and would wait
+    /// as long for each of the other devices.
     ///
     /// # Source
     /// libvirt `QEMU_JOB_WAIT_TIME`.
