@@ -36,7 +36,7 @@ fn all_leave(host: &ModelHost, vfs: usize) {
     for number in 0..vfs {
         let alias = format!("ua-sriov-{number}");
         host.model().detach_alias(&domain, &alias, CALL_LIMIT).unwrap();
-        until("the guest releases it", || !host.domain("one-42").unwrap().shows(&alias));
+        until("the guest releases it", || !host.domain("one-42").unwrap().has_alias(&alias));
     }
 }
 

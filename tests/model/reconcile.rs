@@ -363,7 +363,7 @@ fn owner() -> Owner {
 /// The guest releases a device.
 fn leaves(host: &ModelHost, alias: &str) {
     host.model().detach_alias(&domain(host), alias, CALL_LIMIT).unwrap();
-    until("the guest releases it", || !host.domain("one-42").unwrap().shows(alias));
+    until("the guest releases it", || !host.domain("one-42").unwrap().has_alias(alias));
 }
 
 fn change_wanted(host: &ModelHost, change: impl FnOnce(&mut Wanted)) {

@@ -60,7 +60,7 @@ fn stopped<T: Send>(
 /// The VM has both VFs, and nothing of it is open.
 fn is_whole(host: &ModelHost) {
     let live = host.domain("one-42").unwrap();
-    assert!(live.shows("ua-sriov-0") && live.shows("ua-sriov-1"));
+    assert!(live.has_alias("ua-sriov-0") && live.has_alias("ua-sriov-1"));
     assert_eq!(host.claims().len(), 2);
     assert!(host.vm_files().keys().all(|file| !file.display().to_string().contains("checkpoint")));
 }

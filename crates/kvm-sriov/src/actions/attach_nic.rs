@@ -81,13 +81,13 @@ impl New<'_> {
 fn free_alias(nic: &VmNic, live: &LiveDomain) -> String {
     let alias = nic_alias(nic);
     let numbered = (2..).map(|number: u32| format!("{alias}-{number}"));
-    std::iter::once(alias.clone()).chain(numbered).find(|alias| !live.shows(alias)).unwrap_or_default()
+    std::iter::once(alias.clone()).chain(numbered).find(|alias| !live.has_alias(alias)).unwrap_or_default()
 }
 
 /// The device for a PCI NIC. OpenNebula's guest address is used only if its bus exists and the address is free.
 fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
     let is_vf = matches!(&pci.device, PciDevice::Function(address) if host.sysfs().check_vf(*address).is_ok());
-    let guest = pci.guest.filter(|guest| live.shows("pci.1") && !live.uses(*guest));
+    let guest = pci.guest.filter(|guest| live.has_alias("pci.1") && !live.uses_guest_address(*guest));
     pci_of(pci, is_vf, guest)
 }
 
@@ -115,7 +115,7 @@ fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) ->
     };
     let is_in = || {
         let live = vm::read(host, domain)?;
-        Ok(alias.as_ref().map_or_else(|| new.is_in(&live), |alias| live.shows(alias)))
+        Ok(alias.as_ref().map_or_else(|| new.is_in(&live), |alias| live.has_alias(alias)))
     };
     // A PCI device pins all memory of the domain.
     let memory_kib = live.memory_kib;

@@ -73,7 +73,7 @@ pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmD
 fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option<WantedNic>, Cause> {
     let mut candidates: Vec<&WantedNic> = vm.wanted.nics.iter().filter(|known| known.mac == mac).collect();
     let mut rivals: Vec<String> = Vec::new();
-    match data.and_then(|data| Some((data, data.meant(mac)?))) {
+    match data.and_then(|data| Some((data, data.nic_of_action(mac)?))) {
         None => rivals.extend(interfaces(&vm.live, mac).map(name_of)),
         Some((data, nic)) => {
             // Without a recorded NIC_ID the host device identifies the NIC.
@@ -107,7 +107,7 @@ fn without_vf<'l>(
     data: Option<&VmData>,
 ) -> Result<Option<&'l LiveInterface>, Cause> {
     let mut candidates: Vec<&LiveInterface> = interfaces(live, mac).collect();
-    if let Some((data, nic)) = data.and_then(|data| Some((data, data.meant(mac)?))) {
+    if let Some((data, nic)) = data.and_then(|data| Some((data, data.nic_of_action(mac)?))) {
         if let Some(it) = candidates.iter().find(|interface| interface.belongs_to(nic)) {
             return Ok(Some(it));
         }

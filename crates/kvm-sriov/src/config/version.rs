@@ -67,7 +67,7 @@ impl OneVersion {
     }
 
     /// The arguments of the action itself. Every version appends two more: the VM's number and the host.
-    pub fn own<'a>(&self, args: &'a [String]) -> &'a [String] {
+    pub fn action_arguments<'a>(&self, args: &'a [String]) -> &'a [String] {
         args.get(..args.len().saturating_sub(2)).unwrap_or_default()
     }
 
@@ -85,7 +85,7 @@ impl OneVersion {
     ///
     /// # Source
     /// OpenNebula's `poll` of 4.8, 4.10, 5.6 and 5.8.
-    pub fn paused(&self, is_stuck: bool) -> char {
+    pub fn paused_state(&self, is_stuck: bool) -> char {
         match (self.at_least(5, 8), is_stuck) {
             (true, true) => 'e',
             (true, false) => 'a',

@@ -89,7 +89,8 @@ impl Call {
         T: FromStr,
         T::Err: Display,
     {
-        let given = self.caller.own(&self.args).get(number).filter(|text| !matches!(text.as_str(), "" | "-"));
+        let given =
+            self.caller.action_arguments(&self.args).get(number).filter(|text| !matches!(text.as_str(), "" | "-"));
         given.map(|_| self.arg(number, name)).transpose()
     }
 

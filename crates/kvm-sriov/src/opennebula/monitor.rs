@@ -23,7 +23,7 @@ pub fn poll(host: &Host, id: &DeployId, caller: &OneVersion) -> Result<String, A
 fn line(measured: &Measurement, caller: &OneVersion) -> String {
     let Measurement { usage, cpu } = measured;
     let state = match (usage.is_paused, usage.is_stuck) {
-        (true, is_stuck) => caller.paused(is_stuck),
+        (true, is_stuck) => caller.paused_state(is_stuck),
         (false, true) => 'e',
         (false, false) => 'a',
     };

@@ -30,6 +30,6 @@ impl NicArgs {
                 ..VmNic::new(self.mac, self.bridge.clone())
             }
         };
-        data.and_then(|data| data.meant(self.mac)).cloned().unwrap_or_else(by_arguments)
+        data.and_then(|data| data.nic_of_action(self.mac)).cloned().unwrap_or_else(by_arguments)
     }
 }

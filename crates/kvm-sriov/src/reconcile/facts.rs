@@ -315,7 +315,7 @@ fn unwanted(live: &LiveDomain, position: Position, own: Option<&Claimant>) -> Ni
         wanted: false,
         device: device.is_some(),
         claim: if is_own { NicClaim::Own } else { NicClaim::None },
-        dummy: live.shows(&dummy_alias_of(position)),
+        dummy: live.has_alias(&dummy_alias_of(position)),
     }
 }
 

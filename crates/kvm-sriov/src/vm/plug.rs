@@ -68,7 +68,7 @@ impl Vm<'_> {
         let mut known = self.wanted.nics.clone();
         for nic in nics {
             known.retain(|other| other.position != nic.position);
-            let taken = nic.guest.filter(|guest| self.live.uses(*guest));
+            let taken = nic.guest.filter(|guest| self.live.uses_guest_address(*guest));
             if taken.is_some() || nic.guest.is_none() {
                 nic.guest = self.live.free.address_for(&known, nic.position);
             }

@@ -16,7 +16,7 @@ impl Vm<'_> {
     pub(crate) fn check_can_leave(&self, what: &'static str) -> Result<(), Cause> {
         let vm = self.domain.name.clone();
         let ours: Vec<LiveHostdev> = self.plugged().into_iter().map(|plugged| plugged.device).collect();
-        if let Some(device) = self.live.stays(&ours) {
+        if let Some(device) = self.live.immovable_device(&ours) {
             return Err(Cause::ForeignDevice { vm, device, what });
         }
         if ours.is_empty() { Ok(()) } else { check_answers(self.host, &self.domain) }

@@ -365,11 +365,11 @@ impl<'a> Engine<'a> {
         };
         let live = LiveDomain::parse(&text)?;
         for request in &mut self.requests {
-            if !live.shows(request.alias) {
+            if !live.has_alias(request.alias) {
                 request.outcome = Some(UnplugOutcome::Released);
             }
         }
-        self.reopen(|alias| live.shows(alias));
+        self.reopen(|alias| live.has_alias(alias));
         Ok(())
     }
 

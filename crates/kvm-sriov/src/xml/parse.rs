@@ -107,9 +107,9 @@ fn length_to(rest: &str, from: usize, end: &str) -> Option<usize> {
     Some(rest.get(from..)?.find(end)?.saturating_add(from).saturating_add(end.len()))
 }
 
-/// A start tag, as far as the limits need it.
+/// The parts of a start tag that the limits concern.
 struct StartTag {
-    /// `None` when it never ends.
+    /// The length of the tag in bytes; `None` if the tag has no end.
     length: Option<usize>,
     is_empty: bool,
     attributes: usize,

@@ -1,5 +1,4 @@
-//! The disks of a domain, other places where it names files of the host, and the VM's directory in OpenNebula's
-//! element.
+//! The disks of a domain, other elements that name files of the host, and the VM's directory in OpenNebula's element.
 
 use std::path::{Path, PathBuf};
 

@@ -202,7 +202,7 @@ impl LiveDomain {
     }
 
     /// Whether a device has this alias.
-    pub fn shows(&self, alias: &str) -> bool {
+    pub fn has_alias(&self, alias: &str) -> bool {
         self.aliases.iter().any(|name| name == alias)
     }
 
@@ -231,7 +231,7 @@ impl LiveDomain {
     /// # Source
     /// libvirt's `qemuMigrationSrcIsAllowedHostdev` (`src/qemu/qemu_migration.c`), which save, migration and snapshots
     /// ask.
-    pub(crate) fn stays(&self, ours: &[LiveHostdev]) -> Option<String> {
+    pub(crate) fn immovable_device(&self, ours: &[LiveHostdev]) -> Option<String> {
         let hostdevs = self.hostdevs.iter().filter(|device| !device.is_transient && !ours.contains(device));
         let interfaces = self.interfaces.iter().filter(|interface| !interface.is_transient);
         let pci = hostdevs.map(|device| device.vf).chain(interfaces.filter_map(|interface| interface.vf));
@@ -240,7 +240,7 @@ impl LiveDomain {
     }
 
     /// Whether a device has this guest address, or another function in the same slot.
-    pub fn uses(&self, guest: PciAddress) -> bool {
+    pub fn uses_guest_address(&self, guest: PciAddress) -> bool {
         let slot = |address: PciAddress| (address.domain(), address.bus(), address.slot());
         self.used.iter().any(|(used, _)| slot(*used) == slot(guest))
     }
@@ -248,7 +248,8 @@ impl LiveDomain {
     /// The positions in the driver's aliases of its devices: of VFs and of dummies.
     pub fn positions(&self) -> Vec<Position> {
         let all = (0..16).filter_map(|number| Position::new(number).ok());
-        all.filter(|position| self.shows(&alias_of(*position)) || self.shows(&dummy_alias_of(*position))).collect()
+        all.filter(|position| self.has_alias(&alias_of(*position)) || self.has_alias(&dummy_alias_of(*position)))
+            .collect()
     }
 
     /// The NICs that should have a VF and have none.

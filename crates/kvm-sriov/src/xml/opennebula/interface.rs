@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_recorded_nic_gives_this_interface() {
         let first = recorded(include_str!("../../../../../tests/fixtures/wire/02-attach_nic-on-hostA/stdin"));
-        let nic = first.meant("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
+        let nic = first.nic_of_action("02:00:c0:00:02:0b".parse().unwrap()).unwrap();
         assert!(nic.attach);
         assert_eq!(
             interface_of(nic, DEFAULTS, &nic_alias(nic)),
@@ -169,7 +169,7 @@ mod tests {
              <target dev='one-0-1'/><model type='virtio'/><alias name='ua-nic-1-0200c000020b'/></interface>"
         );
         let limited = recorded(include_str!("../../../../../tests/fixtures/wire/46-attach_nic-on-hostA/stdin"));
-        let nic = limited.meant("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
+        let nic = limited.nic_of_action("02:00:c0:00:02:0e".parse().unwrap()).unwrap();
         assert_eq!(
             interface_of(nic, DEFAULTS, &nic_alias(nic)),
             "<interface type='bridge'><source bridge='onebr0'/><mac address='02:00:c0:00:02:0e'/>\

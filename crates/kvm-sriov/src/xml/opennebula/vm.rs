@@ -88,7 +88,7 @@ impl VmData {
 
     /// The NIC that an action on this MAC is about: the one marked with ATTACH, otherwise the only one with the MAC.
     /// `None` if there is no such NIC, or if several have the MAC and none is marked.
-    pub fn meant(&self, mac: MacAddress) -> Option<&VmNic> {
+    pub fn nic_of_action(&self, mac: MacAddress) -> Option<&VmNic> {
         let with: Vec<&VmNic> = self.nics.iter().filter(|nic| nic.mac == mac).collect();
         match (with.iter().find(|nic| nic.attach), &with[..]) {
             (Some(marked), _) => Some(marked),
@@ -217,8 +217,8 @@ mod tests {
         );
         let data = VmData::parse(&text).unwrap();
         let mac = |text: &str| text.parse::<MacAddress>().unwrap();
-        assert_eq!(data.meant(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
-        assert!(data.meant(mac("02:00:00:00:00:02")).is_none());
+        assert_eq!(data.nic_of_action(mac("02:00:00:00:00:01")).unwrap().id, Some(1));
+        assert!(data.nic_of_action(mac("02:00:00:00:00:02")).is_none());
         assert!(data.attaches_alias(mac("02:00:00:00:00:02")) && !data.attaches_alias(mac("02:00:00:00:00:01")));
         assert_eq!(data.vcpus(), Some(2));
         let roots: Vec<_> = data.sriov_nics().map(|(nic, root)| (nic.id, root.to_string())).collect();
