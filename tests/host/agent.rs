@@ -100,7 +100,7 @@ fn call(remotes: &Remotes, action: &str, args: &[&str], stdin: &str) -> Said {
 
 /// A definition that is shut off is not a domain. Reverting to a snapshot or `--persistent` leaves such definitions.
 #[test]
-fn a_definition_that_is_shut_off_is_in_nobodys_way() {
+fn a_definition_that_is_shut_off_is_ignored() {
     let remotes = remotes();
     let domain = |name: &str, uuid: &str, state: &str| {
         format!(

@@ -75,7 +75,7 @@ fn in_doubt() -> Site {
 }
 
 #[test]
-fn a_host_that_is_as_it_should_be_is_said_to_be() {
+fn a_consistent_host_is_reported_as_such() {
     for metadata in [String::new(), ours("")] {
         let site = Site::with(RUNNING, &metadata);
         for args in [&["reconcile"][..], &["reconcile", "--dry-run"]] {
@@ -93,7 +93,7 @@ fn a_host_that_is_as_it_should_be_is_said_to_be() {
 }
 
 #[test]
-fn an_operation_that_nobody_goes_on_with_is_closed() {
+fn an_abandoned_operation_is_closed() {
     let site = Site::with(RUNNING, &ours("<sriov:operation kind='save'/>"));
     let planned = site.json(&["reconcile", "--dry-run"], 1);
     assert_eq!(planned["vms"][0]["operation"], "save");
@@ -108,7 +108,7 @@ fn an_operation_that_nobody_goes_on_with_is_closed() {
 }
 
 #[test]
-fn a_vm_in_doubt_waits_for_a_word() {
+fn a_vm_in_doubt_waits_for_a_person() {
     let site = in_doubt();
     let report = site.json(&["reconcile"], 3);
     assert_eq!((&report["verdict"], &report["vms"][0]["verdict"]), (&"in-doubt".into(), &"in-doubt".into()));
@@ -183,7 +183,7 @@ fn a_vf_of_a_vm_shows_what_is_open_on_it() {
 }
 
 #[test]
-fn a_number_is_that_of_opennebula() {
+fn a_number_is_opennebulas_vm_id() {
     // libvirt's own id of the domain is 1.
     let site = in_doubt();
     for args in [["explain", "42"], ["resolve", "42"]] {
@@ -233,7 +233,7 @@ fn without_a_driver_nothing_is_made() {
 }
 
 #[test]
-fn who_only_looks_makes_nothing() {
+fn commands_that_only_read_create_nothing() {
     let site = Site::with(RUNNING, &ours("<sriov:operation kind='save'/>"));
     let state = site.dir.path().join("state");
     let looks = || {

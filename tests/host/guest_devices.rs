@@ -358,7 +358,7 @@ fn judge(bench: &Bench, guests: &[Guest], shells: &[&str]) -> String {
 }
 
 #[test]
-fn every_device_of_the_corpus_is_what_it_is() {
+fn every_device_of_the_fixture_is_recognised() {
     let guests = corpus();
     assert!(guests.len() > 40, "{}", guests.len());
     let wrong = judge(&Bench::new(), &guests, &SHELLS);
@@ -449,7 +449,7 @@ fn a_guest_without_our_dummies_is_as_without_us() {
 }
 
 #[test]
-fn vfs_have_their_addresses_whatever_stands_beside_them() {
+fn vfs_get_their_addresses_whatever_other_devices_there_are() {
     println!("seed {SEED:#x}");
     let mut chance = Chance(SEED + 1);
     let guests: Vec<Guest> = (0..40)

@@ -112,7 +112,7 @@ fn vfs_that_come_back_one_after_the_other_have_their_own_addresses_at_once() {
 }
 
 #[test]
-fn a_vf_that_comes_late_at_boot_is_waited_for_and_said() {
+fn a_vf_that_comes_late_at_boot_is_waited_for_and_reported() {
     let mut guest = Guest::bare();
     dummies(&mut guest, &[0, 1]);
     vfs(&mut guest, &[9]);
@@ -567,7 +567,7 @@ fn a_vf_that_gets_another_address_loses_the_old_one() {
 }
 
 #[test]
-fn a_bad_setting_is_said_and_changes_nothing() {
+fn a_bad_setting_is_reported_and_changes_nothing() {
     for (setting, error) in [
         ("PREFIX_LENGTH=33", "PREFIX_LENGTH is \"33\", expected a number from 1 to 32"),
         ("PREFIX_LENGTH=$(reboot)", "PREFIX_LENGTH is \"$(reboot)\", expected a number from 1 to 32"),

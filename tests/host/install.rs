@@ -64,7 +64,7 @@ fn heal(remotes: &Remotes, (program, args): (&str, &str)) {
 }
 
 #[test]
-fn the_probe_frees_what_nobody_backs_and_says_nothing() {
+fn the_probe_frees_stale_claims_silently() {
     for healer in HEALERS {
         let remotes = Remotes::default();
         let state = remotes.path().join("state");
@@ -96,7 +96,7 @@ fn the_probe_itself_never_fails() {
 /// Monitoring runs its probes on every host, and the first probe that fails puts the host into ERROR. A `clean` that
 /// fails makes the end of a VM a failure.
 #[test]
-fn where_the_probe_can_not_start_monitoring_goes_on() {
+fn monitoring_continues_where_the_probe_can_not_start() {
     let remotes = Remotes::default();
     let program = remotes.driver().join("sriov_probe");
     let whole = fs::read(&program).unwrap();
@@ -170,7 +170,7 @@ fn a_network_is_made_and_removed_on_a_front_end_without_libvirt() {
 
 /// OpenNebula runs these steps for every VN_MAD of a VM. The first that fails ends the update of all.
 #[test]
-fn an_update_of_groups_or_networks_is_never_held_up() {
+fn an_update_of_groups_or_networks_never_fails() {
     for version in Version::FORMS {
         let remotes = Remotes::of(version);
         let caller = Caller::new(version, remotes.path());

@@ -69,7 +69,7 @@ fn mask(text: &str, begin: &str, end: &str, mask: &str) -> String {
 }
 
 #[test]
-fn what_programs_say() {
+fn messages_of_the_programs() {
     let mut site = Site::new(Version::V7);
     let mut messages = Messages::of("programs.txt");
     let deploy = Recorded::first("deploy").fit(&site);
@@ -195,7 +195,7 @@ fn save(host: &ModelHost) -> Result<(), ActionError> {
 }
 
 #[test]
-fn what_actions_say_on_the_model() {
+fn messages_of_actions_on_the_model() {
     let (seen, messages) = (Seen::new(), RefCell::new(Messages::of("actions.txt")));
     let note = |what: &str, result: Result<(), ActionError>| {
         seen.note(&mut messages.borrow_mut(), what, &result.unwrap_err());
@@ -489,7 +489,7 @@ fn name(cause: &Cause) -> String {
 
 /// The text of a cause does not depend on the action, so each is shown with one action.
 #[test]
-fn what_is_said_of_every_cause() {
+fn messages_of_every_cause() {
     let (seen, mut messages) = (Seen::new(), Messages::of("causes.txt"));
     let mut shown = BTreeSet::new();
     for (action, cause) in causes() {
@@ -541,7 +541,7 @@ fn no_message_repeats_the_text_of_its_source() {
 
 /// What a program can conclude from every cause and from every state.
 #[test]
-fn what_a_program_concludes() {
+fn conclusions_of_a_program() {
     let word = |is: bool| if is { "yes" } else { "no" };
     let mut text = String::from("cause: the same call may succeed later, the VM is in doubt\n");
     for (action, cause) in causes() {
@@ -560,7 +560,7 @@ fn what_a_program_concludes() {
 
 /// The states of the host after a failure.
 #[test]
-fn what_is_said_of_every_state() {
+fn messages_of_every_state() {
     let (seen, mut messages) = (Seen::new(), Messages::of("states.txt"));
     for state in states() {
         let what = format!("{state:?}");

@@ -59,7 +59,7 @@ fn told_while_it_reads(command: &mut Command, stdin: &str) -> Said {
 }
 
 #[test]
-fn an_action_that_is_told_to_end_finishes() {
+fn an_action_finishes_after_a_signal() {
     let site = Site::new(Version::V7);
     for (action, runs) in [("deploy", true), ("snapshot_create", true), ("detach_nic", true), ("save", false)] {
         let call = Recorded::first(action).fit(&site);
@@ -71,7 +71,7 @@ fn an_action_that_is_told_to_end_finishes() {
 }
 
 #[test]
-fn an_action_that_fails_after_it_was_told_to_end_says_so() {
+fn an_action_that_fails_after_a_signal_says_so() {
     let site = Site::new(Version::V7);
     let call = Recorded::first("save").fit(&site);
     let said = told_while_it_reads(
@@ -85,7 +85,7 @@ fn an_action_that_fails_after_it_was_told_to_end_says_so() {
 }
 
 #[test]
-fn an_action_is_told_to_end_at_any_time() {
+fn an_action_finishes_whenever_the_signal_comes() {
     let site = Site::new(Version::V7);
     let deploy = Recorded::first("deploy").fit(&site);
     let program = |action: &str, args: &[&str]| {
@@ -109,7 +109,7 @@ fn an_action_is_told_to_end_at_any_time() {
 }
 
 #[test]
-fn nobody_reads_what_an_action_says() {
+fn an_action_finishes_although_nobody_reads_its_output() {
     let site = Site::new(Version::V7);
     let run = |action: &str, args: &str, closed: &str, stdin: &str| {
         let line = format!("exec {}/{action} {args} 0 node1 {closed}", site.remotes().driver().display());
@@ -150,7 +150,7 @@ fn a_pipe_that_nobody_reads_any_more_ends_no_action() {
 }
 
 #[test]
-fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
+fn a_lost_connection_does_not_end_reconcile() {
     let site = Site::new(Version::V7);
     // A libvirtd that never answers keeps the program busy.
     let silent = site.remotes().path().join("silent");
@@ -172,7 +172,7 @@ fn a_person_s_connection_is_lost_while_a_host_is_put_right() {
 }
 
 #[test]
-fn what_outlives_its_action_ends_when_it_is_told_to() {
+fn programs_that_outlive_their_action_end_at_sigterm() {
     // A libvirtd that never answers keeps the programs waiting.
     let site = Site::new(Version::V7);
     let silent = site.remotes().path().join("silent");
@@ -200,7 +200,7 @@ fn what_outlives_its_action_ends_when_it_is_told_to() {
 }
 
 #[test]
-fn poll_puts_the_host_right_once_in_a_while() {
+fn poll_reconciles_the_host_at_most_every_half_minute() {
     let site = Site::new(Version::V5_10);
     let claim = site.state().join("ib0/0");
     fs::write(site.remotes().driver().join("vf_maps/ib0"), "0x07 0x00 0x01\n").unwrap();

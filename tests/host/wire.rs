@@ -139,7 +139,7 @@ fn networks(bridge: &str) -> String {
 }
 
 #[test]
-fn networks_are_looked_at_before_a_vm_comes() {
+fn networks_are_checked_before_a_vm_starts() {
     // Up to 5.8, the VM is an argument.
     for (version, on_stdin) in [("5.8.0", false), ("5.10.0", true), ("7.4.0", true)] {
         let remotes = remotes(version);

@@ -349,7 +349,7 @@ fn a_save_that_hangs_is_cancelled() {
 }
 
 #[test]
-fn a_save_that_goes_on_although_it_was_aborted_is_not_waited_for_and_cancelled() {
+fn cancel_does_not_wait_for_a_save_that_can_not_be_aborted() {
     let host = a_running_vm();
     host.model().set_course(Course::StandsStill);
     let error = save(&host).unwrap_err().to_string();
@@ -367,7 +367,7 @@ fn a_save_that_goes_on_although_it_was_aborted_is_not_waited_for_and_cancelled()
 
 /// A foreign host device can't be saved to a file. The save is refused before a VF is unplugged.
 #[test]
-fn a_foreign_device_is_refused_before_anything_leaves() {
+fn a_foreign_device_is_refused_before_a_vf_is_unplugged() {
     let address = "<address type='pci' domain='0x0000' bus='0x08' slot='0x00' function='0x4'/>";
     let source = format!("<source>{address}</source>");
     for foreign in [
@@ -463,7 +463,7 @@ fn a_busy_domain_keeps_its_claims() {
 
 /// A guest that was asked twice for a VF releases it again right after it was plugged back. It is plugged back again.
 #[test]
-fn what_leaves_while_others_are_plugged_back_is_plugged_again() {
+fn a_vf_that_leaves_while_others_are_plugged_back_is_plugged_again() {
     let host = a_running_vm();
     let before = host.domain("one-42").unwrap();
     let model = host.model().clone();
@@ -513,12 +513,12 @@ fn late_removal(guest: Guest, wakes: fn(&ModelHost)) {
 }
 
 #[test]
-fn what_leaves_at_a_reset_is_plugged_back_and_a_save_works_then() {
+fn a_vf_that_leaves_at_a_reset_is_plugged_back_and_a_later_save_works() {
     late_removal(Guest::Silent, |host| host.model().reboot_guest("one-42"));
 }
 
 #[test]
-fn what_leaves_when_the_guest_has_booted_is_plugged_back_and_a_save_works_then() {
+fn a_vf_that_leaves_after_the_boot_is_plugged_back_and_a_later_save_works() {
     late_removal(Guest::InFirmware, |host| {
         host.model().finish_boot("one-42");
         // The booted guest has not seen the requests. The next request for any device makes it carry out all of them.
@@ -532,7 +532,7 @@ type Does<'a> = &'a dyn Fn(&ModelHost);
 
 /// Linux may hold queued eject requests when it is saved or paused, and apply them to the VFs that it got back.
 #[test]
-fn what_leaves_right_after_it_was_plugged_back_comes_back() {
+fn a_vf_that_leaves_right_after_it_was_plugged_back_is_plugged_again() {
     let id = || vm().uuid().parse().unwrap();
     let name = || "snap-0".parse().unwrap();
     let take = |host: &ModelHost| drop(actions::snapshot_create(&host.host(), &id(), 0, None).unwrap());

@@ -58,7 +58,7 @@ fn devices(host: &ModelHost) -> (Vec<(PciAddress, String)>, Vec<String>) {
 }
 
 #[test]
-fn what_stands_at_the_place_of_a_missing_vf_is_not_ours() {
+fn a_foreign_device_at_the_address_of_a_missing_vf_is_not_ours() {
     let host = a_running_vm();
     let foreign = host.vfs("ib1")[3];
     host.model().detach_alias(&domain(&host), "ua-sriov-0", CALL_LIMIT).unwrap();

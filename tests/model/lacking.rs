@@ -155,7 +155,7 @@ const CHANGES: [(&str, Action); 10] = [
 ];
 
 #[test]
-fn it_is_changed() {
+fn a_vm_that_lacks_a_vf_is_changed() {
     for why in WHY {
         for (name, action) in CHANGES {
             let host = lacking(why);
@@ -167,7 +167,7 @@ fn it_is_changed() {
 }
 
 #[test]
-fn it_is_saved_and_nothing_is_plugged_that_would_leave_again() {
+fn a_vm_that_lacks_a_vf_is_saved_and_no_vf_is_plugged_for_that() {
     for why in WHY {
         let host = lacking(why);
         save(&host).unwrap();
@@ -198,7 +198,7 @@ fn it_is_saved_and_nothing_is_plugged_that_would_leave_again() {
 }
 
 #[test]
-fn what_fails_leaves_it_as_it_was() {
+fn a_failed_action_leaves_a_vm_that_lacks_a_vf_as_it_was() {
     for why in WHY {
         let host = lacking(why);
         host.model().set_course(Course::Fails);
@@ -236,7 +236,7 @@ fn a_vm_whose_maps_are_gone_gets_its_own_vfs_back() {
 }
 
 #[test]
-fn only_what_asks_for_a_vf_fails_for_want_of_one() {
+fn only_actions_that_ask_for_the_missing_vf_fail() {
     for (why, text) in [(Obstacle::Full, "no free VF on ib1"), (Obstacle::NoMap, "ib1")] {
         let host = lacking(why);
         for number in [2, 4] {
@@ -268,7 +268,7 @@ fn only_what_asks_for_a_vf_fails_for_want_of_one() {
 }
 
 #[test]
-fn it_ends() {
+fn a_vm_that_lacks_a_vf_ends() {
     for why in WHY {
         for action in [
             |host: &ModelHost| actions::shutdown(&host.host(), &id(), true),
@@ -290,7 +290,7 @@ fn migrate(from: &ModelHost, to: &ModelHost) -> Result<(), ActionError> {
 }
 
 #[test]
-fn it_moves_and_gets_a_vf_where_there_is_one() {
+fn a_vm_that_lacks_a_vf_moves_and_gets_one_if_one_is_free() {
     for why in WHY {
         // The destination has a VF for the NIC.
         let host = lacking(why);

@@ -64,7 +64,7 @@ fn migrate(from: &ModelHost, to: &ModelHost, vm: &Vm) -> Result<(), ActionError>
 }
 
 #[test]
-fn deploy_and_attach_skip_what_is_no_vf() {
+fn deploy_and_attach_skip_addresses_that_are_no_vfs() {
     let (host, free) = a_host();
     deploy(&host, &vm()).unwrap();
     assert_eq!(vfs(&host), free[..2]);
@@ -96,7 +96,7 @@ fn a_map_without_a_single_vf_says_so() {
 }
 
 #[test]
-fn restore_skips_what_became_no_vf() {
+fn restore_skips_addresses_that_are_no_longer_vfs() {
     let host = ModelHost::default();
     deploy(&host, &vm()).unwrap();
     let checkpoint = host.vm_dir(&vm()).join("checkpoint");
@@ -120,7 +120,7 @@ fn a_destination_with_lines_that_are_no_vfs_takes_the_next_ones() {
 }
 
 #[test]
-fn a_destination_with_too_few_vfs_names_what_is_none() {
+fn a_destination_with_too_few_vfs_names_the_addresses_that_are_no_vfs() {
     let here = ModelHost::default();
     let there = here.beside("host2", 4);
     let free = spoil(&there);
@@ -179,7 +179,7 @@ fn another_map_that_is_broken_stops_nothing() {
 }
 
 #[test]
-fn what_is_no_vf_is_shown() {
+fn addresses_that_are_no_vfs_are_shown() {
     let (host, free) = a_host();
     let states = |host: &ModelHost| -> Vec<VfState> {
         let vfs = host.host().vfs().unwrap();
@@ -197,7 +197,7 @@ fn what_is_no_vf_is_shown() {
 }
 
 #[test]
-fn pre_counts_what_can_be_given() {
+fn pre_counts_the_vfs_that_are_free() {
     let (host, free) = a_host();
     let nic = |number: usize| {
         format!("<NIC><BRIDGE>sriov_ib0</BRIDGE><MAC>{}</MAC><VN_MAD>sriov</VN_MAD></NIC>", vm().mac(number))
@@ -226,7 +226,7 @@ fn wild(name: &str, number: u32, devices: &str) -> String {
 }
 
 #[test]
-fn domains_of_others_that_are_odd_stop_nothing() {
+fn odd_foreign_domains_stop_nothing() {
     let host = ModelHost::default();
     deploy(&host, &vm()).unwrap();
     host.model().create(&wild(&"x".repeat(239), 1, ""), CALL_LIMIT).unwrap();
@@ -248,7 +248,7 @@ fn domains_of_others_that_are_odd_stop_nothing() {
 }
 
 #[test]
-fn claims_of_a_domain_that_cannot_be_read_stay_its() {
+fn a_domain_that_can_not_be_read_keeps_its_claims() {
     let host = ModelHost::default();
     let first = host.vfs("ib0")[0];
     std::fs::create_dir_all(host.state_dir().join("ib0")).unwrap();

@@ -349,7 +349,7 @@ fn a_move_in_doubt_is_decided_by_what_the_destination_says() {
 
 /// A VM that is not there may have run there before. Then its disks are newer than its memory here.
 #[test]
-fn a_vm_that_ran_and_ended_there_is_not_let_run_here() {
+fn a_vm_that_ran_and_ended_there_is_not_resumed_here() {
     let plain = Vm::new(43).nic("br0");
     for vm in [vm(), plain] {
         let hosts = hosts();
@@ -445,7 +445,7 @@ fn a_reservation_stays_while_the_move_can_still_succeed() {
 /// The source repeats `finish` over a new connection. The first agent has not noticed that the source lost it, and
 /// holds the VM's lock.
 #[test]
-fn a_repeated_finish_waits_for_the_first_agents_lock_with_the_vfs_and_not_with_the_cpus() {
+fn a_repeated_finish_resumes_at_once_and_waits_for_the_lock_to_plug() {
     let hosts = hosts();
     let before = looks(&hosts[0]);
     let reach = Arc::new(Threads::between(&hosts[0], &hosts[1]));
@@ -710,7 +710,7 @@ fn with_fault(place: usize, course: Course, n: usize, fault: Fault, what: &mut S
 }
 
 #[test]
-fn what_cannot_move_is_refused_before_the_destination_is_asked() {
+fn a_vm_that_can_not_move_is_refused_before_the_destination_is_asked() {
     let refused = |change: &dyn Fn(&[ModelHost; 2]), said: &str| {
         let hosts = hosts();
         change(&hosts);
@@ -993,7 +993,7 @@ fn a_logical_volume_goes_to_the_new_datastore() {
 
 /// Each disk in the VM's directory is copied, or the move is refused before anything is changed.
 #[test]
-fn no_disk_of_the_directory_is_passed_over() {
+fn no_disk_in_the_directory_is_skipped() {
     let file = |source: &str, rest: &str| disk_of("file", "disk", &format!("file='{source}'"), "vdb", rest);
     let block = |source: &str| disk_of("block", "disk", &format!("dev='{source}'"), "vdb", "");
     let cd = |source: &str, rest: &str| disk_of("file", "cdrom", &format!("file='{source}'"), "sda", rest);
@@ -1045,7 +1045,7 @@ fn no_disk_of_the_directory_is_passed_over() {
 }
 
 #[test]
-fn what_lies_elsewhere_stays_there() {
+fn disks_outside_the_directory_stay_where_they_are() {
     let file = |source: &str| disk_of("file", "disk", &format!("file='{source}'"), "vdb", "");
     for (devices, target, stays) in [
         (file("@/disk.4"), "vdb", "/images/image"),
@@ -1102,7 +1102,7 @@ fn a_volume_that_is_too_small_or_the_same_is_no_destination() {
 
 /// CDs are switched before disks, and switched back when something fails.
 #[test]
-fn media_go_back_when_a_datastore_move_fails() {
+fn cds_are_switched_back_when_a_datastore_move_fails() {
     for (call, fault) in [
         ("change_medium", Fault::Fails(LibvirtErrorKind::Other)),
         ("finish_block_job", Fault::Fails(LibvirtErrorKind::Other)),
@@ -1172,7 +1172,7 @@ fn migrate_in_doubt_with_every_fault_at_the_destination() {
 }
 
 #[test]
-fn a_source_that_dies_while_it_copies_is_settled_by_what_is_true() {
+fn a_source_that_dies_during_the_copy_is_settled_by_what_is_true() {
     for course in [Course::Works, Course::Fails] {
         let calls = {
             let hosts = hosts();
@@ -1300,7 +1300,7 @@ fn two_vms_swap_their_hosts_at_once() {
 }
 
 #[test]
-fn what_pins_all_of_a_guests_memory_may_take_as_long_as_that_takes() {
+fn a_call_that_pins_the_guests_memory_has_a_longer_limit() {
     let here = ModelHost::default();
     let there = here.beside("host2", 4);
     let vm = Vm::new(42).memory(512 * 1024).nic("sriov_ib0");

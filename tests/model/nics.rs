@@ -306,7 +306,7 @@ fn a_vf_that_libvirt_refuses_is_left_out() {
 
 /// A cause that every VF would meet is reported once, and no other VF is tried.
 #[test]
-fn what_is_no_vfs_fault_takes_no_map_apart() {
+fn a_cause_that_every_vf_would_meet_is_reported_once() {
     let memory = |vf| {
         format!(
             "vfio {vf}: failed to setup container for group 11: memory listener initialization failed: Region pc.ram: \
@@ -364,7 +364,7 @@ fn a_vf_that_qemu_may_not_open_yet_is_tried_again() {
 }
 
 #[test]
-fn without_a_udev_rule_it_is_no_matter_of_time() {
+fn a_missing_udev_rule_is_not_waited_for() {
     let host = a_running_vm();
     let free = host.vfs("ib1")[1];
     host.model().delay_udev(free, 1);
@@ -425,7 +425,7 @@ fn the_dummy_has_what_the_nic_was_given() {
 }
 
 #[test]
-fn an_old_version_says_all_in_its_arguments() {
+fn an_old_version_sends_everything_in_arguments() {
     let host = a_plain_vm();
     let id = plain().uuid().parse().unwrap();
     actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0").described(None), None).unwrap();

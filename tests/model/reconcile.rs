@@ -313,7 +313,7 @@ fn state(word: &str) -> RunState {
 }
 
 #[test]
-fn the_rules_for_what_is_gone_are_those_of_the_document() {
+fn the_rules_for_a_vm_without_a_domain_are_those_of_the_document() {
     let table = gone();
     for combination in table.combinations() {
         let [works, image, there] = combination[..] else { panic!() };
@@ -519,7 +519,7 @@ fn walk(combinations: Vec<Vec<&'static str>>, step: impl Fn(&[&'static str]) + S
 }
 
 #[test]
-fn every_row_of_a_vm_nobody_works_on_comes_true() {
+fn every_row_of_an_idle_vm_holds() {
     let table = vms();
     let matters = |combination: &Vec<&str>| {
         let column = &table.rows[table.row(combination)].cells[3];
@@ -588,7 +588,7 @@ fn came_true(host: &ModelHost, said: &[&str], domain_word: &str, operation: &str
 }
 
 #[test]
-fn what_somebody_works_on_is_left_alone() {
+fn a_vm_that_an_action_works_on_is_left_alone() {
     let table = vms();
     let host = deployed();
     lead_to(&host, "running", "none", "none");
@@ -625,7 +625,7 @@ fn hanging(
 }
 
 #[test]
-fn a_save_that_nobody_waits_for_is_aborted_and_no_other() {
+fn our_abandoned_save_is_aborted_and_no_other() {
     let table = vms();
     for operation in ["none", "save, none there"] {
         let host = deployed();
@@ -692,7 +692,7 @@ fn change_claim(host: &ModelHost, claim: &str) {
 }
 
 #[test]
-fn every_row_of_a_nic_comes_true() {
+fn every_row_of_a_nic_holds() {
     let (nics, dummies) = (nics(), dummies());
     let combinations =
         nics.combinations().into_iter().flat_map(|nic| ["yes", "no"].map(|dummy| [&nic[..], &[dummy]].concat()));
@@ -746,7 +746,7 @@ fn lead_to_image(host: &ModelHost) -> PathBuf {
 }
 
 #[test]
-fn every_row_of_what_is_gone_comes_true() {
+fn every_row_of_a_vm_without_a_domain_holds() {
     let table = gone();
     walk(table.combinations(), |combination| {
         let [works, image, there] = combination[..] else { panic!() };
@@ -847,7 +847,7 @@ const FAULTS: [Fault; 4] = [
 /// Each call to libvirt fails in turn, and the process dies at each call in turn. A second reconciliation completes the
 /// repair, and nothing is lost.
 #[test]
-fn a_repair_that_is_cut_off_is_taken_up_again() {
+fn an_interrupted_repair_is_completed_by_the_next() {
     let names = BROKEN.iter().map(|(name, ..)| *name);
     let each = names.flat_map(|name| ["0", "1", "2", "3"].map(|fault| vec![name, fault]));
     walk(each.collect(), |combination| {
@@ -918,7 +918,7 @@ fn a_move_in_doubt_ends_in_one_place() {
 
 /// The VM has arrived and is paused, and neither the action nor the agent of the move is alive.
 #[test]
-fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
+fn an_arrived_vm_is_resumed_or_destroyed_by_what_is_known_of_its_source() {
     for (elsewhere, done) in
         [(Elsewhere::NeverRan, &["resume", "plug", "plug", "close"][..]), (Elsewhere::Runs, &["destroy"])]
     {
@@ -951,7 +951,7 @@ fn what_has_come_is_let_run_or_destroyed_by_what_is_said_of_its_source() {
 /// A save is killed just before or just after it asks the guest to release a VF. The host is reconciled before the
 /// guest answers, or after.
 #[test]
-fn what_leaves_after_the_look_at_a_save_that_was_killed_is_plugged_back() {
+fn a_vf_that_leaves_after_a_killed_save_is_plugged_back() {
     let calls = {
         let host = deployed();
         host.faults().disarm();

@@ -253,7 +253,7 @@ fn with_forgotten_snapshots() -> ModelHost {
 }
 
 #[test]
-fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
+fn a_snapshot_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
     let host = with_forgotten_snapshots();
     revert_to(&host, 1, &[(0, "br0")]).unwrap();
     assert_eq!(snapshots(&host), ["snap-0", "snap-1"]);
@@ -262,7 +262,7 @@ fn one_that_a_killed_move_made_libvirt_forget_is_reverted_to() {
 }
 
 #[test]
-fn one_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
+fn a_snapshot_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
     let host = with_forgotten_snapshots();
     // To delete one snapshot, the driver has made both known to libvirt again.
     for _ in 0..2 {
@@ -272,7 +272,7 @@ fn one_that_a_killed_move_made_libvirt_forget_is_deleted_from_the_disks() {
 }
 
 #[test]
-fn one_that_opennebula_does_not_know_of_is_replaced() {
+fn a_snapshot_that_opennebula_does_not_know_is_replaced() {
     let host = with_snapshot();
     create(&host, 0).unwrap();
     assert_eq!(snapshots(&host), ["snap-0"]);
@@ -305,7 +305,7 @@ fn a_paused_vm_is_left_alone() {
 }
 
 #[test]
-fn a_snapshot_that_is_not_there_is_said_before_a_vf_leaves() {
+fn a_missing_snapshot_is_reported_before_a_vf_is_unplugged() {
     let host = a_running_vm();
     let before = host.portrait();
     host.faults().disarm();
@@ -391,7 +391,7 @@ fn after_a_revert_the_vm_has_the_vfs_of_now_with_every_fault() {
 }
 
 #[test]
-fn a_nic_that_the_snapshot_alone_knows_is_the_vm_s_when_opennebula_says_so() {
+fn a_nic_that_only_the_snapshot_has_is_kept_if_opennebula_describes_it() {
     let host = with_snapshot();
     let before = devices(&host);
     detach(&host, 2);
@@ -440,7 +440,7 @@ fn an_interface_on_a_bridge_of_such_a_name_is_no_vf() {
 }
 
 #[test]
-fn without_what_the_vfs_need_nothing_is_reverted() {
+fn nothing_is_reverted_if_the_vfs_lack_something() {
     let host = with_snapshot();
     let before = host.portrait();
     host.set_kvmrc("DUMMY_BRIDGE=nowhere\n");

@@ -144,14 +144,14 @@ fn a_guest_that_says_no_is_believed_at_once() {
 }
 
 #[test]
-fn one_that_stays_is_told_from_those_that_leave() {
+fn a_device_that_stays_is_told_from_those_that_leave() {
     let (host, domain, aliases) = a_vm(Guest::Refuses("ua-sriov-1".into()));
     let (outcomes, _) = unplug(&host, &domain, &aliases, 1);
     assert_eq!(outcomes, [UnplugOutcome::Released, UnplugOutcome::Pending, UnplugOutcome::Released]);
 }
 
 #[test]
-fn a_request_that_stands_is_waited_for() {
+fn a_pending_request_is_waited_for() {
     for hotplug in [Hotplug::Acpi, Hotplug::AcpiOnce, Hotplug::Native] {
         let (host, domain, aliases) = a_vm(Guest::Answers(Duration::from_millis(300)));
         host.model().set_hotplug(NAME, hotplug);
@@ -187,7 +187,7 @@ fn a_paused_guest_is_waited_for_until_it_is_resumed() {
 }
 
 #[test]
-fn what_the_xml_shows_counts_and_not_what_was_said() {
+fn the_live_xml_counts_and_not_the_event() {
     let (host, domain, aliases) = a_vm(Guest::EventBeforeReturn);
     host.faults().arm(3, Fault::FailsAfter(LibvirtErrorKind::Other));
     assert_eq!(unplug(&host, &domain, &aliases, 2).0, RELEASED);
