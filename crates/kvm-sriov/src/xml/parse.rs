@@ -82,14 +82,14 @@ fn check_limits(text: &str) -> Result<usize, XmlError> {
         } else {
             let tag = StartTag::read(rest);
             if tag.attributes > ATTRIBUTE_LIMIT {
-                let problem = format_args!("expected at most {ATTRIBUTE_LIMIT} attributes in an element, found more");
+                let problem = format!("expected at most {ATTRIBUTE_LIMIT} attributes in an element, found more");
                 return Err(XmlError::in_text(text, start, problem));
             }
             if !tag.is_empty {
                 depth = depth.saturating_add(1);
             }
             if depth > DEPTH_LIMIT {
-                let problem = format_args!("expected at most {DEPTH_LIMIT} nested elements, found more");
+                let problem = format!("expected at most {DEPTH_LIMIT} nested elements, found more");
                 return Err(XmlError::in_text(text, start, problem));
             }
             deepest = deepest.max(depth);

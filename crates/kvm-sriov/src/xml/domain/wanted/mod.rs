@@ -77,7 +77,7 @@ impl Wanted {
 
     fn read(element: Node<'_, '_>) -> Result<Self, XmlError> {
         if !is_ours(element, "domain") {
-            let problem = format_args!(
+            let problem = format!(
                 "expected <{}:domain> of {}, found <{}>",
                 Self::PREFIX,
                 Self::NAMESPACE,
@@ -87,7 +87,7 @@ impl Wanted {
         }
         let (major, minor) = required(element, "version", version)?;
         if major != MAJOR {
-            let problem = format_args!(
+            let problem = format!(
                 "expected metadata of version {MAJOR}, found {major}.{minor}: it was written by a newer kvm-sriov, \
                  which this host needs too"
             );

@@ -220,8 +220,7 @@ impl Deployment {
         dummy_bridge: &str,
     ) -> Result<String, XmlError> {
         if nics.len() != self.nics.len() {
-            let problem =
-                format_args!("expected a VF for each of {} SR-IOV NICs, found {}", self.nics.len(), nics.len());
+            let problem = format!("expected a VF for each of {} SR-IOV NICs, found {}", self.nics.len(), nics.len());
             return Err(XmlError::in_text(&self.text, self.domain.start, problem));
         }
         let mut splices = self.disk_splices(disks)?;
@@ -245,7 +244,7 @@ impl Deployment {
         for disk in &self.disks {
             if let Some((_, new)) = disks.iter().find(|(old, _)| *old == disk.path) {
                 let new = new.to_str().ok_or_else(|| {
-                    let problem = format_args!("expected a file with a name in UTF-8, found {}", new.display());
+                    let problem = format!("expected a file with a name in UTF-8, found {}", new.display());
                     XmlError::in_text(&self.text, disk.value.start, problem)
                 })?;
                 splices.push(Splice { range: disk.value.clone(), text: Escaped(new).to_string() });
