@@ -2,7 +2,7 @@
 //!
 //! A lock is flock(2) on a file of its own. Each call opens the file anew, so two threads of one process exclude each
 //! other just as two processes do. The files are closed on exec. A child that is forked without exec shares the lock
-//! until it ends too.
+//! while its parent's action works; the parent unlocks the file for both.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -27,7 +27,7 @@ const CANCEL: &str = "cancel-";
 /// The lock of a VM. An action holds it until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct VmLock {
-    _file: File,
+    file: File,
     cancel: PathBuf,
     token: Token,
 }
@@ -68,7 +68,17 @@ impl VmLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(ClaimError::file("write", path))?;
-        Ok(Self { _file: file, cancel, token })
+        Ok(Self { file, cancel, token })
+    }
+}
+
+impl Drop for VmLock {
+    /// Unlocks the file. Closing it would not unlock it while a child that another thread forked has it open too.
+    fn drop(&mut self) {
+        let is_forked = self.token.process().pid() != std::process::id();
+        if let (false, Err(error)) = (is_forked, FileExt::unlock(&self.file)) {
+            log::debug!("the lock of a VM is released when its file is closed: {error}");
+        }
     }
 }
 
@@ -278,6 +288,17 @@ mod tests {
         assert_ne!(second.token(), first);
         let held = holder(dir.path(), &vm).unwrap().unwrap();
         assert_eq!((held.token, held.program), (second.token(), None), "a test is no program of the driver");
+    }
+
+    #[test]
+    fn a_forked_child_keeps_no_lock_of_an_action_that_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm: DomainName = "one-42".parse().unwrap();
+        let lock = VmLock::take(dir.path(), &vm, Action::Save, Duration::ZERO).unwrap();
+        // As a child has it, from its fork until its exec.
+        let _inherited = lock.file.try_clone().unwrap();
+        drop(lock);
+        VmLock::take(dir.path(), &vm, Action::AttachNic, Duration::ZERO).unwrap();
     }
 
     #[test]
