@@ -468,7 +468,7 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
     assert_eq!((said.code, host1.state(&vm).as_str()), (3, "paused"), "{said:?}");
     let said = host1.root(&format!("kvm-sriov explain {name}"));
     assert_eq!(said.code, 3, "{said:?}");
-    for part in ["paused", "open operation: migrate to host2", "works on it: nobody", "in doubt"] {
+    for part in ["paused", "open operation: migrate to host2", "locked by: nobody", "in doubt"] {
         assert!(said.out.contains(part), "{part:?} is not in: {}", said.out);
     }
     let refused = host1.save(&vm);
