@@ -6,6 +6,13 @@
 //! * [`LiveDomain`] - a running domain, as libvirt shows it
 //! * [`Wanted`] - the driver's own element in the metadata of a domain: the VFs that the domain should have
 //!
+//! A NIC has these types:
+//!
+//! * [`VmNic`] - a NIC as OpenNebula describes it
+//! * [`WantedNic`] - an SR-IOV NIC that a domain should have, as the domain's metadata keep it
+//! * [`PlannedNic`] - a [`WantedNic`] with the VF and the dummy that its domain will start with
+//! * [`WantedVf`](crate::WantedVf) and [`NicKey`](crate::NicKey) - what a claim needs to know of it
+//!
 //! Inside:
 //!
 //! * `domain` - libvirt's documents: a domain, a snapshot, a save image, and the driver's element in their metadata

@@ -58,7 +58,7 @@ impl KeptContent {
         let content = node.children().filter_map(|child| match child.text() {
             // libvirt puts each element on a line of its own: blanks between elements have no meaning.
             Some(text) if child.is_text() => (!text.trim().is_empty()).then(|| Content::Text(text.to_owned())),
-            _ if is_of_ours(child) && !known_elements.contains(&child.tag_name().name()) => {
+            _ if has_our_namespace(child) && !known_elements.contains(&child.tag_name().name()) => {
                 let Self { attributes, content } = Self::read(child, &[], &[]);
                 Some(Content::Element(Element { name: child.tag_name().name().to_owned(), attributes, content }))
             }
@@ -69,12 +69,13 @@ impl KeptContent {
 }
 
 /// Whether an element has the driver's namespace or none. libvirt's call for metadata returns it without.
-fn is_of_ours(node: Node<'_, '_>) -> bool {
+fn has_our_namespace(node: Node<'_, '_>) -> bool {
     node.is_element() && node.tag_name().namespace().is_none_or(|namespace| namespace == Wanted::NAMESPACE)
 }
 
-pub(super) fn is_ours(node: Node<'_, '_>, name: &str) -> bool {
-    is_of_ours(node) && node.tag_name().name() == name
+/// Whether this is the element of the driver with this name.
+pub(super) fn is_our_element(node: Node<'_, '_>, name: &str) -> bool {
+    has_our_namespace(node) && node.tag_name().name() == name
 }
 
 /// An element, and the prefix of its name and of all names in it.

@@ -14,7 +14,7 @@ use crate::xml::XmlError;
 use crate::xml::parse::parse;
 use crate::xml::read::{child, decimal, required};
 pub use element::KeptContent;
-use element::{Content, Element, Prefixed, is_ours};
+use element::{Content, Element, Prefixed, is_our_element};
 pub use nic::{AdoptedDevices, NicMode, WantedNic};
 pub use operation::{Operation, OperationKind};
 
@@ -76,7 +76,7 @@ impl Wanted {
     }
 
     fn read(element: Node<'_, '_>) -> Result<Self, XmlError> {
-        if !is_ours(element, "domain") {
+        if !is_our_element(element, "domain") {
             let problem = format!(
                 "expected <{}:domain> of {}, found <{}>",
                 Self::PREFIX,
@@ -94,7 +94,7 @@ impl Wanted {
             return Err(XmlError::at(element, problem));
         }
         let mut nics: Vec<WantedNic> = Vec::new();
-        for node in element.children().filter(|node| is_ours(*node, "nic")) {
+        for node in element.children().filter(|node| is_our_element(*node, "nic")) {
             let nic = WantedNic::read(node)?;
             if nics.iter().any(|other| other.position == nic.position) {
                 return Err(XmlError::at(
@@ -104,7 +104,7 @@ impl Wanted {
             }
             nics.push(nic);
         }
-        let mut operations = element.children().filter(|node| is_ours(*node, "operation"));
+        let mut operations = element.children().filter(|node| is_our_element(*node, "operation"));
         let operation = operations.next().map(Operation::read).transpose()?;
         if let Some(second) = operations.next() {
             return Err(XmlError::at(second, "expected one operation, found two"));

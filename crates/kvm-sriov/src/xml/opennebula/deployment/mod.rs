@@ -40,7 +40,7 @@ pub struct Deployment {
     memory_kib: u64,
     limit_kib: Option<u64>,
     nvram: Option<Nvram>,
-    disks: Vec<Disk>,
+    disks: Vec<DiskFile>,
     /// Sorted by position.
     nics: Vec<SriovInterface>,
     /// The MACs of all interfaces, with and without a VF.
@@ -49,7 +49,7 @@ pub struct Deployment {
     last_devices: Option<Range<usize>>,
     metadata: Option<Range<usize>>,
     /// Elements of the driver's namespace that the metadata have already.
-    ours: Vec<Range<usize>>,
+    driver_elements: Vec<Range<usize>>,
 }
 
 /// An SR-IOV NIC of a domain to be started, with its VF.
@@ -74,7 +74,7 @@ pub struct Nvram {
 
 /// A disk in a file, and the place of the value of its `file` attribute in the text.
 #[derive(Debug, Clone)]
-struct Disk {
+struct DiskFile {
     path: PathBuf,
     value: Range<usize>,
 }
@@ -113,7 +113,7 @@ impl Deployment {
             memory_kib: child(domain, "memory").and_then(kibibytes).unwrap_or(0),
             limit_kib: hard_limit(domain),
             nvram: child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram),
-            disks: devices(domain).filter_map(|device| disk(device, text)).collect(),
+            disks: devices(domain).filter_map(|device| DiskFile::read(device, text)).collect(),
             nics,
             macs: devices(domain)
                 .filter(|device| device.has_tag_name("interface"))
@@ -122,7 +122,7 @@ impl Deployment {
             domain: domain.range(),
             last_devices: children(domain, "devices").last().map(|node| node.range()),
             metadata: child(domain, "metadata").map(|node| node.range()),
-            ours: Wanted::elements(domain).map(|node| node.range()).collect(),
+            driver_elements: Wanted::elements(domain).map(|node| node.range()).collect(),
             text: text.to_owned(),
         })
     }
@@ -192,11 +192,11 @@ impl Deployment {
 
     /// The files of disks that OpenNebula created: `<vm directory>/disk.<number>`, without CD-ROMs.
     pub fn disk_files(&self) -> Vec<PathBuf> {
-        let made_by_one = |disk: &&Disk| {
+        let is_of_opennebula = |disk: &&DiskFile| {
             let number = disk.path.file_name().and_then(|name| name.to_str()?.strip_prefix("disk."));
             number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
         };
-        self.disks.iter().filter(made_by_one).map(|disk| disk.path.clone()).collect()
+        self.disks.iter().filter(is_of_opennebula).map(|disk| disk.path.clone()).collect()
     }
 
     /// The domain XML for libvirt. In place of each SR-IOV NIC stands a host device; the dummies follow at the end of
@@ -255,7 +255,7 @@ impl Deployment {
 
     fn metadata_splices(&self, element: &str) -> Vec<Splice> {
         let line = |depth, text: &str| ElementLine { depth, text: text.to_owned() };
-        match (self.ours.split_first(), &self.metadata) {
+        match (self.driver_elements.split_first(), &self.metadata) {
             (Some((first, rest)), _) => {
                 let removed = rest.iter().map(|range| Splice { range: range.clone(), text: String::new() });
                 let replaced = Splice { range: first.clone(), text: element.to_owned() };
@@ -311,16 +311,19 @@ impl SriovInterface {
     }
 }
 
-fn disk(device: Node<'_, '_>, text: &str) -> Option<Disk> {
-    let is_file = device.has_tag_name("disk")
-        && device.attribute("type") == Some("file")
-        && device.attribute("device").unwrap_or("disk") == "disk";
-    let file = child(device, "source").filter(|_| is_file)?.attribute_node("file")?;
-    // The value lies between the first quote and the end: the name has no quotes.
-    let range = file.range();
-    let open = text.get(range.clone())?.find(['\'', '"'])?;
-    let start = range.start.checked_add(open)?.checked_add(1)?;
-    Some(Disk { path: PathBuf::from(file.value()), value: start..range.end.checked_sub(1)? })
+impl DiskFile {
+    /// Reads a disk; `None` for a CD-ROM and for a disk that is not in a file.
+    fn read(device: Node<'_, '_>, text: &str) -> Option<Self> {
+        let is_file = device.has_tag_name("disk")
+            && device.attribute("type") == Some("file")
+            && device.attribute("device").unwrap_or("disk") == "disk";
+        let file = child(device, "source").filter(|_| is_file)?.attribute_node("file")?;
+        // The value lies between the first quote and the end: the name has no quotes.
+        let range = file.range();
+        let open = text.get(range.clone())?.find(['\'', '"'])?;
+        let start = range.start.checked_add(open)?.checked_add(1)?;
+        Some(Self { path: PathBuf::from(file.value()), value: start..range.end.checked_sub(1)? })
+    }
 }
 
 fn nvram(node: Node<'_, '_>) -> Option<Nvram> {
