@@ -12,7 +12,7 @@ if [ -z "${sriov_original:-}" ]; then
             . "$lib/vfs.sh"
             sriov_look || judged=
         fi
-        # So a change by an upgrade of the context package has its effect.
+        # The original is read from its file each time, so an upgrade of the context package takes effect.
         sriov_original=yes
         # shellcheck disable=SC1091
         . "${SRIOV_CONTEXT:-/etc/one-context.d}/loc-10-network.d/functions"
@@ -25,7 +25,7 @@ if [ -z "${sriov_original:-}" ]; then
             original { line[++lines] = $0; if (!($1 in tail)) borne[$2] = 1 }
             $0 == "original" { original = 1 }
             # Prints the MAC as the context writes it, because get_dev compares the text. If NICs of two networks have
-            # the same last four bytes, the NIC that is on another device is not meant.
+            # the same last four bytes, the NIC whose MAC another device has is passed over.
             function configure(device,    name, strict, found) {
                 for (strict = 1; strict >= 0 && !found; strict--)
                     for (name in ENVIRON) if (name ~ /^ETH[0-9]+_MAC$/ && tolower(substr(ENVIRON[name], 7)) == tail[device]) {
