@@ -61,7 +61,7 @@
 //! `storeys` reads the imports and this list.
 //!
 //! * `opennebula` - how OpenNebula calls the driver's programs, and the answers that it expects
-//! * `operations` - plug, unplug, save, restore, migrate, reconcile: methods of [`Host`] for programs that embed the crate
+//! * `operations` - plug, unplug, save, restore, migrate, reconcile: methods of [`Host`] for embedding programs
 //! * `actions` - what OpenNebula asks for: deploy, save, restore, migrate, attach_nic ...; one file per action
 //! * `agent` - the driver's process on the other host of a migration
 //! * `reconcile` - repairs what an action left unfinished: makes the wanted, claimed and plugged VFs equal

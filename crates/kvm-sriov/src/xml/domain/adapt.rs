@@ -47,9 +47,9 @@ impl VmDirectory {
     }
 }
 
-/// Adapts the XML of a saved or migrated domain to this host. Paths in the VM's directory of another datastore move to the
-/// datastore of `checkpoint`, the driver's metadata become `wanted`, and the dummies are connected to `dummy_bridge`.
-/// Everything else stays byte for byte.
+/// Adapts the XML of a saved or migrated domain to this host. Paths in the VM's directory of another datastore move to
+/// the datastore of `checkpoint`, the driver's metadata become `wanted`, and the dummies are connected to
+/// `dummy_bridge`. Everything else stays byte for byte.
 ///
 /// # Errors
 /// The text is not the XML of a domain.
