@@ -162,9 +162,7 @@ fn take_out(vm: &mut Vm<'_>, nic: &WantedNic) -> Result<(), ActionError> {
         }
     }
     if let Some(cause) = vm.not_released(&devices, &kept) {
-        let is_pending =
-            |outcome: &UnplugOutcome| matches!(outcome, UnplugOutcome::Pending | UnplugOutcome::DaemonGone);
-        return Err(put_back(vm, nic, before, cause, kept.iter().any(is_pending)));
+        return Err(put_back(vm, nic, before, cause, kept.iter().any(UnplugOutcome::is_pending)));
     }
     journal(vm, nic, &devices);
     vm.live.forget(&vm::aliases(&devices));

@@ -21,6 +21,13 @@ pub enum UnplugOutcome {
     DaemonGone,
 }
 
+impl UnplugOutcome {
+    /// Whether the guest may still release the device.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending | Self::DaemonGone)
+    }
+}
+
 impl fmt::Display for UnplugOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -20,14 +20,9 @@ fn kept_by(cause: &Cause) -> impl Iterator<Item = (Position, &UnplugOutcome)> {
     kept.iter().map(|(position, _, outcome)| (*position, outcome))
 }
 
-/// Whether the guest may still release a device.
-fn is_pending(outcome: &UnplugOutcome) -> bool {
-    matches!(outcome, UnplugOutcome::Pending | UnplugOutcome::DaemonGone)
-}
-
 /// What an error says when the guest may still release a VF; `None` when it can't.
 pub(crate) fn pending_text(cause: &Cause) -> Option<&'static str> {
-    kept_by(cause).any(|(_, outcome)| is_pending(outcome)).then_some(
+    kept_by(cause).any(|(_, outcome)| outcome.is_pending()).then_some(
         "the VM runs on, the request stays pending in the guest and a VF that leaves later is plugged back (is the guest's \
          PCI hot-plug driver loaded?)",
     )
@@ -114,7 +109,7 @@ impl Vm<'_> {
     /// VFs may be missing. The operation stays open.
     pub(crate) fn plug_back(&mut self, cause: &Cause) -> Result<(), Cause> {
         let mut pending: Vec<Position> =
-            kept_by(cause).filter(|(_, outcome)| is_pending(outcome)).map(|(position, _)| position).collect();
+            kept_by(cause).filter(|(_, outcome)| outcome.is_pending()).map(|(position, _)| position).collect();
         self.live = self.host.patiently(|| read(self.host, &self.domain))?;
         // A write of the operation that failed may have taken effect nevertheless.
         if let Some(written) = wanted(&self.live)? {

@@ -79,7 +79,7 @@ pub(crate) fn for_action(
     Engine::new(host.hypervisor(), domain, aliases, host.settings().unplug_timeout, Some(watched)).run()
 }
 
-/// Who watches an unplug.
+/// The action of an unplug, and when the unplug ends.
 struct Watched<'a> {
     host: &'a Host,
     vf_of: &'a dyn Fn(&str) -> Option<PciAddress>,
@@ -126,7 +126,8 @@ impl<'a> Removal<'a> {
         self.outcome.is_none()
     }
 
-    // The clock is read after `due`, so that a request which is due at once is never in the future.
+    /// Whether the guest is to be asked now. The clock is read after `due`, so that a request which is due at once is
+    /// never in the future.
     fn is_due(&self) -> bool {
         self.due().is_some_and(|due| due <= Instant::now())
     }
@@ -136,6 +137,7 @@ impl<'a> Removal<'a> {
     }
 }
 
+/// An unplug that is under way.
 struct Engine<'a> {
     hypervisor: &'a dyn Hypervisor,
     domain: &'a DomainRef,
