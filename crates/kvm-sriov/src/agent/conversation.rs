@@ -3,9 +3,11 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::base::lock;
 
 /// A heartbeat.
 const ALIVE: &str = "alive";
@@ -119,7 +121,7 @@ impl Conversation {
     }
 
     fn silent_at(&self) -> Instant {
-        *locked(&self.heard) + self.silence
+        *lock(&self.heard) + self.silence
     }
 }
 
@@ -127,12 +129,12 @@ impl Drop for Conversation {
     /// Closes the output at once, so that the other end notices: the heartbeat thread may hold the writer a moment
     /// longer.
     fn drop(&mut self) {
-        *locked(&self.writer) = None;
+        *lock(&self.writer) = None;
     }
 }
 
 fn write(writer: &Writer, line: &str) -> bool {
-    let mut writer = locked(writer);
+    let mut writer = lock(writer);
     let Some(output) = writer.as_mut() else { return false };
     match output.write_all(format!("{line}\n").as_bytes()).and_then(|()| output.flush()) {
         Ok(()) => true,
@@ -142,11 +144,6 @@ fn write(writer: &Writer, line: &str) -> bool {
             false
         }
     }
-}
-
-/// Ignores poisoning: a thread that panics leaves these values whole.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Listener {
@@ -160,7 +157,7 @@ impl Listener {
         let mut input = BufReader::new(input);
         let mut bytes = Vec::new();
         while let Ok(1..) = input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut bytes) {
-            *locked(&self.heard) = Instant::now();
+            *lock(&self.heard) = Instant::now();
             let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();
             if line != ALIVE && self.sender.send(line).is_err() {

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::conversation::locked;
 use super::{PROGRAM, logged};
-use crate::base::{HostName, program};
+use crate::base::{HostName, lock, program};
 use crate::error::AgentError;
 
 /// How long the listener may still read ssh's standard error after ssh has ended. A program that ssh started may live
@@ -187,7 +186,7 @@ impl SshProcess {
                     log::log!(level, "{host}: {text}");
                     continue;
                 }
-                let mut words = locked(&words);
+                let mut words = lock(&words);
                 words.push_back(line.trim().to_owned());
                 if words.len() > LAST_WORDS {
                     words.pop_front();
@@ -211,7 +210,7 @@ impl SshProcess {
         if self.listening.recv_timeout(LAST_WORDS_TIME) == Err(RecvTimeoutError::Timeout) {
             log::debug!("ssh has ended, but a program that it started keeps its standard error open");
         }
-        let words = locked(&self.last_words).iter().cloned().collect::<Vec<_>>().join(" ");
+        let words = lock(&self.last_words).iter().cloned().collect::<Vec<_>>().join(" ");
         (!words.is_empty()).then_some(words)
     }
 }

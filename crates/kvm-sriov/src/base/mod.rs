@@ -3,6 +3,7 @@
 mod action;
 mod base64;
 mod mac;
+mod mutex;
 mod names;
 mod order;
 mod owner;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use action::Action;
 pub(crate) use base64::base64;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
+pub(crate) use mutex::lock;
 pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub(crate) use order::ascending;
 pub use owner::{NicKey, Owner, WantedVf};

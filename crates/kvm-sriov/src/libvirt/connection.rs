@@ -10,10 +10,11 @@ use virt::error::{Error, clear_error_callback};
 
 use super::deadline::with_deadline;
 use super::event_loop::LoopUser;
-use super::receivers::{Closing, lock};
+use super::receivers::Closing;
 use super::subscription::WatchedDomain;
 use super::text::without_nul;
 use super::{DomainRef, LibvirtError, ffi};
+use crate::base::lock;
 
 /// How often libvirt sends a keepalive message, in seconds.
 const KEEPALIVE_INTERVAL: i32 = 10;

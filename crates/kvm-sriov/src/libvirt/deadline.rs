@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::LibvirtError;
-use super::receivers::lock;
 use super::worker::{self, Work};
+use crate::base::lock;
 use crate::base::span::{Kind, Span};
 
 /// Runs a call on a thread of its own and waits for it until the deadline.

@@ -8,7 +8,7 @@ use virt::event::{event_register_default_impl, event_run_default_impl};
 
 use super::error::LibvirtError;
 use super::ffi;
-use super::receivers::lock;
+use crate::base::lock;
 
 /// The event loop of this process. libvirt has one loop for all connections. This is process-wide state: the first
 /// connection starts the thread, and the end of the last one stops it.

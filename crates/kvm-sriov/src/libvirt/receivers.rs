@@ -3,11 +3,12 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use virt::sys;
 
 use super::Event;
+use crate::base::lock;
 
 /// The senders to all watchers of one domain. libvirt may still run a callback when a watcher is gone. The callback
 /// then no longer finds that watcher here.
@@ -160,11 +161,6 @@ pub(super) fn closed(number: usize) {
     if let Some(closing) = closing {
         closing.close();
     }
-}
-
-/// Locks a mutex, even after a panic in another thread: no data of this module is left incomplete by a panic.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many references libvirt was given, and how many it has released.

@@ -9,9 +9,9 @@ use virt::domain::Domain;
 use super::connection::{Connection, Patience};
 use super::deadline::with_deadline;
 use super::ffi::{self, Callback, Watched};
-use super::receivers::{Sink, Ticket, lock};
+use super::receivers::{Sink, Ticket};
 use super::{Event, LibvirtError};
-use crate::base::DomainUuid;
+use crate::base::{DomainUuid, lock};
 
 /// The callbacks for one domain of a connection. All watchers of the domain share them: libvirt takes each callback
 /// only once.

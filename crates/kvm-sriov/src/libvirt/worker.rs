@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::{io, thread};
 
 use super::error::LibvirtError;
-use super::receivers::lock;
+use crate::base::lock;
 
 /// A call.
 pub(super) type Work = Box<dyn FnOnce() + Send>;

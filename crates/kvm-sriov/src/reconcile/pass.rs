@@ -2,15 +2,14 @@
 
 use std::collections::VecDeque;
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::apply::{self, Scope};
 use super::domainless::{self, Domainless};
 use super::{ACTION, Busy, Elsewhere, Facts, Repair, Report, VmReport, decide};
-use crate::base::ascending;
-use crate::base::{DeployId, DomainName, Owner};
+use crate::base::{DeployId, DomainName, Owner, ascending, lock};
 use crate::claims::{self, ClaimError, ClaimStore, Claimant};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -126,7 +125,7 @@ impl Pass<'_> {
     fn over_all(&self, subjects: Vec<Subject>) -> (Vec<VmReport>, Vec<Cause>) {
         let workers = AT_ONCE.min(subjects.len());
         let waiting = Mutex::new(VecDeque::from(subjects));
-        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = || lock(&waiting).pop_front();
         let work = || std::iter::from_fn(next).map(|subject| self.over(subject)).collect::<Vec<_>>();
         let results: Vec<_> = thread::scope(|scope| {
             // This thread works, too: if the system gives no other thread, the pass only takes longer.
