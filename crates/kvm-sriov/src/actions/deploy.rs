@@ -161,10 +161,8 @@ impl Start<'_> {
                 ClaimRequest { owner, lock, vfs: &vfs, maps: &needs.maps, sysfs: self.host.sysfs(), refused: &refused };
             let claims = self
                 .host
-                .recover(store, &needs.maps, Action::Deploy)
-                .and_then(|backing| Ok(store.claim_all(&request, &backing)?))
+                .claim(store, &request, Action::Deploy)
                 .map_err(|cause| ActionError::untouched(Action::Deploy, with_refusals(cause, &refusals)))?;
-            self.journal(&claims, "claimed");
             let claimed = Claimed::new(self, store, owner, needs, claims);
             match claimed.start_domain(lock, &refusals) {
                 Ok(domain) => return Ok(domain),

@@ -212,16 +212,11 @@ impl Restoring<'_> {
     fn claim(&self, store: &ClaimStore, lock: &VmLock, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
         self.host.dummy_bridge()?;
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
-        let backing = self.host.recover(store, &maps, Action::Restore)?;
         let vfs: Vec<_> = wanted.nics.iter().map(WantedNic::vf).collect();
         let owner = self.owner();
         let request =
             ClaimRequest { owner: &owner, lock, vfs: &vfs, maps: &maps, sysfs: self.host.sysfs(), refused: &[] };
-        let claims = store.claim_all(&request, &backing)?;
-        for claim in &claims {
-            self.host.journal().vf(Action::Restore, &owner.vm, &claim.root, claim.vf, "claimed");
-        }
-        Ok(claims)
+        self.host.claim(store, &request, Action::Restore)
     }
 
     /// Plugs VFs into the paused domain, commits, and resumes it.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Host;
 use crate::base::{Action, RootName};
-use crate::claims::{Backing, ClaimRepair, ClaimStore};
+use crate::claims::{Backing, Claim, ClaimRepair, ClaimRequest, ClaimStore};
 use crate::config::{Kvmrc, VfMap, VfMapError};
 use crate::error::Cause;
 
@@ -68,6 +68,25 @@ impl Host {
     /// libvirtd does not answer, or the claims can't be read or written. A claim that was repaired before stays so.
     pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: Action) -> Result<Backing, Cause> {
         self.repair_claims(store, maps, action).map(|(backing, _)| backing)
+    }
+
+    /// Claims a VF for each NIC of a request, or for none of them, after repairing the claims of its maps. Each claim is a
+    /// line in the journal.
+    ///
+    /// # Errors
+    /// As [`Host::recover`], or too few VFs are free. Nothing was claimed.
+    pub(crate) fn claim(
+        &self,
+        store: &ClaimStore,
+        request: &ClaimRequest<'_>,
+        action: Action,
+    ) -> Result<Vec<Claim>, Cause> {
+        let backing = self.recover(store, request.maps, action)?;
+        let claims = store.claim_all(request, &backing)?;
+        for claim in &claims {
+            self.journal().vf(action, &claim.owner.vm, &claim.root, claim.vf, "claimed");
+        }
+        Ok(claims)
     }
 
     /// As [`Host::recover`]. Also returns what was repaired.

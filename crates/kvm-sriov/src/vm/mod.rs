@@ -1,7 +1,7 @@
 //! A VM with VFs in the hands of one action: locked, read, and changed in steps that can be undone.
 //!
-//! * `open` - [`Found`]: an action finds its VM and takes the VM's lock
-//! * `state` - [`Vm`]: what the VM has, and what it should have
+//! * `open` - `Found`: an action finds its VM and takes the VM's lock
+//! * `state` - `Vm`: what the VM has, and what it should have
 //! * `operation` - VFs leave the domain and come back; the domain records that
 //! * `domain` - a domain as libvirt shows it: read, waited for, resumed; `job` - a call that lasts
 //! * `release` - a guest releases devices; `unplug` - the engine that asks it

@@ -171,15 +171,10 @@ impl Vm<'_> {
             Vec::new()
         } else {
             let maps = self.host.maps_and_others(asked.iter().map(|vf| &vf.root))?;
-            let backing = self.host.recover(&self.store, &maps, self.action)?;
             let sysfs = self.host.sysfs();
             let request =
                 ClaimRequest { owner: &owner, lock: &self.lock, vfs: &asked, maps: &maps, sysfs, refused: &refused };
-            let claims = self.store.claim_all(&request, &backing)?;
-            for claim in &claims {
-                self.host.journal().vf(self.action, &owner.vm, &claim.root, claim.vf, "claimed");
-            }
-            claims
+            self.host.claim(&self.store, &request, self.action)?
         }
         .into_iter();
         Ok(claims.into_iter().filter_map(|(_, claim)| claim.or_else(|| fresh.next())).collect())

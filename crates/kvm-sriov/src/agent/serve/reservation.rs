@@ -109,16 +109,14 @@ impl Reservation {
     /// Claims a VF for each of these NICs, or for none of them.
     fn claim_for(&self, host: &Host, maps: &[VfMap], nics: &[&WantedNic]) -> Result<(), Cause> {
         let Some((store, lock)) = self.held.as_ref().filter(|_| !nics.is_empty()) else { return Ok(()) };
-        let backing = host.recover(store, maps, ACTION)?;
         let vfs: Vec<_> = nics.iter().map(|nic| nic.vf()).collect();
         let owner = self.owner();
         let sysfs = host.sysfs();
         let request = ClaimRequest { owner: &owner, lock, vfs: &vfs, maps, sysfs, refused: &[] };
-        let claims = store.claim_all(&request, &backing).map_err(|error| too_few(error, &vfs, &owner.vm))?;
-        for claim in &claims {
-            host.journal().vf(ACTION, &owner.vm, &claim.root, claim.vf, "claimed");
-        }
-        Ok(())
+        host.claim(store, &request, ACTION).map(drop).map_err(|cause| match cause {
+            Cause::Claims(error) => too_few(error, &vfs, &owner.vm),
+            other => other,
+        })
     }
 
     fn make_dir(&mut self, host: &Host) -> Result<(), Cause> {
