@@ -9,7 +9,7 @@ use std::path::Path;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls};
 use kvm_sriov::opennebula;
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{DeployId, DomainName, MacAddress, actions};
+use kvm_sriov::{DomainId, DomainName, MacAddress, actions};
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
 use kvm_sriov_tests::model_host::OpenNebulaHost;
@@ -22,7 +22,7 @@ fn vm(vfs: usize) -> Vm {
     (0..vfs).fold(Vm::new(42), |vm, _| vm.nic("sriov_ib0"))
 }
 
-fn id() -> DeployId {
+fn id() -> DomainId {
     vm(1).uuid().parse().unwrap()
 }
 

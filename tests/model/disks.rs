@@ -10,7 +10,7 @@ use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DiskCalls, DomainCalls, LibvirtErrorKind, RunState};
 use kvm_sriov::opennebula::Message;
 use kvm_sriov::xml::Sizes;
-use kvm_sriov::{Action, ActionError, DeployId};
+use kvm_sriov::{Action, ActionError, DomainId};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
@@ -28,7 +28,7 @@ fn plain() -> Vm {
     Vm::new(42).disk().nic("br0")
 }
 
-fn id() -> DeployId {
+fn id() -> DomainId {
     vm().uuid().parse().unwrap()
 }
 

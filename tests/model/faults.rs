@@ -9,7 +9,7 @@ use std::thread;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, JobCalls, LibvirtErrorKind};
 use kvm_sriov::opennebula;
 use kvm_sriov::reconcile::Consistency;
-use kvm_sriov::{Action, ActionError, Cause, DeployId, DomainName, HostState, actions};
+use kvm_sriov::{Action, ActionError, Cause, DomainId, DomainName, HostState, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::faults::Fault;
@@ -375,7 +375,7 @@ fn a_foreign_device_is_refused_before_a_vf_is_unplugged() {
         format!("<interface type='hostdev' managed='yes'>{source}</interface>"),
     ] {
         let host = a_running_vm();
-        let id: DeployId = vm().uuid().parse().unwrap();
+        let id: DomainId = vm().uuid().parse().unwrap();
         host.model().attach(&host.model().find(&id).unwrap().unwrap(), &foreign, CALL_LIMIT).unwrap();
         let before = host.portrait();
         host.faults().disarm();

@@ -5,7 +5,7 @@
 use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, DomainRef};
 use kvm_sriov::opennebula::{self, NicArgs};
-use kvm_sriov::{ActionError, DeployId, PciAddress};
+use kvm_sriov::{ActionError, DomainId, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::CALL_LIMIT;
@@ -17,7 +17,7 @@ fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("br0").nic("sriov_ib1")
 }
 
-fn id() -> DeployId {
+fn id() -> DomainId {
     vm().uuid().parse().unwrap()
 }
 

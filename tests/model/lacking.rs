@@ -8,7 +8,7 @@ use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind};
 use kvm_sriov::opennebula::{Message, NicArgs};
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, DomainName, SnapshotName};
+use kvm_sriov::{ActionError, DomainId, DomainName, SnapshotName};
 use kvm_sriov_model::Course;
 use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
@@ -24,7 +24,7 @@ fn vm() -> Vm {
     Vm::new(42).disk().nic("sriov_ib0").nic("br0").nic("sriov_ib1").nic("sriov_ib0")
 }
 
-fn id() -> DeployId {
+fn id() -> DomainId {
     vm().uuid().parse().unwrap()
 }
 

@@ -21,7 +21,7 @@ use kvm_sriov::libvirt::{
 use kvm_sriov::opennebula;
 use kvm_sriov::reconcile::{Elsewhere, Repair, resolve};
 use kvm_sriov::xml::{Disk, VmData};
-use kvm_sriov::{ActionError, AgentError, Cause, DeployId, DomainName, Host, HostName, actions};
+use kvm_sriov::{ActionError, AgentError, Cause, DomainId, DomainName, Host, HostName, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::MOST_CALLS;
 use kvm_sriov_model::faults::Fault;
@@ -642,7 +642,7 @@ fn reconciled(hosts: &[ModelHost; 2]) {
                 Presence::Paused | Presence::Incoming => Elsewhere::Runs,
                 other => panic!("in doubt: {other}"),
             };
-            resolve(&host.host(), &DeployId::Uuid(uuid), elsewhere).unwrap();
+            resolve(&host.host(), &DomainId::Uuid(uuid), elsewhere).unwrap();
         }
     }
     hosts.check();
@@ -1314,7 +1314,7 @@ fn a_call_that_pins_the_guests_memory_has_a_longer_limit() {
     let here = ModelHost::default();
     let there = here.beside("host2", 4);
     let vm = Vm::new(42).memory(512 * 1024).nic("sriov_ib0");
-    let id: DeployId = vm.uuid().parse().unwrap();
+    let id: DomainId = vm.uuid().parse().unwrap();
     // SRIOV_CALL_TIMEOUT is 2 s in this test.
     let is_enough = |host: &ModelHost, what: &str| {
         let limits = host.faults().limits();

@@ -6,7 +6,7 @@ use kvm_sriov::actions;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls, LibvirtErrorKind, PowerCalls};
 use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DeployId, DomainName, HostState, PciAddress};
+use kvm_sriov::{ActionError, DomainId, DomainName, HostState, PciAddress};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::faults::Fault;
@@ -627,7 +627,7 @@ fn a_q35_keeps_the_order_of_its_vfs() {
 #[test]
 fn a_nic_is_found_again_whatever_its_description_lacks() {
     let host = a_plain_vm();
-    let id: DeployId = plain().uuid().parse().unwrap();
+    let id: DomainId = plain().uuid().parse().unwrap();
     for (number, rest) in
         [(1, "<NETWORK_MODE>dummy</NETWORK_MODE>"), (2, "<BRIDGE_TYPE>openvswitch_dpdk</BRIDGE_TYPE>")]
     {
@@ -653,7 +653,7 @@ fn a_nic_is_found_again_whatever_its_description_lacks() {
 #[test]
 fn of_two_nics_with_one_mac_the_named_one_leaves() {
     let host = a_plain_vm();
-    let id: DeployId = plain().uuid().parse().unwrap();
+    let id: DomainId = plain().uuid().parse().unwrap();
     let mac = plain().mac(0);
     for target in ["twin-1", "twin-2"] {
         let twin = format!(

@@ -343,7 +343,7 @@ fn it_is_saved_and_restored_with_every_fault() {
 
 #[test]
 fn snapshots_with_every_fault() {
-    fn id() -> kvm_sriov::DeployId {
+    fn id() -> kvm_sriov::DomainId {
         vm().uuid().parse().unwrap()
     }
     fn data() -> VmData {

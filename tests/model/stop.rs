@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainCalls, JobCalls};
-use kvm_sriov::{Action, ActionError, Cause, DeployId, Host, Progress, Stop, UnplugOutcome, actions};
+use kvm_sriov::{Action, ActionError, Cause, DomainId, Host, Progress, Stop, UnplugOutcome, actions};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_model::{Course, Guest};
@@ -22,7 +22,7 @@ fn vm() -> Vm {
     Vm::new(42).nic("sriov_ib0").nic("sriov_ib1")
 }
 
-fn id() -> DeployId {
+fn id() -> DomainId {
     vm().uuid().parse().unwrap()
 }
 

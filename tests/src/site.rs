@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kvm_sriov::DeployId;
+use kvm_sriov::DomainId;
 use kvm_sriov::libvirt::{DomainCalls, DomainRef};
 
 use crate::caller::{Caller, Version};
@@ -71,7 +71,7 @@ impl Site {
 
     /// The domain with this name or UUID, if it runs.
     pub fn domain(&self, id: &str) -> Option<DomainRef> {
-        self.daemon.libvirt().find(&id.parse::<DeployId>().unwrap()).unwrap()
+        self.daemon.libvirt().find(&id.parse::<DomainId>().unwrap()).unwrap()
     }
 
     /// The live XML of a domain, if it runs.

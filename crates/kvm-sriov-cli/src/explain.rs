@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use kvm_sriov::reconcile::{self, Explanation, NicClaim, NicFacts};
 use kvm_sriov::xml::OperationKind;
-use kvm_sriov::{DeployId, Host};
+use kvm_sriov::{DomainId, Host};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
@@ -45,7 +45,7 @@ struct OwnClaimView {
 
 pub(crate) fn explain(
     driver: &Path,
-    vm: &DeployId,
+    vm: &DomainId,
     json: bool,
     colours: bool,
     out: &mut impl Write,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use kvm_sriov::reconcile::Consistency;
-use kvm_sriov::{Cause, DeployId, DomainName, NotTheDriversUser, become_drivers_user, hold_signals};
+use kvm_sriov::{Cause, DomainId, DomainName, NotTheDriversUser, become_drivers_user, hold_signals};
 
 const EXIT_CODES: &str = "Exit codes: 0 nothing to repair, 1 a failure or something left to repair, 2 wrong usage, \
     3 a VM is in doubt: a person must say on which host it lives (kvm-sriov resolve).";
@@ -68,7 +68,7 @@ enum Command {
     Explain {
         /// The VM: its id in OpenNebula (42), its domain's name (one-42), or its domain's UUID.
         #[arg(value_parser = vm)]
-        vm: DeployId,
+        vm: DomainId,
         /// Prints JSON: an object with the VM's state, nics, claims, and the repairs that are left with their reasons.
         #[arg(long)]
         json: bool,
@@ -81,7 +81,7 @@ enum Command {
     Resolve {
         /// The VM: its id in OpenNebula (42), its domain's name (one-42), or its domain's UUID.
         #[arg(value_parser = vm)]
-        vm: DeployId,
+        vm: DomainId,
         /// The VM lives here and has not run elsewhere since it was paused here: resumes it with its VFs.
         #[arg(long)]
         here: bool,
@@ -143,9 +143,9 @@ fn main() -> ExitCode {
 }
 
 /// The VM that a person names. A number is OpenNebula's id of the VM, not libvirt's id of the domain.
-fn vm(text: &str) -> Result<DeployId, String> {
+fn vm(text: &str) -> Result<DomainId, String> {
     match text.parse().map_err(|error: kvm_sriov::ParseError| error.to_string())? {
-        DeployId::Id(number) => Ok(DeployId::Name(DomainName::of_vm(number))),
+        DomainId::Id(number) => Ok(DomainId::Name(DomainName::of_vm(number))),
         id => Ok(id),
     }
 }

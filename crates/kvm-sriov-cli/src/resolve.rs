@@ -8,7 +8,7 @@ use kvm_sriov::agent::{Presence, Ssh, ask_state};
 use kvm_sriov::libvirt::RunState;
 use kvm_sriov::reconcile::{self, Consistency, Elsewhere, Explanation};
 use kvm_sriov::xml::OperationKind;
-use kvm_sriov::{DeployId, Host, HostName};
+use kvm_sriov::{DomainId, Host, HostName};
 use serde::Serialize;
 
 use crate::view::{self, VmView};
@@ -97,7 +97,7 @@ impl OtherHost {
 
 pub(crate) fn resolve(
     driver: &Path,
-    vm: &DeployId,
+    vm: &DomainId,
     decision: Option<Decision>,
     json: bool,
     colours: bool,

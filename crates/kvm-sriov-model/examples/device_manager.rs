@@ -5,13 +5,13 @@
 use std::{error::Error, thread, time::Duration};
 
 use kvm_sriov::reconcile::Options;
-use kvm_sriov::{DeployId, MacAddress};
+use kvm_sriov::{DomainId, MacAddress};
 use kvm_sriov_model::host::ModelHost;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let model = ModelHost::default();
     let host = model.host();
-    let mut wanted: Vec<(DeployId, MacAddress)> = Vec::new();
+    let mut wanted: Vec<(DomainId, MacAddress)> = Vec::new();
     for number in 1..=2 {
         model.start_domain(&format!("vm-{number}"))?;
         wanted.push((format!("vm-{number}").parse()?, format!("02:00:c0:a8:01:0{number}").parse()?));

@@ -5,7 +5,7 @@
 use std::error::Error;
 
 use kvm_sriov::libvirt::DomainCalls;
-use kvm_sriov::{DeployId, HostName};
+use kvm_sriov::{DomainId, HostName};
 use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::host::ModelHost;
 
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     // host2 has room for two of the three.
     for domain in here.model().domains()? {
-        let id = DeployId::Uuid(domain.uuid);
+        let id = DomainId::Uuid(domain.uuid);
         match here.host().migrate(&id, &to, &OneAgent::of(there.host())) {
             Ok(()) => println!("{} runs on {to}", domain.name),
             Err(error) => println!("{} stays: {error}", domain.name),

@@ -10,7 +10,7 @@ use kvm_sriov::libvirt::{
     BlockJob, DeviceCalls, DiskCalls, DomainCalls, DomainRef, EventCalls, Events, GuestCalls, Hypervisor, Job,
     JobCalls, LibvirtError, LibvirtErrorKind, Migration, PowerCalls, RunState, SnapshotCalls, Snapshots, Usage,
 };
-use kvm_sriov::{DeployId, DomainUuid};
+use kvm_sriov::{DomainId, DomainUuid};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +251,7 @@ impl DomainCalls for Faults {
         self.call("domains", |inner| inner.domains())
     }
 
-    fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError> {
+    fn find(&self, id: &DomainId) -> Result<Option<DomainRef>, LibvirtError> {
         self.call("find", |inner| inner.find(id))
     }
 

@@ -7,14 +7,14 @@
 //! ```
 //! use kvm_sriov::libvirt::LibvirtErrorKind;
 //! use kvm_sriov::reconcile::Options;
-//! use kvm_sriov::{DeployId, RootName, VfState};
+//! use kvm_sriov::{DomainId, RootName, VfState};
 //! use kvm_sriov_model::faults::Fault;
 //! use kvm_sriov_model::host::{Ended, ModelHost};
 //!
 //! // Four VFs on each of the roots ib0 and ib1, and a domain without VFs whose guest answers.
 //! let model = ModelHost::default();
 //! model.start_domain("vm-1")?;
-//! let (vm, ib0): (DeployId, RootName) = ("vm-1".parse()?, "ib0".parse()?);
+//! let (vm, ib0): (DomainId, RootName) = ("vm-1".parse()?, "ib0".parse()?);
 //! let plugged = model.host().plug(&vm, &ib0, "02:00:c0:a8:01:05".parse()?)?;
 //! let used = |vf: &kvm_sriov::Vf| vf.address == plugged.vf && vf.state != VfState::Free;
 //! assert!(model.host().vfs()?.iter().any(used));

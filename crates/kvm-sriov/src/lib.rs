@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use kvm_sriov::reconcile::{Consistency, Options};
-//! use kvm_sriov::{DeployId, RootName};
+//! use kvm_sriov::{DomainId, RootName};
 //! use kvm_sriov_model::host::ModelHost;
 //!
 //! // A host in memory. A real one:
@@ -17,7 +17,7 @@
 //! let host = model.host();
 //!
 //! // The map "ib0" lists the VFs of one adapter. The domain gets a free one, and a dummy with the IP address.
-//! let (vm, ib0): (DeployId, RootName) = ("vm-1".parse()?, "ib0".parse()?);
+//! let (vm, ib0): (DomainId, RootName) = ("vm-1".parse()?, "ib0".parse()?);
 //! let plugged = host.plug(&vm, &ib0, "02:00:c0:a8:01:05".parse()?)?;
 //!
 //! // The guest releases its VF, and its memory is saved into a file. The VF is free then.
@@ -92,7 +92,7 @@ pub mod xml;
 
 pub use base::signals::hold as hold_signals;
 pub use base::{
-    Action, DeployId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,
+    Action, DomainId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,
     PciAddress, Position, RootName, SnapshotName, WantedVf,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Obstacle, UnplugOutcome};

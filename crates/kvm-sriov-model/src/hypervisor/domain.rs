@@ -1,6 +1,6 @@
 //! Calls that find and read domains.
 
-use kvm_sriov::DeployId;
+use kvm_sriov::DomainId;
 use kvm_sriov::libvirt::{DomainCalls, DomainRef, LibvirtError, RunState, Usage};
 
 use crate::world::Domain;
@@ -11,12 +11,12 @@ impl DomainCalls for Model {
         Ok(self.enter()?.sites[self.site].domains.iter().map(Domain::reference).collect())
     }
 
-    fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError> {
+    fn find(&self, id: &DomainId) -> Result<Option<DomainRef>, LibvirtError> {
         let domains = self.domains()?;
         Ok(domains.into_iter().find(|domain| match id {
-            DeployId::Uuid(uuid) => domain.uuid == *uuid,
-            DeployId::Name(name) => domain.name == *name,
-            DeployId::Id(id) => domain.id == Some(*id),
+            DomainId::Uuid(uuid) => domain.uuid == *uuid,
+            DomainId::Name(name) => domain.name == *name,
+            DomainId::Id(id) => domain.id == Some(*id),
         }))
     }
 

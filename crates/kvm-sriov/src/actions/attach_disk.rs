@@ -1,7 +1,7 @@
 //! `attach_disk`: plugs a disk into a running VM, or puts a CD into an empty drive.
 
 use super::shared::device::{self, NewDevice};
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::reconcile;
@@ -25,7 +25,7 @@ const ACTION: Action = Action::AttachDisk;
 /// OpenNebula's stock `attach_disk`.
 pub fn attach_disk(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     disk: &VmDisk,
     path: &str,
     target: &str,

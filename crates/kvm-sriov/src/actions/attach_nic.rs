@@ -4,7 +4,7 @@ use std::slice;
 
 use super::shared::device::{self, NewDevice};
 use super::shared::undo::undo_failed;
-use crate::base::{Action, DeployId, MacAddress, RootName};
+use crate::base::{Action, DomainId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -31,7 +31,7 @@ const ACTION: Action = Action::AttachNic;
 ///
 /// # Source
 /// OpenNebula's stock `attach_nic`.
-pub fn attach_nic(host: &Host, id: &DeployId, nic: &VmNic, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn attach_nic(host: &Host, id: &DomainId, nic: &VmNic, data: Option<&VmData>) -> Result<(), ActionError> {
     if data.is_some_and(|data| data.attaches_alias(nic.mac)) {
         log::info!("{} is an alias: there is nothing to plug in", nic.mac);
         return Ok(());
@@ -92,7 +92,7 @@ fn pci_xml(host: &Host, pci: &VmPci, live: &LiveDomain) -> String {
 }
 
 /// Plugs in a device as the stock driver does.
-fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) -> Result<(), ActionError> {
+fn as_stock(host: &Host, id: &DomainId, data: Option<&VmData>, new: &New<'_>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(failed)?;
@@ -128,7 +128,7 @@ fn as_stock(host: &Host, id: &DeployId, data: Option<&VmData>, new: &New<'_>) ->
 }
 
 /// Plugs in a VF and its dummy.
-fn with_vf(host: &Host, id: &DeployId, nic: &VmNic, root: RootName, data: Option<&VmData>) -> Result<(), ActionError> {
+fn with_vf(host: &Host, id: &DomainId, nic: &VmNic, root: RootName, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // Everything besides the VF is checked before anything is claimed.
     let bridge = host.dummy_bridge().map_err(untouched)?;

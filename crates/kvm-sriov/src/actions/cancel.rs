@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::{Action, DeployId, DomainName, Owner};
+use crate::base::{Action, DomainId, DomainName, Owner};
 use crate::claims::ClaimStore;
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -27,7 +27,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Source
 /// OpenNebula's stock `cancel`: destroys up to 60 times, a second apart.
-pub fn cancel(host: &Host, id: &DeployId, vm: Option<&DomainName>) -> Result<(), ActionError> {
+pub fn cancel(host: &Host, id: &DomainId, vm: Option<&DomainName>) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::new(Action::Cancel, cause, HostState::MayEnd);
     let domain = host.hypervisor().find(id).map_err(|e| ActionError::untouched(Action::Cancel, e))?;
     let store = gone::usable_claims(host);
@@ -51,7 +51,7 @@ pub fn cancel(host: &Host, id: &DeployId, vm: Option<&DomainName>) -> Result<(),
 /// The owner of the claims: the domain or, when it is gone, what is known of it.
 fn owner_of(
     domain: Option<&DomainRef>,
-    id: &DeployId,
+    id: &DomainId,
     vm: Option<&DomainName>,
     store: Option<&ClaimStore>,
 ) -> Option<Owner> {
@@ -59,11 +59,11 @@ fn owner_of(
         return Some(Owner { vm: domain.name.clone(), uuid: Some(domain.uuid.clone()) });
     }
     match id {
-        DeployId::Name(name) => Some(Owner { vm: name.clone(), uuid: None }),
-        DeployId::Uuid(uuid) => store
+        DomainId::Name(name) => Some(Owner { vm: name.clone(), uuid: None }),
+        DomainId::Uuid(uuid) => store
             .and_then(|store| store.owner_with(uuid).ok().flatten())
             .or_else(|| vm.map(|vm| Owner { vm: vm.clone(), uuid: Some(uuid.clone()) })),
-        DeployId::Id(_) => vm.map(|vm| Owner { vm: vm.clone(), uuid: None }),
+        DomainId::Id(_) => vm.map(|vm| Owner { vm: vm.clone(), uuid: None }),
     }
 }
 
@@ -101,7 +101,7 @@ fn free(host: &Host, store: &ClaimStore, owner: &Owner) -> Result<(), Cause> {
             return Ok(());
         }
     };
-    let again = owner.uuid.clone().map_or_else(|| DeployId::Name(owner.vm.clone()), DeployId::Uuid);
+    let again = owner.uuid.clone().map_or_else(|| DomainId::Name(owner.vm.clone()), DomainId::Uuid);
     if let Some(domain) = host.hypervisor().find(&again)? {
         gone::destroy(host, &domain)?;
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::base::{Action, DeployId, MacAddress, Owner, WantedVf};
+use crate::base::{Action, DomainId, MacAddress, Owner, WantedVf};
 use crate::claims::{Claim, ClaimError, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState, RefusedVf};
@@ -90,8 +90,8 @@ impl Start<'_> {
 
     /// The state after a failed start. The call may have started the domain before the connection broke.
     fn what_runs(&self) -> HostState {
-        let name = || DeployId::Name(self.deployment.name().clone());
-        let id = self.deployment.uuid().cloned().map_or_else(name, DeployId::Uuid);
+        let name = || DomainId::Name(self.deployment.name().clone());
+        let id = self.deployment.uuid().cloned().map_or_else(name, DomainId::Uuid);
         match self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?)) {
             Ok(Some(domain)) if domain.id.is_some() => HostState::Left("the domain runs".into()),
             Ok(_) => HostState::NothingStarted,
@@ -122,7 +122,7 @@ impl Start<'_> {
         let needs = self.needs().map_err(untouched)?;
         let store = self.host.claims().map_err(|e| untouched(e.into()))?;
         let lock = self.host.lock_vm(&store, name, Action::Deploy).map_err(untouched)?;
-        let existing = self.host.hypervisor().find(&DeployId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
+        let existing = self.host.hypervisor().find(&DomainId::Name(name.clone())).map_err(|e| untouched(e.into()))?;
         if existing.is_some_and(|domain| domain.id.is_some()) {
             return Err(untouched(Cause::Exists { name: name.clone() }));
         }
@@ -314,7 +314,7 @@ impl<'a> Claimed<'a> {
     /// somebody else.
     fn own_domain(&self) -> Result<Option<DomainRef>, Cause> {
         let hypervisor = self.start.host.hypervisor();
-        let Some(domain) = hypervisor.find(&DeployId::Name(self.owner.vm.clone()))? else { return Ok(None) };
+        let Some(domain) = hypervisor.find(&DomainId::Name(self.owner.vm.clone()))? else { return Ok(None) };
         let Some(text) = hypervisor.live_xml(&domain)? else { return Ok(None) };
         let live = LiveDomain::parse(&text)
             .map_err(|source| Cause::Xml { what: format!("the live XML of {}", domain.name), source })?;

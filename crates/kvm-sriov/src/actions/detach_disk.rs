@@ -1,7 +1,7 @@
 //! `detach_disk`: takes a disk out of a running VM.
 
 use super::shared::device;
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::reconcile;
@@ -20,7 +20,7 @@ const ACTION: Action = Action::DetachDisk;
 ///
 /// # Source
 /// OpenNebula's stock `detach_disk`.
-pub fn detach_disk(host: &Host, id: &DeployId, target: &str, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn detach_disk(host: &Host, id: &DomainId, target: &str, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;

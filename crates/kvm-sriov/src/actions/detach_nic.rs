@@ -2,7 +2,7 @@
 
 use super::shared::device;
 use super::shared::undo::undo_failed;
-use crate::base::{Action, DeployId, MacAddress, Position};
+use crate::base::{Action, DomainId, MacAddress, Position};
 use crate::error::{ActionError, Cause, HostState, UnplugOutcome};
 use crate::host::Host;
 use crate::host::detached;
@@ -28,7 +28,7 @@ const ACTION: Action = Action::DetachNic;
 ///
 /// # Source
 /// OpenNebula's stock `detach_nic`.
-pub fn detach_nic(host: &Host, id: &DeployId, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn detach_nic(host: &Host, id: &DomainId, mac: MacAddress, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // Repairs come later: a VF that they plugged back for this NIC would have to be unplugged again.
     let mut found = match Vm::open_as_is(host, ACTION, id, data) {

@@ -1,7 +1,7 @@
 //! `exec`: starts a command in a guest, through the guest's agent.
 
 use super::shared::guest_command::{self, CommandRecord};
-use crate::base::{Action, DeployId, DomainName};
+use crate::base::{Action, DomainId, DomainName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -23,7 +23,7 @@ pub fn exec(host: &Host, vm: &DomainName, command: &str, input: Option<&str>) ->
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     let words = words(command).map_err(|problem| failed(Cause::Argument { name: "command", problem }))?;
     let record = CommandRecord::lock(host, vm.clone()).map_err(failed)?;
-    let domain = host.find(&DeployId::Name(vm.clone())).map_err(failed)?;
+    let domain = host.find(&DomainId::Name(vm.clone())).map_err(failed)?;
     let started = guest_command::start(host, &domain, &words, input.filter(|input| !input.is_empty()));
     let number = started.map_err(|cause| {
         if guest_command::leaves_doubt(&cause) {

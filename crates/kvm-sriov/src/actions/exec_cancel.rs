@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::shared::guest_command::{self, CommandRecord};
-use crate::base::{Action, DeployId, DomainName, POLL};
+use crate::base::{Action, DomainId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -26,7 +26,7 @@ pub fn exec_cancel(host: &Host, vm: &DomainName) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(ACTION, cause);
     let record = CommandRecord::lock(host, vm.clone()).map_err(failed)?;
     if let Some(number) = record.read().map_err(failed)? {
-        let domain = match host.find(&DeployId::Name(vm.clone())) {
+        let domain = match host.find(&DomainId::Name(vm.clone())) {
             Ok(domain) => Some(domain),
             Err(Cause::Absent { .. }) => None,
             Err(cause) => return Err(failed(cause)),

@@ -19,7 +19,7 @@ use whereabouts::Whereabouts;
 
 use super::Route;
 use crate::agent::{Agent, Reach};
-use crate::base::{Action, DeployId, HostName};
+use crate::base::{Action, DomainId, HostName};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::libvirt::{Migration, MigrationOptions};
@@ -47,7 +47,7 @@ use crate::xml::VmData;
 /// OpenNebula's stock `migrate`.
 pub fn migrate(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     route: &Route,
     data: Option<&VmData>,
     reach: &dyn Reach,

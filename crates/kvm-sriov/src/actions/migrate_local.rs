@@ -2,7 +2,7 @@
 
 use super::Route;
 use crate::agent::{Agent, AgentAnswer, AgentRequest, MoveOrder, Reach, unclear_state};
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, AgentError, Cause, HostState};
 
 /// Has the agent on the source host move a running VM, as [`migrate`](super::migrate) does there. The move does not
@@ -17,7 +17,7 @@ use crate::error::{ActionError, AgentError, Cause, HostState};
 ///
 /// # Source
 /// OpenNebula's stock `migrate_local`.
-pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: &dyn Reach) -> Result<(), ActionError> {
+pub fn migrate_local(id: &DomainId, route: &Route, data: Option<String>, reach: &dyn Reach) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(Action::MigrateLocal, cause);
     let Some(from) = route.from.clone() else {
         let problem = "expected the host that the VM is on, found none".into();
@@ -36,6 +36,6 @@ pub fn migrate_local(id: &DeployId, route: &Route, data: Option<String>, reach: 
     }
 }
 
-fn lost(error: AgentError, id: &DeployId) -> ActionError {
+fn lost(error: AgentError, id: &DomainId) -> ActionError {
     ActionError::new(Action::MigrateLocal, error, HostState::InDoubt(unclear_state(id)))
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::libvirt::Usage;
@@ -31,7 +31,7 @@ pub struct Measurement {
 ///
 /// # Source
 /// OpenNebula's stock `poll` (5.10).
-pub fn poll(host: &Host, id: &DeployId) -> Result<Option<Measurement>, ActionError> {
+pub fn poll(host: &Host, id: &DomainId) -> Result<Option<Measurement>, ActionError> {
     match measure(host, id) {
         Ok(measured) => Ok(Some(measured)),
         Err(Cause::Absent { .. }) => Ok(None),
@@ -39,7 +39,7 @@ pub fn poll(host: &Host, id: &DeployId) -> Result<Option<Measurement>, ActionErr
     }
 }
 
-fn measure(host: &Host, id: &DeployId) -> Result<Measurement, Cause> {
+fn measure(host: &Host, id: &DomainId) -> Result<Measurement, Cause> {
     let domain = host.find(id)?;
     let live = vm::read(host, &domain)?;
     let interfaces: Vec<String> = live.interfaces.iter().filter_map(|interface| interface.target.clone()).collect();

@@ -1,7 +1,7 @@
 //! `prereconfigure`: takes the contextualization CD out of its drive, so that OpenNebula can write a new one.
 
 use super::shared::device;
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::VmData;
@@ -18,7 +18,7 @@ use crate::xml::VmData;
 /// OpenNebula's stock `prereconfigure`.
 pub fn prereconfigure(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     target: Option<&str>,
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {

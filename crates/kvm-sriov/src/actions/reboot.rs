@@ -1,6 +1,6 @@
 //! `reboot`: asks the guest to reboot.
 
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 
@@ -11,7 +11,7 @@ use crate::host::Host;
 ///
 /// # Source
 /// OpenNebula's stock `reboot`: `virDomainReboot` without flags.
-pub fn reboot(host: &Host, id: &DeployId) -> Result<(), ActionError> {
+pub fn reboot(host: &Host, id: &DomainId) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(Action::Reboot, cause);
     let domain = host.find(id).map_err(failed)?;
     host.hypervisor()

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::shared::device;
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::xml::{Medium, VmData};
@@ -22,7 +22,7 @@ use crate::xml::{Medium, VmData};
 /// OpenNebula's stock `reconfigure`.
 pub fn reconfigure(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     target: Option<&str>,
     iso: Option<&Path>,
     data: Option<&VmData>,

@@ -1,6 +1,6 @@
 //! `reset`: resets a VM without asking its guest.
 
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 
@@ -11,7 +11,7 @@ use crate::host::Host;
 ///
 /// # Source
 /// OpenNebula's stock `reset`: `virDomainReset` without flags.
-pub fn reset(host: &Host, id: &DeployId) -> Result<(), ActionError> {
+pub fn reset(host: &Host, id: &DomainId) -> Result<(), ActionError> {
     let failed = |cause: Cause| ActionError::untouched(Action::Reset, cause);
     let domain = host.find(id).map_err(failed)?;
     host.hypervisor()

@@ -1,7 +1,7 @@
 //! `resize`: changes the memory and the number of CPUs of a running VM.
 
 use super::shared::device::{self, NewDevice};
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
@@ -30,7 +30,7 @@ const ORDINARY_KIB: u64 = 64;
 ///
 /// # Source
 /// OpenNebula's stock `resize`.
-pub fn resize(host: &Host, id: &DeployId, wanted: &Resize, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn resize(host: &Host, id: &DomainId, wanted: &Resize, data: Option<&VmData>) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;

@@ -1,6 +1,6 @@
 //! `resize_disk`: makes a disk of a running VM larger.
 
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -26,7 +26,7 @@ const MIB: u64 = 1024 * 1024;
 /// OpenNebula's stock `resize_disk`: `virDomainBlockResize`.
 pub fn resize_disk(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     disk: u32,
     target: &str,
     mib: u64,

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::shared::undo::undo_failed;
-use crate::base::{Action, DeployId, DomainName, Owner};
+use crate::base::{Action, DomainId, DomainName, Owner};
 use crate::claims::{Claim, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::{ActionError, Cause, HostState};
@@ -72,7 +72,7 @@ pub fn restore(host: &Host, checkpoint: &Path, vm: Option<&DomainName>) -> Resul
 /// # Source
 /// OpenNebula's stock `restore` (6.8 and later).
 fn wake_up(host: &Host, name: &DomainName) -> Result<bool, Cause> {
-    let Some(domain) = host.hypervisor().find(&DeployId::Name(name.clone()))? else { return Ok(false) };
+    let Some(domain) = host.hypervisor().find(&DomainId::Name(name.clone()))? else { return Ok(false) };
     let is_asleep = host.hypervisor().state(&domain)? == Some(RunState::PmSuspended);
     if is_asleep {
         host.hypervisor().wake_up(&domain)?;
@@ -117,7 +117,7 @@ impl Restoring<'_> {
 
     /// Refuses to start a VM that runs already.
     fn check_absent(&self) -> Result<(), Cause> {
-        let found = self.host.hypervisor().find(&DeployId::Name(self.saved.name.clone()))?;
+        let found = self.host.hypervisor().find(&DomainId::Name(self.saved.name.clone()))?;
         found.filter(|domain| domain.id.is_some()).map_or(Ok(()), |domain| Err(Cause::Exists { name: domain.name }))
     }
 
@@ -163,7 +163,7 @@ impl Restoring<'_> {
     }
 
     fn running(&self) -> Result<Option<DomainRef>, Cause> {
-        let id = DeployId::Uuid(self.saved.uuid.clone());
+        let id = DomainId::Uuid(self.saved.uuid.clone());
         self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?))
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::shared::undo::{lacks_vfs, undo_failed};
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::sudo::Sudo;
 use crate::host::{Host, Progress};
@@ -29,7 +29,7 @@ use crate::xml::{OperationKind, VmData};
 ///
 /// # Source
 /// OpenNebula's stock `save`.
-pub fn save(host: &Host, id: &DeployId, checkpoint: &Path, data: Option<&VmData>) -> Result<(), ActionError> {
+pub fn save(host: &Host, id: &DomainId, checkpoint: &Path, data: Option<&VmData>) -> Result<(), ActionError> {
     match reconcile::open_to_unplug(host, Action::Save, id, data)
         .map_err(|cause| ActionError::untouched(Action::Save, cause))?
     {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::{Action, DeployId, Owner, POLL};
+use crate::base::{Action, DomainId, Owner, POLL};
 use crate::claims::{ClaimError, ClaimStore, VmLock};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
@@ -25,7 +25,7 @@ use crate::vm::gone::{self, LastLook};
 ///
 /// # Source
 /// OpenNebula's stock `shutdown`.
-pub fn shutdown(host: &Host, id: &DeployId, absent_is_done: bool) -> Result<(), ActionError> {
+pub fn shutdown(host: &Host, id: &DomainId, absent_is_done: bool) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(Action::Shutdown, cause);
     host.check_stop().map_err(untouched)?;
     let store = gone::usable_claims(host);
@@ -64,7 +64,7 @@ fn lock(host: &Host, store: Option<&ClaimStore>, owner: &Owner) -> Result<Option
     }
 }
 
-fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Result<(), Cause> {
+fn end(host: &Host, domain: &DomainRef, id: &DomainId, last: &LastLook) -> Result<(), Cause> {
     if host.settings().cancel_no_acpi && !last.mentions_acpi {
         return gone::destroy(host, domain);
     }
@@ -80,7 +80,7 @@ fn end(host: &Host, domain: &DomainRef, id: &DeployId, last: &LastLook) -> Resul
 }
 
 /// Whether the guest powered off within `timeout`.
-fn ask(host: &Host, domain: &DomainRef, id: &DeployId, timeout: Duration) -> Result<bool, Cause> {
+fn ask(host: &Host, domain: &DomainRef, id: &DomainId, timeout: Duration) -> Result<bool, Cause> {
     if let Err(source) = host.hypervisor().shutdown(domain) {
         // The guest may have powered off just now.
         return if gone::is_gone(host, domain)? {

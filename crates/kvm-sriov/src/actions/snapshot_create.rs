@@ -1,7 +1,7 @@
 //! `snapshot_create`: takes a snapshot of a VM's memory and disks.
 
 use super::shared::undo::{lacks_vfs, undo_failed};
-use crate::base::{Action, DeployId, SnapshotName};
+use crate::base::{Action, DomainId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -33,7 +33,7 @@ const IN_DOUBT: &str = "the domain runs on; whether there is a snapshot is not k
 /// OpenNebula's stock `snapshot_create`: `virDomainSnapshotCreateXML` without flags.
 pub fn snapshot_create(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     number: u32,
     data: Option<&VmData>,
 ) -> Result<SnapshotName, ActionError> {

@@ -1,7 +1,7 @@
 //! `snapshot_delete`: deletes a snapshot of a VM.
 
 use super::shared::undo::undo_failed;
-use crate::base::{Action, DeployId, SnapshotName};
+use crate::base::{Action, DomainId, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -20,7 +20,7 @@ const ACTION: Action = Action::SnapshotDelete;
 ///
 /// # Source
 /// OpenNebula's stock `snapshot_delete`: `virDomainSnapshotDelete` without flags.
-pub fn snapshot_delete(host: &Host, id: &DeployId, name: &SnapshotName) -> Result<(), ActionError> {
+pub fn snapshot_delete(host: &Host, id: &DomainId, name: &SnapshotName) -> Result<(), ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // The lock of a VM with VFs is held until this function returns, so no other action changes its snapshots
     // meanwhile.

@@ -1,7 +1,7 @@
 //! `snapshot_revert`: returns a VM's memory and disks to a snapshot.
 
 use super::shared::undo::{lacks_vfs, undo_failed};
-use crate::base::{Action, DeployId, NicKey, RootName, SnapshotName};
+use crate::base::{Action, DomainId, NicKey, RootName, SnapshotName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -32,7 +32,7 @@ const ACTION: Action = Action::SnapshotRevert;
 /// OpenNebula's stock `snapshot_revert`: `virDomainRevertToSnapshot` with the flag FORCE.
 pub fn snapshot_revert(
     host: &Host,
-    id: &DeployId,
+    id: &DomainId,
     name: &SnapshotName,
     data: Option<&VmData>,
 ) -> Result<(), ActionError> {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use crate::base::{DeployId, DomainUuid, ParseError};
+use crate::base::{DomainId, DomainUuid, ParseError};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
@@ -42,7 +42,7 @@ impl Presence {
     /// libvirtd does not answer.
     pub(super) fn on(host: &Host, uuid: &DomainUuid) -> Result<(Self, Option<DomainRef>), Cause> {
         let hypervisor = host.hypervisor();
-        let Some(domain) = hypervisor.find(&DeployId::Uuid(uuid.clone()))? else { return Ok((Self::Absent, None)) };
+        let Some(domain) = hypervisor.find(&DomainId::Uuid(uuid.clone()))? else { return Ok((Self::Absent, None)) };
         let comes_in = hypervisor.job(&domain)?.is_some_and(|job| job.kind == JobKind::MigrationIn);
         let presence = match hypervisor.state(&domain)? {
             None => return Ok((Self::Absent, None)),

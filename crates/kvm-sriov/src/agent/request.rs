@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::message::Message;
 use crate::base::ParseError;
-use crate::base::{DeployId, DomainName, DomainUuid, HostName, Position};
+use crate::base::{DomainId, DomainName, DomainUuid, HostName, Position};
 use crate::xml::Wanted;
 
 /// The time that every request may take besides the agent's calls of libvirt: the agent may wait for a lock or destroy
@@ -82,7 +82,7 @@ pub(crate) struct IncomingVm {
 /// A migration that the front-end asks the source's agent for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MoveOrder {
-    pub(crate) id: DeployId,
+    pub(crate) id: DomainId,
     pub(crate) from: Option<HostName>,
     pub(crate) to: HostName,
     /// OpenNebula's description of the VM, if it sent one.
@@ -90,7 +90,7 @@ pub(crate) struct MoveOrder {
 }
 
 /// The state of the hosts when nobody knows how an ordered migration of this VM ended, for a person.
-pub(crate) fn unclear_state(id: &DeployId) -> String {
+pub(crate) fn unclear_state(id: &DomainId) -> String {
     format!("the move may go on there; kvm-sriov explain {id} on both hosts tells where the VM is")
 }
 

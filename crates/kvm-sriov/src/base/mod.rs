@@ -18,7 +18,7 @@ pub use action::Action;
 pub(crate) use base64::base64;
 pub use mac::{DummyMacPrefix, MacAddress, Position};
 pub(crate) use mutex::lock;
-pub use names::{DeployId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
+pub use names::{DomainId, DomainName, DomainUuid, HostName, RootName, SnapshotName};
 pub(crate) use order::ascending;
 pub use owner::{NicKey, Owner, WantedVf};
 pub use pci::{ParseError, PciAddress};

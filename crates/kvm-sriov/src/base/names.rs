@@ -30,10 +30,11 @@ pub struct HostName(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotName(String);
 
-/// How OpenNebula names a running VM: by UUID (6.0 and later) or by name (before 6.0). libvirt's numeric id is accepted
-/// as well.
+/// A name of a domain: its UUID, its name, or libvirt's number of a running one.
+///
+/// OpenNebula calls it the deploy id. It gives the UUID (6.0 and later) or the name (before 6.0).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeployId {
+pub enum DomainId {
     /// A UUID.
     Uuid(DomainUuid),
     /// libvirt's id of a running domain.
@@ -164,7 +165,7 @@ impl FromStr for SnapshotName {
     }
 }
 
-impl FromStr for DeployId {
+impl FromStr for DomainId {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
@@ -208,7 +209,7 @@ impl fmt::Display for SnapshotName {
     }
 }
 
-impl fmt::Display for DeployId {
+impl fmt::Display for DomainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uuid(uuid) => uuid.fmt(f),
@@ -273,10 +274,10 @@ mod tests {
     #[test]
     fn deploy_ids_come_in_three_forms() {
         let uuid = "7F1C2A52-64d6-4c0c-9b0e-2f7a4c1d9e10";
-        assert!(matches!(uuid.parse(), Ok(DeployId::Uuid(u)) if u.as_str() == uuid.to_lowercase()));
-        assert!(matches!("17".parse(), Ok(DeployId::Id(17))));
-        assert!(matches!("one-42".parse(), Ok(DeployId::Name(_))));
-        assert!("".parse::<DeployId>().is_err());
-        assert!("a\0b".parse::<DeployId>().is_err());
+        assert!(matches!(uuid.parse(), Ok(DomainId::Uuid(u)) if u.as_str() == uuid.to_lowercase()));
+        assert!(matches!("17".parse(), Ok(DomainId::Id(17))));
+        assert!(matches!("one-42".parse(), Ok(DomainId::Name(_))));
+        assert!("".parse::<DomainId>().is_err());
+        assert!("a\0b".parse::<DomainId>().is_err());
     }
 }

@@ -29,7 +29,7 @@ pub use progress::Progress;
 pub use stop::Stop;
 pub use vfs::{Vf, VfState};
 
-use crate::base::DeployId;
+use crate::base::DomainId;
 use crate::claims::{ClaimError, ClaimStore};
 use crate::config::{Kvmrc, MapDirs, Settings};
 use crate::error::Cause;
@@ -174,7 +174,7 @@ impl Host {
     ///
     /// # Errors
     /// There is no such domain, or libvirtd does not answer. Nothing was changed.
-    pub fn find(&self, id: &DeployId) -> Result<DomainRef, Cause> {
+    pub fn find(&self, id: &DomainId) -> Result<DomainRef, Cause> {
         self.hypervisor.find(id)?.ok_or_else(|| Cause::Absent { id: id.to_string() })
     }
 

@@ -9,7 +9,7 @@ use virt::sys;
 use super::error::found;
 use super::text::without_nul;
 use super::{Libvirt, LibvirtError, ffi};
-use crate::base::{DeployId, DomainName, DomainUuid, Owner, ParseError};
+use crate::base::{DomainId, DomainName, DomainUuid, Owner, ParseError};
 
 /// A domain, as it was when it was looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub trait DomainCalls: Send + Sync {
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError>;
     /// The running domain with this name, UUID or number; `None` when no such domain runs. A definition that is shut
     /// off does not count: a snapshot's revert or `--persistent` may leave one.
-    fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError>;
+    fn find(&self, id: &DomainId) -> Result<Option<DomainRef>, LibvirtError>;
     /// The XML of the running domain, without passwords; `None` when the domain is gone.
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError>;
     /// The XML of the domain in the form that libvirtd on another host accepts, with passwords.
@@ -118,13 +118,13 @@ impl DomainCalls for Libvirt {
         })
     }
 
-    fn find(&self, id: &DeployId) -> Result<Option<DomainRef>, LibvirtError> {
+    fn find(&self, id: &DomainId) -> Result<Option<DomainRef>, LibvirtError> {
         let id = id.clone();
         self.call("virDomainLookup", move |connect| {
             let domain = match &id {
-                DeployId::Uuid(uuid) => connect.lookup_domain_by_uuid_string(uuid.as_str()),
-                DeployId::Id(id) => connect.lookup_domain_by_id(*id),
-                DeployId::Name(name) => connect.lookup_domain_by_name(name.as_str()),
+                DomainId::Uuid(uuid) => connect.lookup_domain_by_uuid_string(uuid.as_str()),
+                DomainId::Id(id) => connect.lookup_domain_by_id(*id),
+                DomainId::Name(name) => connect.lookup_domain_by_name(name.as_str()),
             };
             let found = found(domain, ErrorNumber::NoDomain)?.as_ref().map(reference).transpose()?;
             Ok(found.filter(|domain| domain.id.is_some()))

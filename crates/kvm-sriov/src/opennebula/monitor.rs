@@ -1,7 +1,7 @@
 //! The answer of `poll`, as OpenNebula up to 5.10 reads it.
 
 use crate::actions::{self, Measurement};
-use crate::base::DeployId;
+use crate::base::DomainId;
 use crate::config::OneVersion;
 use crate::error::ActionError;
 use crate::host::Host;
@@ -15,7 +15,7 @@ use crate::host::Host;
 ///
 /// # Source
 /// OpenNebula's stock `poll` (5.10).
-pub fn poll(host: &Host, id: &DeployId, caller: &OneVersion) -> Result<String, ActionError> {
+pub fn poll(host: &Host, id: &DomainId, caller: &OneVersion) -> Result<String, ActionError> {
     let measured = actions::poll(host, id)?;
     Ok(measured.map_or_else(|| "STATE=-".into(), |measured| line(&measured, caller)))
 }

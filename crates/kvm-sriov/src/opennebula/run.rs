@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::place::driver_of;
 use super::{Call, stderr_log};
 use crate::base::span::{Kind, Span};
-use crate::base::{Action, DeployId, signals};
+use crate::base::{Action, DomainId, signals};
 use crate::claims;
 use crate::config::OneVersion;
 use crate::error::{ActionError, Cause, HostState};
@@ -24,7 +24,7 @@ pub fn run(action: Action, body: impl FnOnce(&Call) -> Result<Option<String>, Ac
 
 /// As [`run`], for a program that an action started for a domain and that goes on after the action has ended. SIGTERM
 /// ends it.
-pub fn run_detached(action: Action, body: impl FnOnce(&Host, &DeployId) -> Result<(), Cause>) -> ExitCode {
+pub fn run_detached(action: Action, body: impl FnOnce(&Host, &DomainId) -> Result<(), Cause>) -> ExitCode {
     detached::detach();
     answer(action, |call| {
         let failed = |cause| ActionError::new(action, cause, HostState::RunsOn);

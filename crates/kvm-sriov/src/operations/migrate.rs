@@ -2,7 +2,7 @@
 
 use crate::actions::{self, Route};
 use crate::agent::Reach;
-use crate::base::{DeployId, HostName};
+use crate::base::{DomainId, HostName};
 use crate::error::ActionError;
 use crate::host::Host;
 
@@ -16,7 +16,7 @@ impl Host {
     /// The domain runs on here with its VFs, and nothing is claimed on `to`; or the state in the error says what is left.
     /// [`ActionError::cause`] is [`Cause::UnknownThere`](crate::Cause::UnknownThere) when nobody knows where the domain runs:
     /// [`resolve`](crate::reconcile::resolve) ends that.
-    pub fn migrate(&self, domain: &DeployId, to: &HostName, reach: &dyn Reach) -> Result<(), ActionError> {
+    pub fn migrate(&self, domain: &DomainId, to: &HostName, reach: &dyn Reach) -> Result<(), ActionError> {
         let route = Route { from: None, to: to.clone() };
         actions::migrate(self, domain, &route, None, reach)
     }

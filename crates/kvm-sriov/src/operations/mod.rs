@@ -3,7 +3,7 @@
 //! Each operation is a method of [`Host`], one file each. OpenNebula's actions do the same work; they also read OpenNebula's
 //! description of a VM, which these methods need not have.
 //!
-//! A domain is named by its UUID, its name or libvirt's id ([`DeployId`](crate::DeployId)). An operation may be called again
+//! A domain is named by its UUID, its name or libvirt's id ([`DomainId`](crate::DomainId)). An operation may be called again
 //! after any failure, and from several threads at once: operations on one domain wait for each other, those on different
 //! domains do not.
 

@@ -1,7 +1,7 @@
 //! A VF comes into a running domain.
 
 use crate::actions;
-use crate::base::{Action, DeployId, MacAddress, PciAddress, Position, RootName};
+use crate::base::{Action, DomainId, MacAddress, PciAddress, Position, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
@@ -28,7 +28,7 @@ impl Host {
     /// # Errors
     /// No VF is free, libvirt refused every free one, or the domain is busy. Nothing was changed, or the state in the error
     /// says what is left.
-    pub fn plug(&self, domain: &DeployId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, ActionError> {
+    pub fn plug(&self, domain: &DomainId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, ActionError> {
         let nic = VmNic::new(mac, Some(format!("sriov_{root}")));
         actions::attach_nic(self, domain, &nic, None)?;
         self.plugged_vf(domain, root, mac).map_err(|cause| {
@@ -37,7 +37,7 @@ impl Host {
         })
     }
 
-    fn plugged_vf(&self, domain: &DeployId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, Cause> {
+    fn plugged_vf(&self, domain: &DomainId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, Cause> {
         let seen = reconcile::explain(self, domain)?;
         let device = |live: &crate::xml::LiveDomain| {
             let nic = seen.wanted.nics.iter().rev().find(|nic| nic.mac == mac && nic.root == *root)?;

@@ -1,6 +1,6 @@
 //! What an operation left unfinished is seen and repaired.
 
-use crate::base::DeployId;
+use crate::base::DomainId;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::reconcile::{self, Explanation, Options, Report};
@@ -19,7 +19,7 @@ impl Host {
     ///
     /// # Errors
     /// There is no such domain and no claim of one, or it can't be read.
-    pub fn explain(&self, domain: &DeployId) -> Result<Explanation, Cause> {
+    pub fn explain(&self, domain: &DomainId) -> Result<Explanation, Cause> {
         reconcile::explain(self, domain)
     }
 }

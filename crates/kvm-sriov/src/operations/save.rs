@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::actions;
-use crate::base::DeployId;
+use crate::base::DomainId;
 use crate::error::ActionError;
 use crate::host::Host;
 
@@ -13,7 +13,7 @@ impl Host {
     /// # Errors
     /// The domain runs on with its VFs, or the state in the error says what is left. `file` holds no image that could be
     /// restored.
-    pub fn save(&self, domain: &DeployId, file: &Path) -> Result<(), ActionError> {
+    pub fn save(&self, domain: &DomainId, file: &Path) -> Result<(), ActionError> {
         actions::save(self, domain, file, None)
     }
 

@@ -1,7 +1,7 @@
 //! A VF leaves a running domain.
 
 use crate::actions;
-use crate::base::{DeployId, MacAddress};
+use crate::base::{DomainId, MacAddress};
 use crate::error::ActionError;
 use crate::host::Host;
 
@@ -12,7 +12,7 @@ impl Host {
     /// The guest did not release it within [`Settings::unplug_timeout`](crate::config::Settings::unplug_timeout), or several
     /// NICs have the MAC. The domain keeps the NIC; a VF that the guest releases late is plugged back by the watcher or by
     /// [`Host::reconcile`].
-    pub fn unplug(&self, domain: &DeployId, mac: MacAddress) -> Result<(), ActionError> {
+    pub fn unplug(&self, domain: &DomainId, mac: MacAddress) -> Result<(), ActionError> {
         actions::detach_nic(self, domain, mac, None)
     }
 }

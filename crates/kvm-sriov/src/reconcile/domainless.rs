@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::apply::{self, Scope};
 use super::{ACTION, Elsewhere, Facts, Repair, VmReport, decide};
-use crate::base::{DeployId, Owner};
+use crate::base::{DomainId, Owner};
 use crate::claims::{ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
@@ -95,13 +95,13 @@ impl<'a> Domainless<'a> {
             what: format!("start {} from {}", self.owner.vm, path.display()),
             source,
         })?;
-        let domain = self.host.find(&DeployId::Uuid(saved.uuid))?;
+        let domain = self.host.find(&DomainId::Uuid(saved.uuid))?;
         Vm::locked(self.host, ACTION, domain, self.store, self.lock, None)
     }
 }
 
 /// Whether another domain with the VM's name runs here. Then the older image must not be started any more.
 pub(super) fn is_outlived(host: &Host, owner: &Owner) -> Result<bool, Cause> {
-    let found = host.hypervisor().find(&DeployId::Name(owner.vm.clone()))?;
+    let found = host.hypervisor().find(&DomainId::Name(owner.vm.clone()))?;
     Ok(found.is_some_and(|domain| domain.id.is_some() && owner.uuid.as_ref() != Some(&domain.uuid)))
 }

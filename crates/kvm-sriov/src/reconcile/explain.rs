@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::pass::{Pass, Subject, claimants};
 use super::{Elsewhere, Options, VmReport};
-use crate::base::{DeployId, DomainName, Owner};
+use crate::base::{DomainId, DomainName, Owner};
 use crate::claims::{Claim, ClaimStore, Holder};
 use crate::error::Cause;
 use crate::host::Host;
@@ -30,7 +30,7 @@ pub struct Explanation {
 ///
 /// # Errors
 /// The host has no such domain and no claim of such a VM, or the VM can't be read.
-pub fn explain(host: &Host, id: &DeployId) -> Result<Explanation, Cause> {
+pub fn explain(host: &Host, id: &DomainId) -> Result<Explanation, Cause> {
     let pass = Pass { host, dry_run: true, until: Instant::now(), elsewhere: Elsewhere::Unknown };
     let store = host.existing_claims()?;
     let claims = |owner: &Owner| store.as_ref().map_or_else(|| Ok(Vec::new()), |store| store.claims_of(owner));
@@ -61,7 +61,7 @@ pub fn explain(host: &Host, id: &DeployId) -> Result<Explanation, Cause> {
 /// # Errors
 /// There is no such VM, or it can't be read; nothing was changed. That another action works on the VM is no error: the
 /// report says so.
-pub fn resolve(host: &Host, id: &DeployId, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
+pub fn resolve(host: &Host, id: &DomainId, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
     let until = Instant::now() + Options::default().timeout;
     let pass = Pass { host, dry_run: false, until, elsewhere };
     let absent = || Cause::Absent { id: id.to_string() };
@@ -73,11 +73,11 @@ pub fn resolve(host: &Host, id: &DeployId, elsewhere: Elsewhere) -> Result<VmRep
 }
 
 /// The VM with this id among those that claim VFs.
-fn claimant(store: Option<&ClaimStore>, id: &DeployId) -> Result<Option<Owner>, Cause> {
+fn claimant(store: Option<&ClaimStore>, id: &DomainId) -> Result<Option<Owner>, Cause> {
     let is_meant = |owner: &Owner| match id {
-        DeployId::Uuid(uuid) => owner.uuid.as_ref() == Some(uuid),
-        DeployId::Name(name) => owner.vm == *name,
-        DeployId::Id(_) => false,
+        DomainId::Uuid(uuid) => owner.uuid.as_ref() == Some(uuid),
+        DomainId::Name(name) => owner.vm == *name,
+        DomainId::Id(_) => false,
     };
     Ok(claimants(store)?.into_iter().map(|claimant| claimant.owner).find(is_meant))
 }

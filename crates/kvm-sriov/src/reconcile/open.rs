@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::apply::{self, Scope};
 use super::{Elsewhere, Obstacle, Repair, RepairFailure};
-use crate::base::{Action, DeployId, NicKey, Position};
+use crate::base::{Action, DomainId, NicKey, Position};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -22,7 +22,7 @@ use crate::xml::VmData;
 pub(crate) fn open<'a>(
     host: &'a Host,
     action: Action,
-    id: &DeployId,
+    id: &DomainId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
     let mut found = Vm::open_as_is(host, action, id, data)?;
@@ -39,7 +39,7 @@ pub(crate) fn open<'a>(
 pub(crate) fn open_to_unplug<'a>(
     host: &'a Host,
     action: Action,
-    id: &DeployId,
+    id: &DomainId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
     let mut found = Vm::open_as_is(host, action, id, data)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::apply::{self, Scope};
 use super::domainless::{self, Domainless};
 use super::{ACTION, Busy, Elsewhere, Facts, Repair, Report, VmReport, decide};
-use crate::base::{DeployId, DomainName, Owner, ascending, lock};
+use crate::base::{DomainId, DomainName, Owner, ascending, lock};
 use crate::claims::{self, ClaimError, ClaimStore, Claimant};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -207,7 +207,7 @@ impl Pass<'_> {
             other => other?,
         };
         // The domain may have been started since it was listed.
-        let id = owner.uuid.clone().map_or_else(|| DeployId::Name(owner.vm.clone()), DeployId::Uuid);
+        let id = owner.uuid.clone().map_or_else(|| DomainId::Name(owner.vm.clone()), DomainId::Uuid);
         if self.host.hypervisor().find(&id)?.is_some_and(|domain| domain.id.is_some()) {
             return Ok(None);
         }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::repair;
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::claims::ClaimError;
 use crate::error::{Cause, Obstacle};
 use crate::host::Host;
@@ -28,7 +28,7 @@ const READ_AGAIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// libvirtd does not answer, or a VF that left can't be plugged back. Later actions and `kvm-sriov reconcile` try
 /// again.
-pub fn watch(host: &Host, id: &DeployId) -> Result<(), Cause> {
+pub fn watch(host: &Host, id: &DomainId) -> Result<(), Cause> {
     let end = Instant::now() + host.settings().unplug_grace;
     'grace: while Instant::now() < end {
         // A libvirtd that was restarted may need a moment to know the domain again.

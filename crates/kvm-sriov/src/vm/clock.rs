@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::base::DeployId;
+use crate::base::DomainId;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::host::detached;
@@ -28,7 +28,7 @@ pub(crate) fn start(host: &Host, domain: &DomainRef) {
 ///
 /// # Errors
 /// libvirtd does not answer. Nothing was changed.
-pub fn sync_clock(host: &Host, id: &DeployId) -> Result<(), Cause> {
+pub fn sync_clock(host: &Host, id: &DomainId) -> Result<(), Cause> {
     for number in 1..=TRIES {
         let Some(domain) = host.hypervisor().find(id)? else { return Ok(()) };
         match host.hypervisor().sync_time(&domain) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::base::{Action, DeployId, Owner, POLL};
+use crate::base::{Action, DomainId, Owner, POLL};
 use crate::claims::{ClaimError, ClaimStore};
 use crate::error::Cause;
 use crate::host::Host;
@@ -51,7 +51,7 @@ pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
 /// Whether the domain with this UUID no longer runs. A domain of the same name is another one. OpenNebula's domains are
 /// transient; libvirt still shows a persistent domain that has ended, without an id.
 pub(crate) fn is_gone(host: &Host, domain: &DomainRef) -> Result<bool, Cause> {
-    let found = host.hypervisor().find(&DeployId::Uuid(domain.uuid.clone()))?;
+    let found = host.hypervisor().find(&DomainId::Uuid(domain.uuid.clone()))?;
     Ok(found.is_none_or(|domain| domain.id.is_none()))
 }
 

@@ -1,7 +1,7 @@
 //! An action finds its VM and takes the VM's lock.
 
 use super::{Vm, adopt, read, wanted};
-use crate::base::{Action, DeployId, Position};
+use crate::base::{Action, DomainId, Position};
 use crate::claims::{ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
@@ -69,7 +69,7 @@ impl<'a> Vm<'a> {
     pub(crate) fn open_as_is(
         host: &'a Host,
         action: Action,
-        id: &DeployId,
+        id: &DomainId,
         data: Option<&VmData>,
     ) -> Result<Found<'a>, Cause> {
         host.check_stop()?;

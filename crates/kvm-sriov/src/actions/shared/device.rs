@@ -3,7 +3,7 @@
 
 use std::slice;
 
-use crate::base::{Action, DeployId};
+use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause, HostState, UnplugOutcome};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
@@ -106,7 +106,7 @@ pub(crate) struct MediumChange<'a> {
 pub(crate) fn change_medium(
     host: &Host,
     action: Action,
-    id: &DeployId,
+    id: &DomainId,
     data: Option<&VmData>,
     change: &MediumChange<'_>,
 ) -> Result<(), ActionError> {

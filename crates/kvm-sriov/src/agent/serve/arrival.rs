@@ -7,7 +7,7 @@ use super::reservation::Reservation;
 use super::{ACTION, done_or_left};
 use crate::agent::conversation::Heartbeat;
 use crate::agent::{AgentAnswer, Presence};
-use crate::base::{DeployId, DomainUuid, POLL, Position};
+use crate::base::{DomainId, DomainUuid, POLL, Position};
 use crate::claims::{ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
@@ -125,7 +125,7 @@ fn plug(
 ///
 /// That agent may still live and hold the VM's lock. The VM's CPUs run at once; only its VFs wait for the lock.
 pub(super) fn finish_unprepared(host: &Host, uuid: &DomainUuid, id: &str) -> Result<AgentAnswer, Cause> {
-    let uuid = DeployId::Uuid(uuid.clone());
+    let uuid = DomainId::Uuid(uuid.clone());
     let Some(domain) = host.hypervisor().find(&uuid)? else { return Err(Cause::NothingPrepared) };
     let live = vm::read(host, &domain)?;
     let (presence, _) = Presence::on(host, &domain.uuid)?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::ACTION;
 use super::witness::Witness;
 use crate::agent::IncomingVm;
-use crate::base::{DeployId, DomainName, Owner, Position, WantedVf};
+use crate::base::{DomainId, DomainName, Owner, Position, WantedVf};
 use crate::claims::{ClaimError, ClaimRequest, ClaimStore, VmLock};
 use crate::config::VfMap;
 use crate::error::Cause;
@@ -45,7 +45,7 @@ impl Reservation {
     pub(super) fn make(host: &Host, vm: IncomingVm) -> Result<(Self, Option<String>), Cause> {
         // Watched before the first look: nothing that comes later is missed.
         let witness = Witness::new(host.hypervisor().watch_for(&vm.uuid)?);
-        for id in [DeployId::Uuid(vm.uuid.clone()), DeployId::Name(vm.name.clone())] {
+        for id in [DomainId::Uuid(vm.uuid.clone()), DomainId::Name(vm.name.clone())] {
             if let Some(domain) = host.hypervisor().find(&id)? {
                 return Err(Cause::Exists { name: domain.name });
             }

@@ -6,6 +6,7 @@ mod interface;
 mod matching;
 mod nic;
 mod resize;
+mod value;
 mod vm;
 
 pub use deployment::{Deployment, Nvram, PlannedNic};

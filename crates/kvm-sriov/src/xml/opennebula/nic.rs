@@ -2,7 +2,7 @@
 
 use roxmltree::Node;
 
-use super::vm::{number, text_of, value};
+use super::value::{number, text_of, value};
 use crate::base::{MacAddress, ParseError, PciAddress, RootName};
 use crate::xml::read::decimal;
 use crate::xml::{PciDevice, XmlError};

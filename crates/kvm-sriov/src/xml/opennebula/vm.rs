@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::nic::{VmAlias, VmNic, VmPci};
+use super::value::{number, text_of, value};
 use crate::base::{MacAddress, PciAddress, RootName};
 use crate::xml::parse::parse;
-use crate::xml::read::{child, children, content, decimal, root};
+use crate::xml::read::{child, children, root};
 use crate::xml::{PciDevice, XmlError};
 
 /// The parts of the description of a VM that the driver needs.
@@ -166,22 +167,6 @@ pub fn datastore_values<const N: usize>(
 pub fn tpm_state(vm_xml: &str) -> Result<Option<String>, XmlError> {
     let document = parse(vm_xml)?;
     Ok(child(root(&document, "VM")?, "USER_TEMPLATE").and_then(|template| text_of(template, "TPM_STATE")))
-}
-
-pub(super) fn text_of(node: Node<'_, '_>, name: &'static str) -> Option<String> {
-    value(node, name).map(|(text, _)| text)
-}
-
-pub(super) fn number(node: Node<'_, '_>, name: &'static str) -> Option<u32> {
-    text_of(node, name).and_then(|text| decimal(&text).ok())
-}
-
-/// The text of an element, and the element; `None` if it is missing or empty, which is OpenNebula's way to write "not
-/// set".
-pub(super) fn value<'a, 'i>(nic: Node<'a, 'i>, name: &'static str) -> Option<(String, Node<'a, 'i>)> {
-    let node = child(nic, name)?;
-    let text = content(node).trim().to_owned();
-    (!text.is_empty()).then_some((text, node))
 }
 
 #[cfg(test)]
