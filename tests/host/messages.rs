@@ -413,7 +413,7 @@ fn causes() -> Vec<(Action, Cause)> {
             Action::AttachDisk,
             Cause::OtherDisk { vm: vm(), what: text("attach /d/disk.2 (vdb) to one-42"), found: text("/d/disk.3") },
         ),
-        (Action::AttachDisk, Cause::NotNamed { what: text("disk that is to be attached") }),
+        (Action::AttachDisk, Cause::NotNamed { what: text("disk to attach") }),
         (Action::Exec, Cause::GuestAgent { vm: vm(), text: text("command not found") }),
         (
             Action::SaveCeph,

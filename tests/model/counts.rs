@@ -201,7 +201,7 @@ fn calls_grow_by_one_for_each_vf() {
     }
 }
 
-/// Where the program sleeps because no event tells when a wait is over: the file, how often, and why.
+/// Where the program sleeps because no event tells when a wait is over: the file, how many sleeps it has, and why.
 const SLEEPS: &[(&str, usize, &str)] = &[
     ("actions/shutdown.rs", 1, "a guest may take minutes to power off, and may have done so while libvirtd was away"),
     ("vm/gone.rs", 1, "a domain that was destroyed and is still there: the stock driver asks 60 times"),
@@ -258,7 +258,7 @@ fn nothing_is_synchronised_by_sleeping() {
     assert_eq!(found, known, "a sleep that is not known, or is known and gone");
 }
 
-/// How often each file below a directory sleeps, without its tests.
+/// The number of sleeps in each file below a directory, without its tests.
 fn sleeps(dir: &Path, found: &mut Vec<(String, usize)>) {
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {

@@ -226,9 +226,7 @@ fn a_message_without_a_disk_touches_nothing() {
     let host = a_running_vm();
     host.faults().disarm();
     let nothing = message("").replace("YES", "NO");
-    for (text, problem) in
-        [(nothing.as_str(), "names no disk that is to be attached"), ("<VM", "OpenNebula's message: ")]
-    {
+    for (text, problem) in [(nothing.as_str(), "names no disk to attach"), ("<VM", "OpenNebula's message: ")] {
         let error = attach_described(&host, "/d", "vdb", text.to_owned()).unwrap_err().to_string();
         assert!(error.contains(problem) && error.ends_with("nothing was changed"), "{error}");
     }

@@ -1,5 +1,5 @@
 //! The rules of reconciliation over every state of two hosts: a VM never runs in two places, no memory is lost, and
-//! whatever is not in doubt settles.
+//! every VM that is not in doubt reaches a final state.
 //!
 //! [`decide`] is a pure function, so its whole state space can be walked. A world is what is true on two hosts. From
 //! each world each host may do the first repair that it decides on, with everything that it may truthfully have been
@@ -167,7 +167,8 @@ impl World {
         told
     }
 
-    /// The repairs of one host, and the worlds after the first of them. What waits for somebody is none.
+    /// The repairs of one host, and the worlds after the first of them. A repair that waits for a person does not
+    /// count.
     fn steps(&self, here: usize, elsewhere: Elsewhere) -> (Vec<Repair>, Option<World>) {
         let repairs: Vec<Repair> = decide(&self.sides[here].facts(elsewhere));
         let first = repairs.iter().find(|repair| !repair.is_note());

@@ -183,7 +183,7 @@ impl Console {
         Some(first(&format!(" inet {ip} "))? - first("link/ether")?)
     }
 
-    /// How often the guest booted.
+    /// How many times the guest booted.
     pub fn boots(&self) -> usize {
         self.said("READY").count()
     }

@@ -67,7 +67,7 @@ pub(super) struct Site {
     pub(super) name: String,
     pub(super) sysfs: Sysfs,
     pub(super) daemon: Daemon,
-    /// How often libvirtd has ended.
+    /// How many times libvirtd has ended.
     pub(super) ends: u64,
     pub(super) domains: Vec<Domain>,
     pub(super) watchers: Vec<Watcher>,

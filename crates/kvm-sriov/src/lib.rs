@@ -50,7 +50,8 @@
 //!
 //! * A [`Host`] is `Send` and `Sync`. Operations on different domains run at the same time; operations on one domain
 //!   wait for each other.
-//! * Every wait has a limit: see [`config::Settings`].
+//! * Every wait for libvirtd, a guest, a lock or another host has a limit: see [`config::Settings`]. Files on a file
+//!   system that hangs, and programs that an action runs, have none.
 //! * The first connection starts a thread for libvirt's event loop. The thread ends with the last connection.
 //! * The crate does not change how signals are handled, unless the process calls [`hold_signals`].
 //! * Log lines go to the crate `log`.

@@ -61,7 +61,7 @@ impl New<'_> {
         match self {
             Self::Pci(pci) => live.pci_alias(&pci.device).is_some(),
             Self::Interface(nic) => live.interfaces.iter().any(|interface| {
-                // Without NIC_ID and host device only MAC and bridge are known.
+                // Without NIC_ID and interface name on the host, only MAC and bridge are known.
                 let is_nameless = nic.id.is_none() && nic.target.is_none();
                 interface.belongs_to(nic) || (is_nameless && interface.is_on_bridge_of(nic))
             }),
@@ -181,8 +181,8 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
         Some(known) => return other(format!("it has a VF of {}", known.root)),
         None => {}
     }
-    // NICs of this MAC and root whose NIC_ID is not recorded. If there are more of them than other such NICs in
-    // OpenNebula's description, this NIC is one of them.
+    // NICs of this MAC and root without a recorded NIC_ID. OpenNebula's description may explain some of them as other
+    // NICs. If one is left over, it is this NIC.
     let nameless = with_mac().filter(|known| known.root == *root && (known.nic_id.is_none() || nic.id.is_none()));
     let is_noted = |id: Option<u32>| id.is_some() && with_mac().any(|known| known.nic_id == id);
     let is_other =

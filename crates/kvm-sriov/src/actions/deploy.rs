@@ -31,6 +31,7 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
         .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
     let vm_dir = VmDir::of(file).map_err(untouched)?;
     let disks = dir::linked_disks(deployment.disk_files());
+    // The file is stored as OpenNebula wrote it, and again at each attempt, with the XML of that attempt.
     dir::store(file, xml).map_err(untouched)?;
     let start = Start { host, deployment: &deployment, file, disks, vm_dir };
     let domain = if deployment.sriov_nics().next().is_none() { start.without_vfs()? } else { start.with_vfs()? };

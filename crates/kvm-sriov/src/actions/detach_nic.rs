@@ -76,7 +76,7 @@ fn with_vf(vm: &Vm<'_>, mac: MacAddress, data: Option<&VmData>) -> Result<Option
     match data.and_then(|data| Some((data, data.nic_of_action(mac)?))) {
         None => rivals.extend(interfaces(&vm.live, mac).map(name_of)),
         Some((data, nic)) => {
-            // Without a recorded NIC_ID the host device identifies the NIC.
+            // Without a recorded NIC_ID, the interface name on the host identifies the NIC.
             if let Some(it) = candidates.iter().find(|known| vm.has_device_of(known, nic)) {
                 return Ok(Some((*it).clone()));
             }

@@ -100,7 +100,7 @@ struct Departure<'a> {
 }
 
 impl Departure<'_> {
-    /// Moves the VM. After a failure, where the VM is then decides what is done.
+    /// Moves the VM. If that fails, the place where the VM is then decides what follows.
     fn run(mut self) -> Result<(), ActionError> {
         let (moved, cause) = match self.depart() {
             Ok(()) if self.is_cancelled() => (true, Cause::Cancelled { name: self.found.domain().name.clone() }),

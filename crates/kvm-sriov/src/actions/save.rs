@@ -18,8 +18,8 @@ use crate::xml::{OperationKind, VmData};
 
 /// Saves the domain into `checkpoint` and ends it. VFs are unplugged first, and free afterwards.
 ///
-/// The image gets its name only when it is complete. An older checkpoint is kept as `<checkpoint>.<seconds since
-/// 1970>`.
+/// The image of a VM with VFs gets its name only when it is complete; a VM without VFs is saved as by the stock driver.
+/// An older checkpoint is kept as `<checkpoint>.<seconds since 1970>`.
 ///
 /// * `data` - OpenNebula's description of the VM, for a domain that is adopted
 ///

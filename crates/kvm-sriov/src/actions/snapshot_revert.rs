@@ -215,7 +215,7 @@ impl Revert<'_, '_> {
         WantedNic::in_order(nics)
     }
 
-    /// Records OpenNebula's description of each dummy that is missing, or that stands for another NIC.
+    /// Records OpenNebula's description of each dummy that is missing, or that belongs to another NIC.
     fn describe_dummies(&mut self) -> Result<(), Cause> {
         let Some(data) = self.data else { return Ok(()) };
         let (host, vm) = (self.vm.host, &mut self.vm);

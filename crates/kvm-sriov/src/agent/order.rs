@@ -57,7 +57,7 @@ fn listen(child: &mut Child) -> String {
     said.join(" ")
 }
 
-/// An action's message is `action: cause; state of the host`.
+/// Splits the message of the failed program, "action: cause; state of the host", into cause and state.
 fn failed(said: &str, status: ExitStatus, order: &MoveOrder) -> AgentAnswer {
     let text = said.strip_prefix(MIGRATE).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(said);
     let text = text.strip_suffix('.').unwrap_or(text);

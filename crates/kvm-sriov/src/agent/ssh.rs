@@ -115,7 +115,7 @@ impl Ssh {
 impl Reach for Ssh {
     fn start(&self, host: &HostName) -> Result<Link, AgentError> {
         let failed = |why: String| AgentError::NotStarted { host: host.clone(), why };
-        // A shell on the other host reads the path, and nothing else.
+        // ssh passes the path to a shell on the other host, so it must have no character that a shell would interpret.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-');
         if !self.agent.bytes().all(plain) {
             return Err(failed(format!("its path {} has characters that a shell would interpret", self.agent)));

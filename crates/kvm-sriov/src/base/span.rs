@@ -12,7 +12,7 @@ use std::time::Instant;
 /// The file for the spans, if there is one.
 static FILE: OnceLock<Option<File>> = OnceLock::new();
 
-/// The begin of the first span: time 0 of all spans of this process.
+/// The start of the first span: time 0 of all spans of this process.
 static ZERO: OnceLock<Instant> = OnceLock::new();
 
 /// What the driver spends the time on.

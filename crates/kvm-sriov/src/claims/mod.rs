@@ -2,8 +2,8 @@
 //! them.
 //!
 //! `<state>/<root>/<index>` exists exactly while that VF is in use; docs/reference/state.md describes the files. A
-//! claim is stale when no running domain and no running action backs it. The next action that reads the claims removes
-//! it.
+//! claim is stale when no running domain and no running action backs it, and it names no save image. The next action
+//! that reads the claims removes it.
 //!
 //! * `claim` - [`Claim`], and what else the calls take and return
 //! * `store` - [`ClaimStore`]: the state directory and its locks

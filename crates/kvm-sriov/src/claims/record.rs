@@ -18,9 +18,9 @@ pub(super) enum Content {
     Ours(Record),
     /// An empty file: a claim of the driver of 2013, which wrote nothing into its claims.
     Original,
-    /// A claim of another host: hosts share the state directory, or it was copied from another host. This host does not
-    /// free or change it. Its address is one of the other host, so only its index counts: the line of the map with this
-    /// number is not given away.
+    /// A claim that another host wrote: the hosts share the state directory, or it was copied. This host neither frees
+    /// nor changes it. Its PCI address is one of the other host and means nothing here. So only its index counts: the
+    /// VF on that line of this host's map is given to nobody.
     Elsewhere(Record),
     /// A file with other content. Its VF counts as used, and the file is never removed.
     Unreadable {

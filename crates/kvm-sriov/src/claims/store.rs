@@ -11,8 +11,8 @@ use super::turn::Turn;
 use super::{ClaimError, Holder, safe};
 use crate::base::{Action, DomainName, RootName};
 
-/// How long to wait for the claims' lock. It is held for milliseconds. A process that holds it for this long is
-/// stopped.
+/// How long to wait for the claims' lock. It is held for milliseconds. A process that holds it this long hangs, or was
+/// itself stopped (SIGSTOP).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state directory of a host: its claims and its locks.

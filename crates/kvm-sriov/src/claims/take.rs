@@ -1,4 +1,4 @@
-//! Free VFs are claimed.
+//! Claims free VFs.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ impl ClaimStore {
     }
 }
 
-/// The VFs of this host that each requested root lists.
+/// For each root that the request names: the VFs of its map, without the addresses that are no VF (these are logged).
 fn supplies(request: &ClaimRequest<'_>) -> Result<BTreeMap<RootName, Supply>, ClaimError> {
     let mut supplies = BTreeMap::new();
     for WantedVf { root, .. } in request.vfs {

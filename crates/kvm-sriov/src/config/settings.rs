@@ -55,7 +55,7 @@ pub struct Settings {
     pub qemu_protocol: String,
     /// SYNC_TIME: whether the driver sets the clock of a guest whose CPUs were stopped.
     pub sync_time: bool,
-    /// VIRSH_RETRIES: how often the driver tries a call that may fail for a moment.
+    /// VIRSH_RETRIES: how many times the driver tries a call that may fail for a moment.
     pub retries: u32,
     /// DEFAULT_ATTACH_NIC_MODEL: the model of a NIC that names none.
     pub nic_model: String,

@@ -95,7 +95,7 @@ impl OneVersion {
     }
 
     /// Formats an error message for this version. 7.x appends `ExitCode: n` directly to the text, so a text without a
-    /// final punctuation mark gets a full stop. Up to 6.0 the text stands between two marker lines.
+    /// final punctuation mark gets a full stop. Up to 6.0 the text is printed between two marker lines.
     pub fn failure(&self, text: &str) -> String {
         let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         let stop = if line.ends_with(['.', '!', '?', ')']) { "" } else { "." };

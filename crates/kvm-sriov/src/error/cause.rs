@@ -209,7 +209,7 @@ pub enum Cause {
     },
     /// OpenNebula's message does not name the object of the action.
     NotNamed {
-        /// "disk that is to be attached" ...
+        /// "disk to attach" ...
         what: String,
     },
     /// The guest agent refused a command, or its answer is not of its protocol.

@@ -1,4 +1,4 @@
-//! A host from its parts, for programs that have no kvmrc.
+//! Builds a [`Host`] from settings, maps and directories, for programs that have no kvmrc.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,7 +61,8 @@ impl HostBuilder {
         self
     }
 
-    /// The directory of the claims: absolute, of this host alone, and writable for this process. It is made when it is missing.
+    /// The directory of the claims: absolute, of this host alone, and writable for this process. It is made when it is
+    /// missing.
     #[must_use]
     pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.settings.state_dir = dir.into();
@@ -89,8 +90,8 @@ impl HostBuilder {
         Self { maps: self.maps.and(dir.into()), ..self }
     }
 
-    /// The directory of the programs `sriov_watcher`, `sriov_clock` and `sriov_agent`. Without it none is started: a VF that
-    /// a guest releases late is plugged back by the next [`Host::reconcile`].
+    /// The directory of the programs `sriov_watcher`, `sriov_clock` and `sriov_agent`. Without it none is started: a VF
+    /// that a guest releases late is plugged back by the next [`Host::reconcile`].
     #[must_use]
     pub fn programs(self, dir: impl Into<PathBuf>) -> Self {
         Self { programs: Some(dir.into()), ..self }

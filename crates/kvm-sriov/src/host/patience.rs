@@ -19,7 +19,7 @@ use crate::sysfs::denied_vfio_device;
 /// machine whose own host had to find the pages.
 const PER_GIB: Duration = Duration::from_secs(2);
 
-/// How often a call is made that fails because QEMU may not open the VF, although a udev rule gives the VF to QEMU.
+/// How many times a call is made when QEMU is not allowed to open the VF although a udev rule gives it to QEMU.
 const UDEV_TRIES: usize = 4;
 
 /// How long udev may take to handle its events.

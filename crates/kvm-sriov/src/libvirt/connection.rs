@@ -259,8 +259,8 @@ impl Connection {
         !self.closing.is_closed() && self.connect.is_alive().unwrap_or(false)
     }
 
-    /// Turns an error without a kind of its own into a disconnection when the connection is broken: libvirt has many
-    /// texts for that.
+    /// When the connection is broken, turns an error of kind Other into a disconnection. libvirt reports a broken
+    /// connection with many different texts, so the text does not tell.
     pub(super) fn judge(&self, error: LibvirtError) -> LibvirtError {
         if self.is_alive() { error } else { error.by_disconnection() }
     }

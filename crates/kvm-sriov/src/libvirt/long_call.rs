@@ -90,7 +90,7 @@ pub(super) enum GiveUp {
         uuid: String,
         /// The job's numbers when they were last read, and since when they have not changed.
         seen: (Option<ffi::JobStats>, Instant),
-        /// How long they may stay the same for a domain without memory; see [`copy_limit`].
+        /// The shortest time without progress that counts as a hang. Each GiB of memory adds to it: see [`copy_limit`].
         least: Duration,
     },
 }

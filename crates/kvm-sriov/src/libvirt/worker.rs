@@ -62,7 +62,8 @@ fn run(mut task: Task) {
             }
             *spare = Some(sender);
         }
-        // This must come last: the one who waits for the end makes the next call at once, and takes the spare thread.
+        // Last: dropping this wakes the caller, whose next call may come at once. The spare thread must be in its place
+        // by then.
         drop(ending);
         match receiver.recv() {
             Ok(next) => task = next,

@@ -39,13 +39,13 @@ impl Message {
         ActionError::untouched(self.action, Cause::NotNamed { what })
     }
 
-    /// The disk that is to be attached: the one with `ATTACH=YES`.
+    /// The disk to attach: the one with `ATTACH=YES`.
     ///
     /// # Errors
     /// Nothing was touched; the document can't be read or has no such disk.
     pub fn attached_disk(&self) -> Result<VmDisk, ActionError> {
         let disk = VmDisk::find(&self.text, None).map_err(|source| self.wrong(source))?;
-        disk.ok_or_else(|| self.not_named("disk that is to be attached".into()))
+        disk.ok_or_else(|| self.not_named("disk to attach".into()))
     }
 
     /// The target of a disk in the domain, such as `vdb`.
@@ -60,7 +60,7 @@ impl Message {
         target.ok_or_else(|| self.not_named(format!("target of disk {disk}")))
     }
 
-    /// The sizes that a VM is to have.
+    /// The sizes that a VM should get.
     ///
     /// # Errors
     /// Nothing was touched; the document can't be read.

@@ -36,7 +36,8 @@ pub fn run() -> ExitCode {
 }
 
 /// Starts the probe if none was started in the last 30 s. `poll` calls this for OpenNebula up to 5.10, which has no
-/// probes for VMs but runs `poll` for every VM. Waits for nothing, and only logs a failure, which is none of `poll`.
+/// probes for VMs but runs `poll` for every VM. Does not wait. A failure is only logged, because it must not fail
+/// `poll`.
 pub fn start_in_turn(host: &Host) {
     match is_due(host) {
         Ok(true) => detached::start_probe(host),

@@ -1,4 +1,4 @@
-//! A running domain moves to another host.
+//! Moves a running domain to another host.
 
 use crate::actions::{self, Route};
 use crate::agent::Reach;

@@ -1,4 +1,4 @@
-//! A domain goes into a file, and comes back.
+//! Saves a domain into a file and restores it.
 
 use std::path::Path;
 

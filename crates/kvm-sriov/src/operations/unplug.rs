@@ -1,4 +1,4 @@
-//! A VF leaves a running domain.
+//! Unplugs a VF from a running domain.
 
 use crate::actions;
 use crate::base::{DomainId, MacAddress};

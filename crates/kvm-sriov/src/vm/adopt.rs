@@ -13,9 +13,9 @@ use crate::xml::{AdoptedDevices, LiveDomain, LiveHostdev, LiveInterface, VmData,
 /// The first two bytes of OpenNebula's MACs, unless oned.conf says otherwise.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x00];
 
-/// The VFs of a domain without the driver's metadata that can be adopted, each with its dummy: the k-th VF with the
-/// k-th dummy. Empty when the domain has no dummies: then its VFs are not the driver's. A PCI device, or a NIC with the
-/// MAC of a dummy, that OpenNebula describes is OpenNebula's and is not adopted.
+/// The VFs that can be adopted, each with its dummy: the k-th VF belongs to the k-th dummy. Empty for a domain without
+/// dummies, whose VFs are not the driver's. PCI devices and NICs that OpenNebula itself describes are never adopted,
+/// even if their MAC looks like that of a dummy.
 ///
 /// # Errors
 /// A map can't be read, and only that map may list the VF of a dummy. Then it is unknown which VF belongs to which

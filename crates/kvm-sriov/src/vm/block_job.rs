@@ -8,7 +8,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
 
-/// How often a call that libvirt refuses because of a block job is made.
+/// How many times a call is made that libvirt refuses because of a block job.
 ///
 /// # Source
 /// OpenNebula's stock driver, for this and the next constant.

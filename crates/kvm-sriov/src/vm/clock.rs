@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::host::detached;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 
-/// How often the guest agent is asked, and the time between two tries, in which the agent may start.
+/// How many times the guest agent is asked, and the time between two tries, in which the agent may start.
 ///
 /// # Source
 /// OpenNebula's stock driver: four tries, 5 s apart.

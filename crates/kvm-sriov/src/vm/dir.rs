@@ -43,8 +43,8 @@ impl VmDir {
         self.path.join("vm.xml")
     }
 
-    /// OpenNebula's description of the VM; `None` when it is missing or can't be read. Nothing that a VF needs is only
-    /// there.
+    /// OpenNebula's description of the VM; `None` when it is missing or can't be read. A VF needs nothing that only
+    /// this file has.
     pub(crate) fn vm_data(&self) -> Option<VmData> {
         let path = self.vm_xml();
         let text = match fs::read_to_string(&path) {

@@ -17,7 +17,8 @@ impl Vm<'_> {
         self.live.dummy_of(nic)
     }
 
-    /// Whether two descriptions mean one NIC: the dummy of `known` has the host device that OpenNebula names for `nic`.
+    /// Whether two descriptions mean one NIC: the dummy of `known` has the interface name on the host that OpenNebula
+    /// gives `nic`.
     pub(crate) fn has_device_of(&self, known: &WantedNic, nic: &VmNic) -> bool {
         let target = self.dummy_of(known).and_then(|dummy| dummy.target.as_deref());
         known.mac == nic.mac && target.is_some() && target == nic.target.as_deref()
@@ -41,7 +42,7 @@ impl Vm<'_> {
     }
 
     /// Plugs the dummy of a NIC as it was when the guest was asked to release it. When that is unknown, the dummy lacks
-    /// what only OpenNebula's description says: host device, filter and bandwidth.
+    /// what only OpenNebula's description says: interface name on the host, filter and bandwidth.
     ///
     /// # Errors
     /// As [`Vm::plug_dummy`].
@@ -53,7 +54,10 @@ impl Vm<'_> {
         }
         let mac = self.host.dummy_mac(nic.mac, nic.position)?;
         let rebuilt = || {
-            log::warn!("the dummy of NIC {} is plugged in without its host device, filter and bandwidth", nic.mac);
+            log::warn!(
+                "the dummy of NIC {} is plugged in without its interface name on the host, filter and bandwidth",
+                nic.mac
+            );
             let described = VmNic::new(nic.mac, None);
             dummy_interface_of(&described, nic_defaults(self.host, None), nic.position, mac, bridge)
         };

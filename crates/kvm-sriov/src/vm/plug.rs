@@ -124,8 +124,8 @@ impl Vm<'_> {
         self.reread()
     }
 
-    /// Releases the new claims of the NICs that got no VF. Where that is not known the claim stays, for whoever sees
-    /// the domain.
+    /// Releases the new claims of the NICs that got no VF. If it is unknown whether a NIC got its VF, its claim stays,
+    /// and the next action that reads the domain decides.
     ///
     /// * `before` - the VM's claims before the plug. They stay: no other VM may take a VF that this VM lacks for a
     ///   moment

@@ -6,7 +6,7 @@ use crate::claims::Claim;
 use crate::error::{Cause, UnplugOutcome};
 use crate::xml::WantedNic;
 
-/// A device of a NIC with a VF, which is to be unplugged: the VF itself, or its dummy.
+/// A device of a NIC with a VF that must be unplugged: the VF itself, or its dummy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NicDevice {
     pub(crate) alias: String,

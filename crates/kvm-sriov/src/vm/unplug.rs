@@ -126,8 +126,8 @@ impl<'a> Removal<'a> {
         self.outcome.is_none()
     }
 
-    /// Whether the guest is to be asked now. The clock is read after `due`, so that a request which is due at once is
-    /// never in the future.
+    /// Whether the guest must be asked now. `due` is computed before the clock is read: a request that is due at once
+    /// would otherwise be a moment in the future.
     fn is_due(&self) -> bool {
         self.due().is_some_and(|due| due <= Instant::now())
     }
@@ -375,7 +375,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Opens the requests again whose device the live XML still shows.
+    /// Reopens each request whose device the live XML still shows.
     fn reopen(&mut self, shown: impl Fn(&str) -> bool) {
         for request in &mut self.requests {
             if request.outcome == Some(UnplugOutcome::Released) && shown(request.alias) {

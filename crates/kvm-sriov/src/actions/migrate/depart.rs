@@ -47,8 +47,8 @@ impl Departure<'_> {
         for (path, target) in &storage.links {
             self.agent.ask(&AgentRequest::Symlink { path: path.clone(), target: target.clone() })?;
         }
-        // After the files: the copy of a snapshot directory holds an image of the running disk, which the empty one
-        // replaces.
+        // After the files: a copied snapshot directory also contains the image of the running disk, and the empty image
+        // must replace it.
         for (_, DiskImage { path, format, size }) in &storage.written {
             self.agent.ask(&AgentRequest::Image { path: path.clone(), format: format.clone(), size: *size })?;
         }

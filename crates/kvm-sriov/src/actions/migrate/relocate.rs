@@ -47,7 +47,7 @@ struct Relocation<'a> {
     makes_dir: bool,
 }
 
-/// Elements of a domain, logs and sockets, that lose only their name when their file is deleted.
+/// Elements whose files are logs or sockets. QEMU keeps these open, so deleting the file takes away only its name.
 const NAMES_ONLY: [&str; 8] = ["serial", "parallel", "console", "channel", "graphics", "redirdev", "smartcard", "rng"];
 
 impl<'a> Relocation<'a> {

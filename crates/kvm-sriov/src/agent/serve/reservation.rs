@@ -43,7 +43,7 @@ impl Reservation {
     /// The VM is here already, or the host lacks something that it needs. Nothing is claimed, and a directory that was
     /// created is removed.
     pub(super) fn make(host: &Host, vm: IncomingVm) -> Result<(Self, Option<String>), Cause> {
-        // Watched before the first look: nothing that comes later is missed.
+        // The watch begins before the first look, so no event is missed.
         let witness = Witness::new(host.hypervisor().watch_for(&vm.uuid)?);
         for id in [DomainId::Uuid(vm.uuid.clone()), DomainId::Name(vm.name.clone())] {
             if let Some(domain) = host.hypervisor().find(&id)? {

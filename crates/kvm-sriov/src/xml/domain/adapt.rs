@@ -15,7 +15,7 @@ use crate::xml::write::Escaped;
 
 /// The VM's directory: `<datastores>/<number>/<vm>`, the path of a checkpoint without its name.
 struct VmDirectory {
-    /// The directory of the datastores: as written, and without doubled slashes.
+    /// The directory of the datastores in two forms: as OpenNebula wrote it, and with each "//" reduced to "/".
     datastores: [String; 2],
     datastore: String,
     vm: String,

@@ -33,7 +33,7 @@ pub fn nic_alias(nic: &VmNic) -> String {
 /// The `<interface>` that OpenNebula's stock driver plugs for a NIC, with an alias.
 ///
 /// # Source
-/// OpenNebula's `opennebula_vm.rb` (`interface_xml`); `LibVirtDriverKVM.cc` for what that lacks.
+/// OpenNebula's `opennebula_vm.rb` (`interface_xml`); `LibVirtDriverKVM.cc` for what that file leaves out.
 pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>, alias: &str) -> String {
     let bridge = nic.bridge.as_deref().filter(|_| nic.network_mode.as_deref() != Some("dummy"));
     let is = |kind: &str| nic.bridge_type.as_deref().is_some_and(|bridge_type| bridge_type == kind);

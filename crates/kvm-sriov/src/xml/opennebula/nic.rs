@@ -80,7 +80,7 @@ pub(super) struct VmAlias {
 }
 
 impl VmNic {
-    /// A NIC of which only the arguments of an action are known.
+    /// A NIC that is known only from the arguments of an action.
     pub fn new(mac: MacAddress, bridge: Option<String>) -> Self {
         Self {
             mac,

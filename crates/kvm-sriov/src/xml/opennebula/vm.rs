@@ -46,7 +46,7 @@ impl VmData {
     ///
     /// # Errors
     /// The text is not XML or has no `<VM>`; a MAC is wrong; the VLAN_ID of an SR-IOV NIC is not a number up to 65535
-    /// (without a VLAN the NIC would not be isolated); the PCI device of the action has no address.
+    /// (it is recorded, not applied); the PCI device of the action has no address.
     pub fn parse(description: &str) -> Result<Self, XmlError> {
         let document = parse(description)?;
         let top = document.root_element();

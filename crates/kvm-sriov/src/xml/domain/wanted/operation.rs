@@ -24,7 +24,7 @@ pub struct Operation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OperationKind {
-    /// A save: the VFs are unplugged or being unplugged, and the domain is saved into a file.
+    /// A save: the VFs are unplugged or being unplugged, and the domain is saved into a file. The claims name the file.
     Save,
     /// A restore: the domain was started from a file and is paused; not all its VFs are plugged.
     Restore {

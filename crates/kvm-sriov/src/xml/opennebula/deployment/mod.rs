@@ -199,8 +199,8 @@ impl Deployment {
         self.disks.iter().filter(is_of_opennebula).map(|disk| disk.path.clone()).collect()
     }
 
-    /// The domain XML for libvirt. In place of each SR-IOV NIC stands a host device; the dummies follow at the end of
-    /// the last block of devices; the driver's metadata are added; the given disks have other files. Everything else
+    /// The domain XML for libvirt: each SR-IOV NIC is replaced by a host device, the dummies are added at the end of
+    /// the last block of devices, the driver's metadata are added, and the given disks get other files. Everything else
     /// stays byte for byte.
     ///
     /// The dummy gets the model, driver, target, filter and bandwidth of the NIC. The NIC's virtual port is dropped,

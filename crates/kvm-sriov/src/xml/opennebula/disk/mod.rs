@@ -87,7 +87,7 @@ impl VmDisk {
     /// * `default` - the value of `DEFAULT_ATTACH_<name>` in kvmrc
     ///
     /// # Source
-    /// OpenNebula's stock `attach_disk`; `LibVirtDriverKVM.cc` for what that lacks.
+    /// OpenNebula's stock `attach_disk`; `LibVirtDriverKVM.cc` for what that file leaves out.
     pub fn to_xml<'a>(
         &'a self,
         place: &DiskPlace,
