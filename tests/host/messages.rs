@@ -119,7 +119,7 @@ fn messages_of_the_programs() {
     site.configure("");
     site.caller(0).run("deploy", &deploy.args(), &deploy.stdin).ok();
     let (code, message) = said(&site, "deploy", &deploy.args(), &deploy.stdin);
-    let message = mask(&message, "deployment.0: ", "; the domain runs", "libvirt's reason");
+    let message = mask(&message, "deployment.0: ", "; a domain of this name or UUID runs", "libvirt's reason");
     messages.note("deploy: the domain is there", code, &message);
     site.configure("LIBVIRT_URI=test+unix:///default?socket=/nonexistent/socket");
     for action in ["deploy", "cancel"] {

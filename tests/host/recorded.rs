@@ -23,7 +23,9 @@ enum Answered {
 
 fn expected(call: &Recorded, uuid: &str) -> Answered {
     match call.action.as_str() {
-        "deploy" if call.name.starts_with("44") => Answered::Refused("already active; the domain runs."),
+        "deploy" if call.name.starts_with("44") => {
+            Answered::Refused("already active; a domain of this name or UUID runs.")
+        }
         "deploy" => Answered::Done(format!("{uuid}\n")),
         "snapshot_create" => Answered::Done("snap-0\n".into()),
         "attach_disk" | "attach_nic" | "prereconfigure" | "reconfigure" | "resize" | "restore" => {

@@ -163,7 +163,7 @@ fn deploy_onto_a_full_map_starts_nothing() {
     deploy(&host, &neighbour()).unwrap();
     let before = host.portrait();
     let error = deploy(&host, &vm()).unwrap_err().to_string();
-    assert_eq!(error, "deploy: no free VF on ib0 for one-42: all 1 in use (one-7: 1); nothing was started");
+    assert_eq!(error, "deploy: no free VF on ib0 for one-42: none of 1 is left (one-7: 1); nothing was started");
     assert_eq!(host.portrait(), before);
     host.check();
 }

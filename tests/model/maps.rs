@@ -73,7 +73,7 @@ fn deploy_and_attach_skip_addresses_that_are_no_vfs() {
     let error = attach(&host, &vm(), 3).unwrap_err().to_string();
     assert_eq!(
         error,
-        "attach_nic: no free VF on ib0 for one-42: all 3 in use (one-42: 3); its map also lists 0000:07:00.0 (not a VF), \
+        "attach_nic: no free VF on ib0 for one-42: none of 3 is left (one-42: 3); its map also lists 0000:07:00.0 (not a VF), \
          0000:07:00.1 (missing); nothing was changed"
     );
     host.check();
@@ -128,7 +128,10 @@ fn a_destination_with_too_few_vfs_names_the_addresses_that_are_no_vfs() {
     there.remove_vf(free[1]);
     deploy(&here, &vm()).unwrap();
     let error = migrate(&here, &there, &vm()).unwrap_err().to_string();
-    assert!(error.contains("1 free VF on ib0, 2 needed; its map also lists 0000:81:00.0 (not a VF), "), "{error}");
+    assert!(
+        error.contains("too few free VFs on ib0: 1, 2 needed; its map also lists 0000:81:00.0 (not a VF), "),
+        "{error}"
+    );
     assert!(there.claims().is_empty());
     here.check();
 }
@@ -163,7 +166,7 @@ fn an_address_in_two_maps_is_given_once() {
     deploy(&host, &other).unwrap();
     assert_eq!(host.domain("one-7").unwrap().vfs().collect::<Vec<_>>(), all[3..]);
     let error = deploy(&host, &Vm::new(8).nic("sriov_ib1")).unwrap_err().to_string();
-    assert!(error.contains("all 4 in use (a VM of the driver of 2013: 1, one-42: 2, one-7: 1)"), "{error}");
+    assert!(error.contains("none of 4 is left (a VM of the driver of 2013: 1, one-42: 2, one-7: 1)"), "{error}");
 }
 
 #[test]
@@ -197,7 +200,7 @@ fn addresses_that_are_no_vfs_are_shown() {
 }
 
 #[test]
-fn pre_counts_the_vfs_that_are_free() {
+fn pre_counts_the_vfs_of_the_host() {
     let (host, free) = a_host();
     let nic = |number: usize| {
         format!("<NIC><BRIDGE>sriov_ib0</BRIDGE><MAC>{}</MAC><VN_MAD>sriov</VN_MAD></NIC>", vm().mac(number))
@@ -210,7 +213,7 @@ fn pre_counts_the_vfs_that_are_free() {
     let error = network::pre(&host.host(), &data(4)).unwrap_err().to_string();
     assert_eq!(
         error,
-        "vnm pre: ib0 has 3 VF here, 4 needed; its map also lists 0000:07:00.0 (not a VF), 0000:07:00.1 (missing) (is the \
+        "vnm pre: ib0 has too few VFs here: 3, 4 needed; its map also lists 0000:07:00.0 (not a VF), 0000:07:00.1 (missing) (is the \
          adapter's driver loaded, and are its VFs made?); nothing was changed"
     );
     host.remove_vf(free[0]);

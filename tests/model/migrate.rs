@@ -325,7 +325,7 @@ fn a_destination_with_too_few_vfs_is_refused_before_the_source_is_touched() {
     let before = hosts.portrait();
     hosts[0].faults().disarm();
     let error = migrate(&hosts[0], &hosts[1], &vm()).unwrap_err().to_string();
-    assert_eq!(error, "migrate: host2: 1 free VF on ib0, 2 needed (one-9: 3); nothing was changed");
+    assert_eq!(error, "migrate: host2: too few free VFs on ib0: 1, 2 needed (one-9: 3); nothing was changed");
     assert_eq!(hosts[0].faults().count("detach_alias") + hosts[0].faults().count("set_metadata"), 0);
     assert_eq!(hosts.portrait(), before);
     hosts.check();
@@ -767,7 +767,10 @@ fn the_last_vf_of_a_destination_goes_to_one_of_two() {
     });
     let stays = two.iter().zip(&ended).find_map(|(vm, ended)| Some((vm, ended.as_ref().err()?.to_string())));
     let (vm, said) = stays.unwrap();
-    assert!(said.contains("host2: 0 free VF on ib0, 1 needed") && said.ends_with("nothing was changed"), "{said}");
+    assert!(
+        said.contains("host2: too few free VFs on ib0: 0, 1 needed") && said.ends_with("nothing was changed"),
+        "{said}"
+    );
     assert!(here.domain(&vm.name()).is_some() && there.domain(&vm.name()).is_none(), "{said}");
     assert_eq!(ended.iter().filter(|ended| ended.is_ok()).count(), 1, "{ended:?}");
     settle(&hosts);

@@ -288,7 +288,7 @@ fn a_full_map_is_said_before_anything_is_plugged() {
     let error = attach(&host, &vm(), 4, "sriov_ib0").unwrap_err().to_string();
     assert_eq!(
         error,
-        "attach_nic: no free VF on ib0 for one-42: all 3 in use (one-42: 2, one-7: 1); nothing was changed"
+        "attach_nic: no free VF on ib0 for one-42: none of 3 is left (one-42: 2, one-7: 1); nothing was changed"
     );
     assert_eq!(host.portrait(), before);
     host.check();

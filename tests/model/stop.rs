@@ -78,7 +78,7 @@ fn a_stop_during_an_unplug_leaves_the_vm_whole() {
         let error = stopped(&host, asked, |to_stop| save(&host, to_stop));
         let Cause::Stopped { kept } = error.cause() else { panic!("{error}") };
         assert!(!kept.is_empty() && kept.iter().all(|(.., outcome)| *outcome == UnplugOutcome::Pending), "{error}");
-        assert!(error.to_string().starts_with("save: it was told to stop before the guest released VF "), "{error}");
+        assert!(error.to_string().starts_with("save: the caller stopped it before the guest released VF "), "{error}");
         is_whole(&host);
         // A guest that releases a VF late gets it back.
         host.model().set_guest("one-42", Guest::default());
@@ -94,7 +94,7 @@ fn a_stop_during_the_copy_of_a_save_leaves_the_vm_whole() {
     let domain = host.model().find(&id()).unwrap().unwrap();
     let saves = || until("it saves", || host.model().job(&domain).unwrap().is_some());
     let error = stopped(&host, saves, |to_stop| save(&host, to_stop));
-    assert_eq!(error.to_string(), "save: it was told to stop; nothing was saved, the domain runs on");
+    assert_eq!(error.to_string(), "save: the caller stopped it; nothing was saved, the domain runs on");
     assert!(!error.changed_anything() && !error.leaves_doubt());
     is_whole(&host);
     host.check();
@@ -106,7 +106,7 @@ fn a_stop_ends_the_wait_for_the_lock_of_a_vm() {
     let lock = host.host().claims().unwrap().lock_vm(&"one-42".parse().unwrap(), Action::Migrate, Duration::ZERO);
     let waits = || thread::sleep(Duration::from_millis(300));
     let error = stopped(&host, waits, |to_stop| save(&host, to_stop));
-    assert_eq!(error.to_string(), "save: it was told to stop; nothing was changed");
+    assert_eq!(error.to_string(), "save: the caller stopped it; nothing was changed");
     drop(lock);
     is_whole(&host);
     host.check();

@@ -128,7 +128,9 @@ fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {
     if sysfs.is_bridge(bridge) {
         Ok(format!("bridge {bridge}, MAC prefix {prefix}"))
     } else {
-        Err(format!("DUMMY_BRIDGE {bridge} is not a bridge of this host; make it: ip link add {bridge} type bridge"))
+        Err(format!(
+            "DUMMY_BRIDGE {bridge} is not a bridge of this host: create it (ip link add {bridge} type bridge; ip link set {bridge} up)"
+        ))
     }
 }
 
@@ -139,7 +141,9 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
     };
     if roots.is_empty() {
         let dirs: Vec<String> = maps.dirs().iter().map(|dir| dir.display().to_string()).collect();
-        return vec![Finding::of("map", Err(format!("no VF map in {}", dirs.join(", "))))];
+        let dirs = dirs.join(", ");
+        let missing = format!("no VF map in {dirs}: write one (docs/reference/configuration.md, VF maps)");
+        return vec![Finding::of("map", Err(missing))];
     }
     let check = |root| {
         let map = maps.load(root).map_err(|error| error.to_string())?;
@@ -158,9 +162,9 @@ fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
     match sysfs.check_vf(vf) {
         Err(NoVf::Missing) => Some(format!("{vf} is missing: are the VFs created (sriov_numvfs)?")),
         Err(why) => Some(format!("{vf} is {why}")),
-        Ok(()) if sysfs.iommu_group(vf).is_none() => {
-            Some(format!("{vf} has no IOMMU group: boot with intel_iommu=on or amd_iommu=on"))
-        }
+        Ok(()) if sysfs.iommu_group(vf).is_none() => Some(format!(
+            "{vf} has no IOMMU group: switch on VT-d or AMD-Vi in the firmware, and boot with intel_iommu=on (Intel) or iommu=pt (AMD)"
+        )),
         Ok(()) => None,
     }
 }

@@ -397,7 +397,7 @@ fn map_exhausted(host: RigHost) {
     let big = (0..VFS - 1).fold(Vm::new(6), |vm, _| vm.nic("sriov_pf0"));
     deploy(host, &big);
     let late = Vm::new(7).nic("sriov_pf1").nic("sriov_pf0").nic("sriov_pf0");
-    deploy_fails(host, &late, &["no free VF on pf0 for one-7", "4 in use", "one-6: 3", "nothing was started"]);
+    deploy_fails(host, &late, &["no free VF on pf0 for one-7", "none of 4 is left", "one-6: 3", "nothing was started"]);
     nothing_is_there(host, &late);
     assert_eq!(host.claims(), ["pf0/0", "pf0/1", "pf0/2"]);
     cancel(host, &big);

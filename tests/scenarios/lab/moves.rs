@@ -112,7 +112,7 @@ pub(super) fn destination_with_too_few_vfs_is_refused(host1: RigHost) {
     let said = host1.migrate(&vm, host2);
     assert_eq!(said.code, 1, "{said:?}");
     let message = said.message();
-    assert!(message.contains("host2: 1 free VF on pf0, 2 needed"), "{message}");
+    assert!(message.contains("host2: too few free VFs on pf0: 1, 2 needed"), "{message}");
     assert_eq!(plugged(&host1.live_xml(&vm)), before, "the source was touched");
     assert_eq!(host2.claims().len(), 3);
     let unplugged = host1.root("grep -c 'vm=one-52 .*result=unplugged' /var/log/syslog").out;

@@ -76,7 +76,7 @@ pub(super) fn attach_without_a_free_vf_changes_nothing(host: RigHost) {
     let more = vm.clone().nic("sriov_pf0");
     let said = host.attach_nic(&more, 1);
     assert_eq!(said.code, 1, "{said:?}");
-    assert!(said.message().contains("no free VF on pf0 for one-63: all 4 in use"), "{said:?}");
+    assert!(said.message().contains("no free VF on pf0 for one-63: none of 4 is left"), "{said:?}");
     assert_eq!(host.live_xml(&vm), before);
     assert_eq!(host.claims().len(), 4);
     cancel(host, &vm);

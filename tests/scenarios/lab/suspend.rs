@@ -203,7 +203,7 @@ pub(super) fn restore_without_a_free_vf_keeps_the_checkpoint(host: RigHost) {
     let said = host.restore(&vm);
     assert_eq!(said.code, 1, "{said:?}");
     let message = said.message();
-    assert!(message.contains("no free VF on pf0 for one-35: all 4 in use (one-36: 4)"), "{message}");
+    assert!(message.contains("no free VF on pf0 for one-35: none of 4 is left (one-36: 4)"), "{message}");
     assert!(message.contains("the checkpoint is as it was"), "{message}");
     assert_eq!(sum(host), image);
     assert_eq!(host.live_xml(&vm), "");

@@ -93,7 +93,10 @@ impl Life {
         site.sees(vm, "vda", Some("16"));
         site.sees(vm, "sr0", Some("cd-1"));
         let again = self.call("deploy", &[&vm.deployment_file(), &site.host.name()], &self.deployment());
-        assert!(again.code == 255 && again.message.contains("is already active; the domain runs"), "{again:?}");
+        assert!(
+            again.code == 255 && again.message.contains("is already active; a domain of this name or UUID runs"),
+            "{again:?}"
+        );
         if *version <= Version::V5_10 {
             let said = self.call("poll", &[&self.id(), &site.host.name()], "").ok();
             assert!(said.starts_with("STATE=a CPU=") && said.lines().count() == 1, "{said}");

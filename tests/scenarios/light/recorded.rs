@@ -31,7 +31,7 @@ fn expected(call: &Recorded, uuid: &str) -> Result<String, &'static str> {
         "12" => Err("host doesn't support passthrough of host PCI devices; nothing was changed."),
         "21" => Err("could not create snapshot snap-0 for domain"),
         "22" => Err("could not revert to snapshot snap-0 for domain"),
-        "44" => Err("is already active; the domain runs."),
+        "44" => Err("is already active; a domain of this name or UUID runs."),
         "45" => Err("nothing was moved, the domain runs on."),
         _ if call.action == "deploy" => Ok(format!("{uuid}\n")),
         _ => Ok(String::new()),

@@ -94,7 +94,7 @@ impl Start<'_> {
         let name = || DomainId::Name(self.deployment.name().clone());
         let id = self.deployment.uuid().cloned().map_or_else(name, DomainId::Uuid);
         match self.host.patiently(|| Ok(self.host.hypervisor().find(&id)?)) {
-            Ok(Some(domain)) if domain.id.is_some() => HostState::Left("the domain runs".into()),
+            Ok(Some(domain)) if domain.id.is_some() => HostState::Left("a domain of this name or UUID runs".into()),
             Ok(_) => HostState::NothingStarted,
             Err(error) => HostState::InDoubt(format!("it is not known whether the domain runs ({error})")),
         }

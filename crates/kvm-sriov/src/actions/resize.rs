@@ -161,7 +161,7 @@ impl Resizing<'_> {
         if kib <= free_kib {
             return Ok(());
         }
-        let text = format!("a DIMM of {kib} KiB is to be plugged in");
+        let text = format!("a DIMM of {kib} KiB would be plugged in");
         Err(Cause::NoMemory { text, guest_kib: before.memory_kib, limit_kib: before.limit_kib, free_kib })
     }
 

@@ -16,6 +16,9 @@ use crate::vm::gone;
 use crate::vm::{self, Found, Vm};
 use crate::xml::{OperationKind, VmData};
 
+/// The state after a failed save whose domain has ended without an image.
+const GONE: &str = "nothing was saved, the domain is gone";
+
 /// Saves the domain into `checkpoint` and ends it. VFs are unplugged first, and free afterwards.
 ///
 /// The image of a VM with VFs gets its name only when it is complete; a VM without VFs is saved as by the stock driver.
@@ -52,7 +55,7 @@ fn plain(host: &Host, domain: &DomainRef, checkpoint: &Path) -> Result<(), Actio
     // The call's error does not decide: the domain is saved if it is gone and the image is complete.
     let state = match host.patiently(|| gone::is_gone(host, domain)) {
         Ok(true) if is_complete(checkpoint).unwrap_or(false) => return Ok(()),
-        Ok(true) => HostState::Left("nothing was saved, the domain is gone".into()),
+        Ok(true) => HostState::Left(GONE.into()),
         Ok(false) if !cause.leaves_doubt() => HostState::NothingSaved,
         Ok(false) | Err(_) => {
             HostState::InDoubt(format!("whether {} is saved, or still will be, is not known", domain.name))
@@ -148,12 +151,8 @@ fn undo(mut vm: Vm<'_>, image: &Checkpoint, cause: Cause) -> ActionError {
         Ok(true) => {
             let released = gone::release(vm.host, &vm.store, &vm.owner(), Action::Save).map_err(Cause::from);
             return match released.and_then(|()| image.discard()) {
-                Ok(()) => ActionError::new(
-                    Action::Save,
-                    cause,
-                    HostState::Left("nothing was saved, the domain is gone".into()),
-                ),
-                Err(undo) => undo_failed(Action::Save, cause, undo, "nothing was saved, the domain is gone".into()),
+                Ok(()) => ActionError::new(Action::Save, cause, HostState::Left(GONE.into())),
+                Err(undo) => undo_failed(Action::Save, cause, undo, GONE.into()),
             };
         }
         Err(undo) => return undo_failed(Action::Save, cause, undo, left(&vm)),

@@ -117,7 +117,7 @@ impl fmt::Display for Spent<'_> {
             return write!(f, "its map lists no VF of this host: {}", NoVfs(self.no_vfs));
         }
         let users: Vec<String> = self.users.iter().map(|(user, count)| format!("{user}: {count}")).collect();
-        write!(f, "all {} in use ({}){}", self.total, users.join(", "), AlsoListed(self.no_vfs))
+        write!(f, "none of {} is left ({}){}", self.total, users.join(", "), AlsoListed(self.no_vfs))
     }
 }
 

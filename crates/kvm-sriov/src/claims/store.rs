@@ -38,7 +38,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// let claims = store.claim_all(&request, &Backing::default())?;
 /// assert!(store.dir().join("ib0/0").exists());
 /// let error = store.claim_all(&request, &Backing::default()).unwrap_err();
-/// assert_eq!(error.to_string(), "no free VF on ib0 for one-42: all 1 in use (one-42: 1)");
+/// assert_eq!(error.to_string(), "no free VF on ib0 for one-42: none of 1 is left (one-42: 1)");
 /// store.release(&claims)?;
 /// assert!(!store.dir().join("ib0/0").exists());
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -224,6 +224,6 @@ impl ClaimStore {
 /// Logs the roots whose claims can't be read.
 fn warn(unreadable: &[(RootName, ClaimError)]) {
     for (root, error) in unreadable {
-        log::warn!("{error}; the claims of {root} are passed over");
+        log::warn!("{error}; the claims of {root} are skipped");
     }
 }

@@ -26,7 +26,7 @@ pub enum Obstacle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Doubt {
-    /// A migration was interrupted while the CPUs were stopped here: they may run on the other host.
+    /// A migration was interrupted while the VM's CPUs were stopped on this host, so the VM may run on the other host.
     Migration,
     /// A save was interrupted, and the host has booted since: OpenNebula may have started the VM elsewhere.
     BeforeBoot,
@@ -53,7 +53,7 @@ impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Migration => {
-                "a migration was interrupted while its CPUs were stopped here: they may run on the other host"
+                "a migration was interrupted while the VM's CPUs were stopped on this host, so the VM may run on the other host"
             }
             Self::BeforeBoot => {
                 "a save was interrupted and this host has booted since: OpenNebula may have started the VM elsewhere"

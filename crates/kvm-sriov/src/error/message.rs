@@ -82,7 +82,7 @@ impl fmt::Display for Cause {
             Self::Unmapped { vm, vf, root } => {
                 write!(f, "VF {vf} of {vm} is no longer in the map {root}: write it back, the VM uses it")
             }
-            Self::Unresolved { vm, doubt } => write!(f, "{vm} is in doubt: {doubt}; see kvm-sriov resolve {vm}"),
+            Self::Unresolved { vm, doubt } => write!(f, "{vm} is in doubt ({doubt}); kvm-sriov resolve {vm} decides"),
             Self::OpenOperation { vm, operation, why } => write!(f, "{vm} has an open operation ({operation}): {why}"),
             Self::JobRuns { vm, what } => {
                 write!(f, "a job of libvirt runs on {vm} ({what}), and no device can be changed before it ends")
@@ -91,11 +91,11 @@ impl fmt::Display for Cause {
             Self::Elsewhere { host, text } => write!(f, "{host}: {text}"),
             Self::NothingPrepared => f.write_str("no VM was announced to this agent"),
             Self::TooFew { root, free, needed, users, no_vfs } => {
-                write!(f, "{free} free VF on {root}, {needed} needed{users}{}", AlsoListed(no_vfs))
+                write!(f, "too few free VFs on {root}: {free}, {needed} needed{users}{}", AlsoListed(no_vfs))
             }
             Self::FewVfs { root, vfs, needed, no_vfs } => write!(
                 f,
-                "{root} has {vfs} VF here, {needed} needed{} (is the adapter's driver loaded, and are its VFs made?)",
+                "{root} has too few VFs here: {vfs}, {needed} needed{} (is the adapter's driver loaded, and are its VFs made?)",
                 AlsoListed(no_vfs)
             ),
             Self::NoMode { mac, mode } => {
@@ -104,10 +104,10 @@ impl fmt::Display for Cause {
             Self::NotInVmDir { path } => write!(f, "{} is not in the directory of the VM", path.display()),
             Self::NoMove { vm, how } => write!(f, "{vm} can't be moved {how}"),
             Self::UnknownThere { cause, vm, to } => write!(f, "{cause}; whether {vm} runs on {to} is not known"),
-            Self::Stopped { kept } if kept.is_empty() => f.write_str("it was told to stop"),
+            Self::Stopped { kept } if kept.is_empty() => f.write_str("the caller stopped it"),
             Self::Stopped { kept } => {
                 let vfs: Vec<String> = kept.iter().map(|(_, vf, _)| vf.to_string()).collect();
-                write!(f, "it was told to stop before the guest released VF {}", vfs.join(", "))
+                write!(f, "the caller stopped it before the guest released VF {}", vfs.join(", "))
             }
             Self::Cancelled { name } => write!(f, "{name} was cancelled meanwhile"),
             Self::BadImage { path } => write!(f, "{} is not a complete save image of libvirt", path.display()),

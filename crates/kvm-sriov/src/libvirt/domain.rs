@@ -112,7 +112,7 @@ impl DomainCalls for Libvirt {
             let all = connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?;
             // A domain that has ended meanwhile, or whose name is not valid here, must not hide the other domains.
             let known = |domain: &Domain| {
-                reference(domain).inspect_err(|error| log::warn!("a domain is passed over: {error}")).ok()
+                reference(domain).inspect_err(|error| log::warn!("a domain is skipped: {error}")).ok()
             };
             Ok(all.iter().filter_map(known).collect())
         })

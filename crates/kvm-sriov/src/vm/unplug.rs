@@ -27,7 +27,7 @@ const LEAST: Duration = Duration::from_secs(1);
 
 /// Why a guest was not asked for some devices.
 const NO_TIME: &str = "no time was left to ask the guest";
-const TOLD_TO_STOP: &str = "the guest was not asked, because the action was told to stop";
+const TOLD_TO_STOP: &str = "the guest was not asked, because the caller stopped the action";
 
 /// The time between two tries to reach a libvirtd that is away.
 const RECONNECT: Duration = Duration::from_millis(100);

@@ -49,8 +49,10 @@ impl XmlError {
         let end = |problem| Self::in_text(text, text.len(), problem);
         let hint = "a < or & in a value must be written as &lt; or &amp;";
         match error {
-            Error::UnexpectedEndOfStream => end("expected more, found the end (is the text cut off?)"),
-            Error::UnclosedRootNode => end("expected the end tag of the first element, found the end"),
+            Error::UnexpectedEndOfStream => end("expected more, found the end of the text (is it cut off?)"),
+            Error::UnclosedRootNode => {
+                end("expected the end tag of the first element, found the end of the text (is it cut off?)")
+            }
             Error::NoRootNode => end("expected an element, found none"),
             Error::MalformedEntityReference(at) => {
                 Self::new(*at, format_args!("expected an entity such as &amp;, found a bare & ({hint})"))
