@@ -100,4 +100,4 @@ pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Obstacle, Unpl
 pub use host::{
     Host, HostBuilder, NotTheDriversUser, Progress, Stop, Vf, VfState, become_drivers_user, become_owner_of,
 };
-pub use operations::PluggedVf;
+pub use vm::PluggedVf;

@@ -8,11 +8,8 @@ use crate::base::{Action, DomainId, MacAddress, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
-use crate::vm::{self, Vm, nic_defaults};
-use crate::xml::{
-    LiveDomain, NicPlace, PciDevice, VmData, VmNic, VmPci, WantedNic, dummy_interface_of, interface_of, nic_alias,
-    pci_of,
-};
+use crate::vm::{self, Dummy, PluggedVf, Vm, nic_defaults};
+use crate::xml::{LiveDomain, NicPlace, PciDevice, VmData, VmNic, VmPci, WantedNic, interface_of, nic_alias, pci_of};
 
 const ACTION: Action = Action::AttachNic;
 
@@ -44,7 +41,7 @@ pub fn attach_nic(host: &Host, id: &DomainId, nic: &VmNic, data: Option<&VmData>
         ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
     })?;
     if let Some(root) = root {
-        return with_vf(host, id, nic, root, data);
+        return with_vf(host, id, nic, root, data).map(drop);
     }
     as_stock(host, id, data, &New::Interface(nic))
 }
@@ -127,11 +124,21 @@ fn as_stock(host: &Host, id: &DomainId, data: Option<&VmData>, new: &New<'_>) ->
     )
 }
 
-/// Plugs in a VF and its dummy.
-fn with_vf(host: &Host, id: &DomainId, nic: &VmNic, root: RootName, data: Option<&VmData>) -> Result<(), ActionError> {
+/// Plugs in a VF of `root` and its dummy. Success when the NIC has them already.
+///
+/// # Errors
+/// Nothing was changed, or the error's state says exactly what is left.
+pub(crate) fn with_vf(
+    host: &Host,
+    id: &DomainId,
+    nic: &VmNic,
+    root: RootName,
+    data: Option<&VmData>,
+) -> Result<PluggedVf, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // Everything besides the VF is checked before anything is claimed.
-    let bridge = host.dummy_bridge().map_err(untouched)?;
+    host.dummy_bridge().map_err(untouched)?;
+    // Only a check: the map is read again when the VF is claimed.
     host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
     let domain = host.find(id).map_err(untouched)?;
     let mut vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
@@ -143,14 +150,12 @@ fn with_vf(host: &Host, id: &DomainId, nic: &VmNic, root: RootName, data: Option
         }
         vm.plug_dummies().map_err(untouched)?;
         log::info!("{} has NIC {} at position {} already", vm.domain.name, known.mac, known.position);
-        return Ok(());
+        return plugged(&vm, &known);
     }
     check_macs(&vm, nic, data).map_err(untouched)?;
     let (new, place) = plan(&vm, nic, root).map_err(untouched)?;
-    let mac = host.dummy_mac(nic.mac, new.position).map_err(untouched)?;
-    let defaults = nic_defaults(host, data.and_then(VmData::vcpus));
-    let dummy = dummy_interface_of(nic, defaults, new.position, mac, bridge);
-    if let Err(cause) = plug(&mut vm, &new, mac, &dummy) {
+    let dummy = Dummy::of(host, nic, new.position, data.and_then(VmData::vcpus)).map_err(untouched)?;
+    if let Err(cause) = plug(&mut vm, &new, &dummy) {
         return Err(undo(vm, &new, cause));
     }
     let before = vm.wanted.clone();
@@ -161,7 +166,17 @@ fn with_vf(host: &Host, id: &DomainId, nic: &VmNic, root: RootName, data: Option
     if let Err(error) = vm.store.settle(&vm.owner()) {
         log::warn!("{error}; the next reconciliation repairs the claims of {}", vm.domain.name);
     }
-    Ok(())
+    plugged(&vm, &new)
+}
+
+/// The VF that a NIC has, as the live XML shows it.
+fn plugged(vm: &Vm<'_>, nic: &WantedNic) -> Result<PluggedVf, ActionError> {
+    let device = vm.live.device_of(nic).ok_or_else(|| {
+        let (name, what) =
+            (vm.domain.name.clone(), format!("the VF of NIC {} is missing although it was plugged in", nic.mac));
+        ActionError::new(ACTION, Cause::NotAsAsked { name, what }, HostState::Left(left(vm, nic)))
+    })?;
+    Ok(PluggedVf { position: nic.position, vf: device.vf, guest: device.guest })
 }
 
 /// Refuses a MAC that the guest would take for the MAC of a dummy.
@@ -207,11 +222,11 @@ fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace
     Ok((WantedNic::described(nic, root, &place), place))
 }
 
-fn plug(vm: &mut Vm<'_>, new: &WantedNic, mac: MacAddress, dummy: &str) -> Result<(), Cause> {
+fn plug(vm: &mut Vm<'_>, new: &WantedNic, dummy: &Dummy) -> Result<(), Cause> {
     // Holds the claims: reconciliation must not release one that an earlier try left and that is used now.
     vm.store.hold(&vm.lock, &vm.owner(), None)?;
     vm.plug(slice::from_ref(new))?;
-    vm.plug_dummy(new, mac, dummy)
+    vm.plug_dummy(new, dummy)
 }
 
 /// Records in the domain that the VM should have the NIC.

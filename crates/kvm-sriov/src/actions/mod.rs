@@ -57,6 +57,7 @@ mod snapshot_revert;
 
 pub use attach_disk::attach_disk;
 pub use attach_nic::attach_nic;
+pub(crate) use attach_nic::with_vf as plug_vf;
 pub use cancel::cancel;
 pub use deploy::deploy;
 pub use detach_disk::detach_disk;

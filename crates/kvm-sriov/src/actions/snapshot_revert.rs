@@ -9,10 +9,8 @@ use crate::reconcile;
 use crate::vm::block_job;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
-use crate::vm::{self, Found, Vm, nic_defaults};
-use crate::xml::{
-    LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic, dummy_interface_of, wanted_in_snapshot,
-};
+use crate::vm::{self, Dummy, Found, Vm};
+use crate::xml::{LiveDomain, LiveInterface, OperationKind, VmData, VmNic, Wanted, WantedNic, wanted_in_snapshot};
 
 const ACTION: Action = Action::SnapshotRevert;
 
@@ -226,9 +224,7 @@ impl Revert<'_, '_> {
             if let (false, Some(described)) =
                 (has_its_own, data.nics().iter().find(|described| nic.is_described_by(described)))
             {
-                let defaults = nic_defaults(host, data.vcpus());
-                let xml = dummy_interface_of(described, defaults, nic.position, mac, host.dummy_bridge()?);
-                nic.dummy = Some(xml);
+                nic.dummy = Some(Dummy::of(host, described, nic.position, data.vcpus())?.xml);
             }
         }
         vm.wanted.nics = nics;

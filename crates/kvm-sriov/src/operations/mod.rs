@@ -12,5 +12,3 @@ mod plug;
 mod repair;
 mod save;
 mod unplug;
-
-pub use plug::PluggedVf;

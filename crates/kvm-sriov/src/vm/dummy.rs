@@ -1,7 +1,7 @@
 //! The dummies of a VM: interfaces that carry the IP addresses of its SR-IOV NICs into the guest.
 
 use super::Vm;
-use crate::base::MacAddress;
+use crate::base::{MacAddress, Position};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::xml::{LiveInterface, NicDefaults, NicMode, VmNic, WantedNic, dummy_interface_of};
@@ -9,6 +9,25 @@ use crate::xml::{LiveInterface, NicDefaults, NicMode, VmNic, WantedNic, dummy_in
 /// The defaults for a NIC whose description does not say.
 pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
     NicDefaults { model: &host.settings().nic_model, filter: host.settings().nic_filter.as_deref(), vcpus }
+}
+
+/// The dummy of a NIC before it is plugged.
+pub(crate) struct Dummy {
+    mac: MacAddress,
+    /// The XML of the interface.
+    pub(crate) xml: String,
+}
+
+impl Dummy {
+    /// The dummy of a NIC as OpenNebula describes it.
+    ///
+    /// # Errors
+    /// DUMMY_BRIDGE or DUMMY_MAC_PREFIX is not set, the bridge does not exist, or the prefix is that of the NIC's own MAC.
+    pub(crate) fn of(host: &Host, nic: &VmNic, position: Position, vcpus: Option<u32>) -> Result<Self, Cause> {
+        let mac = host.dummy_mac(nic.mac, position)?;
+        let xml = dummy_interface_of(nic, nic_defaults(host, vcpus), position, mac, host.dummy_bridge()?);
+        Ok(Self { mac, xml })
+    }
 }
 
 impl Vm<'_> {
@@ -47,35 +66,32 @@ impl Vm<'_> {
     /// # Errors
     /// As [`Vm::plug_dummy`].
     pub(crate) fn plug_dummy_back(&mut self, nic: &WantedNic) -> Result<(), Cause> {
-        let bridge = self.host.dummy_bridge()?;
-        // The dummy of an adopted domain keeps its MAC.
-        if let (Some(xml), Some(mac)) = (&nic.dummy, nic.adopted.dummy) {
-            return self.plug_dummy(nic, mac, xml);
-        }
-        let mac = self.host.dummy_mac(nic.mac, nic.position)?;
-        let rebuilt = || {
-            log::warn!(
-                "the dummy of NIC {} is plugged in without its interface name on the host, filter and bandwidth",
-                nic.mac
-            );
-            let described = VmNic::new(nic.mac, None);
-            dummy_interface_of(&described, nic_defaults(self.host, None), nic.position, mac, bridge)
+        self.host.dummy_bridge()?;
+        let dummy = match (&nic.dummy, nic.adopted.dummy) {
+            // The dummy of an adopted domain keeps its MAC.
+            (Some(xml), Some(mac)) => Dummy { mac, xml: xml.clone() },
+            (Some(xml), None) => Dummy { mac: self.host.dummy_mac(nic.mac, nic.position)?, xml: xml.clone() },
+            (None, _) => {
+                log::warn!(
+                    "the dummy of NIC {} is plugged in without its interface name on the host, filter and bandwidth",
+                    nic.mac
+                );
+                Dummy::of(self.host, &VmNic::new(nic.mac, None), nic.position, None)?
+            }
         };
-        let xml = nic.dummy.clone().unwrap_or_else(rebuilt);
-        self.plug_dummy(nic, mac, &xml)
+        self.plug_dummy(nic, &dummy)
     }
 
     /// Plugs the dummy of a NIC.
     ///
-    /// * `mac` - the MAC of the dummy; `xml` - the XML of the interface
-    ///
     /// # Errors
     /// The dummy is missing. When libvirt did not answer, it is unknown whether the dummy is missing.
-    pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, mac: MacAddress, xml: &str) -> Result<(), Cause> {
+    pub(crate) fn plug_dummy(&mut self, nic: &WantedNic, dummy: &Dummy) -> Result<(), Cause> {
+        let Dummy { mac, xml } = dummy;
         let attached = self.host.hypervisor().attach(&self.domain, xml, self.host.call_limit(0));
         // Only the live XML tells whether the dummy is plugged.
         self.live = self.host.patiently(|| super::read(self.host, &self.domain))?;
-        if self.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac) {
+        if self.dummy_of(nic).is_some_and(|found| found.mac == *mac) {
             return Ok(());
         }
         let name = self.domain.name.clone();

@@ -34,10 +34,11 @@ mod take_out;
 mod unplug;
 
 pub use clock::sync_clock;
+pub use plug::PluggedVf;
 pub use unplug::unplug;
 
 pub(crate) use domain::{abort_save, check_answers, read, read_text, resume, wait_for_job};
-pub(crate) use dummy::nic_defaults;
+pub(crate) use dummy::{Dummy, nic_defaults};
 pub(crate) use job::watched;
 pub(crate) use open::Found;
 pub(crate) use operation::pending_text;

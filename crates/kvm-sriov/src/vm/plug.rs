@@ -3,11 +3,23 @@
 
 use super::Vm;
 use super::refusal::{PlugFailure, VfCall, with_refusals};
-use crate::base::{PciAddress, WantedVf};
+use crate::base::{PciAddress, Position, WantedVf};
 use crate::claims::{Claim, ClaimRequest};
 use crate::error::{Cause, RefusedVf};
 use crate::host::Progress;
 use crate::xml::{LiveDomain, WantedNic, hostdev_of};
+
+/// A VF that a running domain has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PluggedVf {
+    /// Its place among the VFs of the domain, from 0.
+    pub position: Position,
+    /// Its address on the host.
+    pub vf: PciAddress,
+    /// Its address in the guest; `None` when libvirt does not show one.
+    pub guest: Option<PciAddress>,
+}
 
 impl Vm<'_> {
     /// Plugs a VF for each of these NICs: the VF that the VM claims for the NIC, or a free VF of its root.
