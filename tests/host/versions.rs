@@ -78,7 +78,7 @@ fn scripts_common_is_found_beside_the_driver_whatever_it_is_called() {
     fs::rename(remotes.driver(), remotes.path().join("vmm/other")).unwrap();
     let caller = Caller::new(Version::V6_0, remotes.path()).driver("other");
     let answer = caller.run("reboot", &["a/b", "node1"], DATA);
-    assert!(answer.message.starts_with("reboot: deploy id: expected a deploy id"), "{answer:?}");
+    assert!(answer.message.starts_with("reboot: deploy id: expected a UUID"), "{answer:?}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub fn interface_of(nic: &VmNic, defaults: NicDefaults<'_>, alias: &str) -> Stri
 
 /// The `<interface>` of the dummy of an SR-IOV NIC: on the bridge of the dummies, with the NIC's model, target, filter
 /// and bandwidth. The NIC's boot order is for the host device. The NIC's script is left out, because it was written for
-/// another bridge.
+/// another bridge. `Deployment::rewrite` makes the same interface from the text of a deployment file.
 pub fn dummy_interface_of(
     nic: &VmNic,
     defaults: NicDefaults<'_>,

@@ -269,6 +269,8 @@ impl Deployment {
         }
     }
 
+    /// The dummy of a NIC, from the text of the deployment file. A NIC that is attached later has the one of
+    /// [`dummy_interface_of`](crate::xml::dummy_interface_of).
     fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, bridge: &str) -> Vec<ElementLine> {
         let copy = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default().to_owned();
         let mut inner =
