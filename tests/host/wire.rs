@@ -71,7 +71,7 @@ fn missing_arguments_and_bad_input_are_one_clear_line() {
     let file = dir.join("deployment.0").display().to_string();
     for (action, args, stdin, code, text) in [
         ("cancel", vec!["", "node1"], "", 1, "cancel: deploy id: expected a value, found none; "),
-        ("reboot", vec!["a/b", "node1"], "", 1, "reboot: deploy id: expected a deploy id"),
+        ("reboot", vec!["a/b", "node1"], "", 1, "reboot: deploy id: expected a UUID"),
         ("attach_nic", vec!["one-42"], "", 1, "attach_nic: MAC: expected a MAC address"),
         ("detach_nic", vec!["one-42", "02:00"], "", 1, "detach_nic: MAC: expected a MAC address"),
         ("attach_disk", vec!["one-42", "/d", "vdb", "1", "?"], "", 1, "attach_disk: message: expected base64 of UTF-8"),
