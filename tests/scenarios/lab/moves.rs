@@ -440,7 +440,7 @@ pub(super) fn an_answer_lost_at_the_hand_over(host1: RigHost) {
             let said = host2.root("timeout 60 kvm-sriov reconcile");
             assert_eq!((said.code, reason(host2, &vm).as_str()), (3, HAS_COME), "{said:?}");
             let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
-            assert!(said.code == 0 && said.out.contains("host1 says: one-77 is running there"), "{said:?}");
+            assert!(said.code == 0 && said.out.contains("host1 reports: one-77 is running there"), "{said:?}");
         }
         has_no_agent(host2);
         is_only_at(&vm, host1, host2, 2);
@@ -501,14 +501,14 @@ pub(super) fn a_vm_in_doubt_is_resolved(host1: RigHost) {
         assert_eq!((said.code, host.state(&vm).as_str()), (3, "paused"), "{said:?}");
     }
     let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
-    assert!(said.code == 3 && said.out.contains("host1 says: one-74 is "), "{said:?}");
+    assert!(said.code == 3 && said.out.contains("host1 reports: one-74 is "), "{said:?}");
     let said = host2.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
     assert_eq!((said.code, host2.state(&vm).as_str()), (0, "running"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name} --here"));
     assert!(said.out.contains("runs there, so it can't be resumed here; nothing was changed"), "{said:?}");
     let said = host1.oneadmin_forwarding(&format!("kvm-sriov resolve {name}"));
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.out.contains("host2 says: one-74 is running there"), "{said:?}");
+    assert!(said.out.contains("host2 reports: one-74 is running there"), "{said:?}");
     let at = settles([host1, host2], &vm, &before, &said.out);
     assert_eq!(at.name(), host2.name());
     assert_eq!(at.wait_tick(&vm).boot, boot_id);
