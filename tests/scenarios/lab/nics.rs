@@ -110,7 +110,7 @@ pub(super) fn udev_comes_late(host: RigHost) {
     host.root("udevadm control --start-exec-queue").ok();
     let said = attaching.finish();
     done(&said);
-    assert!(said.err.contains("udev is waited for, and it is tried again"), "{said:?}");
+    assert!(said.err.contains("waiting for udev, then trying again"), "{said:?}");
     let used: Vec<String> = plugged(&host.live_xml(&vm)).into_iter().map(|vf| vf.host).collect();
     assert_eq!(used, super::map(host, "pf0")[..2], "another VF was taken: {said:?}");
     cancel(host, &vm);
