@@ -25,11 +25,7 @@ pub(crate) fn open<'a>(
     id: &DomainId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
-    let mut found = Vm::open_as_is(host, action, id, data)?;
-    if let Found::WithVfs(vm) = &mut found {
-        repair(vm)?;
-    }
-    Ok(found)
+    open_in(host, action, id, data, Scope::Everything)
 }
 
 /// As [`open`], but plugs no VF: for an action that would unplug it at once.
@@ -42,9 +38,19 @@ pub(crate) fn open_to_unplug<'a>(
     id: &DomainId,
     data: Option<&VmData>,
 ) -> Result<Found<'a>, Cause> {
+    open_in(host, action, id, data, Scope::AllButPlugging)
+}
+
+fn open_in<'a>(
+    host: &'a Host,
+    action: Action,
+    id: &DomainId,
+    data: Option<&VmData>,
+    scope: Scope,
+) -> Result<Found<'a>, Cause> {
     let mut found = Vm::open_as_is(host, action, id, data)?;
     if let Found::WithVfs(vm) = &mut found {
-        repair_to_unplug(vm)?;
+        repair_in(vm, scope)?;
     }
     Ok(found)
 }
