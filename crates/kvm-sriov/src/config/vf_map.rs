@@ -144,12 +144,9 @@ impl VfMap {
         if vfs.is_empty() {
             return Err(VfMapError::Empty { path });
         }
-        for (index, vf) in vfs.iter().enumerate() {
-            if let Some(first) = vfs.iter().take(index).position(|known| known == vf) {
-                return Err(VfMapError::Duplicate { path, line: index + 1, first: first + 1, vf: *vf });
-            }
-        }
-        Ok(Self { root, path, vfs })
+        let mut map = Self { root, path, vfs: Vec::new() };
+        vfs.into_iter().try_for_each(|vf| map.add(vf))?;
+        Ok(map)
     }
 
     /// Parses the map of `root`. `path` appears only in errors.
@@ -160,22 +157,28 @@ impl VfMap {
         if bytes.is_empty() {
             return Err(VfMapError::Empty { path: path.into() });
         }
-        let mut vfs: Vec<PciAddress> = Vec::new();
+        let mut map = Self { root, path: path.into(), vfs: Vec::new() };
         for (index, bytes) in bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').enumerate() {
-            let line = index + 1;
             let text = String::from_utf8_lossy(bytes);
             let vf = parse_line(&text).map_err(|expected| VfMapError::Line {
                 path: path.into(),
-                line,
+                line: index + 1,
                 expected,
                 found: text.escape_debug().to_string(),
             })?;
-            if let Some(first) = vfs.iter().position(|known| *known == vf) {
-                return Err(VfMapError::Duplicate { path: path.into(), line, first: first + 1, vf });
-            }
-            vfs.push(vf);
+            map.add(vf)?;
         }
-        Ok(Self { root, path: path.into(), vfs })
+        Ok(map)
+    }
+
+    /// Adds a VF as the next line.
+    fn add(&mut self, vf: PciAddress) -> Result<(), VfMapError> {
+        if let Some(first) = self.index_of(vf) {
+            let (path, line) = (self.path.clone(), self.vfs.len() + 1);
+            return Err(VfMapError::Duplicate { path, line, first: first + 1, vf });
+        }
+        self.vfs.push(vf);
+        Ok(())
     }
 
     /// Reads the map of `root` from a file.
