@@ -156,9 +156,12 @@ impl ModelHost {
     pub fn host(&self) -> Host {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
         let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
-        Host::new(kvmrc.into_settings(), hypervisor, MapDirs::new(vec![self.at("maps")]))
-            .with_sysfs(Sysfs::at(self.at("root")))
-            .with_run_dir(self.run_dir())
+        Host::builder()
+            .settings(kvmrc.into_settings())
+            .maps_in(self.at("maps"))
+            .sysfs(Sysfs::at(self.at("root")))
+            .run_dir(self.run_dir())
+            .with_hypervisor(hypervisor)
     }
 
     /// Starts a domain without VFs, whose guest answers. VFs are plugged in with

@@ -5,13 +5,13 @@
 //! time does no harm.
 //!
 //! ```
-//! use std::{sync::Arc, time::Duration};
-//! use kvm_sriov::{Host, actions, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
+//! use kvm_sriov::{Host, actions};
 //! let dir = tempfile::tempdir()?;
-//! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
-//! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
-//! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-//! let host = Host::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//! let host = Host::builder()
+//!     .uri("test:///default")
+//!     .state_dir(dir.path().join("state"))
+//!     .maps_in(dir.path().join("vf_maps"))
+//!     .open()?;
 //!
 //! let xml = "<domain type='test'><name>one-42</name><memory>65536</memory><os><type>hvm</type></os></domain>";
 //! let domain = actions::deploy(&host, &dir.path().join("42/deployment.0"), xml)?;

@@ -10,6 +10,9 @@ use crate::error::Cause;
 use crate::libvirt::{Hypervisor, Libvirt};
 use crate::sysfs::Sysfs;
 
+/// The directory of OpenNebula's files that last until the host boots (7.2 and later).
+const RUN_DIR: &str = "/var/run/one";
+
 /// Puts a [`Host`] together from its parts. Nothing is read and nothing is connected before [`open`](Self::open).
 ///
 /// ```
@@ -31,9 +34,9 @@ pub struct HostBuilder {
     settings: Settings,
     maps: MapDirs,
     sysfs: Sysfs,
-    journal: bool,
+    journal: Journal,
     programs: Option<PathBuf>,
-    run_dir: Option<PathBuf>,
+    run_dir: PathBuf,
 }
 
 impl HostBuilder {
@@ -42,9 +45,9 @@ impl HostBuilder {
             settings: Settings::default(),
             maps: MapDirs::new(Vec::new()),
             sysfs: Sysfs::default(),
-            journal: true,
+            journal: Journal::default(),
             programs: None,
-            run_dir: None,
+            run_dir: RUN_DIR.into(),
         }
     }
 
@@ -100,13 +103,13 @@ impl HostBuilder {
     /// The directory for files that last until the host boots; `/var/run/one` when it is not set.
     #[must_use]
     pub fn run_dir(self, dir: impl Into<PathBuf>) -> Self {
-        Self { run_dir: Some(dir.into()), ..self }
+        Self { run_dir: dir.into(), ..self }
     }
 
     /// Whether claims, releases and repairs are written to the host's journal; they are when it is not set.
     #[must_use]
     pub fn journal(self, journal: bool) -> Self {
-        Self { journal, ..self }
+        Self { journal: if journal { Journal::default() } else { Journal::none() }, ..self }
     }
 
     /// Another view of the kernel, such as a directory that stands for `/`.
@@ -126,14 +129,8 @@ impl HostBuilder {
 
     /// The same host on a connection that is open already, or on a test double such as the crate `kvm-sriov-model`.
     pub fn with_hypervisor(self, hypervisor: Arc<dyn Hypervisor>) -> Host {
-        let mut host = Host::new(self.settings, hypervisor, self.maps).with_sysfs(self.sysfs);
-        host.driver_dir = self.programs;
-        if !self.journal {
-            host.journal = Journal::none();
-        }
-        match self.run_dir {
-            Some(dir) => host.with_run_dir(dir),
-            None => host,
-        }
+        let Self { settings, maps, sysfs, journal, programs: driver_dir, run_dir } = self;
+        let (end, stop, progress) = (None, None, None);
+        Host { settings, hypervisor, maps, sysfs, journal, driver_dir, run_dir, end, stop, progress }
     }
 }

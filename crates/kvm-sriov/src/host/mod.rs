@@ -38,22 +38,12 @@ use crate::sysfs::Sysfs;
 use journal::Journal;
 use progress::Observer;
 
-/// The directory that OpenNebula copies the driver to.
-const DRIVER_DIR: &str = "/var/tmp/one/vmm/kvm-sriov";
-
-/// The directory of OpenNebula's files that last until the host boots (7.2 and later).
-const RUN_DIR: &str = "/var/run/one";
-
 /// Everything that an action needs to know of its host. A clone shares the connection to libvirtd.
 ///
 /// ```
-/// use std::{sync::Arc, time::Duration};
-/// use kvm_sriov::{Host, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
+/// use kvm_sriov::Host;
 /// let dir = tempfile::tempdir()?;
-/// std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
-/// let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
-/// let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-/// let host = Host::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(vec!["vf_maps".into()]));
+/// let host = Host::builder().uri("test:///default").state_dir(dir.path().join("state")).maps_in("vf_maps").open()?;
 /// for vf in host.vfs()? {
 ///     println!("{} {} {}", vf.root, vf.address, vf.state);
 /// }
@@ -79,27 +69,6 @@ impl Host {
     /// Begins a host from its parts: see [`HostBuilder`].
     pub fn builder() -> HostBuilder {
         HostBuilder::new()
-    }
-
-    /// A host from its parts. It reads the kernel's files below `/` and writes to the host's journal.
-    pub fn new(settings: Settings, hypervisor: Arc<dyn Hypervisor>, maps: MapDirs) -> Self {
-        let driver_dir = Some(DRIVER_DIR.into());
-        let (sysfs, journal) = (Sysfs::default(), Journal::default());
-        let (end, stop, progress) = (None, None, None);
-        let run_dir = RUN_DIR.into();
-        Self { settings, hypervisor, maps, sysfs, journal, driver_dir, run_dir, end, stop, progress }
-    }
-
-    /// Sets the directory that stands for OpenNebula's `/var/run/one`.
-    #[must_use]
-    pub fn with_run_dir(self, run_dir: PathBuf) -> Self {
-        Self { run_dir, ..self }
-    }
-
-    /// Sets where the kernel's files are read.
-    #[must_use]
-    pub fn with_sysfs(self, sysfs: Sysfs) -> Self {
-        Self { sysfs, ..self }
     }
 
     /// The host of a driver in `driver_dir`, for an action that starts or plugs something.
@@ -147,11 +116,9 @@ impl Host {
         let dirs = Self::map_dirs(&kvmrc, driver_dir);
         let (uri, timeout) = (&kvmrc.settings().libvirt_uri, kvmrc.settings().call_timeout);
         let libvirt = end.map_or_else(|| Libvirt::open(uri, timeout), |end| Libvirt::open_until(uri, timeout, end))?;
-        Ok(Self {
-            driver_dir: Some(driver_dir.into()),
-            end,
-            ..Self::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(dirs))
-        })
+        let builder = Self::builder().settings(kvmrc.into_settings()).programs(driver_dir);
+        let host = dirs.into_iter().fold(builder, HostBuilder::maps_in).with_hypervisor(Arc::new(libvirt));
+        Ok(Self { end, ..host })
     }
 
     /// The directory of OpenNebula's remotes, which has the programs that OpenNebula runs as root; `None` without

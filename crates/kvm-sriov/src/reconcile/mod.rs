@@ -5,14 +5,14 @@
 //! before it begins. [`decide`] holds the rules. docs/reference/reconcile.md lists them as tables.
 //!
 //! ```
-//! use std::{sync::Arc, time::Duration};
+//! use kvm_sriov::Host;
 //! use kvm_sriov::reconcile::{Consistency, Options, reconcile};
-//! use kvm_sriov::{Host, config::{Kvmrc, MapDirs}, libvirt::Libvirt};
 //! let dir = tempfile::tempdir()?;
-//! std::fs::write(dir.path().join("kvmrc"), format!("VF_STATE_DIR={}/state\n", dir.path().display()))?;
-//! let kvmrc = Kvmrc::load(&[dir.path().join("kvmrc")]);
-//! let libvirt = Libvirt::open("test:///default", Duration::from_secs(30))?;
-//! let host = Host::new(kvmrc.into_settings(), Arc::new(libvirt), MapDirs::new(vec![dir.path().join("vf_maps")]));
+//! let host = Host::builder()
+//!     .uri("test:///default")
+//!     .state_dir(dir.path().join("state"))
+//!     .maps_in(dir.path().join("vf_maps"))
+//!     .open()?;
 //!
 //! let options = Options { dry_run: true, ..Options::default() };
 //! let report = reconcile(&host, &options)?;
