@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use fs2::FileExt;
 use kvm_sriov::claims::ClaimStore;
 use kvm_sriov::libvirt::DomainCalls;
 use kvm_sriov::opennebula;
@@ -219,7 +220,7 @@ fn poll_reconciles_the_host_at_most_every_half_minute() {
     let turn = site.state().join(".locks/probe");
     let is_over = || {
         let lock = fs::File::open(&turn).unwrap();
-        lock.try_lock_shared().is_ok()
+        FileExt::try_lock_shared(&lock).is_ok()
     };
     until("the probe is over", is_over);
     leave_claim();
