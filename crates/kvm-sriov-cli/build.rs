@@ -1,4 +1,5 @@
-//! Links the command so that it starts on older systems, too: what is built in the project's tree is installed elsewhere.
+//! Links the command so that it starts on older systems, too: what is built in the project's tree is installed
+//! elsewhere.
 use std::path::Path;
 
 fn main() {

@@ -1,5 +1,5 @@
-//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, and the unit of a
-//! guest, read by the real tools of a distribution (`tests/prepare guest-root`).
+//! The files and commands of docs/howto/install.md that make VFs and the dummies' bridge at a host's boot, and the unit
+//! of a guest, read by the real tools of a distribution (`tests/prepare guest-root`).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 

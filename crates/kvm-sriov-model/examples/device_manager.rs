@@ -1,6 +1,7 @@
 //! A small device manager: each domain that it looks after has one VF, whatever happens to it.
 //!
-//! Runs on a model host, where a VF is detached behind its back after each round. On a real host a round takes half a minute.
+//! Runs on a model host, where a VF is detached behind its back after each round. On a real host a round takes half a
+//! minute.
 
 use std::{error::Error, thread, time::Duration};
 

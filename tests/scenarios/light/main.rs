@@ -2,8 +2,8 @@
 //! (tests/rigs/light/README.md).
 //!
 //! `cargo test -p kvm-sriov-tests --test light -- [NAME...]` runs all scenarios or the named ones. Both hosts take
-//! scenarios from the list side by side, and a VM may migrate to the other host, so a scenario handles only its own VMs.
-//! Every wait is for a condition, with a limit of at least five times the measured time.
+//! scenarios from the list side by side, and a VM may migrate to the other host, so a scenario handles only its own
+//! VMs. Every wait is for a condition, with a limit of at least five times the measured time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -70,8 +70,8 @@ impl Host {
         self.repair_claims(store, maps, action).map(|(backing, _)| backing)
     }
 
-    /// Claims a VF for each NIC of a request, or for none of them, after repairing the claims of its maps. Each claim is a
-    /// line in the journal.
+    /// Claims a VF for each NIC of a request, or for none of them, after repairing the claims of its maps. Each claim
+    /// is a line in the journal.
     ///
     /// # Errors
     /// As [`Host::recover`], or too few VFs are free. Nothing was claimed.

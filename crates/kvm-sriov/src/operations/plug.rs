@@ -11,8 +11,8 @@ impl Host {
     /// Plugs a free VF of `root` into a running domain, with a dummy interface that carries the IP address into the
     /// guest.
     ///
-    /// * `mac` - the MAC of the NIC that the VF stands for; its last four bytes are the IP address. If a NIC of this MAC
-    ///   and root exists already, its VF is returned.
+    /// * `mac` - the MAC of the NIC that the VF stands for; its last four bytes are the IP address. If a NIC of this
+    ///   MAC and root exists already, its VF is returned.
     ///
     /// # Errors
     /// No VF is free, libvirt refused every free one, or the domain is busy. Nothing was changed, or the state in the

@@ -9,8 +9,8 @@ impl Host {
     /// Repairs the host: what every domain wants, has and claims is made equal. See [`reconcile`](crate::reconcile).
     ///
     /// # Errors
-    /// libvirtd does not answer, or the state directory can't be used; nothing was changed. What fails for one domain is in
-    /// the report and stops no other.
+    /// libvirtd does not answer, or the state directory can't be used; nothing was changed. What fails for one domain
+    /// is in the report and stops no other.
     pub fn reconcile(&self, options: &Options) -> Result<Report, Cause> {
         reconcile::reconcile(self, options)
     }

@@ -58,8 +58,8 @@ pub enum Repair {
 ///
 /// ```
 /// use kvm_sriov::libvirt::RunState;
-/// use kvm_sriov::reconcile::{Busy, NicClaim, Doubt, Elsewhere, Facts, NicFacts, SaveImage, OpenOperation, Repair, decide};
-/// let position = kvm_sriov::Position::new(0)?;
+/// use kvm_sriov::reconcile::{Busy, NicClaim, Doubt, Elsewhere, Facts, NicFacts, SaveImage, OpenOperation, Repair,
+/// decide}; let position = kvm_sriov::Position::new(0)?;
 /// let nic = NicFacts { position, wanted: true, device: false, claim: NicClaim::Own, dummy: true };
 /// let mut facts = Facts {
 ///     busy: Busy::Nobody,

@@ -22,7 +22,8 @@ impl Dummy {
     /// The dummy of a NIC as OpenNebula describes it.
     ///
     /// # Errors
-    /// DUMMY_BRIDGE or DUMMY_MAC_PREFIX is not set, the bridge does not exist, or the prefix is that of the NIC's own MAC.
+    /// DUMMY_BRIDGE or DUMMY_MAC_PREFIX is not set, the bridge does not exist, or the prefix is that of the NIC's own
+    /// MAC.
     pub(crate) fn of(host: &Host, nic: &VmNic, position: Position, vcpus: Option<u32>) -> Result<Self, Cause> {
         let mac = host.dummy_mac(nic.mac, position)?;
         let xml = dummy_interface_of(nic, nic_defaults(host, vcpus), position, mac, host.dummy_bridge()?);

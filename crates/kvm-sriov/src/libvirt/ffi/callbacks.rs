@@ -294,8 +294,8 @@ unsafe extern "C" fn device_added(
 /// callback. libvirt keeps the connection open while the callback is registered, so call [`unregister_close`] before
 /// `connect` is dropped.
 ///
-/// * `number` - the connection's number in `receivers`. The callback gets this number as its data, and no memory: drivers
-///   without a daemon, such as the test driver, accept the callback but never call it and never free its data.
+/// * `number` - the connection's number in `receivers`. The callback gets this number as its data, and no memory:
+///   drivers without a daemon, such as the test driver, accept the callback but never call it and never free its data.
 pub(in crate::libvirt) fn register_close(connect: &Connect, number: usize) -> Result<(), Error> {
     // SAFETY: the connection is alive; the callback's data is a number that is never used as an address.
     zero(unsafe {
