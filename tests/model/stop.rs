@@ -147,6 +147,13 @@ fn the_steps_of_a_save_are_reported() {
     });
     let mut seen = steps.lock().unwrap().clone();
     seen.dedup_by(|a, b| matches!((a, b), (Progress::Saving { .. }, Progress::Saving { .. })));
+    // A guest gives its VFs back in an order of its own.
+    if let Some(releases) = seen.get_mut(1..3) {
+        releases.sort_by_key(|step| match step {
+            Progress::Released { vf } => vfs.iter().position(|other| other == vf),
+            _ => None,
+        });
+    }
     let released = |vf| Progress::Released { vf };
     let expected = [
         Progress::Unplugging { vfs: vfs.clone() },
