@@ -91,3 +91,33 @@ fn no_import_runs_upwards() {
     assert!(all.len() > 80 && read > 300, "{} files, {read} imports", all.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// A room that reads a clock, sleeps or starts a thread by itself can't be simulated. `libvirt` is not: a simulation has
+/// a test double in its place.
+#[test]
+fn time_and_threads_come_from_the_room_os() {
+    // Each file with the reason why it may. The first words of a line are enough to know the call.
+    let known = [
+        ("base/span.rs", "measures what really passes"),
+        ("agent/ssh.rs", "ssh is not simulated: a simulation has its own way to other hosts"),
+        ("reconcile/pass.rs", "threads that end before the function returns; a simulation has none"),
+        ("vm/job.rs", "a thread that ends before the function returns; only for an observed host"),
+        ("xml/parse.rs", "a thread with a deep stack, which only computes"),
+    ];
+    let own = ["Instant::now", "SystemTime::now", "thread::sleep", "thread::Builder", "thread::spawn"];
+    let (mut all, mut found, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    files(&source(), &mut all);
+    for file in all.iter().filter(|file| !matches!(&*room(file), "libvirt" | "os")) {
+        let text = fs::read_to_string(source().join(file)).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        if file.ends_with("tests.rs") || !own.iter().any(|call| code.contains(call)) {
+            continue;
+        }
+        match known.iter().find(|(known, _)| Path::new(known) == file) {
+            Some((known, _)) => found.push(*known),
+            None => wrong.push(format!("{} has a clock or a thread of its own: use crate::os", file.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(found.len(), known.len(), "a reason whose file has no such call any more; found: {found:?}");
+}

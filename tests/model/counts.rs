@@ -238,6 +238,7 @@ const SLEEPS: &[(&str, usize, &str)] = &[
         "libvirtd is away, and is tried again; a job of libvirt or the copy of a disk, which end without an event; and the lock \
          of a VM for a program with a stop token, which must be read meanwhile",
     ),
+    ("os.rs", 2, "the function that all others call"),
     ("vm/unplug.rs", 1, "libvirtd is away, and is tried again"),
     ("vm/clock.rs", 1, "in the program that sets the clock: the stock driver's time between two tries"),
 ];

@@ -10,7 +10,7 @@ use kvm_sriov::libvirt::{
     BlockJob, DeviceCalls, DiskCalls, DomainCalls, DomainRef, EventCalls, Events, GuestCalls, Hypervisor, Job,
     JobCalls, LibvirtError, LibvirtErrorKind, Migration, PowerCalls, RunState, SnapshotCalls, Snapshots, Usage,
 };
-use kvm_sriov::{DomainId, DomainUuid};
+use kvm_sriov::{DomainId, DomainUuid, os};
 
 /// What goes wrong with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +162,7 @@ impl Faults {
 
     /// Counts the call and returns its fault.
     fn enter(&self, name: &'static str) -> Result<Option<Fault>, LibvirtError> {
+        os::step("call", name);
         let mut book = self.book();
         if book.dead {
             drop(book);
@@ -207,6 +208,16 @@ impl Faults {
     }
 
     fn call<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError>,
+    ) -> Result<T, LibvirtError> {
+        let result = self.call_with_fault(name, call);
+        os::step("return", name);
+        result
+    }
+
+    fn call_with_fault<T>(
         &self,
         name: &'static str,
         call: impl FnOnce(&dyn Hypervisor) -> Result<T, LibvirtError>,

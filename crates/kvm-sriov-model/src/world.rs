@@ -1,12 +1,13 @@
 //! The state of all model hosts of one world, under one lock.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, RunState};
+use kvm_sriov::os::{self, Side};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::{DomainName, DomainUuid, PciAddress};
 
@@ -21,11 +22,16 @@ use super::refusal;
 pub(super) struct Shared {
     world: Mutex<World>,
     changed: Condvar,
+    changes: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new_cyclic(|shared| Self { world: Mutex::new(World::new(shared.clone())), changed: Condvar::new() })
+        Arc::new_cyclic(|shared| Self {
+            world: Mutex::new(World::new(shared.clone())),
+            changed: Condvar::new(),
+            changes: AtomicU64::new(0),
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, World> {
@@ -33,11 +39,19 @@ impl Shared {
     }
 
     /// Waits for a change, at most this long.
-    pub(super) fn wait<'a>(&self, world: MutexGuard<'a, World>, limit: Duration) -> MutexGuard<'a, World> {
+    pub(super) fn wait<'a>(&'a self, world: MutexGuard<'a, World>, limit: Duration) -> MutexGuard<'a, World> {
+        if let Some(os) = os::simulated() {
+            drop(world);
+            let before = self.changes.load(Ordering::Relaxed);
+            let end = Some(os.now() + limit);
+            os::wait_until(&*os, end, || self.changes.load(Ordering::Relaxed) != before);
+            return self.lock();
+        }
         self.changed.wait_timeout(world, limit).unwrap_or_else(PoisonError::into_inner).0
     }
 
     pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_all();
     }
 }
@@ -124,7 +138,7 @@ pub(super) struct DiskCopy {
 
 impl DiskCopy {
     pub(super) fn is_ready(&self) -> bool {
-        self.begun.elapsed() > COPY
+        os::now() > self.begun + COPY
     }
 }
 
@@ -164,13 +178,14 @@ impl World {
     /// Makes this change after this time.
     pub(super) fn later(&self, after: Duration, change: impl FnOnce(&mut Self) + Send + 'static) {
         let shared = self.shared.clone();
-        thread::spawn(move || {
-            thread::sleep(after);
+        let work = move || {
+            os::sleep(after);
             if let Some(shared) = shared.upgrade() {
                 change(&mut shared.lock());
                 shared.changed();
             }
-        });
+        };
+        os::spawn("world", Side::World, work).unwrap();
     }
 
     /// Starts the CPUs of a domain.
@@ -234,7 +249,7 @@ impl World {
             return Err(refusal::monitor("device_del", text));
         }
         if let Some(at) = domain.requests.iter().position(|request| request.alias == alias) {
-            let soon = domain.requests[at].pressed.elapsed() < PRESS;
+            let soon = os::now() < domain.requests[at].pressed + PRESS;
             match domain.hotplug {
                 Hotplug::Acpi => {}
                 Hotplug::Native | Hotplug::NativeCancels if !soon => {}
@@ -249,7 +264,7 @@ impl World {
             }
             domain.requests.remove(at);
         }
-        domain.requests.push(Request { alias: alias.to_owned(), token, pressed: Instant::now() });
+        domain.requests.push(Request { alias: alias.to_owned(), token, pressed: os::now() });
         if domain.guest == Guest::RemovalFailed {
             let (uuid, alias) = (uuid.clone(), alias.to_owned());
             self.later(ANSWER, move |world| world.decline(site, &uuid, &alias, token));

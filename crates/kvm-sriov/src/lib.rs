@@ -75,6 +75,7 @@
 //! * `config` - settings, kvmrc, VF maps, the version of OpenNebula
 //! * `sysfs` - what the kernel says of PCI functions, bridges and memory
 //! * `base` - names, addresses, positions, and the owner of a claim
+//! * `os` - time, waiting, threads: what a simulation of several hosts takes the place of
 
 pub mod actions;
 pub mod agent;
@@ -86,6 +87,7 @@ mod host;
 pub mod libvirt;
 pub mod opennebula;
 mod operations;
+pub mod os;
 pub mod reconcile;
 pub mod sysfs;
 pub mod vm;

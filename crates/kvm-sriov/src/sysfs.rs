@@ -3,10 +3,10 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::{POLL, PciAddress};
+use crate::os;
 
 /// The size of the kernel's sectors, in bytes.
 const SECTOR: u64 = 512;
@@ -125,9 +125,9 @@ impl Sysfs {
     /// # Source
     /// systemd `src/udev/udev-manager.c`: /run/udev/queue exists while there are unhandled events.
     pub(crate) fn wait_for_udev(&self, limit: Duration) {
-        let end = Instant::now() + limit;
-        while self.root.join("run/udev/queue").exists() && Instant::now() < end {
-            thread::sleep(POLL);
+        let end = os::now() + limit;
+        while self.root.join("run/udev/queue").exists() && os::now() < end {
+            os::sleep(POLL);
         }
     }
 

@@ -1,8 +1,9 @@
 //! Calls that plug and unplug devices.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_sriov::libvirt::{DeviceCalls, DomainRef, Event, LibvirtError};
+use kvm_sriov::os;
 
 use crate::element::Element;
 use crate::{Model, refusal};
@@ -55,8 +56,8 @@ impl DeviceCalls for Model {
         let found = there.definition.devices().iter().find(is_it).and_then(Element::alias).map(str::to_owned);
         let alias = found.ok_or_else(|| refusal::no_device(wanted.alias().or(wanted.mac()).unwrap_or("?")))?;
         world.ask(self.site, &domain.uuid, &alias)?;
-        let begin = Instant::now();
-        while let Some(rest) = DETACH.checked_sub(begin.elapsed()) {
+        let begin = os::now();
+        while let Some(rest) = DETACH.checked_sub(os::now() - begin) {
             let there = world.sites[self.site].domain(&domain.uuid);
             if there.is_none_or(|domain| domain.definition.device(&alias).is_none()) {
                 break;

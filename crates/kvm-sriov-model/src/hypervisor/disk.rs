@@ -1,8 +1,7 @@
 //! Calls on disks.
 
-use std::time::Instant;
-
 use kvm_sriov::libvirt::{BlockJob, DiskCalls, DomainRef, LibvirtError};
+use kvm_sriov::os;
 
 use crate::element::Element;
 use crate::world::DiskCopy;
@@ -20,7 +19,7 @@ impl DiskCalls for Model {
                 return Err(refusal::copy_runs(disk));
             }
             domain.definition.disk(disk).ok_or_else(|| refusal::no_disk(disk))?;
-            domain.copies.insert(disk.to_owned(), DiskCopy { target, begun: Instant::now() });
+            domain.copies.insert(disk.to_owned(), DiskCopy { target, begun: os::now() });
             Ok(())
         })
     }

@@ -1,13 +1,13 @@
 //! `exec_cancel`: ends the command that `exec` started in a guest.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::shared::guest_command::{self, CommandRecord};
 use crate::base::{Action, DomainId, DomainName, POLL};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 
 const ACTION: Action = Action::ExecCancel;
 
@@ -46,13 +46,13 @@ fn end(host: &Host, domain: &DomainRef, number: u64) -> Result<(), Cause> {
         return Ok(());
     }
     guest_command::kill(host, domain, number)?;
-    let end = Instant::now() + ENDS;
+    let end = os::now() + ENDS;
     while guest_command::runs(host, domain, number)? {
-        if Instant::now() >= end {
+        if os::now() >= end {
             let text = format!("process {number} runs on after {} s", ENDS.as_secs());
             return Err(Cause::GuestAgent { vm: domain.name.clone(), text });
         }
-        thread::sleep(POLL);
+        os::sleep(POLL);
     }
     Ok(())
 }

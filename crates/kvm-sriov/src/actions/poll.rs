@@ -1,12 +1,12 @@
 //! `poll`: measures what a VM uses, for OpenNebula up to 5.10. Later versions have probes of their own.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::{Action, DomainId};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::libvirt::Usage;
+use crate::os;
 use crate::vm;
 
 /// How long the use of the CPUs is measured.
@@ -48,9 +48,9 @@ fn measure(host: &Host, id: &DomainId) -> Result<Measurement, Cause> {
         let usage = host.hypervisor().usage(&domain, &interfaces, &disks)?;
         usage.ok_or_else(|| Cause::Absent { id: domain.name.to_string() })
     };
-    let (begin, before) = (Instant::now(), read()?);
-    thread::sleep(MEASURED);
-    let (now, passed) = (read()?, begin.elapsed());
+    let (begin, before) = (os::now(), read()?);
+    os::sleep(MEASURED);
+    let (now, passed) = (read()?, os::since(begin));
     let used = Duration::from_nanos(now.cpu_ns.saturating_sub(before.cpu_ns));
     Ok(Measurement { usage: now, cpu: used.as_secs_f64() / passed.as_secs_f64() * 100.0 })
 }

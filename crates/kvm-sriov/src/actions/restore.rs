@@ -1,7 +1,6 @@
 //! `restore`: starts a VM from the file of its save, with VFs of the same roots.
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use super::shared::undo::undo_failed;
@@ -12,6 +11,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, RunState};
+use crate::os;
 use crate::reconcile;
 use crate::vm::checkpoint::Checkpoint;
 use crate::vm::dir::VmDir;
@@ -157,7 +157,7 @@ impl Restoring<'_> {
             }
             self.host.check_stop()?;
             log::warn!("{failed}; trying again");
-            thread::sleep(AGAIN);
+            os::sleep(AGAIN);
         }
         self.running()?.ok_or_else(|| Cause::Absent { id: self.saved.name.to_string() })
     }

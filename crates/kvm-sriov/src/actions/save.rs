@@ -1,7 +1,6 @@
 //! `save`: saves a VM into a file and ends it, for suspend, stop and cold migration.
 
 use std::path::Path;
-use std::time::Instant;
 
 use super::shared::undo::{lacks_vfs, undo_failed};
 use crate::base::{Action, DomainId};
@@ -9,6 +8,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::sudo::Sudo;
 use crate::host::{Host, Progress};
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::reconcile;
 use crate::vm::block_job;
 use crate::vm::checkpoint::{Checkpoint, is_complete, make_empty};
@@ -119,7 +119,7 @@ fn write_image(vm: &Vm<'_>, image: &Checkpoint) -> Result<(), Cause> {
     // The call's error does not decide: the domain is saved if it is gone and the image is complete.
     if let Err(cause) = write(host, domain, &image.unfinished()) {
         // Devices can't be changed while libvirt is still working on the failed save.
-        let ended = vm::abort_save(host, domain, Instant::now() + host.settings().call_timeout);
+        let ended = vm::abort_save(host, domain, os::now() + host.settings().call_timeout);
         let is_saved = host.patiently(|| gone::is_gone(host, domain))? && image.is_written();
         if !is_saved {
             let cause = while_saving(domain, image.checkpoint(), cause);

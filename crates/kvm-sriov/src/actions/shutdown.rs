@@ -1,7 +1,6 @@
 //! `shutdown`: asks the guest to power off, and waits until it has.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::{Action, DomainId, Owner, POLL};
 use crate::claims::{ClaimError, ClaimStore, VmLock};
@@ -9,6 +8,7 @@ use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::vm::gone::{self, LastLook};
 
 /// Shuts the domain down and frees its VFs once it is gone.
@@ -89,20 +89,20 @@ fn ask(host: &Host, domain: &DomainRef, id: &DomainId, timeout: Duration) -> Res
             Err(Cause::Call { what: format!("shutdown {id}"), source })
         };
     }
-    let begin = Instant::now();
+    let begin = os::now();
     let mut asked_again = false;
     while !gone::is_gone(host, domain)? {
-        if begin.elapsed() >= timeout {
+        if os::since(begin) >= timeout {
             return Ok(false);
         }
-        if !asked_again && begin.elapsed() >= timeout / 2 {
+        if !asked_again && os::since(begin) >= timeout / 2 {
             asked_again = true;
             if let Err(error) = host.hypervisor().shutdown(domain) {
                 log::warn!("could not ask {id} again to shut down: {error}");
             }
         }
         host.check_stop()?;
-        thread::sleep(POLL);
+        os::sleep(POLL);
     }
     Ok(true)
 }

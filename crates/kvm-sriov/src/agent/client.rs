@@ -1,6 +1,6 @@
 //! The host that asks: starts the agent on another host, and talks to it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::conversation::{Conversation, Heard, Heartbeat};
 use super::ssh::SshProcess;
@@ -8,6 +8,7 @@ use super::{AgentAnswer, AgentRequest, MAGIC, Presence, Reach, VERSION};
 use crate::base::span::{Kind, Span};
 use crate::base::{DomainUuid, HostName};
 use crate::error::AgentError;
+use crate::os;
 
 /// How long an agent may take from the start of ssh to its first line.
 const START: Duration = Duration::from_secs(60);
@@ -39,9 +40,9 @@ impl Agent {
         let conversation = Conversation::new(link.input, link.output, Heartbeat::default())
             .map_err(|error| AgentError::NotStarted { host: host.clone(), why: error.to_string() })?;
         let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh, call: CALL, is_silent: false };
-        let end = Instant::now() + START;
+        let end = os::now() + START;
         loop {
-            match agent.conversation.next(end.saturating_duration_since(Instant::now())) {
+            match agent.conversation.next(end.saturating_duration_since(os::now())) {
                 Heard::Line(line) => match version(&line) {
                     Some(found) if found == VERSION.to_string() => return Ok(agent),
                     Some(found) => {

@@ -2,12 +2,12 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::base::lock;
+use crate::os::{self, Receiver, Side};
 
 /// A heartbeat.
 const ALIVE: &str = "alive";
@@ -61,15 +61,15 @@ impl Conversation {
         output: impl Write + Send + 'static,
         heartbeat: Heartbeat,
     ) -> io::Result<Self> {
-        let heard = Arc::new(Mutex::new(Instant::now()));
+        let heard = Arc::new(Mutex::new(os::now()));
         let ended = Arc::new(AtomicBool::new(false));
         let writer: Writer = Arc::new(Mutex::new(Some(Box::new(output))));
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = os::channel();
         let listener = Listener { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
-        thread::Builder::new().spawn(move || listener.listen(input))?;
-        let (stop, stopped) = mpsc::channel::<()>();
+        os::spawn("listen", Side::Process, move || listener.listen(input))?;
+        let (stop, stopped) = os::channel::<()>();
         let beat = Arc::clone(&writer);
-        thread::Builder::new().spawn(move || {
+        os::spawn("heartbeat", Side::Process, move || {
             while stopped.recv_timeout(heartbeat.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
         })?;
         Ok(Self { lines, heard, ended, writer, silence: heartbeat.silence, _stop: stop })
@@ -82,14 +82,14 @@ impl Conversation {
 
     /// The next line; waits at most `timeout`.
     pub(super) fn next(&self, timeout: Duration) -> Heard {
-        let end = Instant::now() + timeout;
+        let end = os::now() + timeout;
         loop {
-            let wait = end.min(self.silent_at()).saturating_duration_since(Instant::now());
+            let wait = end.min(self.silent_at()).saturating_duration_since(os::now());
             match self.lines.recv_timeout(wait) {
                 Ok(line) => return Heard::Line(line),
                 Err(RecvTimeoutError::Disconnected) => return Heard::Ended,
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.silent_at() => return Heard::Ended,
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => return Heard::Nothing,
+                Err(RecvTimeoutError::Timeout) if os::now() >= self.silent_at() => return Heard::Ended,
+                Err(RecvTimeoutError::Timeout) if os::now() >= end => return Heard::Nothing,
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
@@ -105,11 +105,11 @@ impl Conversation {
 
     /// The next line; waits at most this long, or without a limit.
     pub(super) fn wait_for(&self, limit: Option<Duration>) -> Heard {
-        let begin = Instant::now();
+        let begin = os::now();
         loop {
-            let left = limit.map_or(self.silence, |limit| limit.saturating_sub(begin.elapsed()));
+            let left = limit.map_or(self.silence, |limit| limit.saturating_sub(os::since(begin)));
             match self.next(left) {
-                Heard::Nothing if limit.is_none_or(|limit| begin.elapsed() < limit) => {}
+                Heard::Nothing if limit.is_none_or(|limit| os::since(begin) < limit) => {}
                 heard => return heard,
             }
         }
@@ -117,7 +117,7 @@ impl Conversation {
 
     /// Whether the other end has closed its side or has been silent for too long. Does not wait.
     pub(super) fn is_over(&self) -> bool {
-        self.ended.load(Ordering::Acquire) || Instant::now() >= self.silent_at()
+        self.ended.load(Ordering::Acquire) || os::now() >= self.silent_at()
     }
 
     fn silent_at(&self) -> Instant {
@@ -134,6 +134,7 @@ impl Drop for Conversation {
 }
 
 fn write(writer: &Writer, line: &str) -> bool {
+    os::step("line", if line == ALIVE { "heartbeat" } else { "send" });
     let mut writer = lock(writer);
     let Some(output) = writer.as_mut() else { return false };
     match output.write_all(format!("{line}\n").as_bytes()).and_then(|()| output.flush()) {
@@ -157,7 +158,7 @@ impl Listener {
         let mut input = BufReader::new(input);
         let mut bytes = Vec::new();
         while let Ok(1..) = input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut bytes) {
-            *lock(&self.heard) = Instant::now();
+            *lock(&self.heard) = os::now();
             let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();
             if line != ALIVE && self.sender.send(line).is_err() {
@@ -172,6 +173,7 @@ impl Listener {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
+    use std::thread;
 
     const FAST: Heartbeat = Heartbeat { every: Duration::from_millis(20), silence: Duration::from_millis(400) };
 

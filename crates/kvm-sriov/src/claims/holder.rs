@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use super::{Process, Token, process};
 use crate::base::Action;
+use crate::os;
 
 /// The program that this process is, when it is a program of the driver that works on one VM and on nothing else. This
 /// is process-wide state: it is set once, at the start of the program, and never in a program that embeds this library.
@@ -94,7 +95,7 @@ impl Holder {
 
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    os::time_of_day().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

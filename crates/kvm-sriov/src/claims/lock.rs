@@ -6,17 +6,16 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fs2::FileExt;
 
 use super::holder::{Holder, now, program_for};
 use super::{ClaimError, Process, Token, entries, safe};
 use crate::base::{Action, DomainName};
+use crate::os;
 
 /// The prefix of the names of the files that VMs' locks are on.
 const LOCK: &str = "vm-";
@@ -75,7 +74,7 @@ impl VmLock {
 impl Drop for VmLock {
     /// Unlocks the file. Closing it would not unlock it while a child that another thread forked has it open too.
     fn drop(&mut self) {
-        let is_forked = self.token.process().pid() != std::process::id();
+        let is_forked = self.token.process().pid() != os::pid();
         if let (false, Err(error)) = (is_forked, FileExt::unlock(&self.file)) {
             log::debug!("the lock of a VM is released when its file is closed: {error}");
         }
@@ -126,12 +125,15 @@ fn cancel_text(token: Token) -> String {
 /// Locks the file at `path`, and creates it if it does not exist. `None` when another action held it all the time.
 pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, ClaimError> {
     let failed = || ClaimError::file("lock", path);
-    let end = Instant::now() + timeout;
+    os::step("lock", "take");
+    let end = os::now() + timeout;
     loop {
         let file = safe::open_lock(path).map_err(failed())?;
         let locked = match FileExt::try_lock_exclusive(&file) {
             Ok(()) => Some(file),
-            Err(error) if error.kind() == fs2::lock_contended_error().kind() => wait(file, end).map_err(failed())?,
+            Err(error) if error.kind() == fs2::lock_contended_error().kind() => {
+                os::lock_file(file, end).map_err(failed())?
+            }
             Err(error) => return Err(failed()(error)),
         };
         match locked {
@@ -139,30 +141,6 @@ pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, Cl
             Some(file) if !safe::is_at(&file, path).map_err(failed())? => {}
             other => return Ok(other),
         }
-    }
-}
-
-/// Waits until the file is locked, or until `end`. The kernel waits for a lock without a time limit, so a thread waits.
-/// If it gets the lock after `end`, it releases the lock at once.
-fn wait(file: File, end: Instant) -> io::Result<Option<File>> {
-    let left = end.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Ok(None);
-    }
-    let (sender, receiver) = mpsc::channel();
-    thread::Builder::new().name("lock".into()).spawn(move || {
-        let locked = loop {
-            match FileExt::lock_exclusive(&file) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other.map(|()| file),
-            }
-        };
-        // After `end` nobody receives the file. Then it is closed here, which unlocks it.
-        drop(sender.send(locked));
-    })?;
-    match receiver.recv_timeout(left) {
-        Ok(locked) => locked.map(Some),
-        Err(_) => Ok(None),
     }
 }
 
@@ -223,6 +201,8 @@ mod tests {
 
     use super::*;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Instant;
 
     #[test]
     fn every_name_has_a_file_of_its_own() {

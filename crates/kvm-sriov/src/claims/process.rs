@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::os;
+
 /// A process: its number and its start time. A later process with the same number has another start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
@@ -21,8 +23,14 @@ pub struct Process {
 impl Process {
     /// This process.
     pub fn this() -> Self {
-        let pid = std::process::id();
-        Self { pid, started: start_of(pid).unwrap_or(0) }
+        let (pid, started) = os::simulated().map_or_else(
+            || {
+                let pid = std::process::id();
+                (pid, start_of(pid).unwrap_or(0))
+            },
+            |os| os.process(),
+        );
+        Self { pid, started }
     }
 
     /// The process with this number and this start time, in the kernel's clock ticks since boot.
@@ -42,7 +50,8 @@ impl Process {
 
     /// Whether the process still runs.
     pub fn is_alive(&self) -> bool {
-        start_of(self.pid) == Some(self.started)
+        let simulated = os::simulated().map(|os| os.is_alive(self.pid, self.started));
+        simulated.unwrap_or_else(|| start_of(self.pid) == Some(self.started))
     }
 
     /// Whether the process still runs, and its program's file has this name.
@@ -132,6 +141,9 @@ fn start_of(pid: u32) -> Option<u64> {
 
 /// The id of this boot of the host; empty when the kernel does not report it.
 pub(super) fn boot_id() -> String {
+    if let Some(os) = os::simulated() {
+        return os.boot_id();
+    }
     static ID: OnceLock<String> = OnceLock::new();
     let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned());
     ID.get_or_init(|| read().unwrap_or_default()).clone()

@@ -10,6 +10,7 @@ use nix::unistd::geteuid;
 use tempfile::{NamedTempFile, TempPath};
 
 use super::ClaimError;
+use crate::os;
 
 /// How many bytes of a file are read at most. A claim has about 200.
 const LIMIT: u64 = 16 * 1024;
@@ -142,6 +143,7 @@ impl Unnamed {
     ///
     /// * `replace` - an existing file with this name is replaced. Otherwise it is an error.
     pub(super) fn name(self, path: &Path, replace: bool) -> Result<(), ClaimError> {
+        os::step("file", "name claim");
         let named = if replace { self.0.persist(path) } else { self.0.persist_noclobber(path) };
         named.map(drop).map_err(|error| ClaimError::file("write", path)(error.error))
     }
@@ -151,7 +153,8 @@ impl Unnamed {
 /// the disk; taking its name does not.
 pub(super) fn unname(path: &Path) -> Result<Option<TempPath>, ClaimError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let unnamed = path.with_file_name(format!("{UNNAMED}{name}-{}", std::process::id()));
+    let unnamed = path.with_file_name(format!("{UNNAMED}{name}-{}", os::pid()));
+    os::step("file", "unname claim");
     match fs::rename(path, &unnamed) {
         Ok(()) => Ok(Some(TempPath::from_path(unnamed))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -161,6 +164,7 @@ pub(super) fn unname(path: &Path) -> Result<Option<TempPath>, ClaimError> {
 
 /// Removes a file, if it exists.
 pub(super) fn remove_file(path: &Path) -> Result<(), ClaimError> {
+    os::step("file", "remove");
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ClaimError::file("remove", path)(error)),
         _ => Ok(()),

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use crate::base::signals;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 
 /// The program that plugs back a VF which a guest releases after its action stopped waiting.
 pub(crate) const WATCHER: &str = "sriov_watcher";
@@ -37,6 +38,12 @@ fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
         // its program begins or fails to begin.
         log::warn!("{} was not started for {subject}: there is no such program", path.display());
         return;
+    }
+    if let Some(os) = os::simulated() {
+        return match os.start_program(&path, arg) {
+            Ok(()) => log::debug!("{program} runs for {subject}"),
+            Err(error) => log::warn!("{} was not started for {subject}: {error}", path.display()),
+        };
     }
     let started = Command::new(&path)
         .args(arg)

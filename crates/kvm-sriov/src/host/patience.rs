@@ -1,6 +1,5 @@
 //! How long a host waits: for libvirtd, for a call, for udev, for the lock of a VM.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Host, Progress};
@@ -8,6 +7,7 @@ use crate::base::{Action, DomainName, POLL};
 use crate::claims::{ClaimError, ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::libvirt::{LibvirtError, copy_limit};
+use crate::os;
 use crate::sysfs::denied_vfio_device;
 
 /// What a call that pins memory may take for each GiB, in addition to SRIOV_CALL_TIMEOUT.
@@ -60,13 +60,13 @@ impl Host {
         limit: Duration,
         mut work: impl FnMut() -> Result<T, Cause>,
     ) -> Result<T, Cause> {
-        let end = Instant::now() + limit;
+        let end = os::now() + limit;
         let end = self.end.map_or(end, |last| last.min(end));
         loop {
             let stopped = self.stop.as_ref().and_then(super::Stop::since);
             let end = stopped.map_or(end, |since| end.min(since + AFTER_STOP));
             match work() {
-                Err(cause) if cause.is_passing() && Instant::now() < end => thread::sleep(POLL),
+                Err(cause) if cause.is_passing() && os::now() < end => os::sleep(POLL),
                 other => return other,
             }
         }
@@ -86,14 +86,14 @@ impl Host {
         mut is_done: impl FnMut() -> Result<bool, Cause>,
     ) -> Result<bool, Cause> {
         loop {
-            let limit = end.map_or(self.settings().call_timeout, |end| end.saturating_duration_since(Instant::now()));
+            let limit = end.map_or(self.settings().call_timeout, |end| end.saturating_duration_since(os::now()));
             if self.patiently_for(limit.min(self.settings().call_timeout), &mut is_done)? {
                 return Ok(true);
             }
-            if end.is_some_and(|end| Instant::now() >= end) {
+            if end.is_some_and(|end| os::now() >= end) {
                 return Ok(false);
             }
-            thread::sleep(POLL);
+            os::sleep(POLL);
         }
     }
 
@@ -133,12 +133,12 @@ impl Host {
         if self.stop.is_none() {
             return Ok(store.lock_vm(vm, action, timeout)?);
         }
-        let end = Instant::now() + timeout;
+        let end = os::now() + timeout;
         loop {
             match store.lock_vm(vm, action, Duration::ZERO) {
-                Err(ClaimError::Busy { .. }) if Instant::now() < end => {
+                Err(ClaimError::Busy { .. }) if os::now() < end => {
                     self.check_stop()?;
-                    thread::sleep(POLL);
+                    os::sleep(POLL);
                 }
                 other => return Ok(other?),
             }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Host;
 use crate::error::Cause;
+use crate::os;
 
 /// Tells the actions of a [`Host`] to end early. Its clones are one token, for other threads.
 ///
@@ -36,7 +37,7 @@ impl Stop {
 
     /// Sets the token. It stays set.
     pub fn stop(&self) {
-        self.since.get_or_init(Instant::now);
+        self.since.get_or_init(os::now);
     }
 
     /// Whether the token is set.

@@ -1,13 +1,14 @@
 //! Events of a domain that is watched.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::deadline::with_deadline;
 use super::subscription::{Arrival, Subscription};
 use super::{DomainRef, Libvirt, LibvirtError};
 use crate::base::DomainUuid;
+use crate::os;
 
 /// An event of a domain that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +37,14 @@ pub enum Event {
 
 /// The events of one domain, from the moment the watch begins until this is dropped.
 pub struct Events {
-    receiver: Receiver<Event>,
+    receiver: os::Receiver<Event>,
     _subscription: Box<dyn Send>,
 }
 
 impl Events {
     /// Events that `receiver` gets while `subscription` lives.
-    pub fn new(receiver: Receiver<Event>, subscription: Box<dyn Send>) -> Self {
-        Self { receiver, _subscription: subscription }
+    pub fn new(receiver: mpsc::Receiver<Event>, subscription: Box<dyn Send>) -> Self {
+        Self { receiver: receiver.into(), _subscription: subscription }
     }
 
     /// The next event; `None` when none came within `timeout`. When the source ends, this is [`Event::Disconnected`].
@@ -75,7 +76,7 @@ pub trait EventCalls: Send + Sync {
 impl EventCalls for Libvirt {
     fn watch(&self, domain: &DomainRef) -> Result<Events, LibvirtError> {
         let uuid = domain.uuid.to_string();
-        let (sender, receiver): (_, Receiver<Event>) = mpsc::channel();
+        let (sender, receiver): (_, mpsc::Receiver<Event>) = mpsc::channel();
         let (connector, patience) = (Arc::clone(&self.connector), self.patience);
         let subscription = with_deadline("virConnectDomainEventRegisterAny", patience.left(), move || {
             let connection = connector.connection()?;
@@ -86,7 +87,7 @@ impl EventCalls for Libvirt {
 
     fn watch_for(&self, uuid: &DomainUuid) -> Result<Events, LibvirtError> {
         let uuid = uuid.clone();
-        let (sender, receiver): (_, Receiver<Event>) = mpsc::channel();
+        let (sender, receiver): (_, mpsc::Receiver<Event>) = mpsc::channel();
         let (connector, patience) = (Arc::clone(&self.connector), self.patience);
         let arrival = with_deadline("virConnectDomainEventRegisterAny", patience.left(), move || {
             let connection = connector.connection()?;

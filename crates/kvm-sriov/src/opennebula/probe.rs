@@ -3,13 +3,14 @@
 use std::env;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::base::{Action, signals};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::host::become_owner_of;
 use crate::host::detached;
+use crate::os;
 use crate::reconcile::{Options, reconcile};
 
 /// The probe ends after this time.
@@ -53,7 +54,7 @@ fn is_due(host: &Host) -> Result<bool, Cause> {
 
 fn repair(driver: &Path) -> Result<(), Cause> {
     become_owner_of(driver)?;
-    let host = Host::open_lenient_until(driver, Instant::now() + LIMIT)?;
+    let host = Host::open_lenient_until(driver, os::now() + LIMIT)?;
     // The turn is kept until the work is done, however long its VMs take.
     let turn = match host.existing_claims()? {
         Some(store) => match store.probe_turn(Duration::ZERO)? {

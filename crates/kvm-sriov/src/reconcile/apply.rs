@@ -8,6 +8,7 @@ use super::report::VmReport;
 use crate::base::{PciAddress, Position};
 use crate::claims::{Claim, Claimant};
 use crate::error::Cause;
+use crate::os;
 use crate::vm::checkpoint::Checkpoint;
 use crate::vm::dir::VmDir;
 use crate::vm::gone;
@@ -49,7 +50,7 @@ pub(super) fn repair(vm: &mut Vm<'_>, until: Instant, elsewhere: Elsewhere, scop
     for _ in 0..ROUNDS {
         let mut repairs = decide(&facts);
         repairs.retain(|repair| scope.has(repair));
-        if repairs.iter().all(Repair::is_note) || Instant::now() >= until {
+        if repairs.iter().all(Repair::is_note) || os::now() >= until {
             break;
         }
         let is_stuck = Round { vm, until, report: &mut report, one_by_one: false }.apply(&repairs);
@@ -89,7 +90,7 @@ impl Round<'_, '_> {
         let unplugging: Vec<Repair> = repairs.iter().filter(unplugs).cloned().collect();
         self.unplug(&unplugging);
         for repair in repairs.iter().filter(|repair| !unplugs(repair) && !repair.is_note()) {
-            let is_over = Instant::now() >= self.until;
+            let is_over = os::now() >= self.until;
             let done = if self.vm.lock.cancelled() {
                 Err(Cause::Cancelled { name: self.vm.domain.name.clone() })
             } else if is_over {
@@ -199,7 +200,7 @@ impl Round<'_, '_> {
             repairs.iter().filter_map(|repair| Some((repair, self.device(repair)?))).collect();
         let Some((first, _)) = leaving.first() else { return };
         // If the guest does not answer, time must be left for the repairs that don't need it.
-        let half = self.until.saturating_duration_since(Instant::now()) / 2;
+        let half = self.until.saturating_duration_since(os::now()) / 2;
         let timeout = self.vm.host.settings().unplug_timeout.min(half);
         let aliases: Vec<String> = leaving.iter().map(|(_, device)| device.alias.clone()).collect();
         match unplug(self.vm.host.hypervisor(), &self.vm.domain, &aliases, timeout) {

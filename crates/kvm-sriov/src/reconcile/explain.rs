@@ -1,13 +1,12 @@
 //! What is known of one VM, and the word of a person about it.
 
-use std::time::Instant;
-
 use super::pass::{Pass, Subject, claimants};
 use super::{Elsewhere, Options, VmReport};
 use crate::base::{DomainId, DomainName, Owner};
 use crate::claims::{Claim, ClaimStore, Holder};
 use crate::error::Cause;
 use crate::host::Host;
+use crate::os;
 use crate::vm;
 use crate::xml::{LiveDomain, Wanted};
 
@@ -31,7 +30,7 @@ pub struct Explanation {
 /// # Errors
 /// The host has no such domain and no claim of such a VM, or the VM can't be read.
 pub fn explain(host: &Host, id: &DomainId) -> Result<Explanation, Cause> {
-    let pass = Pass { host, dry_run: true, until: Instant::now(), elsewhere: Elsewhere::Unknown };
+    let pass = Pass { host, dry_run: true, until: os::now(), elsewhere: Elsewhere::Unknown };
     let store = host.existing_claims()?;
     let claims = |owner: &Owner| store.as_ref().map_or_else(|| Ok(Vec::new()), |store| store.claims_of(owner));
     let holder = |vm: &DomainName| store.as_ref().map_or(Ok(None), |store| store.vm_holder(vm));
@@ -62,7 +61,7 @@ pub fn explain(host: &Host, id: &DomainId) -> Result<Explanation, Cause> {
 /// There is no such VM, or it can't be read; nothing was changed. That another action works on the VM is no error: the
 /// report says so.
 pub fn resolve(host: &Host, id: &DomainId, elsewhere: Elsewhere) -> Result<VmReport, Cause> {
-    let until = Instant::now() + Options::default().timeout;
+    let until = os::now() + Options::default().timeout;
     let pass = Pass { host, dry_run: false, until, elsewhere };
     let absent = || Cause::Absent { id: id.to_string() };
     let subject = match host.hypervisor().find(id)?.filter(|domain| domain.id.is_some()) {

@@ -1,13 +1,12 @@
 //! An action locks its VM and repairs what an earlier action left unfinished.
 
-use std::time::Instant;
-
 use super::apply::{self, Scope};
 use super::{Elsewhere, Obstacle, Repair, RepairFailure};
 use crate::base::{Action, DomainId, NicKey, Position};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::vm::{Found, Vm};
 use crate::xml::VmData;
 
@@ -103,7 +102,7 @@ impl Lacking {
 }
 
 fn repair_in(vm: &mut Vm<'_>, scope: Scope) -> Result<Lacking, Cause> {
-    let until = Instant::now() + vm.host.call_limit(vm.live.memory_kib);
+    let until = os::now() + vm.host.call_limit(vm.live.memory_kib);
     let report = apply::repair(vm, until, Elsewhere::Unknown, scope)?;
     vm.note_lacking();
     if report.is_gone || report.done.contains(&Repair::Destroy) {

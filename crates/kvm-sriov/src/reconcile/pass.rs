@@ -15,6 +15,7 @@ use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, Wanted};
 
@@ -50,7 +51,7 @@ impl Default for Options {
 /// libvirtd does not answer, or the state directory can't be used; nothing was changed. A problem with one root or one
 /// VM is no error: it is in the report, and the others are repaired.
 pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
-    let until = Instant::now() + options.timeout;
+    let until = os::now() + options.timeout;
     let mut report = Report::default();
     let (maps, problems) = host.readable_maps();
     report.problems.extend(problems.into_iter().map(Cause::from));
@@ -123,7 +124,9 @@ impl Pass<'_> {
     /// Reconciles several VMs at once, so that no VM waits for the guest of another. Returns what could not be read as
     /// well.
     fn over_all(&self, subjects: Vec<Subject>) -> (Vec<VmReport>, Vec<Cause>) {
-        let workers = AT_ONCE.min(subjects.len());
+        // A simulation runs one thread of a process at a time, and needs no other.
+        let at_once = if os::simulated().is_some() { 1 } else { AT_ONCE };
+        let workers = at_once.min(subjects.len());
         let waiting = Mutex::new(VecDeque::from(subjects));
         let next = || lock(&waiting).pop_front();
         let work = || std::iter::from_fn(next).map(|subject| self.over(subject)).collect::<Vec<_>>();

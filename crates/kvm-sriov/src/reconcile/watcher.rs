@@ -3,7 +3,7 @@
 //! A request to release a device can't be withdrawn. A guest that did not answer in time may do so when it has booted,
 //! or when it is resumed or reset. Then it has lost a VF that it should still have.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::repair;
 use crate::base::{Action, DomainId};
@@ -11,6 +11,7 @@ use crate::claims::ClaimError;
 use crate::error::{Cause, Obstacle};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, Event, LibvirtErrorKind};
+use crate::os;
 use crate::vm::{self, Vm};
 use crate::xml::OperationKind;
 
@@ -29,8 +30,8 @@ const READ_AGAIN: Duration = Duration::from_secs(10);
 /// libvirtd does not answer, or a VF that left can't be plugged back. Later actions and `kvm-sriov reconcile` try
 /// again.
 pub fn watch(host: &Host, id: &DomainId) -> Result<(), Cause> {
-    let end = Instant::now() + host.settings().unplug_grace;
-    'grace: while Instant::now() < end {
+    let end = os::now() + host.settings().unplug_grace;
+    'grace: while os::now() < end {
         // A libvirtd that was restarted may need a moment to know the domain again.
         let Some(domain) = host.patiently(|| Ok(host.hypervisor().find(id)?))? else { return Ok(()) };
         let events = match host.hypervisor().watch(&domain) {
@@ -46,10 +47,10 @@ pub fn watch(host: &Host, id: &DomainId) -> Result<(), Cause> {
                 Err(cause) if cause.is_passing() => break,
                 Err(cause) => return Err(cause),
             }
-            match events.next(READ_AGAIN.min(end.saturating_duration_since(Instant::now()))) {
+            match events.next(READ_AGAIN.min(end.saturating_duration_since(os::now()))) {
                 Some(Event::Ended) => return Ok(()),
                 Some(Event::Disconnected) => break,
-                _ if Instant::now() >= end => break 'grace,
+                _ if os::now() >= end => break 'grace,
                 _ => {}
             }
         }

@@ -1,12 +1,12 @@
 //! Block jobs: libvirt copies a disk while its domain runs, and refuses other work on the domain meanwhile.
 
-use std::thread;
 use std::time::Duration;
 
 use crate::base::DomainName;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
+use crate::os;
 
 /// How many times a call is made that libvirt refuses because of a block job.
 ///
@@ -47,7 +47,7 @@ pub(crate) fn wait_out<T>(
     let mut tries = Tries::default();
     loop {
         match call() {
-            Err(error) if tries.again(vm, &error) => thread::sleep(WAIT),
+            Err(error) if tries.again(vm, &error) => os::sleep(WAIT),
             other => return other,
         }
     }

@@ -5,9 +5,10 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use crate::error::Cause;
+use crate::os;
 
 /// The first bytes of a complete save image.
 ///
@@ -77,9 +78,10 @@ impl Checkpoint {
     /// Keeps an older checkpoint of this name as `<name>.<seconds since 1970>`, as the stock driver does.
     pub(crate) fn keep_older(&self) -> Result<(), Cause> {
         if self.checkpoint.exists() {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let now = os::time_of_day().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             let kept = self.sibling("", &format!(".{now}"));
             log::info!("{} is there already: it is now {}", self.checkpoint.display(), kept.display());
+            os::step("file", "keep checkpoint");
             fs::rename(&self.checkpoint, &kept).map_err(Cause::file("rename", &self.checkpoint))?;
         }
         Ok(())
@@ -93,6 +95,7 @@ impl Checkpoint {
         }
         File::open(&path).and_then(|file| file.sync_all()).map_err(Cause::file("sync", &path))?;
         self.keep_older()?;
+        os::step("file", "commit checkpoint");
         fs::rename(&path, &self.checkpoint).map_err(Cause::file("rename", &path))?;
         self.sync_directory();
         Ok(())
@@ -100,6 +103,7 @@ impl Checkpoint {
 
     /// Marks the image as used. From then on a domain may run from it.
     pub(crate) fn spend(&self) -> Result<(), Cause> {
+        os::step("file", "spend checkpoint");
         fs::rename(&self.checkpoint, self.used()).map_err(Cause::file("rename", &self.checkpoint))?;
         self.sync_directory();
         Ok(())
@@ -144,6 +148,7 @@ pub(crate) fn is_complete(path: &Path) -> io::Result<bool> {
 
 /// Removes a file. Success when there is no such file.
 pub(crate) fn remove(path: &Path) -> Result<(), Cause> {
+    os::step("file", "remove image");
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Cause::file("remove", path)(error)),
         _ => Ok(()),

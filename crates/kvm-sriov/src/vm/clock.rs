@@ -1,6 +1,5 @@
 //! The clock of a guest that was stopped. The guest agent sets it from the hardware clock.
 
-use std::thread;
 use std::time::Duration;
 
 use crate::base::DomainId;
@@ -8,6 +7,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::host::detached;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
+use crate::os;
 
 /// How many times the guest agent is asked, and the time between two tries, in which the agent may start.
 ///
@@ -37,7 +37,7 @@ pub fn sync_clock(host: &Host, id: &DomainId) -> Result<(), Cause> {
             Err(error) => log::debug!("the clock of {} was not set: {error}", domain.name),
         }
         if number < TRIES {
-            thread::sleep(BETWEEN);
+            os::sleep(BETWEEN);
         }
     }
     Ok(())

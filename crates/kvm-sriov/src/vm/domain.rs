@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
+use crate::os;
 use crate::xml::LiveDomain;
 
 /// Reads the live XML of a domain.
@@ -45,7 +46,7 @@ pub(crate) fn check_answers(host: &Host, domain: &DomainRef) -> Result<(), Cause
 /// [`Cause::JobRuns`] when the job goes on after `limit`, or libvirtd does not answer.
 pub(crate) fn wait_for_job(host: &Host, domain: &DomainRef, limit: Duration, what: &'static str) -> Result<(), Cause> {
     let is_free = || Ok(host.hypervisor().job(domain)?.is_none());
-    if host.wait_until(Some(Instant::now() + limit), is_free)? {
+    if host.wait_until(Some(os::now() + limit), is_free)? {
         Ok(())
     } else {
         Err(Cause::JobRuns { vm: domain.name.clone(), what })

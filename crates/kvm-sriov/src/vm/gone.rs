@@ -1,7 +1,6 @@
 //! A domain that ends, and its VFs, which are free then. For actions that end a domain, or find that it has ended.
 
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::base::{Action, DomainId, Owner, POLL};
@@ -10,6 +9,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::xml::LiveDomain;
 
 /// How long a destroyed domain is waited for.
@@ -26,19 +26,19 @@ const DESTROY_AGAIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// The domain is still there, or libvirtd does not answer.
 pub(crate) fn destroy(host: &Host, domain: &DomainRef) -> Result<(), Cause> {
-    let begin = Instant::now();
+    let begin = os::now();
     let mut asked = None;
     let mut refused = None;
-    while begin.elapsed() < DESTROY_TIMEOUT {
+    while os::since(begin) < DESTROY_TIMEOUT {
         if is_gone(host, domain)? {
             return Ok(());
         }
-        if asked.is_none_or(|at: Instant| at.elapsed() >= DESTROY_AGAIN) {
-            asked = Some(Instant::now());
+        if asked.is_none_or(|at: Instant| os::since(at) >= DESTROY_AGAIN) {
+            asked = Some(os::now());
             // The domain may have ended by itself. The next read tells.
             refused = host.hypervisor().destroy(domain).err();
         } else {
-            thread::sleep(POLL);
+            os::sleep(POLL);
         }
     }
     let id = domain.name.to_string();

@@ -8,6 +8,7 @@ use crate::base::POLL;
 use crate::error::Cause;
 use crate::host::{Host, Progress};
 use crate::libvirt::{DomainRef, LibvirtError};
+use crate::os;
 
 /// The time between two reports of a job's progress.
 const REPORT: Duration = Duration::from_secs(1);
@@ -59,8 +60,8 @@ fn watch(host: &Host, domain: &DomainRef, step: fn(u64, u64) -> Progress, ended:
             if let Err(error) = host.hypervisor().abort_job(domain) {
                 log::debug!("cannot abort the job on {}: {error}", domain.name);
             }
-        } else if host.is_observed() && reported.is_none_or(|at| at.elapsed() >= REPORT) {
-            reported = Some(Instant::now());
+        } else if host.is_observed() && reported.is_none_or(|at| os::since(at) >= REPORT) {
+            reported = Some(os::now());
             match host.hypervisor().job(domain) {
                 Ok(job) => {
                     if let Some((done, all)) = job.and_then(|job| job.progress).filter(|(_, all)| *all > 0) {

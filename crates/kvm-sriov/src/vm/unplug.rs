@@ -1,6 +1,5 @@
 //! The unplug engine asks a guest to release devices. Only the live XML tells whether a device has left.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::base::span::{Kind, Span};
@@ -8,6 +7,7 @@ use crate::base::{POLL, PciAddress};
 use crate::error::UnplugOutcome;
 use crate::host::{Host, Progress};
 use crate::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtErrorKind};
+use crate::os;
 use crate::xml::{LiveDomain, XmlError};
 
 /// When a guest does not answer, it is asked again after this time: a guest that boots forgets earlier requests.
@@ -129,11 +129,11 @@ impl<'a> Removal<'a> {
     /// Whether the guest must be asked now. `due` is computed before the clock is read: a request that is due at once
     /// would otherwise be a moment in the future.
     fn is_due(&self) -> bool {
-        self.due().is_some_and(|due| due <= Instant::now())
+        self.due().is_some_and(|due| due <= os::now())
     }
 
     fn due(&self) -> Option<Instant> {
-        self.is_open().then(|| self.asked.map_or_else(Instant::now, |asked| asked + self.again))
+        self.is_open().then(|| self.asked.map_or_else(os::now, |asked| asked + self.again))
     }
 }
 
@@ -165,7 +165,7 @@ impl<'a> Engine<'a> {
         watched: Option<Watched<'a>>,
     ) -> Self {
         let requests = aliases.iter().map(Removal::new).collect();
-        Self { hypervisor, domain, requests, deadline: Instant::now() + timeout, watched }
+        Self { hypervisor, domain, requests, deadline: os::now() + timeout, watched }
     }
 
     fn run(mut self) -> Result<Vec<UnplugOutcome>, XmlError> {
@@ -190,7 +190,7 @@ impl<'a> Engine<'a> {
                 }
             }
             self.report();
-            if Instant::now() >= self.deadline {
+            if os::now() >= self.deadline {
                 self.look()?;
                 break;
             }
@@ -235,11 +235,11 @@ impl<'a> Engine<'a> {
                     self.close_all(&UnplugOutcome::DomainGone);
                     return None;
                 }
-                Err(error) if Instant::now() >= self.deadline || self.is_stopped() => {
+                Err(error) if os::now() >= self.deadline || self.is_stopped() => {
                     log::warn!("libvirtd can't be reached: {error}");
                     return None;
                 }
-                Err(_) => thread::sleep(RECONNECT),
+                Err(_) => os::sleep(RECONNECT),
             }
         }
     }
@@ -247,12 +247,12 @@ impl<'a> Engine<'a> {
     /// Asks the guest to release every device that is due, while time is left.
     fn ask(&mut self) -> Option<NextStep> {
         for at in 0..self.requests.len() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.deadline.saturating_duration_since(os::now());
             let Some(request) = self.requests.get_mut(at).filter(|_| !left.is_zero()) else { break };
             if !request.is_due() {
                 continue;
             }
-            request.asked = Some(Instant::now());
+            request.asked = Some(os::now());
             request.again = ASK_AGAIN;
             request.span.get_or_insert_with(|| Span::begin(Kind::Device, request.alias.to_owned()));
             let asked = self.hypervisor.detach_alias(self.domain, request.alias, left.max(LEAST));
@@ -308,7 +308,7 @@ impl<'a> Engine<'a> {
         for (at, request) in self.requests.iter_mut().enumerate() {
             if at == asked || request.is_due() {
                 request.busy = Some(why.to_owned());
-                (request.asked, request.again) = (Some(Instant::now()), NEVER_SOONER);
+                (request.asked, request.again) = (Some(os::now()), NEVER_SOONER);
             }
         }
     }
@@ -318,7 +318,7 @@ impl<'a> Engine<'a> {
         let due = self.requests.iter().filter_map(Removal::due).min().unwrap_or(self.deadline).min(self.deadline);
         let heard = {
             let _span = Span::begin(Kind::Guest, "unplug");
-            events.next(self.look_again(due.saturating_duration_since(Instant::now())))
+            events.next(self.look_again(due.saturating_duration_since(os::now())))
         };
         match heard {
             None => NextStep::Ask,

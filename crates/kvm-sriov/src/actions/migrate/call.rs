@@ -1,13 +1,13 @@
 //! The call to libvirt that moves a domain, watched while it runs.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::Departure;
 use crate::error::Cause;
 use crate::host::{self, Host};
 use crate::libvirt::{DomainRef, LibvirtError, LibvirtErrorKind};
+use crate::os::{self, Side};
 
 /// The time between two reads of a running copy's progress.
 const LOOK: Duration = Duration::from_secs(1);
@@ -18,34 +18,32 @@ impl Departure<'_> {
         self.go()?;
         let domain = self.found.domain().clone();
         let (hypervisor, migration, mover) = (self.host.shared_hypervisor(), self.migration.clone(), domain.clone());
-        // Nothing is sent: the channel closes when the call ends.
-        let (end, ended) = mpsc::channel::<()>();
+        let (end, ended) = os::channel();
         let what = format!("migrate {} to {}", domain.name, self.agent.host());
-        let call = thread::Builder::new().spawn(move || {
-            let _end = end;
-            hypervisor.migrate(&mover, &migration)
-        });
-        let call = match call {
-            Ok(call) => call,
-            Err(error) => {
-                return Err(Cause::Call { what, source: LibvirtError::no_thread("virDomainMigrate3", &error) });
-            }
-        };
+        // Nobody receives an answer that comes too late.
+        let call = move || drop(end.send(hypervisor.migrate(&mover, &migration)));
+        if let Err(error) = os::spawn("migrate", Side::Process, call) {
+            return Err(Cause::Call { what, source: LibvirtError::no_thread("virDomainMigrate3", &error) });
+        }
         self.is_under_way = true;
         let mut progress = CopyLog::default();
         let mut stopped: Option<(Instant, Cause)> = None;
         let timeout = self.host.settings().call_timeout;
         loop {
-            if ended.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
-                let text = "the call that moves it panicked";
-                let panicked = |_| Err(LibvirtError::new(LibvirtErrorKind::Other, 0, text));
-                return match call.join().unwrap_or_else(panicked) {
-                    Ok(()) => Ok(()),
-                    Err(source) => Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
-                };
+            let answer = match ended.recv_timeout(LOOK) {
+                Ok(answer) => Some(answer),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    Some(Err(LibvirtError::new(LibvirtErrorKind::Other, 0, "the call that moves it panicked")))
+                }
+            };
+            match answer {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(source)) => return Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
+                None => {}
             }
             match &stopped {
-                Some((since, _)) if since.elapsed() >= timeout => {
+                Some((since, _)) if os::since(*since) >= timeout => {
                     let text = format!("libvirt has not ended the aborted move for {} s", timeout.as_secs());
                     return Err(Cause::Call { what, source: LibvirtError::new(LibvirtErrorKind::NoAnswer, 0, text) });
                 }
@@ -53,7 +51,7 @@ impl Departure<'_> {
                 Some(_) => self.abort_job(&domain, log::Level::Debug),
                 None => {
                     progress.look(self.host, &domain);
-                    stopped = self.reason_to_stop().map(|cause| (Instant::now(), cause));
+                    stopped = self.reason_to_stop().map(|cause| (os::now(), cause));
                     if let Some((_, cause)) = &stopped {
                         log::warn!("{cause}; the move is aborted");
                         self.abort_job(&domain, log::Level::Warn);

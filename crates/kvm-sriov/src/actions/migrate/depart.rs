@@ -1,13 +1,13 @@
 //! From the first change on this host to the end of libvirt's call.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Departure;
 use crate::agent::{AgentAnswer, AgentRequest};
 use crate::base::span::{Kind, Span};
 use crate::base::{HostName, POLL};
 use crate::error::Cause;
+use crate::os;
 use crate::vm::block_job;
 use crate::vm::storage::DiskImage;
 use crate::xml::{LiveDomain, OperationKind, Wanted, adapted_to_host, dummy_alias_of};
@@ -87,11 +87,11 @@ impl Departure<'_> {
 
     /// Waits. A reason to stop ends the wait.
     fn pause(&mut self, time: Duration) -> Result<(), Cause> {
-        let end = Instant::now() + time;
-        while Instant::now() < end {
+        let end = os::now() + time;
+        while os::now() < end {
             match self.reason_to_stop() {
                 Some(cause) => return Err(cause),
-                None => thread::sleep(POLL),
+                None => os::sleep(POLL),
             }
         }
         Ok(())

@@ -1,13 +1,13 @@
 //! Where a VM is after its move failed: decided by what both hosts show.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Departure;
 use crate::agent::Presence;
 use crate::base::POLL;
 use crate::error::Cause;
 use crate::libvirt::RunState;
+use crate::os;
 use crate::vm;
 use crate::xml::OperationKind;
 
@@ -86,10 +86,10 @@ impl Departure<'_> {
     /// What the destination shows of the VM. Waits for a move that is about to end.
     fn there(&mut self) -> Result<Presence, Cause> {
         let uuid = self.found.domain().uuid.clone();
-        let end = Instant::now() + CLEAR;
+        let end = os::now() + CLEAR;
         loop {
             match self.agent.state(&uuid)? {
-                Presence::Incoming | Presence::Ending if Instant::now() < end => thread::sleep(POLL),
+                Presence::Incoming | Presence::Ending if os::now() < end => os::sleep(POLL),
                 presence => return Ok(presence),
             }
         }

@@ -4,8 +4,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
-use std::thread;
-use std::time::Instant;
 
 use fs2::FileExt;
 use serde_json::{Value, json};
@@ -14,6 +12,7 @@ use crate::base::{DomainName, POLL};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError};
+use crate::os;
 
 /// libvirt's error number for an agent that does not answer or is not connected.
 ///
@@ -38,13 +37,13 @@ impl<'a> CommandRecord<'a> {
     /// changed.
     pub(crate) fn lock(host: &'a Host, vm: DomainName) -> Result<Self, Cause> {
         let path = host.run_dir().join(".exec-lock");
-        let end = Instant::now() + host.settings().lock_timeout;
+        let end = os::now() + host.settings().lock_timeout;
         let file = File::options().create(true).append(true).open(&path).map_err(Cause::file("open", &path))?;
         while let Err(error) = file.try_lock_exclusive() {
-            if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= end {
+            if error.kind() != io::ErrorKind::WouldBlock || os::now() >= end {
                 return Err(Cause::file("lock", &path)(error));
             }
-            thread::sleep(POLL);
+            os::sleep(POLL);
         }
         Ok(Self { host, vm, _lock: file })
     }

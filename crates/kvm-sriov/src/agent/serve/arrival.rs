@@ -1,7 +1,6 @@
 //! The VM has come: its CPUs run, and it gets its VFs, its snapshots and the time.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::reservation::Reservation;
 use super::{ACTION, done_or_left};
@@ -12,6 +11,7 @@ use crate::claims::{ClaimStore, VmLock};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::reconcile::{self, Elsewhere, Obstacle, Repair};
 use crate::vm::{self, Vm};
 use crate::xml::{LiveDomain, OperationKind};
@@ -139,13 +139,13 @@ pub(super) fn finish_unprepared(host: &Host, uuid: &DomainUuid, id: &str) -> Res
         resume(host, &domain)?;
     }
     // The first agent holds the lock until it has noticed the loss and has asked the source.
-    let end = Instant::now() + Heartbeat::default().silence + ASK_SOURCE + host.settings().lock_timeout;
+    let end = os::now() + Heartbeat::default().silence + ASK_SOURCE + host.settings().lock_timeout;
     let report = loop {
         let report = reconcile::resolve(host, &uuid, Elsewhere::NeverRan)?;
-        if !report.left.contains(&Repair::Leave(Obstacle::Locked)) || Instant::now() >= end {
+        if !report.left.contains(&Repair::Leave(Obstacle::Locked)) || os::now() >= end {
             break report;
         }
-        thread::sleep(POLL);
+        os::sleep(POLL);
     };
     let failures = report.failures.iter().map(|failure| format!("cannot {}: {}", failure.repair, failure.cause));
     let left: Vec<String> = failures.chain(report.left.iter().map(ToString::to_string)).collect();

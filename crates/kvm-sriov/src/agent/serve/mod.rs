@@ -11,8 +11,7 @@ mod source_lost;
 mod witness;
 
 use std::io::{Read, Write};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::conversation::{Conversation, Heartbeat};
 use super::{AgentAnswer, AgentRequest, IncomingVm, MAGIC, Presence, Reach, VERSION, order};
@@ -21,6 +20,7 @@ use crate::base::{Action, DomainUuid, POLL};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::vm::gone;
 use crate::vm::storage::DiskImage;
 use reservation::Reservation;
@@ -183,7 +183,7 @@ impl Server<'_> {
         timeout: Duration,
         grace: Duration,
     ) -> Result<(Presence, Option<DomainRef>), Cause> {
-        let begin = Instant::now();
+        let begin = os::now();
         let host = self.host;
         loop {
             let (presence, domain) = host.patiently(|| self.presence(uuid))?;
@@ -192,10 +192,10 @@ impl Server<'_> {
                 Presence::Absent if self.reservation.as_ref().is_some_and(Reservation::may_come) => grace,
                 _ => Duration::ZERO,
             };
-            if begin.elapsed() >= wait {
+            if os::since(begin) >= wait {
                 return Ok((presence, domain));
             }
-            thread::sleep(POLL);
+            os::sleep(POLL);
         }
     }
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use super::ACTION;
@@ -17,6 +15,7 @@ use crate::config::VfMap;
 use crate::error::Cause;
 use crate::host::Host;
 use crate::host::sudo::Sudo;
+use crate::os::{self, Side};
 use crate::vm::gone;
 use crate::vm::storage::{DiskImage, make_image};
 use crate::xml::{NicMode, Wanted, WantedNic};
@@ -217,10 +216,10 @@ fn on_files<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> Result<T, Cause> + Send + 'static,
 ) -> Result<T, Cause> {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = os::channel();
     let failed = Cause::file(verb, path);
     // Nobody receives a result that comes too late.
-    let begun = thread::Builder::new().spawn(move || drop(sender.send(work())));
+    let begun = os::spawn("files", Side::Process, move || drop(sender.send(work())));
     if let Err(error) = begun {
         return Err(failed(error));
     }
@@ -233,6 +232,7 @@ fn on_files<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     #[test]
     fn a_file_server_that_does_not_answer_is_left_behind() {

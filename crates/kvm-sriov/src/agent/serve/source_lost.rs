@@ -1,7 +1,6 @@
 //! The source was lost while a VM was expected: what is true decides.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Server;
 use super::arrival::ASK_SOURCE;
@@ -10,6 +9,7 @@ use crate::agent::{Presence, ask_state};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::DomainRef;
+use crate::os;
 use crate::vm::gone;
 
 /// How long a domain may still be incoming when the source was lost. The source notices within a minute that this agent
@@ -79,16 +79,16 @@ impl Server<'_> {
     fn ask_source(&self, reservation: &Reservation) -> Result<Presence, String> {
         let vm = &reservation.vm;
         let Some(from) = &vm.from else { return Err("OpenNebula did not name it".into()) };
-        let end = Instant::now() + self.host.settings().call_timeout.min(ASK_SOURCE);
+        let end = os::now() + self.host.settings().call_timeout.min(ASK_SOURCE);
         loop {
             let says = ask_state(self.reach, from, &vm.uuid).map_err(|error| error.to_string());
-            if matches!(says, Ok(Presence::Running | Presence::Absent)) || Instant::now() >= end {
+            if matches!(says, Ok(Presence::Running | Presence::Absent)) || os::now() >= end {
                 return says;
             }
             if reservation.is_cancelled() {
                 return Err(Cause::Cancelled { name: vm.name.clone() }.to_string());
             }
-            thread::sleep(ASK_AGAIN);
+            os::sleep(ASK_AGAIN);
         }
     }
 }
