@@ -24,8 +24,9 @@ use kvm_sriov_tests::rig_host::Said;
 use kvm_sriov_tests::site::{Recorded, Site};
 use kvm_sriov_tests::{hand_over, until};
 
-/// The signals that an action may get, by their names in kill(1).
-const SIGNALS: [&str; 2] = ["TERM", "HUP"];
+/// The signals that an action may get, by their names in kill(1): from a person or a lost connection, and from the
+/// kernel at a limit of the process.
+const SIGNALS: [&str; 4] = ["TERM", "HUP", "XFSZ", "XCPU"];
 
 /// The signals that a process blocks, one bit for each.
 ///
@@ -40,6 +41,9 @@ fn blocked(pid: u32) -> u64 {
 /// The bits of SIGHUP (1) and SIGTERM (15).
 const BOTH: u64 = 1 | 1 << 14;
 
+/// And those of SIGXCPU (24) and SIGXFSZ (25).
+const ALL: u64 = BOTH | 1 << 23 | 1 << 24;
+
 fn tell(child: &Child, signal: &str) {
     let status = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
     assert!(status.success());
@@ -49,7 +53,7 @@ fn tell(child: &Child, signal: &str) {
 fn told_while_it_reads(command: &mut Command, stdin: &str) -> Said {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();
-    until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+    until("signals are held", || blocked(child.id()) & ALL == ALL);
     for signal in SIGNALS {
         tell(&child, signal);
     }
@@ -96,11 +100,11 @@ fn an_action_finishes_whenever_the_signal_comes() {
     };
     for step in 0..12_u64 {
         let mut child = program("deploy", &deploy.args()).spawn().unwrap();
-        until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+        until("signals are held", || blocked(child.id()) & ALL == ALL);
         child.stdin.take().unwrap().write_all(deploy.stdin.as_bytes()).unwrap();
         // The outcome is the same at any point.
         thread::sleep(Duration::from_millis(step * 5));
-        tell(&child, SIGNALS[usize::try_from(step % 2).unwrap()]);
+        tell(&child, SIGNALS[usize::try_from(step % 4).unwrap()]);
         let said: Said = child.wait_with_output().unwrap().into();
         assert_eq!(said.code, 0, "{step}: {said:?}");
         assert!(site.domain("one-0").is_some(), "{step}");
@@ -165,7 +169,7 @@ fn a_lost_connection_does_not_end_reconcile() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    until("signals are held", || blocked(child.id()) & BOTH == BOTH);
+    until("signals are held", || blocked(child.id()) & ALL == ALL);
     tell(&child, "HUP");
     tell(&child, "TERM");
     let status = child.wait().unwrap();

@@ -12,7 +12,7 @@ use kvm_sriov::sysfs::{NoVf, Sysfs};
 use kvm_sriov::{Host, PciAddress, become_drivers_user};
 use serde::Serialize;
 
-use crate::CommandError;
+use crate::{CommandError, view};
 
 /// One result of a check.
 #[derive(Serialize)]
@@ -44,8 +44,7 @@ pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Wri
     let findings = check_all(driver);
     let ready = findings.iter().all(|finding| finding.result != Severity::Fail);
     if json {
-        serde_json::to_writer_pretty(&mut *out, &findings)?;
-        writeln!(out)?;
+        view::json(&findings, out)?;
     } else {
         for finding in &findings {
             let (mark, colour) = match finding.result {
@@ -54,7 +53,7 @@ pub(crate) fn check(driver: &Path, json: bool, colours: bool, out: &mut impl Wri
                 Severity::Fail => ("FAIL", "31"),
             };
             let mark = if colours { format!("\x1b[{colour}m{mark}\x1b[0m") } else { mark.to_owned() };
-            writeln!(out, "{mark}  {:<8}  {}", finding.check, finding.text)?;
+            writeln!(out, "{mark}  {:<8}  {}", finding.check, view::plain(&finding.text))?;
         }
         let result = if ready { "this host is ready for VMs with VFs" } else { "this host is not ready" };
         writeln!(out, "{result}")?;

@@ -105,10 +105,10 @@ fn nic_view(explanation: &Explanation, nic: &NicFacts) -> NicView {
 pub(crate) fn write(explanation: &Explanation, colours: bool, out: &mut impl Write) -> Result<(), CommandError> {
     let report = &explanation.report;
     let uuid = report.owner.uuid.as_ref().map_or_else(String::new, |uuid| format!(" ({uuid})"));
-    writeln!(out, "{}{uuid}: {}", report.owner.vm, report.found.domain_state())?;
-    writeln!(out, "open operation: {}", operation(explanation))?;
+    writeln!(out, "{}{uuid}: {}", view::plain(&report.owner.vm), report.found.domain_state())?;
+    writeln!(out, "open operation: {}", view::plain(&operation(explanation)))?;
     let holder = explanation.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
-    writeln!(out, "locked by: {holder}")?;
+    writeln!(out, "locked by: {}", view::plain(&holder))?;
     let nics: Vec<NicView> = report.found.nics.iter().map(|nic| nic_view(explanation, nic)).collect();
     if !nics.is_empty() {
         let mut table = view::table(&["POSITION", "NIC_ID", "MAC", "ROOT", "GUEST", "WANTED", "VF", "CLAIM", "DUMMY"]);

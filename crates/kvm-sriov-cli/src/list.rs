@@ -31,7 +31,7 @@ pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<Ex
     if json {
         view::json(&rows, out)?;
         // The array holds VFs only, so problems go to standard error.
-        report.problems.iter().for_each(|problem| eprintln!("kvm-sriov: {problem}"));
+        report.problems.iter().for_each(|problem| eprintln!("kvm-sriov: {}", view::plain(problem)));
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
@@ -42,12 +42,13 @@ pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<Ex
     for row in &rows {
         let operation = row.operation.as_deref().unwrap_or("-");
         let operation = if row.in_doubt { format!("{operation}, in doubt") } else { operation.to_owned() };
-        let index = row.index.to_string();
-        table.add_row([row.root, &index, &row.address, row.state, row.vm.unwrap_or("-"), &operation]);
+        let (index, vm, operation) =
+            (row.index.to_string(), view::plain(&row.vm.unwrap_or("-")), view::plain(&operation));
+        table.add_row([row.root, &index, &row.address, row.state, &vm, &operation]);
     }
     writeln!(out, "{}", table.trim_fmt())?;
     for problem in &report.problems {
-        writeln!(out, "problem: {problem}")?;
+        writeln!(out, "problem: {}", view::plain(problem))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -127,7 +127,11 @@ impl From<serde_json::Error> for CommandError {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    env_logger::Builder::new().filter_level(log::LevelFilter::Warn).parse_default_env().format_target(false).init();
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn)
+        .parse_default_env()
+        .format(|out, record| writeln!(out, "[{:<5}] {}", record.level(), view::plain(record.args())))
+        .init();
     match run(&arguments) {
         Ok(code) => code,
         // `kvm-sriov list | head -1` is no error.
@@ -135,7 +139,7 @@ fn main() -> ExitCode {
         Err(error) => {
             log::debug!("{error:?}");
             // With a closed standard error only the exit code is left to tell.
-            match writeln!(io::stderr(), "kvm-sriov: {error}") {
+            match writeln!(io::stderr(), "kvm-sriov: {}", view::plain(&error)) {
                 Ok(()) | Err(_) => ExitCode::FAILURE,
             }
         }

@@ -68,15 +68,16 @@ fn write(report: &Report, options: &Options, colours: bool, out: &mut impl Write
     let would = if options.dry_run { "would be " } else { "" };
     for repair in &report.claims {
         let claim = repair.claim();
-        writeln!(out, "VF {} of {}, claimed by {}: {would}{}", claim.vf, claim.root, claim.owner.vm, repair.word())?;
+        let vm = view::plain(&claim.owner.vm);
+        writeln!(out, "VF {} of {}, claimed by {vm}: {would}{}", claim.vf, claim.root, repair.word())?;
     }
     let is_quiet = |vm: &&reconcile::VmReport| vm.done.is_empty() && vm.failures.is_empty() && vm.left.is_empty();
     for vm in report.vms.iter().filter(|vm| !is_quiet(vm)) {
-        writeln!(out, "{}: {}, operation {}", vm.owner.vm, vm.found.domain_state(), vm.found.operation)?;
+        writeln!(out, "{}", view::headline(vm))?;
         view::write_steps(vm, options.dry_run, colours, out)?;
     }
     for problem in &report.problems {
-        writeln!(out, "{}: {problem}", view::paint("problem", Consistency::Unfinished, colours))?;
+        writeln!(out, "{}: {}", view::paint("problem", Consistency::Unfinished, colours), view::plain(problem))?;
     }
     let count = |verdict| report.vms.iter().filter(|vm| vm.consistency() == verdict).count();
     let (right, left, doubt) =

@@ -105,7 +105,7 @@ pub(crate) fn resolve(
 ) -> Result<ExitCode, CommandError> {
     let host = Host::open_lenient(driver)?;
     let explanation = reconcile::explain(&host, vm)?;
-    let name = explanation.report.owner.vm.to_string();
+    let name = view::plain(&explanation.report.owner.vm);
     // Without a doubt a decision is ignored: it would destroy or resume a VM that needs neither.
     if explanation.report.consistency() != Consistency::InDoubt {
         let said = format!("{name} is not in doubt; nothing was changed");
@@ -148,9 +148,9 @@ pub(crate) fn resolve(
         view::json(&ResolveView { vm: VmView::of(&report), there: there.as_ref().map(OtherHost::view) }, out)?;
     } else {
         if let Some(there) = &there {
-            writeln!(out, "{}", there.text(&name))?;
+            writeln!(out, "{}", view::plain(&there.text(&name)))?;
         }
-        writeln!(out, "{name}: {}, operation {}", report.found.domain_state(), report.found.operation)?;
+        writeln!(out, "{}", view::headline(&report))?;
         view::write_steps(&report, false, colours, out)?;
     }
     Ok(exit_code(report.consistency()))
@@ -170,7 +170,7 @@ fn show(
     } else {
         explain::write(explanation, colours, out)?;
         if let Some(there) = there {
-            writeln!(out, "{}", there.text(explanation.report.owner.vm.as_str()))?;
+            writeln!(out, "{}", view::plain(&there.text(explanation.report.owner.vm.as_str())))?;
         }
         for line in said {
             writeln!(out, "{line}")?;

@@ -1,5 +1,6 @@
 //! The output that several commands share.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use comfy_table::Table;
@@ -64,9 +65,20 @@ pub(crate) fn word(consistency: Consistency) -> &'static str {
     }
 }
 
+/// Prints JSON. It may end on a terminal: serde writes the characters of C0 as `\u001b`, and here all others that a
+/// terminal obeys are written so too. They can only be in strings.
 pub(crate) fn json(value: &impl Serialize, out: &mut impl Write) -> Result<(), crate::CommandError> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    Ok(writeln!(out)?)
+    let text = serde_json::to_string_pretty(value)?;
+    for line in text.lines() {
+        let escaped = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+        writeln!(out, "{}", line.chars().map(escaped).collect::<String>())?;
+    }
+    Ok(())
+}
+
+/// A value for a person's terminal: one line, without characters that the terminal obeys.
+pub(crate) fn plain(value: &impl Display) -> String {
+    kvm_sriov::printable(&value.to_string())
 }
 
 /// A table without lines between its cells.
@@ -86,13 +98,20 @@ pub(crate) fn paint(text: &str, consistency: Consistency, colours: bool) -> Stri
     if colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// A VM, its state and its open operation, as one line.
+pub(crate) fn headline(report: &VmReport) -> String {
+    let (vm, operation) = (plain(&report.owner.vm), plain(&report.found.operation));
+    format!("{vm}: {}, operation {operation}", report.found.domain_state())
+}
+
 /// Prints the repairs of a VM: those that were done, failed and are left, one line each.
 pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: &mut impl Write) -> io::Result<()> {
     for repair in &report.done {
-        writeln!(out, "  {} {repair}", paint("done:", Consistency::Consistent, colours))?;
+        writeln!(out, "  {} {}", paint("done:", Consistency::Consistent, colours), plain(repair))?;
     }
     for failure in &report.failures {
-        writeln!(out, "  {} {}: {}", paint("failed:", Consistency::InDoubt, colours), failure.repair, failure.cause)?;
+        let (repair, cause) = (plain(&failure.repair), plain(&failure.cause));
+        writeln!(out, "  {} {repair}: {cause}", paint("failed:", Consistency::InDoubt, colours))?;
     }
     let failed = |repair: &&Repair| !report.failures.iter().any(|failure| failure.repair == **repair);
     for repair in report.left.iter().filter(failed) {
@@ -102,7 +121,7 @@ pub(crate) fn write_steps(report: &VmReport, is_plan: bool, colours: bool, out: 
             _ if is_plan => "would".to_owned(),
             _ => paint("left:", Consistency::Unfinished, colours),
         };
-        writeln!(out, "  {mark} {repair}")?;
+        writeln!(out, "  {mark} {}", plain(repair))?;
         if is_plan {
             writeln!(out, "        because {}", repair.reason())?;
         }

@@ -93,6 +93,7 @@ pub mod sysfs;
 pub mod vm;
 pub mod xml;
 
+pub use base::printable;
 pub use base::signals::hold as hold_signals;
 pub use base::{
     Action, DomainId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,

@@ -2,12 +2,14 @@
 
 mod action;
 mod base64;
+pub(crate) mod file;
 mod mac;
 mod mutex;
 mod names;
 mod order;
 mod owner;
 mod pci;
+mod printable;
 pub(crate) mod program;
 pub(crate) mod signals;
 pub(crate) mod span;
@@ -22,6 +24,8 @@ pub use names::{DomainId, DomainName, DomainUuid, HostName, RootName, SnapshotNa
 pub(crate) use order::ascending;
 pub use owner::{NicKey, Owner, WantedVf};
 pub use pci::{ParseError, PciAddress};
+pub use printable::printable;
+pub(crate) use printable::{escaped, is_hidden};
 
 /// How long to wait between two reads of a state whose change no event announces.
 pub(crate) const POLL: Duration = Duration::from_millis(100);

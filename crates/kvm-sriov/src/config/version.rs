@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::base::Action;
+use crate::base::{Action, printable};
 
 /// The version of OpenNebula, from `VERSION` and `scripts_common.sh` among the remotes that contain the driver.
 ///
@@ -94,10 +94,10 @@ impl OneVersion {
         }
     }
 
-    /// Formats an error message for this version. 7.x appends `ExitCode: n` directly to the text, so a text without a
+    /// Formats an error message for this version, as one line without control characters. 7.x appends `ExitCode: n` directly to the text, so a text without a
     /// final punctuation mark gets a full stop. Up to 6.0 the text is printed between two marker lines.
     pub fn failure(&self, text: &str) -> String {
-        let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let line = printable(text);
         let stop = if line.ends_with(['.', '!', '?', ')']) { "" } else { "." };
         if self.error_block {
             format!("ERROR MESSAGE --8<------\n{line}{stop}\nERROR MESSAGE ------>8--\n")

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::base::{PciAddress, RootName};
+use crate::base::{PciAddress, RootName, file};
 use crate::sysfs::{NoVf, Sysfs};
 
 /// The size limit of a map, in bytes: enough for more than 4000 VFs.
@@ -187,7 +187,7 @@ impl VfMap {
     /// [`VfMapError`] names the file, and the line if the file could be read.
     pub fn load(root: RootName, path: &Path) -> Result<Self, VfMapError> {
         let mut bytes = Vec::new();
-        File::open(path)
+        file::open(path)
             .and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes))
             .map_err(|error| VfMapError::Unreadable { path: path.into(), error })?;
         if bytes.len() as u64 > LIMIT {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Cause;
-use crate::base::Action;
+use crate::base::{Action, escaped};
 
 /// A failed action. Prints as one line: `action: cause; state of the host`.
 ///
@@ -108,7 +108,7 @@ impl ActionError {
 
 impl fmt::Display for ActionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.action, self.cause, self.state)
+        write!(f, "{}: {}; {}", self.action, escaped(&self.cause.to_string()), escaped(&self.state.to_string()))
     }
 }
 

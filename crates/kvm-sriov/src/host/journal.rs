@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::base::{Action, DomainName, PciAddress, RootName};
+use crate::base::{Action, DomainName, PciAddress, RootName, printable};
 
 /// syslog's number for facility daemon, severity informational.
 const PRIORITY: u8 = 3 * 8 + 6;
@@ -52,7 +52,7 @@ impl Journal {
 
     fn write(&self, text: fmt::Arguments<'_>) {
         let Some(path) = &self.socket else { return };
-        let line = format!("<{PRIORITY}>kvm-sriov[{}]: {text}", std::process::id());
+        let line = format!("<{PRIORITY}>kvm-sriov[{}]: {}", std::process::id(), printable(&text.to_string()));
         if let Err(error) = self.send(path, &line) {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.is_stuck.store(true, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::base::Action;
+use crate::base::{Action, printable};
 
 /// The largest number of log lines of one action. From 6.2 to 6.10 OpenNebula adds all of them to the user's error
 /// message.
@@ -25,7 +25,7 @@ impl log::Log for StderrLog {
         if !self.enabled(record.metadata()) || self.written.fetch_add(1, Ordering::Relaxed) >= LOG_LINES {
             return;
         }
-        let text = record.args().to_string().replace('\n', " ");
+        let text = printable(&record.args().to_string());
         let line = format!("{}: {}: {text}\n", record.level(), self.action);
         // With a closed standard error nobody reads log lines.
         match io::stderr().write_all(line.as_bytes()) {

@@ -4,6 +4,8 @@ use std::fmt::{self, Display};
 
 use roxmltree::{Error, Node, TextPos};
 
+use crate::base::is_hidden;
+
 /// Why a text could not be read or changed, and where. Prints as one line: `line:column: expected ..., found ...`.
 ///
 /// Nothing was changed.
@@ -81,6 +83,6 @@ impl<T: Display> Display for OneLine<T> {
         self.0
             .to_string()
             .chars()
-            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") })
+            .try_for_each(|c| if is_hidden(c) { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") })
     }
 }

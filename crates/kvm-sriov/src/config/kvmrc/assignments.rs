@@ -1,13 +1,13 @@
 //! The variables that files set.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::KvmrcError;
 use super::lexer::{self, LogicalLine, Unreadable};
 use super::names::is_used;
+use crate::base::file;
 
 /// The size limit of a kvmrc, in bytes.
 const LIMIT: u64 = 256 * 1024;
@@ -30,7 +30,7 @@ pub(super) struct Assignments {
 impl Assignments {
     pub(super) fn read(&mut self, path: &Path) {
         let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
+        let read = file::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
             if length as u64 > LIMIT {
                 Err(io::Error::other(format!("the file is longer than {LIMIT} bytes")))
             } else {
