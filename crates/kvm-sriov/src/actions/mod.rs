@@ -36,6 +36,9 @@ mod detach_disk;
 mod detach_nic;
 mod exec;
 mod exec_cancel;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod migrate;
 mod migrate_local;
 mod poll;

@@ -159,6 +159,10 @@ impl Listener {
         let mut bytes = Vec::new();
         while let Ok(1..) = input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut bytes) {
             *lock(&self.heard) = os::now();
+            // The begin of a line may say something else than the whole: `to=node1` is a part of `to=node12`.
+            if !bytes.ends_with(b"\n") {
+                break;
+            }
             let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();
             if line != ALIVE && self.sender.send(line).is_err() {
@@ -214,6 +218,21 @@ mod tests {
         let (here, _there) = pair(FAST, mute);
         assert_eq!(here.wait(), None);
         assert!(here.is_over());
+    }
+
+    #[test]
+    fn a_line_whose_end_was_lost_is_not_heard() {
+        for (sent, heard) in [
+            ("go\nmigrate vm=one-42 to=node1", Some("go")),
+            ("migrate vm=one-42 to=node1", None),
+            ("finish uuid=x id=12\r\n", Some("finish uuid=x id=12")),
+        ] {
+            let there = Conversation::new(sent.as_bytes(), io::sink(), FAST).unwrap();
+            assert_eq!(there.wait().as_deref(), heard);
+            assert_eq!((there.wait(), there.is_over()), (None, true));
+        }
+        let endless = Conversation::new(io::repeat(b'x'), io::sink(), Heartbeat::default()).unwrap();
+        assert_eq!(endless.wait(), None);
     }
 
     #[test]

@@ -15,6 +15,9 @@
 mod answer;
 mod client;
 mod conversation;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod message;
 mod order;
 mod presence;

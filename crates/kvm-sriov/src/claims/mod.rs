@@ -19,6 +19,9 @@
 mod claim;
 mod entries;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod holder;
 mod lock;
 mod process;

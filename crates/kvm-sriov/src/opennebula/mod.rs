@@ -21,6 +21,9 @@
 //! OpenNebula's `one_vmm_exec.rb`, `DriverExecHelper.rb` and `scripts_common.sh`; docs/reference/wire.md.
 
 mod call;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod hook;
 mod input;
 mod message;

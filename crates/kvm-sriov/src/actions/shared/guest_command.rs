@@ -97,7 +97,7 @@ pub(crate) fn start(host: &Host, domain: &DomainRef, words: &[String], input: Op
         arguments.insert("input-data".into(), input.into());
     }
     let answer = ask(host, domain, &command)?;
-    answer.get("pid").and_then(Value::as_u64).ok_or_else(|| odd(domain, &answer))
+    process_in(&answer).ok_or_else(|| odd(domain, &answer))
 }
 
 /// Has the agent kill a program that it started. The program may take a moment to end.
@@ -113,9 +113,7 @@ pub(crate) fn kill(host: &Host, domain: &DomainRef, command: u64) -> Result<(), 
 pub(crate) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool, Cause> {
     let asked = json!({"execute": "guest-exec-status", "arguments": {"pid": command}});
     match ask(host, domain, &asked) {
-        Ok(answer) => {
-            answer.get("exited").and_then(Value::as_bool).map(|exited| !exited).ok_or_else(|| odd(domain, &answer))
-        }
+        Ok(answer) => has_ended(&answer).map(|ended| !ended).ok_or_else(|| odd(domain, &answer)),
         // An agent that does not know the process was started later, after a reboot of the guest.
         Err(Cause::Libvirt(error)) if error.text().contains("does not exist") => Ok(false),
         Err(cause) => Err(cause),
@@ -124,8 +122,22 @@ pub(crate) fn runs(host: &Host, domain: &DomainRef, command: u64) -> Result<bool
 
 fn ask(host: &Host, domain: &DomainRef, command: &Value) -> Result<Value, Cause> {
     let text = host.hypervisor().ask_agent(domain, &command.to_string())?;
-    let answer = serde_json::from_str(&text).unwrap_or(Value::Null);
-    answer.get("return").cloned().ok_or_else(|| odd(domain, &Value::String(text)))
+    returned(&text).ok_or_else(|| odd(domain, &Value::String(text)))
+}
+
+/// What the agent returns, in its answer; `None` for any other text.
+pub(crate) fn returned(answer: &str) -> Option<Value> {
+    serde_json::from_str::<Value>(answer).ok()?.get("return").cloned()
+}
+
+/// The process id that the answer to `guest-exec` names.
+pub(crate) fn process_in(answer: &Value) -> Option<u64> {
+    answer.get("pid").and_then(Value::as_u64)
+}
+
+/// Whether the process has ended, as the answer to `guest-exec-status` says.
+pub(crate) fn has_ended(answer: &Value) -> Option<bool> {
+    answer.get("exited").and_then(Value::as_bool)
 }
 
 fn odd(domain: &DomainRef, answer: &Value) -> Cause {

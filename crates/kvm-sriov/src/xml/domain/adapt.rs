@@ -30,7 +30,8 @@ impl VmDirectory {
         // `Path::parent` keeps doubled slashes that OpenNebula wrote inside the path.
         let written = above.parent()?.as_os_str().to_str()?.to_owned();
         let datastores = [written, plain.to_str()?.to_owned()];
-        Some(Self { datastores, datastore: name(above)?, vm: name(dir)? })
+        let datastore = name(above).filter(|datastore| is_number(datastore))?;
+        Some(Self { datastores, datastore, vm: name(dir)? })
     }
 
     /// Moves a path to this datastore, if it lies in the VM's directory of another datastore.
@@ -39,12 +40,15 @@ impl VmDirectory {
             let rest = path.strip_prefix(datastores.as_str())?.strip_prefix('/')?;
             let (datastore, rest) = rest.split_once('/')?;
             let rest = rest.strip_prefix(self.vm.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
-            let is_number = !datastore.is_empty() && datastore.bytes().all(|b| b.is_ascii_digit());
-            (is_number && datastore != self.datastore)
+            (is_number(datastore) && datastore != self.datastore)
                 .then(|| format!("{datastores}/{}/{}{rest}", self.datastore, self.vm))
         };
         self.datastores.iter().find_map(below)
     }
+}
+
+fn is_number(datastore: &str) -> bool {
+    !datastore.is_empty() && datastore.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Adapts the XML of a saved or migrated domain to this host. Paths in the VM's directory of another datastore move to
@@ -95,10 +99,15 @@ fn dummy_bridges<'a, 'i: 'a>(domain: Node<'a, 'i>) -> impl Iterator<Item = Range
         .filter_map(|interface| Some(child(interface, "source")?.attribute_node("bridge")?.range_value()))
 }
 
-/// The edit for a path in this range, if the path must move. Blanks and a CDATA section around it stay.
+/// The edit for a path in this range, if the path must move. Blanks and a CDATA section around it stay, and what is
+/// in front of it in an option of QEMU: `file=<path>`. In `a/b` no path begins.
 fn relocated(text: &str, range: Range<usize>, dir: &VmDirectory) -> Option<Splice> {
     let raw = text.get(range.clone())?;
-    let begin = range.start.checked_add(raw.find('/')?)?;
+    let (before, _) = raw.split_once('/')?;
+    if before.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '.' | '_' | '-')) {
+        return None;
+    }
+    let begin = range.start.checked_add(before.len())?;
     let end = raw.find("]]>").map_or(range.end, |at| range.start.saturating_add(at));
     let path = text.get(begin..end)?.trim_end();
     let text = dir.relocate(path)?;
@@ -110,6 +119,21 @@ mod tests {
     use super::*;
     use crate::xml::LiveDomain;
     use crate::xml::fixtures::LIVE;
+
+    #[test]
+    fn a_path_begins_where_no_name_precedes_it() {
+        let adapted = |value: &str, checkpoint: &str| {
+            let text = format!("<domain><a b='{value}'/></domain>");
+            let adapted = adapted_to_host(&text, Path::new(checkpoint), None, None).unwrap();
+            (adapted != text).then(|| adapted.replace("<domain><a b='", "").replace("'/></domain>", ""))
+        };
+        let there = "/ds/104/77/checkpoint";
+        assert_eq!(adapted("file=/ds/0/77/x,if=none", there).as_deref(), Some("file=/ds/104/77/x,if=none"));
+        for stays in ["x/ds/0/77/y", "./ds/0/77/y", "é/ds/0/77", "/x/ds/0/77"] {
+            assert_eq!(adapted(stays, there), None, "{stays}");
+        }
+        assert_eq!(adapted("/ds/0/77/x", "/ds/it's/77/checkpoint"), None, "no number of a datastore");
+    }
 
     #[test]
     fn only_paths_in_the_directory_of_the_vm_move() {

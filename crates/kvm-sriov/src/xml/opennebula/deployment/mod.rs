@@ -212,7 +212,8 @@ impl Deployment {
     /// * `dummy_bridge` - the bridge of the dummies
     ///
     /// # Errors
-    /// There are too few or too many `nics` (a bridge `sriov_` must never reach libvirt), or a path is not UTF-8.
+    /// There are too few or too many `nics` (a bridge `sriov_` must never reach libvirt), a path is not UTF-8, or a part
+    /// of a NIC means nothing in its dummy: it has a prefix of a namespace that only the NIC declares.
     pub fn rewrite(
         &self,
         disks: &[(PathBuf, PathBuf)],
@@ -236,7 +237,9 @@ impl Deployment {
             let nics = nics.iter().map(|nic| nic.wanted.clone()).collect();
             splices.extend(self.metadata_splices(&Wanted { nics, ..Wanted::default() }.to_xml()));
         }
-        apply(&self.text, splices)
+        let rewritten = apply(&self.text, splices)?;
+        parse(&rewritten)?;
+        Ok(rewritten)
     }
 
     fn disk_splices(&self, disks: &[(PathBuf, PathBuf)]) -> Result<Vec<Splice>, XmlError> {

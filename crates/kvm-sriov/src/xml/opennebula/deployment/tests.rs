@@ -174,3 +174,16 @@ fn empty_elements_and_existing_metadata_are_handled() {
     assert_eq!(result.matches("<sriov:domain").count(), 1);
     assert!(result.contains("root='b'") && !result.contains("root='a'"), "{result}");
 }
+
+#[test]
+fn a_dummy_that_would_not_be_xml_is_refused() {
+    let driver = "<driver q:x='1'/>";
+    let prefixed = |at: &str, nic: &str| format!("<domain{at}><name>one-1</name><devices>{nic}</devices></domain>");
+    let own = nic("sriov_a", driver).replacen("<interface", "<interface xmlns:q='urn:q'", 1);
+    let text = prefixed("", &own);
+    let deployment = Deployment::parse(&text).unwrap();
+    let error = deployment.rewrite(&[], &plan(&deployment), "dummybr").unwrap_err();
+    assert!(error.to_string().contains("unknown namespace prefix 'q'"), "{error}");
+    // OpenNebula and libvirt declare prefixes at the top.
+    assert!(rewritten(&prefixed(" xmlns:q='urn:q'", &nic("sriov_a", driver))).contains(driver));
+}
