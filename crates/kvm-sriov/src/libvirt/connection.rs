@@ -10,10 +10,11 @@ use virt::error::{Error, clear_error_callback};
 
 use super::deadline::with_deadline;
 use super::event_loop::LoopUser;
+use super::known::KnownDomains;
 use super::receivers::Closing;
 use super::subscription::WatchedDomain;
 use super::text::without_nul;
-use super::{DomainRef, LibvirtError, ffi};
+use super::{DomainRef, LibvirtError, LibvirtErrorKind, ffi};
 use crate::base::lock;
 
 /// How often libvirt sends a keepalive message, in seconds.
@@ -94,6 +95,7 @@ pub(super) struct Connection {
     pub(super) connect: Connect,
     pub(super) closing: Arc<Closing>,
     pub(super) watched: Mutex<BTreeMap<String, WatchedDomain>>,
+    pub(super) known: KnownDomains,
     _events: Option<Arc<LoopUser>>,
 }
 
@@ -150,7 +152,7 @@ impl Libvirt {
     pub(super) fn call<T, F>(&self, name: &'static str, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, LibvirtError> + Send + 'static,
     {
         self.boxed_call(name, self.patience.left(), Box::new(work))
     }
@@ -159,7 +161,7 @@ impl Libvirt {
     pub(super) fn call_within<T, F>(&self, limit: Duration, name: &'static str, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, LibvirtError> + Send + 'static,
     {
         self.boxed_call(name, self.patience.left_of(limit), Box::new(work))
     }
@@ -170,12 +172,12 @@ impl Libvirt {
         &self,
         name: &'static str,
         limit: Duration,
-        work: On<Connect, T, LibvirtError>,
+        work: On<Connection, T, LibvirtError>,
     ) -> Result<T, LibvirtError> {
         let connector = Arc::clone(&self.connector);
         with_deadline(name, limit, move || {
             let connection = connector.connection()?;
-            work(&connection.connect).map_err(|error| connection.judge(error))
+            work(&connection).map_err(|error| connection.judge(error))
         })
     }
 
@@ -185,17 +187,54 @@ impl Libvirt {
         T: Send + 'static,
         F: FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
     {
-        self.boxed_on_domain(name, domain, Box::new(work))
+        self.boxed_on_domain(name, self.patience.left(), domain, Box::new(work))
+    }
+
+    /// As [`Libvirt::on_domain`], with a limit of its own.
+    pub(super) fn on_domain_within<T, F>(
+        &self,
+        limit: Duration,
+        name: &'static str,
+        domain: &DomainRef,
+        work: F,
+    ) -> Result<T, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
+    {
+        self.boxed_on_domain(name, self.patience.left_of(limit), domain, Box::new(work))
     }
 
     fn boxed_on_domain<T: Send + 'static>(
         &self,
         name: &'static str,
+        limit: Duration,
         domain: &DomainRef,
         work: On<Domain, T, Error>,
     ) -> Result<T, LibvirtError> {
         let uuid = domain.uuid.to_string();
-        self.call(name, move |connect| Ok(work(&connect.lookup_domain_by_uuid_string(&uuid)?)?))
+        self.boxed_call(
+            name,
+            limit,
+            Box::new(move |connection| connection.on_domain(&uuid, |domain| Ok(work(domain)?))),
+        )
+    }
+
+    /// As [`Libvirt::on_domain`]; `None` when libvirt has no such domain.
+    pub(super) fn on_domain_if_there<T, F>(
+        &self,
+        name: &'static str,
+        domain: &DomainRef,
+        work: F,
+    ) -> Result<Option<T>, LibvirtError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
+    {
+        match self.on_domain(name, domain, work) {
+            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => Ok(None),
+            result => result.map(Some),
+        }
     }
 }
 
@@ -252,11 +291,28 @@ impl Connection {
         if let Err(error) = ffi::register_close(&connect, closing.number()) {
             log::debug!("no close callback on {uri}: {}", error.message());
         }
-        Ok(Self { connect, closing, watched: Mutex::default(), _events: events })
+        Ok(Self { connect, closing, watched: Mutex::default(), known: KnownDomains::default(), _events: events })
     }
 
     pub(super) fn is_alive(&self) -> bool {
         !self.closing.is_closed() && self.connect.is_alive().unwrap_or(false)
+    }
+
+    /// Makes a call on the domain with this UUID. The domain is not looked up again when it is known.
+    pub(super) fn on_domain<T>(
+        &self,
+        uuid: &str,
+        work: impl FnOnce(&Domain) -> Result<T, LibvirtError>,
+    ) -> Result<T, LibvirtError> {
+        let domain = match self.known.get(uuid) {
+            Some(domain) => domain,
+            None => self.known.keep(uuid, self.connect.lookup_domain_by_uuid_string(uuid)?),
+        };
+        work(&domain).inspect_err(|error| {
+            if error.kind() == LibvirtErrorKind::NoDomain {
+                self.known.forget(uuid);
+            }
+        })
     }
 
     /// When the connection is broken, turns an error of kind Other into a disconnection. libvirt reports a broken

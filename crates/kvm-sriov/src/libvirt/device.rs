@@ -31,18 +31,17 @@ pub trait DeviceCalls: Send + Sync {
 
 impl DeviceCalls for Libvirt {
     fn attach(&self, domain: &DomainRef, device_xml: &str, limit: Duration) -> Result<(), LibvirtError> {
-        let (uuid, xml) = (domain.uuid.to_string(), device_xml.to_owned());
-        self.call_within(limit, "virDomainAttachDeviceFlags", move |connect| {
-            let domain = connect.lookup_domain_by_uuid_string(&uuid)?;
-            Ok(domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)?)
+        let xml = device_xml.to_owned();
+        self.on_domain_within(limit, "virDomainAttachDeviceFlags", domain, move |domain| {
+            domain.attach_device_flags(&xml, sys::VIR_DOMAIN_AFFECT_LIVE)
         })
     }
 
     fn detach_alias(&self, domain: &DomainRef, alias: &str, limit: Duration) -> Result<(), LibvirtError> {
         let alias = c_text(alias)?;
-        let (uuid, limit) = (domain.uuid.to_string(), limit.min(self.patience.call));
-        self.call_within(limit, "virDomainDetachDeviceAlias", move |connect| {
-            Ok(ffi::detach_alias(&connect.lookup_domain_by_uuid_string(&uuid)?, &alias)?)
+        let limit = limit.min(self.patience.call);
+        self.on_domain_within(limit, "virDomainDetachDeviceAlias", domain, move |domain| {
+            ffi::detach_alias(domain, &alias)
         })
     }
 

@@ -1,5 +1,6 @@
 //! Domains: which ones run, what they are made of, and how they run.
 
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 
 use virt::domain::Domain;
@@ -108,35 +109,45 @@ pub trait DomainCalls: Send + Sync {
 
 impl DomainCalls for Libvirt {
     fn domains(&self) -> Result<Vec<DomainRef>, LibvirtError> {
-        self.call("virConnectListAllDomains", |connect| {
-            let all = connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?;
-            // A domain that has ended meanwhile, or whose name is not valid here, must not hide the other domains.
-            let known = |domain: &Domain| {
-                reference(domain).inspect_err(|error| log::warn!("a domain is skipped: {error}")).ok()
-            };
-            Ok(all.iter().filter_map(known).collect())
+        self.call("virConnectListAllDomains", |connection| {
+            let all = connection.connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE)?;
+            let (mut found, mut known) = (Vec::new(), BTreeMap::new());
+            for domain in all {
+                // A domain that has ended meanwhile, or whose name is not valid here, must not hide the other domains.
+                match reference(&domain) {
+                    Ok(reference) => {
+                        known.insert(reference.uuid.to_string(), domain);
+                        found.push(reference);
+                    }
+                    Err(error) => log::warn!("a domain is skipped: {error}"),
+                }
+            }
+            connection.known.replace(known);
+            Ok(found)
         })
     }
 
     fn find(&self, id: &DomainId) -> Result<Option<DomainRef>, LibvirtError> {
         let id = id.clone();
-        self.call("virDomainLookup", move |connect| {
+        self.call("virDomainLookup", move |connection| {
+            let connect = &connection.connect;
             let domain = match &id {
                 DomainId::Uuid(uuid) => connect.lookup_domain_by_uuid_string(uuid.as_str()),
                 DomainId::Id(id) => connect.lookup_domain_by_id(*id),
                 DomainId::Name(name) => connect.lookup_domain_by_name(name.as_str()),
             };
-            let found = found(domain, ErrorNumber::NoDomain)?.as_ref().map(reference).transpose()?;
-            Ok(found.filter(|domain| domain.id.is_some()))
+            let Some(domain) = found(domain, ErrorNumber::NoDomain)? else { return Ok(None) };
+            let reference = reference(&domain)?;
+            if reference.id.is_none() {
+                return Ok(None);
+            }
+            connection.known.keep(reference.uuid.as_str(), domain);
+            Ok(Some(reference))
         })
     }
 
     fn live_xml(&self, domain: &DomainRef) -> Result<Option<String>, LibvirtError> {
-        let uuid = domain.uuid.to_string();
-        self.call("virDomainGetXMLDesc", move |connect| {
-            let text = connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| domain.xml_desc(0));
-            found(text, ErrorNumber::NoDomain)
-        })
+        self.on_domain_if_there("virDomainGetXMLDesc", domain, |domain| domain.xml_desc(0))
     }
 
     fn migratable_xml(&self, domain: &DomainRef) -> Result<String, LibvirtError> {
@@ -146,21 +157,19 @@ impl DomainCalls for Libvirt {
     }
 
     fn state(&self, domain: &DomainRef) -> Result<Option<RunState>, LibvirtError> {
-        let uuid = domain.uuid.to_string();
-        self.call("virDomainGetState", move |connect| {
-            let found_state = connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| ffi::state(&domain));
-            Ok(found(found_state, ErrorNumber::NoDomain)?.map(|(state, reason)| run_state(state, reason)))
-        })
+        let state = self.on_domain_if_there("virDomainGetState", domain, ffi::state)?;
+        Ok(state.map(|(state, reason)| run_state(state, reason)))
     }
 
     fn metadata(&self, domain: &DomainRef, uri: &str) -> Result<Option<String>, LibvirtError> {
         without_nul(uri)?;
         let uri = uri.to_owned();
         let uuid = domain.uuid.to_string();
-        self.call("virDomainGetMetadata", move |connect| {
-            let domain = connect.lookup_domain_by_uuid_string(&uuid)?;
+        self.call("virDomainGetMetadata", move |connection| {
             let element = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
-            found(domain.metadata(element, Some(&uri), sys::VIR_DOMAIN_AFFECT_LIVE), ErrorNumber::NoDomainMetadata)
+            connection.on_domain(&uuid, |domain| {
+                found(domain.metadata(element, Some(&uri), sys::VIR_DOMAIN_AFFECT_LIVE), ErrorNumber::NoDomainMetadata)
+            })
         })
     }
 
@@ -184,12 +193,8 @@ impl DomainCalls for Libvirt {
         for text in interfaces.iter().chain(disks) {
             without_nul(text)?;
         }
-        let (uuid, interfaces, disks) = (domain.uuid.to_string(), interfaces.to_vec(), disks.to_vec());
-        self.call("virDomainGetInfo", move |connect| {
-            let usage =
-                connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| usage(&domain, &interfaces, &disks));
-            found(usage, ErrorNumber::NoDomain)
-        })
+        let (interfaces, disks) = (interfaces.to_vec(), disks.to_vec());
+        self.on_domain_if_there("virDomainGetInfo", domain, move |domain| usage(domain, &interfaces, &disks))
     }
 }
 

@@ -14,7 +14,7 @@ use super::error::{found, number};
 use super::long_call::GiveUp;
 use super::migration::Postcopy;
 use super::text::{c_text, path_text, without_nul};
-use super::{DomainRef, Libvirt, LibvirtError, Migration, ffi, worker};
+use super::{DomainRef, Libvirt, LibvirtError, LibvirtErrorKind, Migration, ffi, worker};
 use crate::base::span::{Kind, Span};
 
 /// A job that libvirt runs on a domain. While a job runs, the domain's devices can't be changed.
@@ -79,11 +79,8 @@ pub trait JobCalls: Send + Sync {
 impl JobCalls for Libvirt {
     fn job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
         let uuid = domain.uuid.to_string();
-        self.call("virDomainGetJobStats", move |connect| {
-            let Some(domain) = found(connect.lookup_domain_by_uuid_string(&uuid), ErrorNumber::NoDomain)? else {
-                return Ok(None);
-            };
-            match ffi::job_stats(&domain, false) {
+        let job = self.call("virDomainGetJobStats", move |connection| {
+            connection.on_domain(&uuid, |domain| match ffi::job_stats(domain, false) {
                 Ok(stats) => Ok(stats.map(|stats| Job { downtime_ms: None, ..job(stats) })),
                 // The test driver does not support jobs.
                 Err(error) if number(&error) == Some(ErrorNumber::NoSupport) => Ok(None),
@@ -96,18 +93,23 @@ impl JobCalls for Libvirt {
                         Some(ErrorNumber::OperationInvalid | ErrorNumber::OperationUnsupported)
                     ) =>
                 {
-                    let active = found(domain.is_active(), ErrorNumber::NoDomain)?.unwrap_or(false);
-                    Ok(active.then(|| Job { kind: JobKind::MigrationIn, ..Job::default() }))
+                    Ok(domain.is_active()?.then(|| Job { kind: JobKind::MigrationIn, ..Job::default() }))
                 }
-                Err(error) => found(Err(error), ErrorNumber::NoDomain),
-            }
-        })
+                Err(error) => Err(error.into()),
+            })
+        });
+        match job {
+            Err(error) if error.kind() == LibvirtErrorKind::NoDomain => Ok(None),
+            job => job,
+        }
     }
 
     fn completed_job(&self, domain: &DomainRef) -> Result<Option<Job>, LibvirtError> {
         let uuid = domain.uuid.to_string();
-        self.call("virDomainGetJobStats", move |connect| {
-            let stats = connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| ffi::job_stats(&domain, true));
+        self.call("virDomainGetJobStats", move |connection| {
+            // Looked up again: libvirt's test driver only says that it supports no jobs, even if the domain is gone.
+            let stats =
+                connection.connect.lookup_domain_by_uuid_string(&uuid).and_then(|domain| ffi::job_stats(&domain, true));
             Ok(found(stats, ErrorNumber::NoDomain)?.flatten().map(job))
         })
     }
@@ -123,8 +125,8 @@ impl JobCalls for Libvirt {
 
     fn image_xml(&self, file: &Path) -> Result<String, LibvirtError> {
         let file = path_text(file)?.to_owned();
-        self.call("virDomainSaveImageGetXMLDesc", move |connect| {
-            Ok(connect.save_image_xml_desc(&file, sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)?)
+        self.call("virDomainSaveImageGetXMLDesc", move |connection| {
+            Ok(connection.connect.save_image_xml_desc(&file, sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)?)
         })
     }
 
@@ -132,8 +134,8 @@ impl JobCalls for Libvirt {
         without_nul(xml)?;
         let (file, xml) = (path_text(file)?.to_owned(), xml.to_owned());
         let flags = if paused { sys::VIR_DOMAIN_SAVE_PAUSED } else { 0 };
-        self.long_call("virDomainRestoreFlags", GiveUp::Limit(limit), move |connect| {
-            Ok(connect.restore_domain_flags(&file, Some(&xml), flags)?)
+        self.long_call("virDomainRestoreFlags", GiveUp::Limit(limit), move |connection| {
+            Ok(connection.connect.restore_domain_flags(&file, Some(&xml), flags)?)
         })
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use virt::connect::Connect;
 use virt::domain::Domain;
 
 use super::connection::Connection;
@@ -28,7 +27,7 @@ impl Libvirt {
     pub(super) fn long_call<T, F>(&self, name: &'static str, mut give_up: GiveUp, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connect) -> Result<T, LibvirtError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, LibvirtError> + Send + 'static,
     {
         let connection = self.connection()?;
         let _span = Span::begin(Kind::Copy, name);
@@ -38,7 +37,7 @@ impl Libvirt {
         let answer = Answer::default();
         let place = answer.clone();
         let worker = Arc::clone(&connection);
-        let work = move || place.put(work(&worker.connect).map_err(|error| worker.judge(error)));
+        let work = move || place.put(work(&worker).map_err(|error| worker.judge(error)));
         worker::work(name, Box::new(work), Ending(sender))?;
         loop {
             match receiver.recv_timeout(give_up.next()) {
@@ -75,7 +74,7 @@ impl Libvirt {
     {
         let uuid = domain.uuid.to_string();
         let give_up = GiveUp::without_progress(uuid.clone(), self.patience.call);
-        self.long_call(name, give_up, move |connect| work(&connect.lookup_domain_by_uuid_string(&uuid)?))
+        self.long_call(name, give_up, move |connection| connection.on_domain(&uuid, work))
     }
 }
 
@@ -117,8 +116,7 @@ impl GiveUp {
         };
         let connection = Arc::clone(connection);
         let found = with_deadline("virDomainGetJobStats", INTERVAL, move || {
-            let domain = connection.connect.lookup_domain_by_uuid_string(&uuid)?;
-            Ok((ffi::job_stats(&domain, false)?, domain.info()?.max_mem))
+            connection.on_domain(&uuid, |domain| Ok((ffi::job_stats(domain, false)?, domain.info()?.max_mem)))
         });
         // An error counts as no progress. The size of the memory is then unknown.
         let (now, memory_kib) = found.unwrap_or((seen.0, 0));

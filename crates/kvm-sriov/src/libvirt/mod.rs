@@ -6,6 +6,7 @@
 //! * `hypervisor` - [`Hypervisor`]: all calls together
 //! * `domain`, `power`, `device`, `job`, `snapshot`, `disk`, `guest`, `event` - the calls by subject
 //! * `connection` - [`Libvirt`]: a connection that is opened again after it broke
+//! * `known` - the domains that a connection has seen
 //! * `deadline`, `long_call` - how long a call is waited for
 //! * `worker` - the threads that make the calls
 //! * `event_loop` - the thread that libvirt's keepalive and events need
@@ -27,6 +28,7 @@ mod ffi;
 mod guest;
 mod hypervisor;
 mod job;
+mod known;
 mod long_call;
 mod migration;
 mod power;

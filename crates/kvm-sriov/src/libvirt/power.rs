@@ -37,8 +37,11 @@ pub trait PowerCalls: Send + Sync {
 impl PowerCalls for Libvirt {
     fn create(&self, xml: &str, limit: Duration) -> Result<DomainRef, LibvirtError> {
         let xml = xml.to_owned();
-        self.call_within(limit, "virDomainCreateXML", move |connect| {
-            reference(&connect.create_domain_xml(&xml, sys::VIR_DOMAIN_NONE)?)
+        self.call_within(limit, "virDomainCreateXML", move |connection| {
+            let domain = connection.connect.create_domain_xml(&xml, sys::VIR_DOMAIN_NONE)?;
+            let reference = reference(&domain)?;
+            connection.known.keep(reference.uuid.as_str(), domain);
+            Ok(reference)
         })
     }
 

@@ -44,12 +44,13 @@ pub trait SnapshotCalls: Send + Sync {
 impl SnapshotCalls for Libvirt {
     fn snapshots(&self, domain: &DomainRef) -> Result<Snapshots, LibvirtError> {
         let uuid = domain.uuid.to_string();
-        self.call("virDomainListAllSnapshots", move |connect| {
-            let domain = connect.lookup_domain_by_uuid_string(&uuid)?;
-            let list = domain.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)?;
-            let names = list.iter().map(DomainSnapshot::name).collect::<Result<_, _>>()?;
-            let current = found(domain.current_snapshot(0), ErrorNumber::NoDomainSnapshot)?;
-            Ok(Snapshots { names, current: current.map(|snapshot| snapshot.name()).transpose()? })
+        self.call("virDomainListAllSnapshots", move |connection| {
+            connection.on_domain(&uuid, |domain| {
+                let list = domain.list_all_snapshots(sys::VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)?;
+                let names = list.iter().map(DomainSnapshot::name).collect::<Result<_, _>>()?;
+                let current = found(domain.current_snapshot(0), ErrorNumber::NoDomainSnapshot)?;
+                Ok(Snapshots { names, current: current.map(|snapshot| snapshot.name()).transpose()? })
+            })
         })
     }
 

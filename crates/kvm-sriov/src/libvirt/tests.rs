@@ -10,7 +10,7 @@ use std::{fs, thread};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-use super::connection::Patience;
+use super::connection::{Connection, Patience};
 use super::long_call::GiveUp;
 use super::receivers::{self, count};
 use super::subscription::Subscription;
@@ -199,6 +199,29 @@ fn snapshots_are_listed_parents_first_and_can_be_defined_again() {
     assert_eq!(error.kind(), LibvirtErrorKind::NoSnapshot);
 }
 
+/// A domain that was seen is not looked up again, whatever has become of it.
+#[test]
+fn a_domain_that_was_seen_is_gone_when_it_is_gone_and_there_when_it_is_back() {
+    let test = TestDomain::new("one-1012");
+    let (libvirt, domain) = (&test.libvirt, &test.domain);
+    let xml = libvirt.live_xml(domain).unwrap().unwrap();
+    let knows = || libvirt.connection().unwrap().known.get(domain.uuid.as_str()).is_some();
+    assert!(knows());
+    for _ in 0..2 {
+        test.other.destroy().unwrap();
+        assert_eq!(libvirt.destroy(domain).unwrap_err().kind(), LibvirtErrorKind::NoDomain);
+        assert!(!knows(), "a domain that is gone is forgotten");
+        assert_eq!(libvirt.live_xml(domain).unwrap(), None);
+        let again = libvirt.create(&xml, TIMEOUT).unwrap();
+        assert_eq!((&again.uuid, libvirt.state(domain).unwrap()), (&domain.uuid, Some(RunState::Running)));
+    }
+    assert!(libvirt.domains().unwrap().iter().any(|listed| listed.uuid == domain.uuid));
+    assert!(knows());
+    test.other.destroy().unwrap();
+    libvirt.domains().unwrap();
+    assert!(!knows(), "a domain that is not listed is forgotten");
+}
+
 #[test]
 fn what_the_test_driver_has_and_what_it_lacks() {
     let test = TestDomain::new("one-1008");
@@ -249,7 +272,7 @@ fn a_call_without_a_deadline_ends_when_nothing_moves_any_more() {
         GiveUp::without_progress(test.domain.uuid.to_string(), Duration::from_millis(300)),
         GiveUp::Limit(Duration::from_millis(300)),
     ] {
-        let hangs = |_: &Connect| {
+        let hangs = |_: &Connection| {
             thread::sleep(TIMEOUT);
             Ok(())
         };
@@ -435,7 +458,8 @@ mod daemon {
         thread::scope(|scope| {
             let (begun, has_begun) = mpsc::channel();
             let long = scope.spawn(|| {
-                libvirt.long_call("virLong", GiveUp::Limit(TIMEOUT), move |connect| {
+                libvirt.long_call("virLong", GiveUp::Limit(TIMEOUT), move |connection| {
+                    let connect = &connection.connect;
                     begun.send(()).unwrap();
                     // As a save, this returns when the connection breaks.
                     while connect.is_alive().unwrap() {

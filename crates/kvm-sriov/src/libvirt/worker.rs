@@ -19,27 +19,35 @@ struct Task {
     ending: Box<dyn Any + Send>,
 }
 
-/// A thread that has made its call and waits for the next one. It is kept so that an action can still be undone when
-/// the host can't start another thread. This is process-wide state. One spare thread is enough for one action, because
-/// an action makes one call after the other.
-static SPARE: Mutex<Option<Sender<Task>>> = Mutex::new(None);
+/// How many threads wait for their next call at most: as many as a pass over a host makes calls at once. Others end.
+const SPARES: usize = 8;
 
-/// Makes a call on another thread: the spare one, or a new one. Does not wait for the call.
+/// The threads that have made their call and wait for the next one. They are kept so that a call does not wait for a
+/// thread to start, and so that an action can still be undone when the host can't start another thread: an action makes
+/// one call after the other. This is process-wide state.
+static SPARE: Mutex<Vec<Sender<Task>>> = Mutex::new(Vec::new());
+
+/// Makes a call on another thread: a spare one, or a new one. Does not wait for the call.
 ///
 /// * `ending` - is dropped when the call has ended, even by a panic
 ///
 /// # Errors
 /// The host can't start a thread. The call was not made.
 pub(super) fn work(name: &'static str, work: Work, ending: impl Any + Send) -> Result<(), LibvirtError> {
-    let task = Task { work, ending: Box::new(ending) };
-    let task = match lock(&SPARE).take() {
-        None => task,
-        Some(spare) => match spare.send(task) {
+    let mut task = Task { work, ending: Box::new(ending) };
+    // In a loop, because a thread may have ended: then the task comes back.
+    while let Some(spare) = next_spare() {
+        match spare.send(task) {
             Ok(()) => return Ok(()),
-            Err(unsent) => unsent.0,
-        },
-    };
+            Err(unsent) => task = unsent.0,
+        }
+    }
     start(task).map_err(|error| LibvirtError::no_thread(name, &error))
+}
+
+/// The thread that became spare last: its memory is still in the processor's caches.
+fn next_spare() -> Option<Sender<Task>> {
+    lock(&SPARE).pop()
 }
 
 fn start(task: Task) -> io::Result<()> {
@@ -57,10 +65,10 @@ fn run(mut task: Task) {
         let (sender, receiver) = mpsc::channel();
         {
             let mut spare = lock(&SPARE);
-            if spare.is_some() {
+            if spare.len() >= SPARES {
                 return;
             }
-            *spare = Some(sender);
+            spare.push(sender);
         }
         // Last: dropping this wakes the caller, whose next call may come at once. The spare thread must be in its place
         // by then.
@@ -76,9 +84,11 @@ fn run(mut task: Task) {
 mod tests {
     use std::process::Command;
     use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Barrier};
     use std::time::Duration;
 
     use super::*;
+    use crate::libvirt::connection::Connection;
     use crate::libvirt::{DomainCalls, Libvirt, LibvirtErrorKind};
 
     /// Simulates a host that can't start another thread.
@@ -106,7 +116,25 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(libvirt.domains().unwrap().len(), 1);
         }
-        drop(lock(&SPARE).take());
+        // As many callers at once as have called at once before.
+        for none_left in [false, true, true] {
+            NONE_LEFT.store(none_left, Ordering::SeqCst);
+            let all = Arc::new(Barrier::new(SPARES));
+            thread::scope(|scope| {
+                for _ in 0..SPARES {
+                    let (libvirt, all) = (&libvirt, Arc::clone(&all));
+                    scope.spawn(move || {
+                        let together = move |_: &Connection| {
+                            all.wait();
+                            Ok(())
+                        };
+                        libvirt.call("virTogether", together).unwrap();
+                    });
+                }
+            });
+            assert_eq!(lock(&SPARE).len(), SPARES);
+        }
+        lock(&SPARE).clear();
         let error = libvirt.domains().unwrap_err();
         assert_eq!(error.kind(), LibvirtErrorKind::NoThread, "{error}");
         NONE_LEFT.store(false, Ordering::SeqCst);
