@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use kvm_sriov::reconcile::{Consistency, OpenOperation, Options, Report, reconcile};
+use kvm_sriov::reconcile::{Consistency, OpenOperation, Report, Survey, survey};
 use kvm_sriov::{Host, Vf, VfState};
 use serde::Serialize;
 
@@ -25,8 +25,7 @@ struct VfRow<'a> {
 
 pub(crate) fn list(driver: &Path, json: bool, out: &mut impl Write) -> Result<ExitCode, CommandError> {
     let host = Host::open_lenient(driver)?;
-    let vfs = host.vfs()?;
-    let report = reconcile(&host, &Options { dry_run: true, ..Options::default() })?;
+    let Survey { vfs, report } = survey(&host)?;
     let rows: Vec<VfRow<'_>> = vfs.iter().map(|vf| row(vf, &report)).collect();
     if json {
         view::json(&rows, out)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Host;
 use crate::base::{Action, RootName};
-use crate::claims::{Backing, Claim, ClaimRepair, ClaimRequest, ClaimStore};
+use crate::claims::{Backing, Claim, ClaimRepair, ClaimRequest, ClaimStore, Entry};
 use crate::config::{Kvmrc, VfMap, VfMapError};
 use crate::error::Cause;
 
@@ -67,7 +67,12 @@ impl Host {
     /// # Errors
     /// libvirtd does not answer, or the claims can't be read or written. A claim that was repaired before stays so.
     pub(crate) fn recover(&self, store: &ClaimStore, maps: &[VfMap], action: Action) -> Result<Backing, Cause> {
-        self.repair_claims(store, maps, action).map(|(backing, _)| backing)
+        // The claims are read before libvirt is asked. Only a claim that existed before, and whose VF no domain shows
+        // now, can be stale.
+        let seen = store.entries()?;
+        let backing = self.backing()?;
+        self.repair_claims(store, &seen, &backing, maps, action)?;
+        Ok(backing)
     }
 
     /// Claims a VF for each NIC of a request, or for none of them, after repairing the claims of its maps. Each claim
@@ -89,23 +94,27 @@ impl Host {
         Ok(claims)
     }
 
-    /// As [`Host::recover`]. Also returns what was repaired.
+    /// Repairs the claims of the roots of these maps. Returns what was repaired.
+    ///
+    /// * `seen` - the claims as they were read before libvirt was asked
+    /// * `backing` - what libvirt said then
+    ///
+    /// # Errors
+    /// The claims can't be read or written. A claim that was repaired before stays so.
     pub(crate) fn repair_claims(
         &self,
         store: &ClaimStore,
+        seen: &[Entry],
+        backing: &Backing,
         maps: &[VfMap],
         action: Action,
-    ) -> Result<(Backing, Vec<ClaimRepair>), Cause> {
-        // The claims are read before libvirt is asked. Only a claim that existed before, and whose VF no domain shows
-        // now, can be stale.
-        let seen = store.entries()?;
-        let backing = self.backing()?;
-        let repairs = store.recover(&seen, &backing, maps)?;
+    ) -> Result<Vec<ClaimRepair>, Cause> {
+        let repairs = store.recover(seen, backing, maps)?;
         for repair in &repairs {
             let claim = repair.claim();
             log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());
             self.journal().vf(action, &claim.owner.vm, &claim.root, claim.vf, repair.word());
         }
-        Ok((backing, repairs))
+        Ok(repairs)
     }
 }

@@ -27,6 +27,7 @@ pub use builder::HostBuilder;
 pub use identity::{NotTheDriversUser, become_drivers_user, become_owner_of};
 pub use progress::Progress;
 pub use stop::Stop;
+pub(crate) use vfs::{SeenDomain, SeenDomains};
 pub use vfs::{Vf, VfState};
 
 use crate::base::DomainId;

@@ -3,9 +3,26 @@
 use super::Host;
 use crate::base::{PciAddress, RootName};
 use crate::claims::{Backing, Entry};
+use crate::config::VfMap;
 use crate::error::Cause;
+use crate::libvirt::DomainRef;
 use crate::sysfs::NoVf;
 use crate::xml::LiveDomain;
+
+/// A running domain, as it was read.
+pub(crate) struct SeenDomain {
+    pub(crate) domain: DomainRef,
+    /// The domain's live XML; `None` when it was not read: the domain ended after it was listed, its XML is not valid, or
+    /// libvirtd did not answer.
+    pub(crate) live: Option<LiveDomain>,
+}
+
+/// The running domains of a host, each of which was read once.
+pub(crate) struct SeenDomains {
+    pub(crate) domains: Vec<SeenDomain>,
+    /// What backs claims, or why a domain could not be read.
+    pub(crate) backing: Result<Backing, Cause>,
+}
 
 impl Host {
     /// Reads the devices of every running domain of this host, and the VFs that each domain should have.
@@ -14,28 +31,53 @@ impl Host {
     /// libvirtd does not answer. Nothing was changed. A domain whose XML can't be read is no error: it is in
     /// [`Backing::unreadable`].
     pub fn backing(&self) -> Result<Backing, Cause> {
-        let mut backing = Backing::default();
+        self.read_domains()?.backing
+    }
+
+    /// Reads every running domain of this host.
+    ///
+    /// # Errors
+    /// libvirtd does not list its domains.
+    pub(crate) fn read_domains(&self) -> Result<SeenDomains, Cause> {
+        let mut seen = SeenDomains { domains: Vec::new(), backing: Ok(Backing::default()) };
         for domain in self.hypervisor.domains()? {
-            // The domain ended after it was listed.
-            let Some(text) = self.hypervisor.live_xml(&domain)? else { continue };
-            let owner = domain.owner();
-            let live = match LiveDomain::parse(&text) {
-                Ok(live) => live,
-                Err(error) => {
-                    log::warn!("the live XML of {}: {error}; its claims stay", domain.name);
-                    backing.unreadable.push(owner);
-                    continue;
-                }
+            let live = match &mut seen.backing {
+                Ok(backing) => match self.read_domain(&domain, backing) {
+                    Ok(live) => live,
+                    Err(cause) => {
+                        seen.backing = Err(cause);
+                        None
+                    }
+                },
+                // A libvirtd that does not answer is not asked for every other domain.
+                Err(_) => None,
             };
-            if live.wanted.is_err() {
-                backing.unreadable.push(owner.clone());
-            }
-            backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
-            let wanted = live.wanted.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |wanted| &wanted.nics);
-            backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.key()))));
-            backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.key())));
+            seen.domains.push(SeenDomain { domain, live });
         }
-        Ok(backing)
+        Ok(seen)
+    }
+
+    /// Reads one domain, and adds what it backs.
+    fn read_domain(&self, domain: &DomainRef, backing: &mut Backing) -> Result<Option<LiveDomain>, Cause> {
+        // The domain ended after it was listed.
+        let Some(text) = self.hypervisor.live_xml(domain)? else { return Ok(None) };
+        let owner = domain.owner();
+        let live = match LiveDomain::parse(&text) {
+            Ok(live) => live,
+            Err(error) => {
+                log::warn!("the live XML of {}: {error}; its claims stay", domain.name);
+                backing.unreadable.push(owner);
+                return Ok(None);
+            }
+        };
+        if live.wanted.is_err() {
+            backing.unreadable.push(owner.clone());
+        }
+        backing.devices.extend(live.vfs().map(|vf| (vf, owner.clone())));
+        let wanted = live.wanted.as_ref().ok().and_then(Option::as_ref).map_or(&[][..], |wanted| &wanted.nics);
+        backing.nics.extend(wanted.iter().filter_map(|nic| Some((live.device_of(nic)?.vf, nic.key()))));
+        backing.wanting.extend(live.missing().map(|nic| (owner.clone(), nic.key())));
+        Ok(Some(live))
     }
 
     /// Every VF of every root, in the order of the maps, and what it is used for.
@@ -52,9 +94,13 @@ impl Host {
             Some(store) => store.entries()?,
             None => Vec::new(),
         };
-        let backing = self.backing()?;
+        Ok(self.vfs_by(&maps, &entries, &self.backing()?))
+    }
+
+    /// What every VF of these maps is used for, by these claims and by what backs them.
+    pub(crate) fn vfs_by(&self, maps: &[VfMap], entries: &[Entry], backing: &Backing) -> Vec<Vf> {
         let mut vfs = Vec::new();
-        for map in &maps {
+        for map in maps {
             for (index, address) in map.vfs().iter().enumerate() {
                 let user = backing.user(*address).map(|owner| owner.vm.to_string());
                 let claim = entries.iter().find(|entry| {
@@ -75,7 +121,7 @@ impl Host {
                 vfs.push(Vf { root: map.root().clone(), index, address: *address, state });
             }
         }
-        Ok(vfs)
+        vfs
     }
 }
 

@@ -48,7 +48,7 @@ pub fn explain(host: &Host, id: &DomainId) -> Result<Explanation, Cause> {
     };
     let live = vm::read(host, &domain)?;
     let wanted = vm::wanted(&live)?.unwrap_or_default();
-    let report = pass.inspect(&domain, &live, &wanted)?;
+    let report = pass.inspect_wanting(&domain, &live, &wanted, &pass.claimants()?)?;
     let (claims, holder) = (claims(&domain.owner())?, holder(&domain.name)?);
     Ok(Explanation { report, wanted, live: Some(live), claims, holder })
 }
@@ -65,10 +65,10 @@ pub fn resolve(host: &Host, id: &DomainId, elsewhere: Elsewhere) -> Result<VmRep
     let pass = Pass { host, dry_run: false, until, elsewhere };
     let absent = || Cause::Absent { id: id.to_string() };
     let subject = match host.hypervisor().find(id)?.filter(|domain| domain.id.is_some()) {
-        Some(domain) => Subject::Domain(domain),
+        Some(domain) => Subject::Domain(domain, None),
         None => Subject::Domainless(claimant(host.existing_claims()?.as_ref(), id)?.ok_or_else(absent)?),
     };
-    pass.over(subject)?.ok_or_else(absent)
+    pass.over(subject, &[])?.ok_or_else(absent)
 }
 
 /// The VM with this id among those that claim VFs.

@@ -47,7 +47,7 @@ pub use decide::{Repair, decide};
 pub use explain::{Explanation, explain, resolve};
 pub use facts::{Busy, CheckpointState, Elsewhere, Facts, NicClaim, NicFacts, OpenOperation, SaveImage};
 pub(crate) use open::{lock, open, open_to_unplug, repair, repair_to_unplug};
-pub use pass::{Options, reconcile};
+pub use pass::{Options, Survey, reconcile, survey};
 pub use report::{Consistency, RepairFailure, Report, VmReport};
 pub use watcher::watch;
 

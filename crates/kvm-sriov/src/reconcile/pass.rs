@@ -10,10 +10,10 @@ use super::apply::{self, Scope};
 use super::domainless::{self, Domainless};
 use super::{ACTION, Busy, Elsewhere, Facts, Repair, Report, VmReport, decide};
 use crate::base::{DomainId, DomainName, Owner, ascending, lock};
-use crate::claims::{self, ClaimError, ClaimStore, Claimant};
-use crate::config::VfMap;
+use crate::claims::{Backing, ClaimError, ClaimRepair, ClaimStore, Claimant, Entry};
+use crate::config::{VfMap, VfMapError};
 use crate::error::Cause;
-use crate::host::Host;
+use crate::host::{Host, SeenDomain, SeenDomains, Vf};
 use crate::libvirt::DomainRef;
 use crate::os;
 use crate::vm::{self, Vm};
@@ -42,59 +42,114 @@ impl Default for Options {
     }
 }
 
+/// What a host's VFs are used for, and what [`reconcile`] would do.
+#[derive(Debug)]
+pub struct Survey {
+    /// Every VF of every root, in the order of the maps.
+    pub vfs: Vec<Vf>,
+    /// What a dry run finds.
+    pub report: Report,
+}
+
 /// Reconciles a host: the claims of all roots, and every VM that has, wants or claims VFs.
 ///
 /// Leaves alone a VM that an action or libvirt is working on, and a VM in doubt. Never waits for a lock. Several
-/// processes may reconcile a host at once, at any time.
+/// processes may reconcile a host at once, at any time. Reads each domain once; a domain with something to repair is
+/// read again with its VM's lock held.
 ///
 /// # Errors
 /// libvirtd does not answer, or the state directory can't be used; nothing was changed. A problem with one root or one
 /// VM is no error: it is in the report, and the others are repaired.
 pub fn reconcile(host: &Host, options: &Options) -> Result<Report, Cause> {
     let until = os::now() + options.timeout;
-    let mut report = Report::default();
-    let (maps, problems) = host.readable_maps();
-    report.problems.extend(problems.into_iter().map(Cause::from));
-    let domains = host.hypervisor().domains()?;
-    let store = match host.existing_claims()? {
-        None if !options.dry_run && !maps.is_empty() => Some(host.claims()?),
-        other => other,
-    };
-    if let Some(store) = &store {
-        match repair_claims(host, store, &maps, options.dry_run) {
-            Ok(repairs) => report.claims = repairs,
-            Err(cause) => report.problems.push(cause),
-        }
-        report.problems.extend(store.problems()?.into_iter().map(Cause::from));
+    Look::at(host)?.reconcile(host, options.dry_run, until)
+}
+
+/// [`Host::vfs`] and a dry run of [`reconcile`], with one read of each domain.
+///
+/// # Errors
+/// As both. Nothing was changed.
+pub fn survey(host: &Host) -> Result<Survey, Cause> {
+    let Look { maps, problems, store, entries, domains, backing } = Look::at(host)?;
+    let (entries, backing) = (entries?, backing?);
+    let vfs = host.vfs_by(&maps, &entries, &backing);
+    let look = Look { maps, problems, store, entries: Ok(entries), domains, backing: Ok(backing) };
+    let report = look.reconcile(host, true, os::now())?;
+    Ok(Survey { vfs, report })
+}
+
+/// A host as it was read.
+struct Look {
+    maps: Vec<VfMap>,
+    /// The maps that can't be read.
+    problems: Vec<VfMapError>,
+    store: Option<ClaimStore>,
+    /// The claims. They are read before libvirt is asked: only a claim that existed before, and whose VF no domain shows
+    /// now, can be stale.
+    entries: Result<Vec<Entry>, ClaimError>,
+    domains: Vec<SeenDomain>,
+    backing: Result<Backing, Cause>,
+}
+
+impl Look {
+    fn at(host: &Host) -> Result<Self, Cause> {
+        let (maps, problems) = host.readable_maps();
+        let store = host.existing_claims()?;
+        let entries = store.as_ref().map_or_else(|| Ok(Vec::new()), ClaimStore::entries);
+        let SeenDomains { domains, backing } = host.read_domains()?;
+        Ok(Self { maps, problems, store, entries, domains, backing })
     }
-    let owners: Vec<Owner> = domains.iter().map(DomainRef::owner).collect();
-    let claimants = claimants(store.as_ref())?.into_iter().map(|claimant| claimant.owner);
-    let domainless: Vec<Owner> = claimants.filter(|owner| !owners.iter().any(|other| other.is(owner))).collect();
-    if let Some(store) = store.filter(|_| !options.dry_run) {
-        let here: Vec<&DomainName> = owners.iter().chain(&domainless).map(|owner| &owner.vm).collect();
-        if let Err(error) = store.sweep_locks(&here) {
-            report.problems.push(error.into());
+
+    fn reconcile(self, host: &Host, dry_run: bool, until: Instant) -> Result<Report, Cause> {
+        let mut report = Report::default();
+        report.problems.extend(self.problems.into_iter().map(Cause::from));
+        let store = match self.store {
+            None if !dry_run && !self.maps.is_empty() => Some(host.claims()?),
+            other => other,
+        };
+        if let Some(store) = &store {
+            match repair_claims(host, store, self.entries, self.backing, &self.maps, dry_run) {
+                Ok(repairs) => report.claims = repairs,
+                Err(cause) => report.problems.push(cause),
+            }
+            report.problems.extend(store.problems()?.into_iter().map(Cause::from));
         }
+        let owners: Vec<Owner> = self.domains.iter().map(|seen| seen.domain.owner()).collect();
+        let claimants = claimants(store.as_ref())?;
+        let is_domainless = |owner: &&Owner| !owners.iter().any(|other| other.is(owner));
+        let domainless: Vec<Owner> =
+            claimants.iter().map(|claimant| &claimant.owner).filter(is_domainless).cloned().collect();
+        if let Some(store) = store.filter(|_| !dry_run) {
+            let here: Vec<&DomainName> = owners.iter().chain(&domainless).map(|owner| &owner.vm).collect();
+            if let Err(error) = store.sweep_locks(&here) {
+                report.problems.push(error.into());
+            }
+        }
+        let domainless = domainless.into_iter().map(Subject::Domainless);
+        let domains = self.domains.into_iter();
+        let subjects = domains.map(|seen| Subject::Domain(seen.domain, seen.live.map(Box::new))).chain(domainless);
+        let pass = Pass { host, dry_run, until, elsewhere: Elsewhere::Unknown };
+        let (vms, problems) = pass.over_all(subjects.collect(), &claimants);
+        report.vms = vms;
+        report.problems.extend(problems);
+        Ok(report)
     }
-    let subjects = domains.into_iter().map(Subject::Domain).chain(domainless.into_iter().map(Subject::Domainless));
-    let pass = Pass { host, dry_run: options.dry_run, until, elsewhere: Elsewhere::Unknown };
-    let (vms, problems) = pass.over_all(subjects.collect());
-    report.vms = vms;
-    report.problems.extend(problems);
-    Ok(report)
 }
 
 /// The repairs of the claims themselves, done or (in a dry run) only found.
 fn repair_claims(
     host: &Host,
     store: &ClaimStore,
+    entries: Result<Vec<Entry>, ClaimError>,
+    backing: Result<Backing, Cause>,
     maps: &[VfMap],
     dry_run: bool,
-) -> Result<Vec<claims::ClaimRepair>, Cause> {
+) -> Result<Vec<ClaimRepair>, Cause> {
+    let (entries, backing) = (entries?, backing?);
     if dry_run {
-        Ok(store.inspect(&store.entries()?, &host.backing()?, maps)?)
+        Ok(store.inspect(&entries, &backing, maps)?)
     } else {
-        host.repair_claims(store, maps, ACTION).map(|(_, repairs)| repairs)
+        host.repair_claims(store, &entries, &backing, maps, ACTION)
     }
 }
 
@@ -105,8 +160,8 @@ pub(super) fn claimants(store: Option<&ClaimStore>) -> Result<Vec<Claimant>, Cla
 
 /// A VM to reconcile.
 pub(super) enum Subject {
-    /// A VM with a domain on this host.
-    Domain(DomainRef),
+    /// A VM with a domain on this host, and the domain's live XML if it was read.
+    Domain(DomainRef, Option<Box<LiveDomain>>),
     /// A VM that claims VFs and has no domain on this host.
     Domainless(Owner),
 }
@@ -123,13 +178,13 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// Reconciles several VMs at once, so that no VM waits for the guest of another. Returns what could not be read as
     /// well.
-    fn over_all(&self, subjects: Vec<Subject>) -> (Vec<VmReport>, Vec<Cause>) {
-        // A simulation runs one thread of a process at a time, and needs no other.
-        let at_once = if os::simulated().is_some() { 1 } else { AT_ONCE };
-        let workers = at_once.min(subjects.len());
+    ///
+    /// * `claimants` - everybody who claims VFs, as it was read last
+    fn over_all(&self, subjects: Vec<Subject>, claimants: &[Claimant]) -> (Vec<VmReport>, Vec<Cause>) {
+        let workers = AT_ONCE.min(subjects.len());
         let waiting = Mutex::new(VecDeque::from(subjects));
         let next = || lock(&waiting).pop_front();
-        let work = || std::iter::from_fn(next).map(|subject| self.over(subject)).collect::<Vec<_>>();
+        let work = || std::iter::from_fn(next).map(|subject| self.over(subject, claimants)).collect::<Vec<_>>();
         let results: Vec<_> = thread::scope(|scope| {
             // This thread works, too: if the system gives no other thread, the pass only takes longer.
             let others: Vec<_> =
@@ -149,9 +204,11 @@ impl Pass<'_> {
     }
 
     /// Reconciles one VM; `None` when it has nothing to do with VFs, or has ended.
-    pub(super) fn over(&self, subject: Subject) -> Result<Option<VmReport>, Cause> {
+    ///
+    /// * `claimants` - everybody who claims VFs, as it was read with the domain
+    pub(super) fn over(&self, subject: Subject, claimants: &[Claimant]) -> Result<Option<VmReport>, Cause> {
         let report = match subject {
-            Subject::Domain(domain) => self.over_domain(domain),
+            Subject::Domain(domain, live) => self.over_domain(domain, live.as_deref(), claimants),
             Subject::Domainless(owner) => self.over_domainless(owner),
         };
         match report {
@@ -161,16 +218,31 @@ impl Pass<'_> {
         }
     }
 
-    fn over_domain(&self, domain: DomainRef) -> Result<Option<VmReport>, Cause> {
-        let live = vm::read(self.host, &domain)?;
-        let wanted = match vm::wanted(&live)? {
-            None if live.positions().is_empty() => return Ok(None),
-            // A domain with our devices and without our metadata: the action that plugged the first one died before it
-            // wrote them.
-            wanted => wanted.unwrap_or_default(),
+    fn over_domain(
+        &self,
+        domain: DomainRef,
+        seen: Option<&LiveDomain>,
+        claimants: &[Claimant],
+    ) -> Result<Option<VmReport>, Cause> {
+        let first = match seen {
+            Some(live) => match self.inspect(&domain, live, claimants)? {
+                Some(report) if !report.left.is_empty() => Some(report),
+                // Most VMs of a host have nothing to repair, so they are read only once.
+                consistent => return Ok(consistent),
+            },
+            None => None,
         };
-        let report = self.inspect(&domain, &live, &wanted)?;
-        if self.dry_run || report.left.iter().all(Repair::is_note) {
+        let report = match first.filter(|report| !self.is_final(report)) {
+            // It is read again when its lock is held.
+            Some(report) => report,
+            // The VM may have changed since it was read with all others, and this report is shown to a person.
+            None => {
+                let (live, claimants) = (vm::read(self.host, &domain)?, self.claimants()?);
+                let Some(report) = self.inspect(&domain, &live, &claimants)? else { return Ok(None) };
+                report
+            }
+        };
+        if self.is_final(&report) {
             return Ok(Some(report));
         }
         let store = self.host.claims()?;
@@ -191,18 +263,48 @@ impl Pass<'_> {
         Ok(Some(report))
     }
 
-    /// What would be done to a VM with a domain here. Takes no lock and changes nothing.
-    pub(super) fn inspect(&self, domain: &DomainRef, live: &LiveDomain, wanted: &Wanted) -> Result<VmReport, Cause> {
-        let store = self.host.existing_claims()?;
-        let claimants = claimants(store.as_ref())?;
-        let facts = Facts::of_domain(domain, live, wanted, &claimants, self.elsewhere).ask(self.host, domain)?;
-        self.plan(store.as_ref(), domain.owner(), facts)
+    /// What would be done to a VM with a domain here; `None` when it has nothing to do with VFs. Takes no lock and changes
+    /// nothing.
+    fn inspect(
+        &self,
+        domain: &DomainRef,
+        live: &LiveDomain,
+        claimants: &[Claimant],
+    ) -> Result<Option<VmReport>, Cause> {
+        match vm::wanted(live)? {
+            None if live.positions().is_empty() => Ok(None),
+            // A domain with our devices and without our metadata: the action that plugged the first one died before it
+            // wrote them.
+            wanted => self.inspect_wanting(domain, live, &wanted.unwrap_or_default(), claimants).map(Some),
+        }
+    }
+
+    /// What would be done to a VM that should have these VFs.
+    pub(super) fn inspect_wanting(
+        &self,
+        domain: &DomainRef,
+        live: &LiveDomain,
+        wanted: &Wanted,
+        claimants: &[Claimant],
+    ) -> Result<VmReport, Cause> {
+        let facts = Facts::of_domain(domain, live, wanted, claimants, self.elsewhere).ask(self.host, domain)?;
+        self.plan(self.host.existing_claims()?.as_ref(), domain.owner(), facts)
+    }
+
+    /// Everybody who claims VFs now.
+    pub(super) fn claimants(&self) -> Result<Vec<Claimant>, Cause> {
+        Ok(claimants(self.host.existing_claims()?.as_ref())?)
+    }
+
+    /// Whether a report stays as it is: this is a dry run, or there is nothing to repair.
+    fn is_final(&self, report: &VmReport) -> bool {
+        self.dry_run || report.left.iter().all(Repair::is_note)
     }
 
     pub(super) fn over_domainless(&self, owner: Owner) -> Result<Option<VmReport>, Cause> {
         let Some(store) = self.host.existing_claims()? else { return Ok(None) };
         let Some(report) = self.inspect_domainless(&store, &owner)? else { return Ok(None) };
-        if self.dry_run || report.left.iter().all(Repair::is_note) {
+        if self.is_final(&report) {
             return Ok(Some(report));
         }
         let lock = match store.lock_vm(&owner.vm, ACTION, LOCK_MOMENT) {
