@@ -30,7 +30,7 @@ const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to libvirtd.
 ///
-/// A C call in flight can't be cancelled. So each call runs on a thread of its own. When `call_timeout` passes, the
+/// A C call in flight can't be cancelled. So each call runs on another thread. When `call_timeout` passes, the
 /// caller gets [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer); the thread ends when libvirt returns.
 ///
 /// When libvirtd is restarted, the calls in flight fail with

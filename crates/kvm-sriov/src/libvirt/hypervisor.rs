@@ -7,7 +7,7 @@ use super::{DeviceCalls, DiskCalls, DomainCalls, EventCalls, GuestCalls, JobCall
 /// A type that implements the eight traits is a `Hypervisor`. The methods of a `&dyn Hypervisor` can be called without
 /// importing the traits. [`Libvirt`](super::Libvirt) makes the calls; the crate `kvm-sriov-model` simulates them.
 ///
-/// Each call looks up its domain by UUID, so a [`DomainRef`](super::DomainRef) does not keep a domain alive.
+/// libvirtd finds the domain of each call by its UUID, so a [`DomainRef`](super::DomainRef) does not keep a domain alive.
 ///
 /// # Errors
 /// All methods of the eight traits return libvirt's refusal, or one of these kinds of
