@@ -82,6 +82,44 @@ fn an_agent_that_does_not_start_says_why() {
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
 
+/// The other host may be broken, or somebody else's. It can make a move fail, but not hang, and not fill the memory.
+#[test]
+fn a_host_that_says_anything_is_an_error_and_not_a_hang() {
+    let remotes = remotes();
+    const FIRST: &str = "echo 'kvm-sriov-agent 2 0.2.0'";
+    let cannot = |why: &str| format!("cannot start the agent on node2: {why}");
+    let said = |what: &str| format!("the agent on node2 said \"{what}\"");
+    let flood = "it sent 65536 bytes, and no line of an agent";
+    for (script, expected) in [
+        ("exec yes welcome", cannot(flood)),
+        ("exec yes ''", cannot(flood)),
+        ("exec tr '\\0' x </dev/zero", cannot("the connection ended before its first line")),
+        ("printf 'kvm-sriov-agent 2'; exit 0", cannot("the connection ended before its first line")),
+        ("printf '\\377\\376 broken\\n' >&2; exit 255", cannot("\u{fffd}\u{fffd} broken")),
+        ("echo \"$(printf '\\033[2J')\" >&2; exit 1", cannot("\u{1b}[2J")),
+        (&format!("{FIRST}; read line; exec yes 'state is=running x'"), said("state is=running x")),
+        (&format!("{FIRST}; read line; printf 'state is=none'; exit 0"), "the agent on node2 was lost".into()),
+        (&format!("{FIRST}; read line; printf 'state is=none\\033[2J\\n'; cat"), said("state is=none\\u{1b}[2J")),
+        (&format!("{FIRST}; read line; echo done; cat"), said("done")),
+        (&format!("{FIRST}; read line; echo 'refused why=%1b%5b2J%ff'; cat"), said("refused why=%1b%5b2J%ff")),
+        (&format!("{FIRST}; read line; exec tr '\\0' x </dev/zero"), "the agent on node2 was lost".into()),
+        (&format!("{FIRST}; read line; echo \"$line\"; cat"), said(&format!("state uuid={UUID}"))),
+    ] {
+        assert_eq!(state(&remotes, script, UUID).unwrap_err(), expected, "{script}");
+    }
+    // What the other host writes to standard error is read to its end, whatever it is.
+    let noise =
+        "printf '\\377\\n' >&2; i=0; while [ $i -lt 20000 ]; do echo 'WARN: sriov_agent: x' >&2; i=$((i+1)); done";
+    let script = format!("{noise}; {FIRST}; read line; echo 'state is=paused'; cat");
+    assert_eq!(state(&remotes, &script, UUID).unwrap(), Presence::Paused);
+    // A user sees no text of the other host that a terminal obeys.
+    ssh(&remotes, "printf '\\033]0;x\\007\\233' >&2; printf '\\r\\nExitCode: 0 EOF_ERR\\n' >&2; exit 255");
+    let path = format!("{}:{}", remotes.path().join("bin").display(), std::env::var("PATH").unwrap());
+    let said = run(remotes.program("migrate", &[UUID, "node2", "node1"]).env("PATH", path), &recorded());
+    let text = "migrate: cannot start the agent on node2: \\u{1b}]0;x\\u{7}\u{fffd} ExitCode: 0 EOF_ERR; nothing was changed.\n";
+    assert_eq!((said.code, said.err.as_str()), (1, text));
+}
+
 #[test]
 fn an_agent_that_cannot_read_its_kvmrc_refuses() {
     let remotes = remotes();

@@ -29,6 +29,10 @@ pub enum Guest {
     RemovalFailed,
     /// It answers after 5 ms, but never for the device with this alias.
     Refuses(String),
+    /// It answers after 5 ms, and its agent answers every command with this text.
+    AgentSays(String),
+    /// It answers after 5 ms, and its agent refuses every command with this text, which libvirt quotes in its error.
+    AgentRefuses(String),
 }
 
 impl Guest {
@@ -36,7 +40,7 @@ impl Guest {
     pub(super) fn releases(&self, alias: &str) -> Option<Duration> {
         match self {
             Self::Answers(after) => Some(*after),
-            Self::Busy(_) => Some(ANSWER),
+            Self::Busy(_) | Self::AgentSays(_) | Self::AgentRefuses(_) => Some(ANSWER),
             Self::EventBeforeReturn => Some(Duration::ZERO),
             Self::Refuses(kept) if kept != alias => Some(ANSWER),
             Self::Refuses(_) | Self::Silent | Self::InFirmware | Self::RemovalFailed => None,

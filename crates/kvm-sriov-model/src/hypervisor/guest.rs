@@ -40,8 +40,13 @@ impl GuestCalls for Model {
         let mut world = self.enter()?;
         let number = world.token();
         let there = world.sites[self.site].changeable(&domain.uuid)?;
-        if there.guest == Guest::Silent {
-            return Err(refusal::no_agent());
+        match &there.guest {
+            Guest::Silent => return Err(refusal::no_agent()),
+            Guest::AgentSays(text) => return Ok(text.clone()),
+            Guest::AgentRefuses(text) => {
+                return Err(refusal::internal(format!("unable to execute QEMU agent command 'guest-exec': {text}")));
+            }
+            _ => {}
         }
         match asked["execute"].as_str() {
             Some("guest-exec") => {

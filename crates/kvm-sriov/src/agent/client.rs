@@ -13,6 +13,9 @@ use crate::os;
 /// How long an agent may take from the start of ssh to its first line.
 const START: Duration = Duration::from_secs(60);
 
+/// The longest greeting of a host, in bytes: what its login prints before the agent's first line.
+const GREETING: usize = 64 * 1024;
+
 /// How long one call of libvirt may take on the agent's host, unless [`Agent::with_call_timeout`] sets it. The default
 /// of SRIOV_CALL_TIMEOUT.
 const CALL: Duration = Duration::from_secs(300);
@@ -24,8 +27,8 @@ pub struct Agent {
     conversation: Conversation,
     ssh: Option<SshProcess>,
     call: Duration,
-    /// Whether an answer did not come in time. A late answer would be taken for that of the next request, so no request
-    /// is sent any more.
+    /// Whether an answer did not come in time, or something else came. A late answer would be taken for that of the next
+    /// request, so no request is sent any more.
     is_silent: bool,
 }
 
@@ -41,6 +44,7 @@ impl Agent {
             .map_err(|error| AgentError::NotStarted { host: host.clone(), why: error.to_string() })?;
         let mut agent = Self { host: host.clone(), conversation, ssh: link.ssh, call: CALL, is_silent: false };
         let end = os::now() + START;
+        let mut greeting = 0;
         loop {
             match agent.conversation.next(end.saturating_duration_since(os::now())) {
                 Heard::Line(line) => match version(&line) {
@@ -49,7 +53,14 @@ impl Agent {
                         return Err(AgentError::Version { host: host.clone(), found: found.to_owned(), own: VERSION });
                     }
                     // The host's greeting.
-                    None => log::debug!("{host}: {line}"),
+                    None => {
+                        log::debug!("{host}: {line}");
+                        greeting += line.len() + 1;
+                        if greeting > GREETING {
+                            let why = format!("it sent {GREETING} bytes, and no line of an agent");
+                            return Err(AgentError::NotStarted { host: host.clone(), why });
+                        }
+                    }
                 },
                 Heard::Nothing => {
                     let why = format!("no answer for {} s", START.as_secs());
@@ -97,6 +108,10 @@ impl Agent {
         if self.is_silent {
             return Err(self.lost());
         }
+        // A line that came unasked would be taken for the answer.
+        if let Heard::Line(line) = self.conversation.next(Duration::ZERO) {
+            return Err(self.unexpected(&line));
+        }
         self.conversation.say(request);
         let limit = request.limit(self.call);
         let line = match self.conversation.wait_for(limit) {
@@ -122,7 +137,10 @@ impl Agent {
         AgentError::Lost { host: self.host.clone(), why: why.map(|why| format!(": {why}")).unwrap_or_default() }
     }
 
-    pub(crate) fn unexpected(&self, line: &impl ToString) -> AgentError {
+    /// The error that the agent said something else than an answer to the request. No other request is sent: its answer
+    /// could be another one's.
+    pub(crate) fn unexpected(&mut self, line: &impl ToString) -> AgentError {
+        self.is_silent = true;
         AgentError::Unexpected { host: self.host.clone(), what: format!("\"{}\"", line.to_string().escape_debug()) }
     }
 }

@@ -1,19 +1,28 @@
 //! Lines in both directions, and heartbeats: a connection can be lost without either end being told.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::lines::Lines;
 use crate::base::lock;
 use crate::os::{self, Receiver, Side};
 
 /// A heartbeat.
 const ALIVE: &str = "alive";
 
-/// The longest line, in bytes. The longest that is sent is a snapshot's XML, below 100 KiB.
+/// The longest line, in bytes. The longest that is sent is a snapshot's XML, below 100 KiB. An end that sends a longer
+/// one is not listened to any more.
 const LINE_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// How many bytes of lines may wait to be read. Each end sends one line and waits for the answer, so an end that sends
+/// more is not listened to any more.
+const WAITING_LIMIT: usize = 16 * 1024 * 1024;
+
+/// What a line takes besides its bytes.
+const LINE_COST: usize = 64;
 
 /// How often each end sends a heartbeat, and after how much silence an end takes the other one for lost.
 #[derive(Debug, Clone, Copy)]
@@ -30,14 +39,24 @@ impl Default for Heartbeat {
 
 type Writer = Arc<Mutex<Option<Box<dyn Write + Send>>>>;
 
-/// One end of a conversation. One thread listens and another one sends heartbeats, whatever the owner is doing.
+/// A line that is to be sent. The sender is told when it has been.
+struct Outgoing {
+    line: String,
+    sent: Sender<()>,
+}
+
+/// One end of a conversation. One thread listens, whatever the owner is doing. Another one writes lines and heartbeats,
+/// because an end that does not read makes the writer wait without a limit.
 pub(super) struct Conversation {
     lines: Receiver<String>,
+    /// How many bytes of lines wait in `lines`.
+    waiting: Arc<AtomicUsize>,
     heard: Arc<Mutex<Instant>>,
     ended: Arc<AtomicBool>,
     writer: Writer,
     silence: Duration,
-    _stop: Sender<()>,
+    /// The thread that writes ends when this is dropped.
+    outgoing: Sender<Outgoing>,
 }
 
 /// What came from the other end.
@@ -65,19 +84,37 @@ impl Conversation {
         let ended = Arc::new(AtomicBool::new(false));
         let writer: Writer = Arc::new(Mutex::new(Some(Box::new(output))));
         let (sender, lines) = os::channel();
-        let listener = Listener { sender, heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let listener =
+            Listener { sender, waiting: Arc::clone(&waiting), heard: Arc::clone(&heard), ended: Arc::clone(&ended) };
         os::spawn("listen", Side::Process, move || listener.listen(input))?;
-        let (stop, stopped) = os::channel::<()>();
-        let beat = Arc::clone(&writer);
-        os::spawn("heartbeat", Side::Process, move || {
-            while stopped.recv_timeout(heartbeat.every) == Err(RecvTimeoutError::Timeout) && write(&beat, ALIVE) {}
-        })?;
-        Ok(Self { lines, heard, ended, writer, silence: heartbeat.silence, _stop: stop })
+        let (outgoing, to_send) = os::channel::<Outgoing>();
+        let speaker = Arc::clone(&writer);
+        os::spawn("heartbeat", Side::Process, move || speak(&speaker, &to_send, heartbeat.every))?;
+        Ok(Self { lines, waiting, heard, ended, writer, silence: heartbeat.silence, outgoing })
     }
 
-    /// Sends a line. Returns whether it left this end; only an answer tells that it arrived.
+    /// Sends a line. Returns whether it left this end; only an answer tells that it arrived. An end that does not read
+    /// is waited for as long as one that is silent, and then counts as lost.
     pub(super) fn say(&self, line: impl ToString) -> bool {
-        write(&self.writer, &line.to_string())
+        // In a simulation nobody waits while writing.
+        if os::simulated().is_some() {
+            return write(&self.writer, &line.to_string());
+        }
+        let (sent, is_sent) = os::channel();
+        let outgoing = Outgoing { line: line.to_string(), sent };
+        if self.outgoing.send(outgoing).is_err() {
+            return false;
+        }
+        match is_sent.recv_timeout(self.silence) {
+            Ok(()) => true,
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => {
+                log::debug!("the other end has not read for {} s", self.silence.as_secs());
+                self.ended.store(true, Ordering::Release);
+                false
+            }
+        }
     }
 
     /// The next line; waits at most `timeout`.
@@ -86,7 +123,10 @@ impl Conversation {
         loop {
             let wait = end.min(self.silent_at()).saturating_duration_since(os::now());
             match self.lines.recv_timeout(wait) {
-                Ok(line) => return Heard::Line(line),
+                Ok(line) => {
+                    self.waiting.fetch_sub(line.len() + LINE_COST, Ordering::AcqRel);
+                    return Heard::Line(line);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Heard::Ended,
                 Err(RecvTimeoutError::Timeout) if os::now() >= self.silent_at() => return Heard::Ended,
                 Err(RecvTimeoutError::Timeout) if os::now() >= end => return Heard::Nothing,
@@ -126,10 +166,33 @@ impl Conversation {
 }
 
 impl Drop for Conversation {
-    /// Closes the output at once, so that the other end notices: the heartbeat thread may hold the writer a moment
-    /// longer.
+    /// Closes the output at once, so that the other end notices: the thread that writes may hold the writer a moment
+    /// longer. While it still writes a line, it closes the output itself, and is not waited for.
     fn drop(&mut self) {
-        *lock(&self.writer) = None;
+        if let Ok(mut writer) = self.writer.try_lock() {
+            *writer = None;
+        }
+    }
+}
+
+/// Writes lines, and heartbeats between them, until the other end no longer listens or nobody can send a line.
+fn speak(writer: &Writer, to_send: &Receiver<Outgoing>, every: Duration) {
+    loop {
+        let is_written = match to_send.recv_timeout(every) {
+            Ok(Outgoing { line, sent }) => {
+                let is_written = write(writer, &line);
+                // Nobody waits for a line that took too long.
+                if is_written && sent.send(()).is_err() {
+                    log::debug!("a line was sent late");
+                }
+                is_written
+            }
+            Err(RecvTimeoutError::Timeout) => write(writer, ALIVE),
+            Err(RecvTimeoutError::Disconnected) => false,
+        };
+        if !is_written {
+            return;
+        }
     }
 }
 
@@ -149,23 +212,28 @@ fn write(writer: &Writer, line: &str) -> bool {
 
 struct Listener {
     sender: Sender<String>,
+    waiting: Arc<AtomicUsize>,
     heard: Arc<Mutex<Instant>>,
     ended: Arc<AtomicBool>,
 }
 
 impl Listener {
     fn listen(self, input: impl Read) {
-        let mut input = BufReader::new(input);
-        let mut bytes = Vec::new();
-        while let Ok(1..) = input.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut bytes) {
+        for line in Lines::new(input, LINE_LIMIT) {
             *lock(&self.heard) = os::now();
+            if line.text == ALIVE {
+                continue;
+            }
+            let cost = line.text.len() + LINE_COST;
+            let waiting = self.waiting.fetch_add(cost, Ordering::AcqRel) + cost;
             // The begin of a line may say something else than the whole: `to=node1` is a part of `to=node12`.
-            if !bytes.ends_with(b"\n") {
+            if !line.is_whole || waiting > WAITING_LIMIT {
+                log::debug!(
+                    "the connection broke within a line, or the other end sends more than a host of this driver"
+                );
                 break;
             }
-            let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-            bytes.clear();
-            if line != ALIVE && self.sender.send(line).is_err() {
+            if self.sender.send(line.text).is_err() {
                 break;
             }
         }
@@ -243,5 +311,33 @@ mod tests {
         assert_eq!(there.wait().as_deref(), Some("last"));
         assert_eq!(there.wait(), None);
         assert!(there.is_over());
+    }
+
+    #[test]
+    fn an_end_that_reads_nothing_is_not_waited_for_without_a_limit() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let here = Conversation::new(io::empty(), ours, FAST).unwrap();
+        let line = "x".repeat(4 << 20);
+        assert!(!here.say(&line), "more than a socket takes");
+        assert!(here.is_over() && !here.say("more"));
+        drop(here);
+        drop(theirs);
+    }
+
+    #[test]
+    fn an_end_that_sends_without_an_end_takes_no_endless_memory() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let line = Conversation::new(io::repeat(b'x'), here.try_clone().unwrap(), Heartbeat::default()).unwrap();
+        assert_eq!(line.wait(), None, "no part of a line that is too long is taken for a line");
+        let lines = io::repeat(b'\n').take(1 << 32);
+        let lines = Conversation::new(lines, here, Heartbeat::default()).unwrap();
+        while !lines.ended.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        let mut number = 0;
+        while lines.wait().is_some() {
+            number += 1;
+        }
+        assert!((1_000..=WAITING_LIMIT / LINE_COST).contains(&number), "{number}");
     }
 }

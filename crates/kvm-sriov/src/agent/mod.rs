@@ -6,6 +6,7 @@
 //! * `message` - one line: its word and its values
 //! * `request`, `answer` - what a host asks an agent, and what the agent answers
 //! * `presence` - where a VM is, seen from one host
+//! * `lines` - the lines of a stream whose other end may send anything
 //! * `conversation` - lines in both directions, and heartbeats
 //! * `ssh` - how other hosts are reached
 //! * `client` - the host that asks: starts the agent and talks to it
@@ -18,6 +19,7 @@ mod conversation;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod lines;
 mod message;
 mod order;
 mod presence;

@@ -1,14 +1,22 @@
 //! A migration that the front-end orders: the source's agent runs the driver's own `migrate`, as OpenNebula would.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::collections::VecDeque;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use super::lines::Lines;
 use super::{AgentAnswer, MoveOrder, logged, unclear_state};
 use crate::error::Cause;
 
 /// The action. Its program is in the directory of the agent's.
 const MIGRATE: &str = "migrate";
+
+/// The longest line that the program writes, in bytes. Its message is one line.
+const LONGEST_LINE: u64 = 64 * 1024;
+
+/// How many of the program's last lines are its message, if it has not the driver's own form.
+const LAST_LINES: usize = 10;
 
 /// Migrates a VM of this host, logs what the action logs, and answers with the action's message.
 ///
@@ -44,17 +52,19 @@ fn give(child: &mut Child, data: &str) {
 
 /// Logs what the program logs, until it ends. Returns its other lines: its message.
 fn listen(child: &mut Child) -> String {
-    let lines = child.stderr.take().into_iter().flat_map(|errors| BufReader::new(errors).lines());
-    let mut said = Vec::new();
-    for line in lines.map_while(io::Result::ok) {
-        match logged(&line, MIGRATE) {
+    let mut said = VecDeque::new();
+    for line in child.stderr.take().into_iter().flat_map(|errors| Lines::new(errors, LONGEST_LINE)) {
+        match logged(&line.text, MIGRATE) {
             Some((level, text)) => log::log!(level, "{text}"),
             // For OpenNebula up to 6.0, marker lines are around the message.
-            None if line.starts_with("ERROR MESSAGE ") => {}
-            None => said.push(line),
+            None if line.text.starts_with("ERROR MESSAGE ") => {}
+            None => said.push_back(line.text),
+        }
+        if said.len() > LAST_LINES {
+            said.pop_front();
         }
     }
-    said.join(" ")
+    Vec::from(said).join(" ")
 }
 
 /// Splits the message of the failed program, "action: cause; state of the host", into cause and state.

@@ -1,7 +1,8 @@
 //! How other hosts are reached: through ssh.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use super::lines::Lines;
 use super::{PROGRAM, logged};
 use crate::base::{HostName, lock, program};
 use crate::error::AgentError;
@@ -20,8 +22,12 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 /// rsync gives up a copy after this many seconds in which nothing arrived.
 const COPY_SILENCE: &str = "--timeout=120";
 
-/// How many of ssh's last lines are quoted when it failed.
+/// How many of ssh's last lines are quoted when it failed, and how many bytes of each.
 const LAST_WORDS: usize = 3;
+const LONGEST_WORD: u64 = 1024;
+
+/// How many of an agent's log lines are logged here.
+const LOG_LINES: usize = 200;
 
 /// These override the user's configuration: ssh asks nobody for a password, notices a dead connection within a minute,
 /// and shares no connection that somebody else may close.
@@ -181,13 +187,19 @@ impl SshProcess {
         let process = Self { child, listening, last_words };
         thread::Builder::new().spawn(move || {
             let _listens = listens;
-            for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
-                if let Some((level, text)) = logged(&line, PROGRAM) {
-                    log::log!(level, "{host}: {text}");
+            let mut number = 0;
+            for line in Lines::new(errors, LONGEST_WORD) {
+                if let Some((level, text)) = logged(&line.text, PROGRAM) {
+                    number += 1;
+                    match LOG_LINES.cmp(&number) {
+                        Ordering::Greater => log::log!(level, "{host}: {text}"),
+                        Ordering::Equal => log::warn!("{host}: more lines are left out"),
+                        Ordering::Less => {}
+                    }
                     continue;
                 }
                 let mut words = lock(&words);
-                words.push_back(line.trim().to_owned());
+                words.push_back(line.text.trim().to_owned());
                 if words.len() > LAST_WORDS {
                     words.pop_front();
                 }

@@ -15,6 +15,8 @@ use crate::os;
 /// How many bytes of a file are read at most. A claim has about 200.
 const LIMIT: u64 = 16 * 1024;
 
+const NOT_REGULAR: &str = "it is not a regular file";
+
 /// The prefix of the names of files that are not finished, or that are being removed.
 pub(super) const UNNAMED: &str = ".new-";
 
@@ -92,24 +94,31 @@ pub(super) fn read(path: &Path) -> io::Result<Option<(Vec<u8>, Stamp)>> {
     let Some(file) = open(path)? else { return Ok(None) };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
+        return Err(io::Error::other(NOT_REGULAR));
     }
     let mut bytes = Vec::new();
     file.take(LIMIT).read_to_end(&mut bytes)?;
     Ok(Some((bytes, Stamp::of(&metadata))))
 }
 
-/// Opens the file of a lock. The file is created when it does not exist.
+/// Opens the file of a lock. The file is created when it does not exist. The one who has the lock writes into it, so a
+/// file that has another name too is refused.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(flags.bits())
-        .open(path)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other(NOT_REGULAR));
+    }
+    // Without a name it was removed by its last holder.
+    if metadata.nlink() > 1 { Err(io::Error::other("it has several names (hard links)")) } else { Ok(file) }
 }
 
 /// Whether the path still names this open file.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use fs2::FileExt;
 use serde_json::{Value, json};
 
-use crate::base::{DomainName, POLL};
+use crate::base::{DomainName, POLL, printable};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtError};
@@ -141,7 +141,7 @@ pub(crate) fn has_ended(answer: &Value) -> Option<bool> {
 }
 
 fn odd(domain: &DomainRef, answer: &Value) -> Cause {
-    Cause::GuestAgent { vm: domain.name.clone(), text: answer.to_string() }
+    Cause::GuestAgent { vm: domain.name.clone(), text: printable(&answer.to_string()) }
 }
 
 /// Whether the agent may have done what it was asked for although the call failed.
