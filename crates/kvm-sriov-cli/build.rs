@@ -8,7 +8,6 @@ fn main() {
     // The published package does not have the file, and is built where it is used.
     if symbols.is_file() && std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         println!("cargo::rustc-link-arg-bins={}", symbols.display());
-        println!("cargo::rustc-link-arg-bins=-Wl,--defsym=posix_spawn_file_actions_addchdir_np=0");
         // Before glibc 2.34 threads are in a library of their own, which a program without libvirt would lack.
         println!("cargo::rustc-link-arg-bins=-Wl,--no-as-needed,-l:libpthread.so.0,-l:libdl.so.2,--as-needed");
     }

@@ -4,7 +4,9 @@
 # system, although glibc keeps all old versions and they do the same. The linker takes each function here instead of
 # glibc's. It jumps to glibc's old version.
 
+    # Each in a section of its own: the linker leaves out those that are not called.
     .macro old name, version
+    .section .text.\name, "ax", @progbits
     .symver glibc_\name, \name@GLIBC_\version
     .globl \name
     .hidden \name
@@ -16,6 +18,7 @@
 
 # Before 2.33 programs called stat through a function that also takes the version of the structure, which is 1.
     .macro stat name, target
+    .section .text.\name, "ax", @progbits
     .globl \name
     .hidden \name
     .type \name, @function
@@ -27,7 +30,6 @@
     .size \name, . - \name
     .endm
 
-    .text
     # Since 2.34 glibc itself runs a program's initializers. Older versions skip those that crt1.o does not pass on.
     # Rust's standard library has one, and works without it.
     old __libc_start_main, 2.2.5
@@ -53,6 +55,7 @@
     stat lstat64, __lxstat64
 
     # glibc has it only since 2.30.
+    .section .text.gettid, "ax", @progbits
     .globl gettid
     .hidden gettid
     .type gettid, @function
@@ -61,5 +64,21 @@ gettid:
     syscall
     ret
     .size gettid, . - gettid
+
+    # glibc has them only since 2.29. Rust's standard library calls one for a program that is started in another directory,
+    # which the driver does not do. It would find a weak symbol without a value only in a program, not in a shared object.
+    .macro unsupported name
+    .section .text.\name, "ax", @progbits
+    .globl \name
+    .hidden \name
+    .type \name, @function
+\name:
+    mov $38, %eax # ENOSYS
+    ret
+    .size \name, . - \name
+    .endm
+
+    unsupported posix_spawn_file_actions_addchdir_np
+    unsupported posix_spawn_file_actions_addchdir
 
     .section .note.GNU-stack, "", @progbits

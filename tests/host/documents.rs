@@ -398,7 +398,7 @@ fn every_program_has_its_row() {
     let rows = rows("docs/reference/actions.md");
     let mut named: Vec<String> = rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
     named.sort();
-    assert_eq!(named, programs(), "docs/reference/actions.md and shims/src/bin differ");
+    assert_eq!(named, programs(), "docs/reference/actions.md and shims/src/programs differ");
 }
 
 /// The text of every source file of the core crate.

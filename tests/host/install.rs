@@ -18,6 +18,9 @@ fn place(remotes: &Remotes, program: &str) -> PathBuf {
     place.join(program)
 }
 
+/// What all programs share.
+const SHARED: &str = "libkvm_sriov_programs.so";
+
 /// The probe that OpenNebula's monitoring runs.
 const PROBE: &str = "im/kvm-probes.d/vm/monitor/sriov_probe";
 
@@ -35,14 +38,18 @@ fn lays_out_what_opennebula_calls() {
     let found = names(&remotes.driver());
     let mut expected = programs();
     expected.retain(|program| place(&remotes, program).starts_with(remotes.driver()));
-    expected.push("vf_maps".into());
+    expected.extend([SHARED.into(), "vf_maps".into()]);
+    expected.sort();
     assert_eq!(found, expected);
+    let size = |path: PathBuf| fs::metadata(path).unwrap().len();
     for action in programs() {
         let metadata = fs::metadata(place(&remotes, &action)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755, "{action}");
-        // OpenNebula copies every program to every host.
-        assert!(metadata.len() <= 1_200_000, "{action} has {} bytes", metadata.len());
+        assert!(metadata.len() <= 20_000, "{action} has {} bytes", metadata.len());
     }
+    // OpenNebula copies all of it to every host.
+    let all: u64 = found.iter().map(|name| size(remotes.driver().join(name))).sum();
+    assert!(all <= 6_000_000, "the driver has {all} bytes");
     let mut steps = [&HOST_STEPS[..], &FRONT_END_STEPS].concat();
     steps.sort_unstable();
     assert_eq!(names(&remotes.path().join("vnm/sriov")), steps, "a network driver has all of these");
@@ -100,22 +107,26 @@ fn monitoring_continues_where_the_probe_can_not_start() {
     let remotes = Remotes::default();
     let program = remotes.driver().join("sriov_probe");
     let whole = fs::read(&program).unwrap();
+    let shared = remotes.driver().join(SHARED);
+    let whole_shared = fs::read(&shared).unwrap();
     let machine = if whole[18] == 0xb7 { 0x3e } else { 0xb7 };
-    let patched = |at: usize, byte: u8| [&whole[..at], &[byte], &whole[at + 1..]].concat();
-    let library = whole.windows(12).position(|window| window == b"libvirt.so.0").unwrap();
-    for (what, bytes) in [
-        ("another architecture", patched(18, machine)),
-        ("no libvirt", patched(library + 11, b'9')),
-        ("no program", b"\0\0\0\0".to_vec()),
-        ("it fails", b"#!/bin/sh\nexit 1\n".to_vec()),
-        ("it speaks", b"#!/bin/sh\necho out; echo err >&2\n".to_vec()),
+    let patched = |whole: &[u8], at: usize, byte: u8| [&whole[..at], &[byte], &whole[at + 1..]].concat();
+    for (what, file, bytes) in [
+        ("another architecture", &program, patched(&whole, 18, machine)),
+        ("no libvirt", &shared, patched(&whole_shared, name_of_libvirt(&whole_shared) + 11, b'9')),
+        ("no shared object", &shared, b"\0\0\0\0".to_vec()),
+        ("no program", &program, b"\0\0\0\0".to_vec()),
+        ("it fails", &program, b"#!/bin/sh\nexit 1\n".to_vec()),
+        ("it speaks", &program, b"#!/bin/sh\necho out; echo err >&2\n".to_vec()),
         // It ends after 20 s, in case that the test fails.
-        ("it hangs", b"#!/bin/sh\nexec sleep 20\n".to_vec()),
+        ("it hangs", &program, b"#!/bin/sh\nexec sleep 20\n".to_vec()),
     ] {
-        // The program may still be running, so it is replaced by a rename.
-        fs::write(program.with_extension("new"), bytes).unwrap();
-        fs::set_permissions(program.with_extension("new"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(program.with_extension("new"), &program).unwrap();
+        // Each is tried with the other file as it was. The program may still be running, so files are renamed into place.
+        for (file, bytes) in [(&program, &whole), (&shared, &whole_shared), (file, &bytes)] {
+            fs::write(file.with_extension("new"), bytes).unwrap();
+            fs::set_permissions(file.with_extension("new"), fs::Permissions::from_mode(0o755)).unwrap();
+            fs::rename(file.with_extension("new"), file).unwrap();
+        }
         println!("{what}");
         HEALERS.into_iter().for_each(|healer| heal(&remotes, healer));
     }
@@ -217,16 +228,20 @@ fn says_what_is_wrong_and_installs_nothing() {
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
 }
 
-/// A copy of a program with some of its bytes replaced.
-fn patched(patch: impl Fn(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
+/// A driver in which some bytes of one file are replaced, and its program `deploy`.
+fn patched(file: &str, patch: impl Fn(&mut Vec<u8>)) -> (Remotes, PathBuf) {
     let remotes = Remotes::default();
-    let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("deploy");
-    let mut bytes = fs::read(remotes.driver().join("deploy")).unwrap();
+    let place = remotes.driver().join(file);
+    let mut bytes = fs::read(&place).unwrap();
     patch(&mut bytes);
-    fs::write(&program, bytes).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    (dir, program)
+    fs::write(&place, bytes).unwrap();
+    let program = remotes.driver().join("deploy");
+    (remotes, program)
+}
+
+/// The place of the name of libvirt's library in the shared object.
+fn name_of_libvirt(bytes: &[u8]) -> usize {
+    bytes.windows(12).position(|window| window == b"libvirt.so.0").unwrap()
 }
 
 /// What bash, through which OpenNebula starts programs, says of a program.
@@ -238,10 +253,9 @@ fn said_by_bash(program: &Path) -> String {
 
 #[test]
 fn a_missing_libvirt_is_one_readable_line() {
-    let (_dir, program) = patched(|bytes| {
-        let name = b"libvirt.so.0";
-        let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
-        bytes[at + name.len() - 1] = b'9';
+    let (_remotes, program) = patched(SHARED, |bytes| {
+        let at = name_of_libvirt(bytes);
+        bytes[at + 11] = b'9';
     });
     let text = said_by_bash(&program);
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -249,9 +263,55 @@ fn a_missing_libvirt_is_one_readable_line() {
 }
 
 #[test]
+fn a_missing_shared_object_is_one_readable_line() {
+    let remotes = Remotes::default();
+    fs::remove_file(remotes.driver().join(SHARED)).unwrap();
+    let text = said_by_bash(&remotes.driver().join("deploy"));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains(SHARED) && text.contains("cannot open shared object file"), "{text}");
+}
+
+/// A program is known by the name of its file.
+#[test]
+fn every_installed_name_is_a_program_and_no_other_is() {
+    let remotes = Remotes::default();
+    let unknown = ": kvm-sriov has no program of this name; nothing was changed";
+    let run = |program: &Path| {
+        let out = Command::new(program).stdin(Stdio::null()).env("LIBVIRT_DEFAULT_URI", "test:///default").output();
+        String::from_utf8(out.unwrap().stderr).unwrap()
+    };
+    for program in programs() {
+        let text = run(&place(&remotes, &program));
+        assert!(!text.contains(unknown), "{program}: {text}");
+    }
+    for name in ["reboot2", "Reboot", "kvm-sriov-program"] {
+        let copy = remotes.driver().join(name);
+        fs::copy(remotes.driver().join("reboot"), &copy).unwrap();
+        assert_eq!(run(&copy), format!("{name}{unknown}\n"));
+    }
+}
+
+/// As a program of Rust's own start-up code: no file that it opens becomes a standard stream that its caller closed, and a
+/// closed pipe ends nothing.
+#[test]
+fn closed_streams_and_pipes_do_no_harm() {
+    let remotes = Remotes::default();
+    let state = remotes.path().join("state");
+    let kvmrc = format!("LIBVIRT_URI=test:///default\nVF_STATE_DIR={}\n", state.display());
+    fs::write(remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), kvmrc).unwrap();
+    let poll = remotes.driver().join("poll");
+    let line = |rest: &str| format!("{} test 42 node1 {rest}", poll.display());
+    let code = |rest: &str| Command::new("bash").arg("-c").arg(line(rest)).status().unwrap().code();
+    assert_eq!(code(">/dev/null"), Some(0));
+    assert_eq!(code("<&- >&- 2>&-"), Some(0), "the answer went to /dev/null");
+    // The reader is gone before the answer comes.
+    assert_eq!(code("2>/dev/null | true; exit ${PIPESTATUS[0]}"), Some(1));
+}
+
+#[test]
 fn a_wrong_architecture_is_one_readable_line() {
     // e_machine of the ELF header: 0xb7 is AArch64, 0x3e x86-64.
-    let (_dir, program) = patched(|bytes| bytes[18] = if bytes[18] == 0xb7 { 0x3e } else { 0xb7 });
+    let (_remotes, program) = patched("deploy", |bytes| bytes[18] = if bytes[18] == 0xb7 { 0x3e } else { 0xb7 });
     let text = said_by_bash(&program);
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("Exec format error") || text.contains("cannot execute binary file"), "{text}");
@@ -261,8 +321,8 @@ fn a_wrong_architecture_is_one_readable_line() {
 fn newest_symbol(remotes: &Remotes, library: &str) -> (u32, u32, u32) {
     let prefix = format!("Name: {library}_");
     let mut newest = (0, 0, 0);
-    for action in programs() {
-        let out = Command::new("readelf").arg("-V").arg(place(remotes, &action)).output().unwrap();
+    for file in programs().into_iter().chain([SHARED.into()]) {
+        let out = Command::new("readelf").arg("-V").arg(place(remotes, &file)).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         for (at, _) in text.match_indices(&prefix) {
             let version = text[at + prefix.len()..].split_whitespace().next().unwrap();
@@ -272,6 +332,22 @@ fn newest_symbol(remotes: &Remotes, library: &str) -> (u32, u32, u32) {
         }
     }
     newest
+}
+
+/// Rust starts a program in another directory with a function that glibc has only since 2.29 (dist/glibc/x86_64.s).
+#[test]
+fn no_program_is_started_in_another_directory() {
+    let mut dirs = vec![project().join("crates/kvm-sriov/src"), project().join("crates/kvm-sriov-cli/src")];
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(!text.contains(".current_dir("), "{}", path.display());
+            }
+        }
+    }
 }
 
 /// The version in the row of docs/reference/support.md that begins with this name.

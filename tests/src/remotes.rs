@@ -86,7 +86,8 @@ pub const FRONT_END_STEPS: [&str; 2] = ["vnet_create", "vnet_delete"];
 /// The names of all programs and scripts, sorted: the actions, the steps of the network driver as `vnm/sriov/<step>`,
 /// and the programs that the driver itself starts.
 pub fn programs() -> Vec<String> {
-    let sources = ["shims/src/bin", "shims/remotes/vnm/sriov"].map(|dir| fs::read_dir(project().join(dir)).unwrap());
+    let sources =
+        ["shims/src/programs", "shims/remotes/vnm/sriov"].map(|dir| fs::read_dir(project().join(dir)).unwrap());
     let name = |file: PathBuf| match file.extension() {
         Some(_) => file.file_stem().unwrap().to_str().unwrap().replace("_ceph", ".ceph").replace("vnm_", "vnm/sriov/"),
         None => format!("vnm/sriov/{}", file.file_name().unwrap().to_str().unwrap()),

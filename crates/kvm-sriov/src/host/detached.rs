@@ -45,24 +45,27 @@ fn start_with(host: &Host, program: &str, arg: Option<&str>, subject: &str) {
             Err(error) => log::warn!("{} was not started for {subject}: {error}", path.display()),
         };
     }
-    let started = Command::new(&path)
-        .args(arg)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
+    let started =
+        Command::new(&path).args(arg).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     match started {
         Ok(child) => log::debug!("{program} runs for {subject} (pid {})", child.id()),
         Err(error) => log::warn!("{} was not started for {subject}: {error}", path.display()),
     }
 }
 
-/// Makes this process independent of its terminal and of ssh, and lets it end at SIGTERM: the next action does the work
+/// Makes this process independent of its terminal, of its directory and of ssh, and lets it end at SIGTERM: the next action does the work
 /// that it has left. Such a program calls it first.
 pub(crate) fn detach() {
     signals::release();
     if let Err(error) = nix::unistd::setsid() {
         log::debug!("no session of its own: {error}");
+    }
+    leave_directory();
+}
+
+/// Leaves the directory that this process was started in, so that its file system can be unmounted.
+pub(crate) fn leave_directory() {
+    if let Err(error) = std::env::set_current_dir("/") {
+        log::debug!("the directory can't be left: {error}");
     }
 }

@@ -81,6 +81,7 @@ fn run(mut task: Task) {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use std::process::Command;
     use std::sync::atomic::AtomicBool;

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::base::{Action, signals};
@@ -25,15 +24,16 @@ const EVERY: Duration = Duration::from_secs(30);
 /// # Source
 /// OpenNebula's `monitord-client.rb` runs `im/kvm-probes.d/vm/monitor`, and OpenNebula runs `vnm/<driver>/clean` when a
 /// VM has left the host. A script in each of these places starts this program and does not wait for it.
-pub fn run() -> ExitCode {
+pub fn run() -> u8 {
     signals::hold();
+    detached::leave_directory();
     super::stderr_log::to_stderr(Action::Probe);
     let driver = super::place::driver_of(&env::current_exe().unwrap_or_default());
     match repair(&driver) {
         Ok(()) => {}
         Err(cause) => log::warn!("{cause}; the next probe, or the next action, repairs this host"),
     }
-    ExitCode::SUCCESS
+    0
 }
 
 /// Starts the probe if none was started in the last 30 s. `poll` calls this for OpenNebula up to 5.10, which has no

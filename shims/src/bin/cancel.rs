@@ -1,9 +1,0 @@
-//! `cancel`: ends a VM at once.
-use kvm_sriov::{Action, actions, opennebula};
-
-fn main() -> std::process::ExitCode {
-    opennebula::run(Action::Cancel, |call| {
-        let id = call.arg(0, "deploy id")?;
-        actions::cancel(&call.host_lenient()?, &id, call.vm().as_ref()).map(|()| None)
-    })
-}

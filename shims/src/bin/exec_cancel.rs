@@ -1,9 +1,0 @@
-//! `exec_cancel`: ends the command that runs in a guest.
-use kvm_sriov::{Action, actions, opennebula};
-
-fn main() -> std::process::ExitCode {
-    opennebula::run(Action::ExecCancel, |call| {
-        let vm = call.vm_name(0)?;
-        actions::exec_cancel(&call.host_lenient()?, &vm).map(|()| None)
-    })
-}

@@ -1,9 +1,0 @@
-//! `shutdown`: asks a guest to power off, and waits until it has.
-use kvm_sriov::{Action, actions, opennebula};
-
-fn main() -> std::process::ExitCode {
-    opennebula::run(Action::Shutdown, |call| {
-        let id = call.arg(0, "deploy id")?;
-        actions::shutdown(&call.host_lenient()?, &id, call.caller().absent_is_shut_down()).map(|()| None)
-    })
-}

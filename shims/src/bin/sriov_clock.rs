@@ -1,6 +1,0 @@
-//! `sriov_clock`: sets the clock of a guest that was stopped. The driver starts it.
-use kvm_sriov::{Action, opennebula, vm};
-
-fn main() -> std::process::ExitCode {
-    opennebula::run_detached(Action::Clock, vm::sync_clock)
-}

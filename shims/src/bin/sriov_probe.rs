@@ -1,5 +1,0 @@
-//! `sriov_probe`: repairs the VMs of a host. OpenNebula's monitoring starts it, and `vnm/sriov/clean` when a VM has
-//! left the host.
-fn main() -> std::process::ExitCode {
-    kvm_sriov::opennebula::probe::run()
-}

@@ -1,9 +1,0 @@
-//! `vnm/sriov/pre`: checks that the host can give a VM its networks.
-use kvm_sriov::{Action, opennebula};
-
-fn main() -> std::process::ExitCode {
-    opennebula::run(Action::NetworkPre, |call| {
-        let vm = call.network_input()?;
-        opennebula::network::pre(&call.host()?, &vm).map(|()| None)
-    })
-}
