@@ -77,7 +77,9 @@ impl Start<'_> {
             if let Err(cause) = self.vm_dir.provide_tpm() {
                 log::warn!("{cause}; the TPM of {} begins without a state", self.deployment.name());
             }
-            sudo.vtpm(self.host.remotes().as_deref(), "recover", uuid, self.vm_dir.path());
+            if self.vm_dir.path().join("tpm").is_dir() {
+                sudo.vtpm(self.host.remotes().as_deref(), "recover", uuid, self.vm_dir.path());
+            }
         }
         Ok(())
     }
