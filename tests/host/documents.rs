@@ -11,6 +11,7 @@ use std::process::Command;
 use kvm_sriov::RootName;
 use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::VfMap;
+use kvm_sriov_tests::faults::{faults, named_tests};
 use kvm_sriov_tests::remotes::programs;
 use kvm_sriov_tests::remotes::target;
 use kvm_sriov_tests::{hand_over, project};
@@ -414,25 +415,26 @@ fn sources() -> Vec<String> {
 
 /// Fails unless each name `file: test` in this text names an existing test.
 fn assert_tests(row: &str, text: &str) {
-    let scenarios = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
-    let shown: Vec<&str> = text.split('`').filter(|part| part.contains(": ")).collect();
+    let shown: Vec<(String, String)> = named_tests(text);
     assert!(!shown.is_empty(), "{row}: nothing shows it");
-    for name in shown {
-        let (file, test) = name.split_once(": ").unwrap();
-        let is_there = if file == "lab" {
-            scenarios.lines().any(|line| line == test)
-        } else if file == "light" {
-            let text = fs::read_to_string(project().join("tests/scenarios/light/main.rs")).unwrap();
-            text.contains(&format!("\n    {test},\n"))
-        } else if file == "unit" {
-            sources().iter().any(|text| text.contains(&format!("fn {test}(")))
-        } else {
-            let path = tests_of_a_tier().remove(file).unwrap_or_else(|| panic!("{row}: there is no test file {file}"));
-            let text = fs::read_to_string(project().join("tests").join(path)).unwrap();
-            text.contains(&format!("#[test]\nfn {test}() {{"))
-        };
-        assert!(is_there, "{row}: there is no {name}");
-    }
+    shown.iter().for_each(|(file, test)| assert_test(row, file, test));
+}
+
+fn assert_test(row: &str, file: &str, test: &str) {
+    let is_there = if file == "lab" {
+        let scenarios = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
+        scenarios.lines().any(|line| line == test)
+    } else if file == "light" {
+        let text = fs::read_to_string(project().join("tests/scenarios/light/main.rs")).unwrap();
+        text.contains(&format!("\n    {test},\n"))
+    } else if file == "unit" {
+        sources().iter().any(|text| text.contains(&format!("fn {test}(")))
+    } else {
+        let path = tests_of_a_tier().remove(file).unwrap_or_else(|| panic!("{row}: there is no test file {file}"));
+        let text = fs::read_to_string(project().join("tests").join(path)).unwrap();
+        text.contains(&format!("#[test]\nfn {test}() {{"))
+    };
+    assert!(is_there, "{row}: there is no {file}: {test}");
 }
 
 #[test]
@@ -444,16 +446,31 @@ fn what_shows_an_action_is_a_test() {
 
 #[test]
 fn every_fault_has_its_test_or_says_what_is_missing() {
-    let text = fs::read_to_string(project().join("docs/reference/faults.md")).unwrap();
-    let number = |line: &str| line.strip_prefix("| ")?.split(' ').next()?.parse::<usize>().ok();
-    let rows: Vec<(usize, &str)> = text.lines().filter_map(|line| Some((number(line)?, line))).collect();
-    assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>());
-    let shown = |row: &str| row.trim_end_matches('|').rsplit('|').next().unwrap().trim().to_owned();
-    let (open, tested): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| shown(row).starts_with("open: "));
-    for (_, row) in &tested {
-        assert_tests(row, &shown(row));
+    let faults = faults();
+    let numbers: Vec<usize> = faults.iter().map(|fault| fault.number).collect();
+    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+    for fault in faults.iter().filter(|fault| fault.open.is_none()) {
+        assert!(!fault.tests.is_empty(), "{}: nothing shows it", fault.number);
+        fault.tests.iter().for_each(|(file, test)| assert_test(&fault.number.to_string(), file, test));
     }
-    assert!(tested.len() >= 47, "{} cases are open", open.len());
+    // The first 60 are those that were known before 2026. Nine wait for the modes that set something on a VF.
+    let known = &faults[..60];
+    let tested = known.iter().filter(|fault| fault.open.is_none()).count();
+    let in_lab = known.iter().filter(|fault| fault.tests.iter().any(|(file, _)| file == "lab")).count();
+    assert!(tested >= 51 && in_lab >= 25, "{tested} of 60 have tests, {in_lab} in the lab");
+    let others = known.iter().filter(|fault| fault.open.as_ref().is_some_and(|why| !why.starts_with("networks (")));
+    assert_eq!(others.count(), 0, "what is open of the first 60 waits for the networks");
+}
+
+#[test]
+fn what_keeps_a_threat_off_is_a_test() {
+    let text = fs::read_to_string(project().join("docs/explanation/threats.md")).unwrap();
+    let shown = |line: &str| line.trim_end_matches('|').rsplit('|').next().unwrap().trim().to_owned();
+    let rows = text.lines().filter(|line| line.starts_with("| ") && shown(line).contains(": "));
+    let rows: Vec<(&str, String)> =
+        rows.map(|line| (line, shown(line))).filter(|(_, it)| it.starts_with('`')).collect();
+    assert!(rows.len() > 20, "{}", rows.len());
+    rows.iter().for_each(|(row, shown)| assert_tests(row, shown));
 }
 
 #[test]
