@@ -2,7 +2,7 @@
 //!
 //! KVM_SRIOV_LOAD sets the number of actions of each test (default: 400). `./check long` makes 10 000.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::disallowed_methods)]
 
 use std::env;
 use std::fs::{self, File};
@@ -84,53 +84,60 @@ fn told() -> (PathBuf, String) {
 const HAS: &str = "it has VFs";
 const DONE: &str = "it is done";
 
-/// Lets a VM act, in one process after the other, until all VMs have made this number of actions.
+/// The actions of all VMs.
+struct Actions {
+    begun: AtomicUsize,
+    number: usize,
+}
+
+/// Lets a VM act in a process, until all VMs together have made their actions. Kills the process now and then: at any
+/// place of an action, or when the VM has VFs.
 ///
-/// * `process` - the test that is the process
-fn let_act(dir: &Path, vm: usize, uri: &str, process: &str, done: &AtomicUsize, number: usize) {
-    let mut random = Rng::with_seed(u64::try_from(vm).unwrap());
-    loop {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "--nocapture", process])
-            .envs([(HOST, dir.to_str().unwrap()), (VM, &vm.to_string()), (URI, uri)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut input = child.stdin.take().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        loop {
-            if done.fetch_add(1, Ordering::Relaxed) >= number {
-                drop(input);
-                assert!(child.wait().unwrap().success());
-                return;
-            }
-            input.write_all(b"act\n").unwrap();
-            // At any place of the action, or when it has VFs.
-            let (at_once, later) = (random.u8(..30) == 0, random.u8(..30) == 0);
-            let line = |end: &str, line: &String| line.ends_with(end);
-            let is_killed = at_once
-                || loop {
-                    let next = lines.next().unwrap_or_else(|| panic!("the process of VM {vm} failed")).unwrap();
-                    if line(DONE, &next) || (later && line(HAS, &next)) {
-                        break later && line(HAS, &next);
-                    }
-                };
-            if is_killed {
-                child.kill().unwrap();
-                child.wait().unwrap();
+/// * `command` - the process
+/// * returns whether it was killed
+fn let_act(mut command: Command, actions: &Actions, random: &mut Rng) -> bool {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut is_killed = false;
+    while !is_killed && actions.begun.fetch_add(1, Ordering::Relaxed) < actions.number {
+        input.write_all(b"act\n").unwrap();
+        is_killed = random.u8(..30) == 0;
+        let with_vfs = random.u8(..30) == 0;
+        while !is_killed {
+            let line = lines.next().expect("the process failed").unwrap();
+            is_killed = with_vfs && line.ends_with(HAS);
+            if line.ends_with(DONE) {
                 break;
             }
         }
     }
+    if is_killed {
+        child.kill().unwrap();
+    }
+    drop(input);
+    let status = child.wait().unwrap();
+    assert!(is_killed || status.success());
+    is_killed
 }
 
-/// Lets this many VMs act at once.
+/// Lets this many VMs act at once, each in one process after the other.
+///
+/// * `process` - the test that is the process
 fn crowd(dir: &Path, vms: usize, uri: &str, process: &str) {
-    let (done, number) = (&AtomicUsize::new(0), number_of_actions());
+    let actions = &Actions { begun: AtomicUsize::new(0), number: number_of_actions() };
+    let command = |vm: usize| {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", "--ignored", "--nocapture", process]);
+        command.envs([(HOST, dir.to_str().unwrap()), (VM, &vm.to_string()), (URI, uri)]);
+        command
+    };
     thread::scope(|scope| {
         for vm in 0..vms {
-            scope.spawn(move || let_act(dir, vm, uri, process, done, number));
+            scope.spawn(move || {
+                let mut random = Rng::with_seed(u64::try_from(vm).unwrap());
+                while let_act(command(vm), actions, &mut random) {}
+            });
         }
     });
     let used: Vec<_> = fs::read_dir(dir.join("used")).unwrap().collect();
