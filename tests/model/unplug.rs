@@ -135,6 +135,18 @@ fn a_request_whose_answer_was_lost_is_not_taken_back() {
     assert_eq!(host.faults().count("detach_alias"), 3);
 }
 
+/// A guest that does not answer, and a request whose end is not known: it is open, and it was not refused.
+#[test]
+fn a_request_that_may_have_reached_the_guest_is_pending() {
+    for kind in [LibvirtErrorKind::UnplugInProgress, LibvirtErrorKind::NoAnswer] {
+        let (host, domain, aliases) = a_vm(Guest::Silent);
+        host.faults().arm(2, Fault::Fails(kind));
+        let (outcomes, _) = unplug(&host, &domain, &aliases[..1], 1);
+        assert_eq!(outcomes, [UnplugOutcome::Pending], "{kind:?}");
+        assert_eq!(host.faults().count("detach_alias"), 1);
+    }
+}
+
 #[test]
 fn a_guest_that_says_no_is_believed_at_once() {
     let (host, domain, aliases) = a_vm(Guest::RemovalFailed);

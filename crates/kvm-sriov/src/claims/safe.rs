@@ -184,3 +184,79 @@ pub(super) fn remove_file(path: &Path) -> Result<(), ClaimError> {
 pub(super) fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_this_users_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        make_dir(&at("a/b")).unwrap();
+        assert_eq!((mode(&at("a")), mode(&at("a/b"))), (0o700, 0o700));
+        for wide in [0o701, 0o750, 0o777] {
+            fs::set_permissions(at("a"), Permissions::from_mode(wide)).unwrap();
+            make_dir(&at("a")).unwrap();
+            assert_eq!(mode(&at("a")), 0o700, "{wide:o}");
+        }
+        fs::write(at("file"), "").unwrap();
+        symlink(at("a"), at("link")).unwrap();
+        for (name, why) in [("file", "is not a directory"), ("link", "is a link")] {
+            let error = make_dir(&at(name)).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert!(matches!(make_dir(&at("file/below")), Err(ClaimError::File { verb: "create", .. })));
+        // Without root, the root directory is another user's.
+        let others = if chown(at("a"), Some(65534), None).is_ok() { at("a") } else { "/".into() };
+        let error = make_dir(&others).unwrap_err().to_string();
+        assert!(error.contains("belongs to user"), "{error}");
+    }
+
+    #[test]
+    fn only_a_regular_file_with_one_name_is_read_or_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "text").unwrap();
+        symlink(at("file"), at("link")).unwrap();
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        assert!(read(&at("absent")).unwrap().is_none());
+        assert_eq!(read(&at("file")).unwrap().unwrap().0, b"text");
+        assert!(read(&at("link")).is_err());
+        assert_eq!(read(&at("pipe")).unwrap_err().to_string(), NOT_REGULAR);
+        // A name below a file is an error, and not a file that does not exist.
+        assert!(read(&at("file/below")).is_err());
+        let lock = open_lock(&at("file")).unwrap();
+        assert!(is_at(&lock, &at("file")).unwrap());
+        assert!(open_lock(&at("link")).is_err());
+        assert_eq!(open_lock(&at("pipe")).unwrap_err().to_string(), NOT_REGULAR);
+        fs::hard_link(at("file"), at("name")).unwrap();
+        assert!(open_lock(&at("file")).is_err());
+        fs::remove_file(at("name")).unwrap();
+        fs::remove_file(at("file")).unwrap();
+        assert!(!is_at(&lock, &at("file")).unwrap());
+        assert!(is_at(&lock, &at("pipe/below")).is_err());
+        assert!(!is_at(&lock, &at("pipe")).unwrap());
+    }
+
+    #[test]
+    fn what_does_not_exist_is_removed_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, below) = (dir.path().join("file"), dir.path().join("file/below"));
+        fs::write(&file, "").unwrap();
+        assert!(remove_file(&below).is_err() && unname(&below).is_err());
+        assert!(Stamp::at(&file).is_some());
+        let unnamed = unname(&file).unwrap().unwrap();
+        assert!(!file.exists() && unnamed.exists());
+        drop(unnamed);
+        assert!(unname(&file).unwrap().is_none());
+        remove_file(&file).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

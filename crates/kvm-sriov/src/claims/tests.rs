@@ -200,6 +200,27 @@ fn a_release_reads_its_own_file_alone() {
 }
 
 #[test]
+fn a_release_removes_no_claim_of_another_vm_or_vf() {
+    let four = Four::new();
+    let [first, second] = [40, 41].map(|number| four.claim(&lock(&four.store, &one(number)), &one(number)).unwrap());
+    let (own, other) = (four.store.dir().join("ib0/0"), four.store.dir().join("ib0/1"));
+    for not_there in [
+        // The VF of another VM, and another VF of this VM: where the claim's number says, and anywhere.
+        Claim { owner: one(99), ..second[0].clone() },
+        Claim { owner: one(99), index: None, ..second[0].clone() },
+        Claim { owner: one(41), ..first[0].clone() },
+        Claim { owner: one(41), index: None, ..first[0].clone() },
+        Claim { root: "ib1".parse().unwrap(), index: None, ..first[0].clone() },
+    ] {
+        four.store.release(std::slice::from_ref(&not_there)).unwrap();
+        assert!(own.exists() && other.exists(), "{not_there:?}");
+    }
+    // A number that is another claim's now.
+    four.store.release(&[Claim { index: Some(1), ..first[0].clone() }]).unwrap();
+    assert!(!own.exists() && other.exists());
+}
+
+#[test]
 fn no_vf_is_given_twice_however_many_ask() {
     let four = Four::new();
     let given = std::sync::Mutex::new(BTreeSet::new());

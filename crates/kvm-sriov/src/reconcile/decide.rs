@@ -302,3 +302,26 @@ impl fmt::Display for Repair {
 fn listed(positions: &[Position]) -> String {
     positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repair_says_what_and_why_and_whether_it_concerns_one_nic() {
+        let positions: Vec<Position> = [0, 3].iter().map(|number| Position::new(*number).unwrap()).collect();
+        let one = positions[1];
+        for (repair, says, concerns_one_nic) in [
+            (Repair::KeepPending(positions.clone()), "record which VFs may still leave: position 0, 3", false),
+            (Repair::Plug(one), "plug a VF for the NIC at position 3", true),
+            (Repair::PlugDummy(one), "plug the dummy of the NIC at position 3", true),
+            (Repair::Unplug(one), "unplug the VF at position 3, which the VM should not have", true),
+            (Repair::Resume, "resume the VM", false),
+            (Repair::Leave(Obstacle::Locked), "leave it as it is: ", false),
+        ] {
+            assert!(repair.to_string().starts_with(says), "{repair}");
+            assert!(repair.reason().len() > 10, "{repair}");
+            assert_eq!(repair.concerns_one_nic(), concerns_one_nic, "{repair}");
+        }
+    }
+}

@@ -138,8 +138,9 @@ fn snapshot(input: &[u8]) {
     let Some(adapted) = read(snapshot_of(&text, &UUID.parse().unwrap())) else { return };
     for change in changes(&text, &adapted, &[]).unwrap() {
         // The whole content is replaced, also if it is divided.
-        let (Change::Removed { at, text: to } | Change::Added { at, text: to } | Change::Value { at, to: Some(to), .. }) =
-            &change
+        let (Change::Removed { at, text: to }
+        | Change::Added { at, text: to }
+        | Change::Value { at, to: Some(to), .. }) = &change
         else {
             panic!("{change:?}")
         };
