@@ -54,11 +54,13 @@ pub(super) fn used_names() -> impl Iterator<Item = String> {
 
 /// The variable that an unused name probably stands for.
 pub(super) fn likely(name: &str) -> Option<String> {
-    if STOCK.contains(&name) {
+    // A used name is not misspelt.
+    if STOCK.contains(&name) || used_names().any(|used| used == name) {
         return None;
     }
     let written = name.to_ascii_uppercase();
-    let slips = |meant: &String| strsim::osa_distance(&written, meant);
-    // A used name is not misspelt.
-    used_names().min_by_key(slips).filter(|meant| meant != name && slips(meant) <= SLIPS)
+    // Each program reads kvmrc when it starts. Counting slips takes long, and is needed for few names.
+    let near = used_names().filter(|meant| meant.len().abs_diff(written.len()) <= SLIPS);
+    let near = near.map(|meant| (strsim::osa_distance(&written, &meant), meant));
+    near.filter(|(slips, _)| *slips <= SLIPS).min_by_key(|(slips, _)| *slips).map(|(_, meant)| meant)
 }
