@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::config::Kvmrc;
-use kvm_sriov::config::MapDirs;
+use kvm_sriov::config::{Kvmrc, MapDirs, Settings};
 use kvm_sriov::libvirt::{DomainCalls, DomainRef, Hypervisor, LibvirtError, PowerCalls};
 use kvm_sriov::reconcile::{Busy, Options, Report, reconcile};
 use kvm_sriov::sysfs::Sysfs;
 use kvm_sriov::xml::LiveDomain;
-use kvm_sriov::{Cause, Host, Owner, PciAddress};
+use kvm_sriov::{Cause, Host, HostBuilder, Owner, PciAddress};
 use tempfile::TempDir;
 
 use super::Model;
@@ -154,14 +153,29 @@ impl ModelHost {
 
     /// The host, as a process opens it that starts now.
     pub fn host(&self) -> Host {
+        self.builder().with_hypervisor(self.hypervisor())
+    }
+
+    /// What kvmrc sets, and a destination that does not wait long for a VM whose source was lost.
+    pub fn settings(&self) -> Settings {
         let kvmrc = Kvmrc::load(&[self.at("kvmrc")]).strict().unwrap();
-        let hypervisor: Arc<dyn Hypervisor> = Arc::clone(&self.faults) as _;
+        let mut settings = kvmrc.into_settings();
+        settings.arrival_grace = Duration::from_secs(2);
+        settings
+    }
+
+    /// The host's configuration, as a process reads it that starts now.
+    pub fn builder(&self) -> HostBuilder {
         Host::builder()
-            .settings(kvmrc.into_settings())
+            .settings(self.settings())
             .maps_in(self.at("maps"))
             .sysfs(Sysfs::at(self.at("root")))
             .run_dir(self.run_dir())
-            .with_hypervisor(hypervisor)
+    }
+
+    /// Its libvirtd, as its processes call it: with faults, and counted.
+    pub fn hypervisor(&self) -> Arc<dyn Hypervisor> {
+        Arc::clone(&self.faults) as _
     }
 
     /// Starts a domain without VFs, whose guest answers. VFs are plugged in with

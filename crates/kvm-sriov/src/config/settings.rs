@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use crate::base::DummyMacPrefix;
 
+/// The default of [`Settings::arrival_grace`].
+const ARRIVAL: Duration = Duration::from_secs(90);
+
 /// The settings of a host: timeouts, directories, and how guests get their VFs.
 ///
 /// [`Kvmrc`](super::Kvmrc) reads them from the driver's files. A program that embeds the crate may set the fields
-/// itself. Each field names its variable in kvmrc. The defaults are kvmrc's.
+/// itself. A field names its variable in kvmrc, if it has one. The defaults are kvmrc's.
 ///
 /// ```
 /// use kvm_sriov::config::Settings;
@@ -49,6 +52,10 @@ pub struct Settings {
     /// SRIOV_UNPLUG_GRACE: how long after SRIOV_UNPLUG_TIMEOUT the driver still plugs back VFs that the guest releases
     /// late.
     pub unplug_grace: Duration,
+    /// How long the destination of a migration keeps the claims of a VM that has not been seen there, after the
+    /// migration has begun and the source was lost. The source notices within a minute that it is lost; until then
+    /// libvirt may still bring the VM. So a program must not set less than a minute, and kvmrc can't set it.
+    pub arrival_grace: Duration,
     /// MIGRATE_OPTIONS: options of `virsh migrate`, separated by blanks.
     pub migrate_options: String,
     /// QEMU_PROTOCOL: the scheme of the URI of libvirtd on another host.
@@ -82,6 +89,7 @@ impl Default for Settings {
             call_timeout: Duration::from_secs(300),
             unplug_timeout: Duration::from_secs(60),
             unplug_grace: Duration::from_secs(600),
+            arrival_grace: ARRIVAL,
             migrate_options: String::new(),
             qemu_protocol: "qemu+ssh".into(),
             sync_time: false,

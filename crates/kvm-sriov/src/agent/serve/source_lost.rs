@@ -16,10 +16,6 @@ use crate::vm::gone;
 /// is lost; then it aborts the migration, and libvirt removes the domain here.
 const INCOMING_TIME: Duration = Duration::from_secs(180);
 
-/// How long the claims are kept for a domain that has not been seen here, after the migration has begun and the source
-/// was lost. The source notices within a minute that this agent is lost; until then libvirt may still bring the domain.
-const GRACE: Duration = Duration::from_secs(90);
-
 /// The time between two questions to the source.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -33,7 +29,7 @@ impl Server<'_> {
         let Some(reservation) = &self.reservation else { return };
         let (name, uuid) = (reservation.vm.name.clone(), reservation.vm.uuid.clone());
         log::warn!("{name}: the connection to its source was lost; the agent acts on what it finds on both hosts");
-        let settled = self.wait_until_settled(&uuid, INCOMING_TIME, self.host.settings().call_timeout.min(GRACE));
+        let settled = self.wait_until_settled(&uuid, INCOMING_TIME, self.host.settings().arrival_grace);
         let Some(mut reservation) = self.reservation.take() else { return };
         let in_doubt = |why: String| log::warn!("{name} is in doubt: {why}; kvm-sriov resolve {name} decides");
         let cancel = |reservation: &mut Reservation, host: &Host| match reservation.cancel(host) {

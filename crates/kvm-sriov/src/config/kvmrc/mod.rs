@@ -151,6 +151,7 @@ impl Defaults<'_> {
             call_timeout: self.seconds("SRIOV_CALL_TIMEOUT", default.call_timeout),
             unplug_timeout: self.seconds("SRIOV_UNPLUG_TIMEOUT", default.unplug_timeout),
             unplug_grace: self.seconds("SRIOV_UNPLUG_GRACE", default.unplug_grace),
+            arrival_grace: default.arrival_grace,
             migrate_options: self.filled("MIGRATE_OPTIONS").unwrap_or(default.migrate_options),
             qemu_protocol: self.filled("QEMU_PROTOCOL").unwrap_or(default.qemu_protocol),
             sync_time: self.yes("SYNC_TIME"),
