@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, Migration, RunState};
+use kvm_sriov::libvirt::{DomainRef, Event, Job, JobKind, LibvirtError, RunState};
 use kvm_sriov::{DomainUuid, os};
 
 use super::Model;
 use super::definition::Definition;
 use super::image::{Image, Memory};
 use super::refusal;
-use super::world::{Daemon, Work, World};
+use super::world::{Work, World};
 
 /// How long a copy takes, of memory or of a disk.
 pub(super) const COPY: Duration = Duration::from_millis(3);
@@ -55,7 +55,7 @@ pub enum Course {
 ///
 /// # Source
 /// libvirt `src/libvirt-domain.c`, `virDomainMigrateVersion3Full`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// The source describes the domain.
     Begin,
@@ -75,7 +75,7 @@ impl Phase {
 }
 
 /// How a copy ended.
-enum End {
+pub(super) enum End {
     Copied,
     Failed,
     Aborted,
@@ -97,20 +97,16 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn is(world: &World, site: usize, uuid: &DomainUuid, id: u32) -> bool {
-        world.sites[site].domain(uuid).is_some_and(|domain| domain.id == id)
-    }
-
     fn end(&self, world: &World, begin: Instant) -> Option<End> {
         let site = &world.sites[self.model.site];
         let lost = self.there.is_some_and(|(there, id)| {
             // A destination without power reports nothing: the source does not see that the domain ended there.
-            world.sites[there].daemon != Daemon::Stopped && !Self::is(world, there, self.uuid, id)
+            world.reaches(self.model.site, there) && !world.is_still(there, self.uuid, id)
         });
         if site.ends != self.ends {
             return Some(End::CutOff);
         }
-        if lost || !Self::is(world, self.model.site, self.uuid, self.id) {
+        if lost || !world.is_still(self.model.site, self.uuid, self.id) {
             return Some(End::Gone);
         }
         if site.domain(self.uuid).and_then(|domain| domain.job.as_ref()).is_some_and(|work| work.aborted) {
@@ -118,7 +114,7 @@ impl Copy<'_> {
         }
         match self.course {
             Course::Hangs if !site.copies_released => None,
-            _ if self.there.is_some_and(|(there, _)| world.sites[there].daemon == Daemon::Stopped) => None,
+            _ if self.there.is_some_and(|(there, _)| !world.reaches(self.model.site, there)) => None,
             _ if os::now() < begin + COPY => None,
             Course::Fails => Some(End::Failed),
             _ => Some(End::Copied),
@@ -141,6 +137,11 @@ impl Copy<'_> {
 }
 
 impl World {
+    /// Whether a domain is still the one that had this number.
+    pub(super) fn is_still(&self, site: usize, uuid: &DomainUuid, id: u32) -> bool {
+        self.sites[site].domain(uuid).is_some_and(|domain| domain.id == id)
+    }
+
     /// Refuses to save or migrate a domain as libvirt does: with a block job, or with a device of the host.
     pub(super) fn can_leave(&mut self, site: usize, uuid: &DomainUuid) -> Result<(), LibvirtError> {
         let domain = self.sites[site].changeable(uuid)?;
@@ -155,7 +156,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind, call: &'static str) {
+    pub(super) fn begin(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind, call: &'static str) {
         if let Some(domain) = self.sites[site].domain_mut(uuid) {
             domain.job = Some(Work { kind, call, aborted: false });
         }
@@ -166,7 +167,7 @@ impl World {
     }
 
     /// Ends a job. With `runs`, the CPUs that stopped for it start again.
-    fn finish(&mut self, site: usize, uuid: &DomainUuid, runs: bool) {
+    pub(super) fn finish(&mut self, site: usize, uuid: &DomainUuid, runs: bool) {
         let Some(domain) = self.sites[site].domain_mut(uuid) else { return };
         domain.job = None;
         if runs && !domain.state.runs() {
@@ -175,14 +176,14 @@ impl World {
         self.sites[site].emit(uuid, &Event::JobCompleted);
     }
 
-    fn complete(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind) {
+    pub(super) fn complete(&mut self, site: usize, uuid: &DomainUuid, kind: JobKind) {
         let job = Job { kind, progress: Some((100, 100)), downtime_ms: Some(7) };
         self.sites[site].completed.insert(uuid.clone(), job);
     }
 }
 
 impl Model {
-    fn copy<'a>(
+    pub(super) fn copy<'a>(
         &'a self,
         domain: &'a DomainRef,
         id: u32,
@@ -253,159 +254,5 @@ impl Model {
             world.start_cpus(self.site, &restored.uuid);
         }
         Ok(())
-    }
-
-    pub(super) fn migrate_to(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
-        let mut world = self.enter()?;
-        let uuid = &domain.uuid;
-        world.can_leave(self.site, uuid)?;
-        let source = world.sites[self.site].existing(uuid)?;
-        let (id, ran, memory, guest) = (source.id, source.state.runs(), source.memory, source.guest.clone());
-        if !source.snapshots.is_empty() {
-            let text = format!("cannot migrate domain with {} snapshots", source.snapshots.len());
-            return Err(refusal::invalid(text));
-        }
-        let mut definition = match &migration.xml {
-            Some(xml) => Definition::parse(xml, uuid)?,
-            None => source.definition.clone(),
-        };
-        let there = world.destination(&migration.destination)?;
-        let course = world.take_course(self.site);
-        let lost = match course {
-            Course::AnswerLost { phase, arrives } => Some((phase, arrives)),
-            _ => None,
-        };
-        if let Some((Phase::Begin, _)) | Some((Phase::Prepare, false)) = lost {
-            // The source does not know of the migration yet, or drops it with the connection.
-            return Err(self.loses(world));
-        }
-        world.sites[there].is_new(&definition)?;
-        definition.complete()?;
-        world.sites[there].can_have(&definition.name, definition.devices())?;
-        if course == Course::RefusedThere {
-            return Err(refusal::internal("process exited while connecting to monitor: cannot set up guest memory"));
-        }
-        let incoming = world.sites[there].admit(definition, RunState::PausedForMigration, memory, true);
-        if let Some(domain) = world.sites[there].domain_mut(uuid) {
-            domain.guest = guest;
-        }
-        world.begin(there, uuid, JobKind::MigrationIn, "MigratePrepare3Params");
-        if let Some((Phase::Prepare, true)) = lost {
-            // The waiting QEMU ends with the connection over which it was requested.
-            let (uuid, id) = (uuid.clone(), incoming.id.unwrap_or_default());
-            world.later(COPY, move |world| {
-                if Copy::is(world, there, &uuid, id) {
-                    world.end(there, &uuid);
-                }
-            });
-            return Err(self.loses(world));
-        }
-        world.begin(self.site, uuid, JobKind::MigrationOut, "MigratePerform3Params");
-        let there_id = incoming.id.unwrap_or_default();
-        let (mut world, end) = self.copy(domain, id, Some((there, there_id)), world, course);
-        let arrives = |world: &mut World| {
-            let runs = ran && !migration.paused;
-            if let (false, Some(domain)) = (runs, world.sites[there].domain_mut(uuid)) {
-                domain.state = RunState::PausedByUser;
-            }
-            world.complete(there, uuid, JobKind::MigrationIn);
-            world.finish(there, uuid, runs);
-        };
-        let result = match (end, course) {
-            (End::Copied, Course::AnswerLost { phase: Phase::Perform, arrives: false }) => {
-                world.end(there, uuid);
-                world.finish(self.site, uuid, ran);
-                return Err(self.loses(world));
-            }
-            (End::Copied, Course::AnswerLost { phase: Phase::Perform, .. }) => {
-                // The client tells the destination that the phase failed. The source's libvirtd does not learn that.
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                world.finish(self.site, uuid, false);
-                world.end(there, uuid);
-                return Err(self.loses(world));
-            }
-            (End::Copied, Course::AnswerLost { phase: Phase::Finish, arrives: has_arrived }) => {
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                if has_arrived {
-                    arrives(&mut world);
-                } else {
-                    world.end(there, uuid);
-                }
-                // "If ddomain is NULL, then we were unable to start the guest on the target, and must restart on the
-                // source."
-                world.finish(self.site, uuid, ran);
-                return Err(self.loses(world));
-            }
-            (End::Copied, Course::AnswerLost { phase: Phase::Confirm, arrives: has_arrived }) => {
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                arrives(&mut world);
-                if has_arrived {
-                    world.complete(self.site, uuid, JobKind::MigrationOut);
-                    world.end(self.site, uuid);
-                } else {
-                    world.finish(self.site, uuid, false);
-                }
-                // libvirt only logs a failure of this phase.
-                drop(self.loses(world));
-                return Ok(());
-            }
-            (End::Copied, Course::InDoubt { runs_there }) => {
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                world.finish(self.site, uuid, false);
-                if runs_there {
-                    arrives(&mut world);
-                } else {
-                    world.end(there, uuid);
-                }
-                return Err(self.loses(world));
-            }
-            (End::Copied, Course::FailsAtTheEnd) => {
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                Err(refusal::internal("qemu unexpectedly closed the monitor: load of migration failed"))
-            }
-            (End::Copied, _) => {
-                world.stop_cpus(self.site, uuid, RunState::PausedForMigration);
-                arrives(&mut world);
-                world.complete(self.site, uuid, JobKind::MigrationOut);
-                world.end(self.site, uuid);
-                self.shared.changed();
-                return Ok(());
-            }
-            (End::Failed, _) => Err(refusal::failed("migration out job: unexpectedly failed")),
-            (End::Aborted, _) => Err(refusal::aborted("migration out job")),
-            (End::Gone, _) => Err(refusal::failed("domain is not running")),
-            (End::CutOff, _) => Err(refusal::cut_off()),
-        };
-        if Copy::is(&world, there, uuid, there_id) {
-            world.end(there, uuid);
-        }
-        if Copy::is(&world, self.site, uuid, id) {
-            world.finish(self.site, uuid, ran);
-        }
-        self.shared.changed();
-        result
-    }
-}
-
-impl Model {
-    /// An answer is lost: calls what the test set for this moment.
-    fn loses(&self, mut world: MutexGuard<'_, World>) -> LibvirtError {
-        let what = world.sites[self.site].on_lost_answer.take();
-        drop(world);
-        self.shared.changed();
-        if let Some(what) = what {
-            what();
-        }
-        refusal::cut_off()
-    }
-}
-
-impl World {
-    /// The host in an address such as `qemu+ssh://host2/system`.
-    fn destination(&self, uri: &str) -> Result<usize, LibvirtError> {
-        let authority = uri.split_once("://").map_or(uri, |(_, rest)| rest).split('/').next().unwrap_or_default();
-        let host = authority.rsplit('@').next().unwrap_or_default();
-        let found = self.sites.iter().position(|site| site.name == host && site.daemon != Daemon::Stopped);
-        found.ok_or_else(|| refusal::unreachable(host))
     }
 }

@@ -65,6 +65,7 @@ pub mod host;
 mod hypervisor;
 mod image;
 mod job;
+mod migration;
 mod model;
 mod refusal;
 mod slots;

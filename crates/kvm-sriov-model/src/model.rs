@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{Event, LibvirtError, RunState};
 use kvm_sriov::sysfs::Sysfs;
-use kvm_sriov::{DomainUuid, PciAddress};
+use kvm_sriov::{DomainName, DomainUuid, PciAddress};
 
 use super::guest::{ANSWER, Guest, Hotplug};
 use super::image::Image;
@@ -139,6 +139,27 @@ impl Model {
         self.change_site(|site| site.emit(&uuid, event));
     }
 
+    /// The VFs and other PCI devices of the host that domains have: the domain's UUID, the device's alias, its address.
+    pub fn host_devices(&self) -> Vec<(DomainUuid, String, PciAddress)> {
+        let world = self.shared.lock();
+        let domains = world.sites[self.site].domains.iter();
+        let devices = |domain: &Domain| {
+            let uuid = domain.definition.uuid.clone();
+            let devices = domain.definition.devices().iter().filter_map(move |device| {
+                Some((uuid.clone(), device.alias().unwrap_or_default().to_owned(), device.host_address()?))
+            });
+            devices.collect::<Vec<_>>()
+        };
+        domains.flat_map(devices).collect()
+    }
+
+    /// The domains of this host: their names, and whether their CPUs run.
+    pub fn places(&self) -> Vec<(DomainName, bool)> {
+        let world = self.shared.lock();
+        let domains = world.sites[self.site].domains.iter();
+        domains.map(|domain| (domain.definition.name.clone(), domain.state.runs())).collect()
+    }
+
     /// How many watches for events are open.
     pub fn open_watches(&self) -> usize {
         self.change_site(|site| site.watchers.len())
@@ -210,6 +231,17 @@ impl Model {
     /// libvirtd restarts: watches are cut off, jobs are aborted, the next call fails, and the calls after it work.
     pub fn restart_daemon(&self) {
         self.end_daemon(Daemon::Restarted);
+    }
+
+    /// Whether libvirtd runs, or is about to.
+    pub fn is_up(&self) -> bool {
+        self.change_site(|site| site.daemon != Daemon::Stopped)
+    }
+
+    /// The hosts of this world reach each other again, or no longer.
+    pub fn set_network(&self, network: bool) {
+        self.shared.lock().network = network;
+        self.shared.changed();
     }
 
     /// libvirtd ends; domains run on.

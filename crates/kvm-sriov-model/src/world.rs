@@ -64,6 +64,8 @@ pub(super) struct World {
     /// What must never happen and did happen.
     pub(super) violations: Vec<String>,
     tokens: u64,
+    /// Whether the hosts reach each other.
+    pub(super) network: bool,
     shared: Weak<Shared>,
 }
 
@@ -167,7 +169,7 @@ pub(super) struct Snapshot {
 
 impl World {
     fn new(shared: Weak<Shared>) -> Self {
-        Self { sites: Vec::new(), newest: BTreeMap::new(), violations: Vec::new(), tokens: 0, shared }
+        Self { sites: Vec::new(), newest: BTreeMap::new(), violations: Vec::new(), tokens: 0, network: true, shared }
     }
 
     pub(super) fn token(&mut self) -> u64 {
@@ -492,11 +494,15 @@ impl Site {
         self.emit(&uuid, &Event::Ended);
     }
 
-    /// libvirtd ends, or restarts.
+    /// libvirtd ends, or restarts. A QEMU that waits for a domain's memory does not outlive that.
+    ///
+    /// # Source
+    /// libvirt `src/qemu/qemu_process.c`, qemuProcessRecoverMigrationIn.
     pub(super) fn end_daemon(&mut self, daemon: Daemon) {
         self.daemon = daemon;
         self.ends += 1;
         self.watchers.clear();
+        self.domains.retain(|domain| domain.job.as_ref().is_none_or(|work| work.kind != JobKind::MigrationIn));
     }
 
     /// Sends an event to everybody who watches this domain.

@@ -36,7 +36,8 @@ impl JobCalls for Model {
     }
 
     fn save(&self, domain: &DomainRef, file: &Path) -> Result<(), LibvirtError> {
-        self.save_into(domain, file)
+        let (domain, file) = (domain.clone(), file.to_owned());
+        self.in_daemon(move |model| model.save_into(&domain, &file))
     }
 
     fn image_xml(&self, file: &Path) -> Result<String, LibvirtError> {
@@ -45,7 +46,8 @@ impl JobCalls for Model {
     }
 
     fn restore(&self, file: &Path, xml: &str, paused: bool, _: Duration) -> Result<(), LibvirtError> {
-        self.restore_from(file, xml, paused)
+        let (file, xml) = (file.to_owned(), xml.to_owned());
+        self.in_daemon(move |model| model.restore_from(&file, &xml, paused))
     }
 
     fn migrate(&self, domain: &DomainRef, migration: &Migration) -> Result<(), LibvirtError> {
