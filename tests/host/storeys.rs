@@ -99,6 +99,7 @@ fn time_and_threads_come_from_the_room_os() {
     // Each file with the reason why it may. The first words of a line are enough to know the call.
     let known = [
         ("base/span.rs", "measures what really passes"),
+        ("claims/recover.rs", "compares with the time of a file, which is real"),
         ("agent/ssh.rs", "ssh is not simulated: a simulation has its own way to other hosts"),
         ("reconcile/pass.rs", "threads that end before the function returns; a simulation has none"),
         ("vm/job.rs", "a thread that ends before the function returns; only for an observed host"),

@@ -7,6 +7,7 @@
 pub mod behaviours;
 pub mod caller;
 pub mod daemon;
+pub mod explore;
 pub mod faults;
 pub mod guest;
 mod guest_cpu;

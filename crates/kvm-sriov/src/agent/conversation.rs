@@ -97,10 +97,7 @@ impl Conversation {
     /// Sends a line. Returns whether it left this end; only an answer tells that it arrived. An end that does not read
     /// is waited for as long as one that is silent, and then counts as lost.
     pub(super) fn say(&self, line: impl ToString) -> bool {
-        // In a simulation nobody waits while writing.
-        if os::simulated().is_some() {
-            return write(&self.writer, &line.to_string());
-        }
+        os::step("line", "send");
         let (sent, is_sent) = os::channel();
         let outgoing = Outgoing { line: line.to_string(), sent };
         if self.outgoing.send(outgoing).is_err() {
@@ -187,7 +184,10 @@ fn speak(writer: &Writer, to_send: &Receiver<Outgoing>, every: Duration) {
                 }
                 is_written
             }
-            Err(RecvTimeoutError::Timeout) => write(writer, ALIVE),
+            Err(RecvTimeoutError::Timeout) => {
+                os::step("line", "heartbeat");
+                write(writer, ALIVE)
+            }
             Err(RecvTimeoutError::Disconnected) => false,
         };
         if !is_written {
@@ -197,7 +197,6 @@ fn speak(writer: &Writer, to_send: &Receiver<Outgoing>, every: Duration) {
 }
 
 fn write(writer: &Writer, line: &str) -> bool {
-    os::step("line", if line == ALIVE { "heartbeat" } else { "send" });
     let mut writer = lock(writer);
     let Some(output) = writer.as_mut() else { return false };
     match output.write_all(format!("{line}\n").as_bytes()).and_then(|()| output.flush()) {

@@ -12,7 +12,6 @@ use super::record::Content;
 use super::safe::{self, Stamp};
 use crate::base::{Owner, PciAddress, RootName, ascending};
 use crate::config::VfMap;
-use crate::os;
 
 /// The file of a claim, as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,10 +142,8 @@ pub(super) fn discard_unfinished(dir: &Path, name: &str) {
         return;
     }
     let path = dir.join(name);
-    let age = fs::symlink_metadata(&path)
-        .and_then(|metadata| metadata.modified())
-        .ok()
-        .and_then(|at| os::time_of_day().duration_since(at).ok());
+    let age =
+        fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
     if age.is_some_and(|age| age > Duration::from_secs(60)) {
         if let Err(error) = fs::remove_file(&path) {
             log::warn!("cannot remove {}: {error}", path.display());

@@ -9,7 +9,6 @@ use super::record::Content;
 use super::{Backing, Claim, ClaimError, ClaimRepair, ClaimStore, process, safe};
 use crate::base::{PciAddress, RootName};
 use crate::config::VfMap;
-use crate::os;
 
 /// How long an empty file counts as a claim without a domain. The driver of 2013 creates its files before it starts a
 /// domain, and records nowhere whether it still runs.
@@ -143,7 +142,7 @@ impl ClaimStore {
         let written =
             fs::symlink_metadata(self.path(&entry.root, entry.index)).and_then(|metadata| metadata.modified());
         // An empty file of an earlier boot may also be a claim whose content was lost in a power failure.
-        let is_old = |at: SystemTime| os::time_of_day().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE);
+        let is_old = |at: SystemTime| SystemTime::now().duration_since(at).is_ok_and(|age| age > ORIGINAL_GRACE);
         written.is_ok_and(|at| is_old(at) || process::booted().is_some_and(|booted| at < booted))
     }
 

@@ -1,0 +1,81 @@
+//! Explores orders of events: see docs/explanation/testing.md.
+//!
+//!     explore replay WORLD PLAN     one run, with a line for each moment
+//!     explore strikes WORLD...      each kind of strike at each moment
+//!     explore switches N WORLD...   every plan with at most N switches
+//!     explore seeds FROM TO [WORLD...]
+//!     explore hunt                  all of them, until something is wrong
+
+use std::process::ExitCode;
+
+use kvm_sriov_tests::explore::run::{ByPlan, run};
+use kvm_sriov_tests::explore::search::{Found, Search};
+use kvm_sriov_tests::explore::world::World;
+use kvm_sriov_tests::explore::{STRIKES, WORLDS};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match explore(&args) {
+        Ok(is_well) => ExitCode::from(u8::from(!is_well)),
+        Err(what) => {
+            eprintln!("explore: {what}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn explore(args: &[String]) -> Result<bool, String> {
+    let worlds = |names: &[String]| -> Result<Vec<World>, String> {
+        let all = WORLDS.iter().map(|name| (*name).to_owned()).collect();
+        let names: Vec<String> = if names.is_empty() { all } else { names.to_vec() };
+        names.iter().map(|name| name.parse()).collect()
+    };
+    let number = |text: &String| text.parse::<u64>().map_err(|_| format!("\"{text}\" is no number"));
+    let search = Search::new(20);
+    match args {
+        [what, world, plan] if what == "replay" => {
+            let outcome = run(&world.parse()?, Box::new(ByPlan(plan.parse()?)), true);
+            println!("{}", outcome.trace.join("\n"));
+            println!("doubts: {:?}", outcome.doubts);
+            println!("{}", outcome.wrong.as_deref().unwrap_or("all is well"));
+            return Ok(outcome.wrong.is_none());
+        }
+        [what] if what == "hunt" => return Ok(hunt(&worlds(&[])?)),
+        [what, rest @ ..] if what == "strikes" => {
+            worlds(rest)?.iter().for_each(|world| search.strikes(world, &STRIKES));
+        }
+        [what, most, rest @ ..] if what == "switches" => {
+            let most = usize::try_from(number(most)?).map_err(|error| error.to_string())?;
+            worlds(rest)?.iter().for_each(|world| search.switches(world, most));
+        }
+        [what, from, to, rest @ ..] if what == "seeds" => search.seeds(&worlds(rest)?, number(from)?..number(to)?),
+        _ => return Err("what? replay, strikes, switches or seeds".into()),
+    }
+    let found = search.found();
+    tell(&found);
+    Ok(found.failures.is_empty())
+}
+
+/// Looks for one failure.
+fn hunt(worlds: &[World]) -> bool {
+    let search = Search::new(1);
+    search.hunt(worlds, &STRIKES);
+    let found = search.found();
+    tell(&found);
+    found.failures.is_empty()
+}
+
+fn tell(found: &Found) {
+    println!("{} runs, {} moments, {} kinds of steps", found.runs, found.moments, found.seen.len());
+    for (doubt, times) in &found.doubts {
+        println!("in doubt {times} times: {doubt}");
+    }
+    for failure in &found.failures {
+        let (runs, seconds) = failure.found_after;
+        println!(
+            "FAILED after {runs} runs, {seconds:.1} s: {}\n  {}",
+            failure.wrong.replace('\n', "\n  "),
+            failure.line()
+        );
+    }
+}
