@@ -1,6 +1,6 @@
 //! The hooks of a transfer driver: `save.<TM>` and `restore.<TM>` beside the actions' programs.
 
-use std::io::Write;
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,21 +29,10 @@ impl Hook {
 
     /// Runs the hook. A failure is only logged, because the domain is saved, or can be restored, in any case.
     pub(crate) fn run(&self) {
-        let outcome = Command::new(&self.program)
-            .args(&self.args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .and_then(|mut child| {
-                if let Some(mut pipe) = child.stdin.take() {
-                    // A hook need not read its input.
-                    if let Err(error) = pipe.write_all(self.stdin.as_bytes()) {
-                        log::debug!("{}: {error}", self.program.display());
-                    }
-                }
-                child.wait_with_output()
-            });
+        let outcome = self.input().and_then(|input| {
+            let mut hook = Command::new(&self.program);
+            hook.args(&self.args).stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).output()
+        });
         match outcome {
             Ok(output) => {
                 if let Err(said) = program::check(&output) {
@@ -52,5 +41,33 @@ impl Hook {
             }
             Err(error) => log::error!("cannot run {}: {error}", self.program.display()),
         }
+    }
+
+    /// The standard input as a file without a name. A pipe would have to be written while the hook runs, which may first
+    /// write more than a pipe holds, or never read.
+    fn input(&self) -> io::Result<Stdio> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(self.stdin.as_bytes())?;
+        file.rewind()?;
+        Ok(file.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_hook_may_write_much_before_it_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hook, read) = (dir.path().join("save.ceph"), dir.path().join("read"));
+        let script = format!("#!/bin/sh\nhead -c 300000 /dev/zero >&2\ncat >{}\n", read.display());
+        fs::write(&hook, script).unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        let stdin = "x".repeat(300_000);
+        Hook::find(dir.path(), Action::Save, &[], &stdin, Some("ceph")).unwrap().run();
+        assert_eq!(fs::read_to_string(read).unwrap(), stdin);
     }
 }
