@@ -16,8 +16,9 @@ use arena::here;
 use scheduler::Choice;
 
 /// The worlds that are explored: two programs on one VM, or two VMs that want one VF. Those that find most come first.
-pub const WORLDS: [&str; 45] = [
+pub const WORLDS: [&str; 46] = [
     "runs:migrate1",
+    "runs:migrate1+late2/1",
     "runs:save1+cancel1",
     "saved:restore1+probe1",
     "runs:migrate1+other2/1",
@@ -65,9 +66,10 @@ pub const WORLDS: [&str; 45] = [
 ];
 
 /// What strikes at each moment of a program.
-pub const STRIKES: [Choice; 9] = [
+pub const STRIKES: [Choice; 10] = [
     Choice::Kill,
     Choice::Stall(40),
+    Choice::Stall(70),
     Choice::Stall(200),
     Choice::Cut(40),
     Choice::Cut(200),

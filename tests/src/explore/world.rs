@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_sriov::opennebula::{self, NicArgs};
+use kvm_sriov::os;
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DomainId, DomainName, SnapshotName, actions};
 
@@ -18,6 +19,9 @@ use crate::vm::Vm;
 
 /// How long a slow guest takes: longer than SRIOV_UNPLUG_TIMEOUT, and less than it and SRIOV_UNPLUG_GRACE.
 const LATE: Duration = Duration::from_secs(25);
+
+/// A little longer than a host takes the other one for alive that says nothing.
+const NOTICED: Duration = Duration::from_secs(65);
 
 /// The VM that the programs work on: a VF of each root.
 pub(super) fn vm() -> Vm {
@@ -53,6 +57,8 @@ pub enum Program {
     Deploy,
     /// `deploy` of the second VM.
     Other,
+    /// `deploy` of the second VM, once a host that hears nothing from the other one has noticed it.
+    Late,
     /// `save`.
     Save,
     /// `restore`.
@@ -86,9 +92,10 @@ const GIVEN: [(&str, Given); 6] = [
     ("slow", Given::Slow),
 ];
 
-const PROGRAMS: [(&str, Program); 13] = [
+const PROGRAMS: [(&str, Program); 14] = [
     ("deploy", Program::Deploy),
     ("other", Program::Other),
+    ("late", Program::Late),
     ("save", Program::Save),
     ("restore", Program::Restore),
     ("migrate", Program::Migrate),
@@ -207,6 +214,10 @@ impl Program {
         match self {
             Self::Deploy => deploy(arena, host, &vm),
             Self::Other => deploy(arena, host, &other()),
+            Self::Late => {
+                os::sleep(NOTICED);
+                deploy(arena, host, &other())
+            }
             Self::Save => save(arena, host),
             Self::Restore => {
                 let file = checkpoint(arena);
