@@ -1,11 +1,9 @@
 //! The hosts of a run, the links between them, and the programs that run on them.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,23 +14,8 @@ use kvm_sriov::reconcile::{Consistency, Options, reconcile, watch};
 use kvm_sriov::{AgentError, Host, HostName};
 use kvm_sriov_model::host::{ModelHost, ROOTS};
 
-use super::scheduler::{Scheduler, Strike, Surroundings};
+use super::scheduler::{Strike, Surroundings, here};
 use crate::vm::Vm;
-
-thread_local! {
-    static HERE: RefCell<Option<Rc<Scheduler>>> = const { RefCell::new(None) };
-}
-
-/// The scheduler of the run on this thread.
-pub(super) fn here() -> Rc<Scheduler> {
-    HERE.with(|here| Rc::clone(here.borrow().as_ref().unwrap()))
-}
-
-/// Puts a run on this thread; `None` ends it.
-pub(super) fn set_here(scheduler: Option<&Rc<Scheduler>>) {
-    HERE.with(|here| *here.borrow_mut() = scheduler.map(Rc::clone));
-    os::simulate(scheduler.map(|scheduler| Rc::clone(scheduler) as Rc<dyn os::Os>));
-}
 
 /// Hosts with shared storage, and the network between them.
 pub struct Arena {

@@ -12,7 +12,6 @@ pub mod scheduler;
 pub mod search;
 pub mod world;
 
-use arena::here;
 use scheduler::Choice;
 
 /// The worlds that are explored: two programs on one VM, or two VMs that want one VF. Those that find most come first.

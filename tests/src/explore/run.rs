@@ -11,8 +11,8 @@ use kvm_sriov::reconcile::{Elsewhere, Options, Repair, reconcile, resolve};
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::host::ModelHost;
 
-use super::arena::{Arena, OnHosts, set_here};
-use super::scheduler::{Choice, Chooser, Moment, Plan, Scheduler, Strike, Surroundings};
+use super::arena::{Arena, OnHosts};
+use super::scheduler::{Choice, Chooser, Moment, Plan, Scheduler, Strike, Surroundings, set_here};
 use super::world::{HOSTS, World, vm};
 
 /// How often each host is probed before everything must have settled.

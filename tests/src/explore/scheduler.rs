@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
 use generator::{Generator, Gn};
-use kvm_sriov::os::{Os, Side, Step};
+use kvm_sriov::os::{Os, Side, Step, simulate, simulated, wait_until};
 
 /// The stack of a task, in words.
 const STACK: usize = 0x2_0000;
@@ -25,6 +25,21 @@ const FIRST_PID: u32 = 5_000_000;
 
 /// A run with more moments than this does not end.
 const MOST_MOMENTS: u32 = 400_000;
+
+thread_local! {
+    static HERE: RefCell<Option<Rc<Scheduler>>> = const { RefCell::new(None) };
+}
+
+/// The scheduler of the run on this thread.
+pub(super) fn here() -> Rc<Scheduler> {
+    HERE.with(|here| Rc::clone(here.borrow().as_ref().unwrap()))
+}
+
+/// Puts a run on this thread; `None` ends it.
+pub(super) fn set_here(scheduler: Option<&Rc<Scheduler>>) {
+    HERE.with(|here| *here.borrow_mut() = scheduler.map(Rc::clone));
+    simulate(scheduler.map(|scheduler| Rc::clone(scheduler) as Rc<dyn Os>));
+}
 
 /// The number of a task, in the order in which they began.
 pub type TaskId = usize;
@@ -381,9 +396,9 @@ impl Scheduler {
             "network".into(),
             None,
             Box::new(move || {
-                let os = kvm_sriov::os::simulated().unwrap();
-                kvm_sriov::os::wait_until(&*os, Some(end), || false);
-                super::here().surroundings().strike(Strike::Network(true));
+                let os = simulated().unwrap();
+                wait_until(&*os, Some(end), || false);
+                here().surroundings().strike(Strike::Network(true));
             }),
         );
     }
