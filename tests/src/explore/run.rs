@@ -112,6 +112,11 @@ impl Run<'_> {
         self.scheduler.let_choose(None);
         self.nothing_runs();
         self.settle();
+        let calls: usize = self.arena.hosts.iter().map(|host| host.faults().calls().len()).sum();
+        if calls != self.scheduler.calls() {
+            let simulated = self.scheduler.calls();
+            self.scheduler.is_wrong(format!("{calls} calls to libvirtd were made, and {simulated} were steps"));
+        }
         if foreign != self.arena.foreign(&vm()) {
             self.scheduler.is_wrong(format!("devices of others were {foreign:?}"));
         }

@@ -196,6 +196,8 @@ struct State {
     current: Option<TaskId>,
     /// A waiting task only looks whether it can go on.
     is_probing: bool,
+    /// How many calls to libvirtd were steps.
+    calls: usize,
     /// Nothing is a step: a check reads the hosts, or a coroutine is being dropped.
     is_quiet: bool,
     /// The choice that the current task has just been stopped for.
@@ -228,6 +230,7 @@ impl Scheduler {
             boots: vec![0; hosts],
             current: None,
             is_probing: false,
+            calls: 0,
             is_quiet: false,
             chosen: None,
             moments: 0,
@@ -287,6 +290,11 @@ impl Scheduler {
     /// How many moments there were.
     pub(super) fn moments(&self) -> u32 {
         self.state.borrow().moments
+    }
+
+    /// How many calls to libvirtd were steps.
+    pub(super) fn calls(&self) -> usize {
+        self.state.borrow().calls
     }
 
     /// The steps that were come to.
@@ -578,39 +586,9 @@ impl Os for Scheduler {
     }
 
     fn step(&self, step: Step) {
-        let (task, process, number, looks) = {
-            let mut state = self.state.borrow_mut();
-            let Some(task) = state.current.filter(|_| !state.is_quiet) else { return };
-            if state.is_probing {
-                state.tasks[task].condition = Condition::Ready;
-                drop(state);
-                give_back();
-                return;
-            }
-            state.seen.insert(step);
-            let process = state.tasks[task].process;
-            if !state.is_open {
-                drop(state);
-                return self.look(step);
-            }
-            state.moments += 1;
-            let number = state.moments;
-            let looks = process.is_some() && state.chooser.as_mut().is_some_and(|chooser| chooser.looks(number));
-            (task, process, number, looks)
-        };
-        self.note(|| format!("{} {}", step.kind, step.name));
-        self.look(step);
-        let ready = if looks { self.ready_besides(Some(task)) } else { Vec::new() };
-        self.state.borrow_mut().current = Some(task);
-        let moment = Moment { number, at: Some((task, step)), process, ready };
-        if let Some(chosen) = self.ask(&moment) {
-            self.note(|| format!("-> {chosen}"));
-            let mut state = self.state.borrow_mut();
-            state.chosen = Some(chosen);
-            state.tasks[task].condition = Condition::Ready;
-            drop(state);
-            give_back();
-        }
+        self.come_to(step);
+        // A process that was killed there makes no call.
+        self.state.borrow_mut().calls += usize::from(step.kind == "call");
     }
 
     fn pause(&self, end: Option<Instant>) {
@@ -661,6 +639,43 @@ impl Os for Scheduler {
 }
 
 impl Scheduler {
+    /// The program that runs has come to this step: others may go on, or it may be struck.
+    fn come_to(&self, step: Step) {
+        let (task, process, number, looks) = {
+            let mut state = self.state.borrow_mut();
+            let Some(task) = state.current.filter(|_| !state.is_quiet) else { return };
+            if state.is_probing {
+                state.tasks[task].condition = Condition::Ready;
+                drop(state);
+                give_back();
+                return;
+            }
+            state.seen.insert(step);
+            let process = state.tasks[task].process;
+            if !state.is_open {
+                drop(state);
+                return self.look(step);
+            }
+            state.moments += 1;
+            let number = state.moments;
+            let looks = process.is_some() && state.chooser.as_mut().is_some_and(|chooser| chooser.looks(number));
+            (task, process, number, looks)
+        };
+        self.note(|| format!("{} {}", step.kind, step.name));
+        self.look(step);
+        let ready = if looks { self.ready_besides(Some(task)) } else { Vec::new() };
+        self.state.borrow_mut().current = Some(task);
+        let moment = Moment { number, at: Some((task, step)), process, ready };
+        if let Some(chosen) = self.ask(&moment) {
+            self.note(|| format!("-> {chosen}"));
+            let mut state = self.state.borrow_mut();
+            state.chosen = Some(chosen);
+            state.tasks[task].condition = Condition::Ready;
+            drop(state);
+            give_back();
+        }
+    }
+
     /// Checks what must be true at every step.
     fn look(&self, step: Step) {
         let surroundings = self.surroundings.borrow().clone();

@@ -181,7 +181,9 @@ impl Pass<'_> {
     ///
     /// * `claimants` - everybody who claims VFs, as it was read last
     fn over_all(&self, subjects: Vec<Subject>, claimants: &[Claimant]) -> (Vec<VmReport>, Vec<Cause>) {
-        let workers = AT_ONCE.min(subjects.len());
+        // In a simulation a thread of its own would not be simulated.
+        let at_once = if os::simulated().is_some() { 1 } else { AT_ONCE };
+        let workers = at_once.min(subjects.len());
         let waiting = Mutex::new(VecDeque::from(subjects));
         let next = || lock(&waiting).pop_front();
         let work = || std::iter::from_fn(next).map(|subject| self.over(subject, claimants)).collect::<Vec<_>>();
