@@ -41,18 +41,8 @@ fn said(vm: &Vm, number: usize, bridge: &str, rest: &str) -> VmData {
     VmData::parse(&format!("<VM><ID>{}</ID><TEMPLATE>{nic}</TEMPLATE></VM>", vm.id)).unwrap()
 }
 
-fn arguments(vm: &Vm, number: usize, bridge: &str) -> NicArgs {
-    NicArgs {
-        mac: vm.mac(number).parse().unwrap(),
-        bridge: Some(bridge.into()),
-        model: Some("virtio".into()),
-        vn_mad: Some("bridge".into()),
-        target: Some(format!("one-{}-{number}", vm.id)),
-    }
-}
-
 fn attach(host: &ModelHost, vm: &Vm, number: usize, bridge: &str) -> Result<(), ActionError> {
-    let (arguments, data) = (arguments(vm, number, bridge), said(vm, number, bridge, ""));
+    let (arguments, data) = (vm.nic_arguments(number, bridge), said(vm, number, bridge, ""));
     actions::attach_nic(&host.host(), &vm.uuid().parse().unwrap(), &arguments.described(Some(&data)), Some(&data))
 }
 
@@ -410,7 +400,7 @@ fn the_dummy_has_what_the_nic_was_given() {
                 <VLAN_ID>100</VLAN_ID>";
     let data = said(&plain(), 1, "sriov_ib0", rest);
     let id = plain().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0").described(Some(&data)), Some(&data))
+    actions::attach_nic(&host.host(), &id, &plain().nic_arguments(1, "sriov_ib0").described(Some(&data)), Some(&data))
         .unwrap();
     let live = host.domain("one-42").unwrap();
     let dummy = live.interfaces.last().unwrap();
@@ -428,8 +418,8 @@ fn the_dummy_has_what_the_nic_was_given() {
 fn an_old_version_sends_everything_in_arguments() {
     let host = a_plain_vm();
     let id = plain().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 1, "sriov_ib0").described(None), None).unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&plain(), 2, "br0").described(None), None).unwrap();
+    actions::attach_nic(&host.host(), &id, &plain().nic_arguments(1, "sriov_ib0").described(None), None).unwrap();
+    actions::attach_nic(&host.host(), &id, &plain().nic_arguments(2, "br0").described(None), None).unwrap();
     assert_eq!(portrait(&host).1.len(), 3);
     actions::detach_nic(&host.host(), &id, plain().mac(1).parse().unwrap(), None).unwrap();
     actions::detach_nic(&host.host(), &id, plain().mac(2).parse().unwrap(), None).unwrap();
@@ -582,7 +572,7 @@ fn an_alias_has_no_device() {
     let text = format!("<VM><TEMPLATE><NIC_ALIAS><ATTACH>YES</ATTACH><MAC>{mac}</MAC></NIC_ALIAS></TEMPLATE></VM>");
     let data = VmData::parse(&text).unwrap();
     let id = vm().uuid().parse().unwrap();
-    actions::attach_nic(&host.host(), &id, &arguments(&vm(), 9, "sriov_ib0").described(Some(&data)), Some(&data))
+    actions::attach_nic(&host.host(), &id, &vm().nic_arguments(9, "sriov_ib0").described(Some(&data)), Some(&data))
         .unwrap();
     actions::detach_nic(&host.host(), &id, mac.parse().unwrap(), Some(&data)).unwrap();
     assert_eq!(host.portrait(), before);
@@ -638,7 +628,7 @@ fn a_nic_is_found_again_whatever_its_description_lacks() {
         );
         let data = VmData::parse(&text).unwrap();
         for _ in 0..2 {
-            let arguments = NicArgs { target: None, ..arguments(&plain(), number, "br0") };
+            let arguments = NicArgs { target: None, ..plain().nic_arguments(number, "br0") };
             actions::attach_nic(&host.host(), &id, &arguments.described(Some(&data)), Some(&data)).unwrap();
             assert_eq!(host.domain("one-42").unwrap().interfaces.len(), 2);
         }
@@ -739,7 +729,7 @@ fn a_pci_nic_comes_and_goes_as_with_the_stock_driver() {
         actions::attach_nic(
             &host.host(),
             &id,
-            &arguments(&plain(), 9, "onebr.100").described(Some(&data)),
+            &plain().nic_arguments(9, "onebr.100").described(Some(&data)),
             Some(&data),
         )
         .unwrap();

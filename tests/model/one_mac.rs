@@ -64,22 +64,12 @@ fn said(vm: &Vm, number: usize) -> VmData {
     VmData::parse(&vm.action_data("host1").attach(number).xml()).unwrap()
 }
 
-fn arguments(vm: &Vm, number: usize) -> NicArgs {
-    NicArgs {
-        mac: vm.mac(number).parse().unwrap(),
-        bridge: Some(vm.bridge(number).into()),
-        model: Some("virtio".into()),
-        vn_mad: Some("bridge".into()),
-        target: Some(format!("one-{}-{number}", vm.id)),
-    }
-}
-
 fn attach(host: &ModelHost, vm: &Vm, number: usize) -> Result<(), ActionError> {
     let id = vm.uuid().parse().unwrap();
     actions::attach_nic(
         &host.host(),
         &id,
-        &arguments(vm, number).described(Some(&said(vm, number))),
+        &vm.nic_arguments(number, vm.bridge(number)).described(Some(&said(vm, number))),
         Some(&said(vm, number)),
     )
 }
@@ -284,7 +274,7 @@ fn a_mac_alone_is_enough_for_another_network() {
     let host = a_host();
     let one = Vm::new(42).nic("sriov_ib0").nic_with_mac_of(0, "sriov_ib1").nic_with_mac_of(0, "br0");
     deploy(&host, &Vm::new(42).nic("sriov_ib0")).unwrap();
-    let bare = |number| NicArgs { target: None, vn_mad: None, ..arguments(&one, number) };
+    let bare = |number| NicArgs { target: None, vn_mad: None, ..one.nic_arguments(number, one.bridge(number)) };
     for number in [1, 2, 1, 2] {
         actions::attach_nic(&host.host(), &one.uuid().parse().unwrap(), &bare(number).described(None), None).unwrap();
     }

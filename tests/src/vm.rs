@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use kvm_sriov::opennebula::NicArgs;
+
 /// A datastore that both hosts share.
 pub const SHARED: u32 = 0;
 
@@ -331,6 +333,17 @@ impl Vm {
         let numbers = if self.context { 0..self.nics.len() } else { 0..0 };
         let word = |n: usize| format!(" nic={n},{},{},{}", self.mac(n), self.ip(n), self.ip6(n));
         numbers.map(word).collect()
+    }
+
+    /// The arguments of attach_nic for the NIC with this number on a bridge.
+    pub fn nic_arguments(&self, number: usize, bridge: &str) -> NicArgs {
+        NicArgs {
+            mac: self.mac(number).parse().unwrap(),
+            bridge: Some(bridge.into()),
+            model: Some("virtio".into()),
+            vn_mad: Some("bridge".into()),
+            target: Some(format!("one-{}-{number}", self.id)),
+        }
     }
 
     /// The standard input of an action for this VM on a host.

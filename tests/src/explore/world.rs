@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_sriov::opennebula::{self, NicArgs};
+use kvm_sriov::opennebula;
 use kvm_sriov::os;
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DomainId, DomainName, SnapshotName, actions};
@@ -176,26 +176,9 @@ fn save(arena: &Arena, host: usize) -> Result<(), String> {
     text(actions::save(&arena.host(host), &id(&vm()), &checkpoint(arena), None))
 }
 
-/// The NIC that is attached.
-fn third() -> (NicArgs, VmData) {
-    let vm = vm().nic("sriov_ib0");
-    let mac = vm.mac(2);
-    let arguments = NicArgs {
-        mac: mac.parse().unwrap(),
-        bridge: Some("sriov_ib0".into()),
-        model: Some("virtio".into()),
-        vn_mad: Some("bridge".into()),
-        target: Some("one-42-2".into()),
-    };
-    (arguments, said(2, "sriov_ib0", &mac))
-}
-
-fn said(number: usize, bridge: &str, mac: &str) -> VmData {
-    let nic = format!(
-        "<NIC><ATTACH>YES</ATTACH><BRIDGE>{bridge}</BRIDGE><MAC>{mac}</MAC><MODEL>virtio</MODEL><NIC_ID>{number}</NIC_ID>\
-         <TARGET>one-42-{number}</TARGET></NIC>"
-    );
-    VmData::parse(&format!("<VM><ID>42</ID><TEMPLATE>{nic}</TEMPLATE></VM>")).unwrap()
+/// OpenNebula's description of a VM whose NIC with this number is attached or detached.
+fn said(vm: &Vm, number: usize) -> VmData {
+    VmData::parse(&vm.action_data("host1").attach(number).xml()).unwrap()
 }
 
 impl Program {
@@ -231,12 +214,13 @@ impl Program {
             Self::Cancel => text(actions::cancel(&there, &id(&vm), Some(&DomainName::of_vm(42)))),
             Self::Shutdown => text(actions::shutdown(&there, &id(&vm), true)),
             Self::Attach => {
-                let (arguments, data) = third();
+                let vm = vm.nic("sriov_ib0");
+                let (arguments, data) = (vm.nic_arguments(2, vm.bridge(2)), said(&vm, 2));
                 text(actions::attach_nic(&there, &id(&vm), &arguments.described(Some(&data)), Some(&data)))
             }
             Self::Detach => {
-                let mac = vm.mac(1);
-                text(actions::detach_nic(&there, &id(&vm), mac.parse().unwrap(), Some(&said(1, "", &mac))))
+                let mac = vm.mac(1).parse().unwrap();
+                text(actions::detach_nic(&there, &id(&vm), mac, Some(&said(&vm, 1))))
             }
             Self::Snapshot => text(actions::snapshot_create(&there, &id(&vm), 1, None).map(drop)),
             Self::Revert => text(actions::snapshot_revert(&there, &id(&vm), &SnapshotName::of(0), None)),
