@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use kvm_sriov_tests::explore::search::{Found, Search};
+use kvm_sriov_tests::explore::search::Search;
 use kvm_sriov_tests::explore::world::World;
 use kvm_sriov_tests::explore::{STRIKES, WORLDS};
 use kvm_sriov_tests::project;
@@ -79,7 +79,7 @@ fn every_order_that_is_tried_is_safe_and_settles() {
     }
     search.seeds(&worlds, 0..3000);
     let found = search.found();
-    tell(&found);
+    println!("{found}");
     assert!(found.failures.is_empty(), "{} runs failed, see above", found.failures.len());
     let seen: BTreeSet<(String, String)> =
         found.seen.iter().map(|step| (step.kind.to_owned(), step.name.to_owned())).collect();
@@ -93,14 +93,4 @@ fn every_order_that_is_tried_is_safe_and_settles() {
     let known: Vec<_> =
         NOT_EXPLORED.iter().filter(|(kind, name, _)| seen.contains(&((*kind).into(), (*name).into()))).collect();
     assert!(known.is_empty(), "runs came to these steps: {known:?}");
-}
-
-fn tell(found: &Found) {
-    println!("{} runs, {} moments, {} kinds of steps", found.runs, found.moments, found.seen.len());
-    for (doubt, times) in &found.doubts {
-        println!("in doubt {times} times: {doubt}");
-    }
-    for failure in &found.failures {
-        println!("{}\n  {}", failure.wrong, failure.line());
-    }
 }

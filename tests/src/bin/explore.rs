@@ -9,7 +9,7 @@
 use std::process::ExitCode;
 
 use kvm_sriov_tests::explore::run::{ByPlan, run};
-use kvm_sriov_tests::explore::search::{Found, Search};
+use kvm_sriov_tests::explore::search::Search;
 use kvm_sriov_tests::explore::world::World;
 use kvm_sriov_tests::explore::{STRIKES, WORLDS};
 
@@ -52,7 +52,7 @@ fn explore(args: &[String]) -> Result<bool, String> {
         _ => return Err("what? replay, strikes, switches or seeds".into()),
     }
     let found = search.found();
-    tell(&found);
+    println!("{found}");
     Ok(found.failures.is_empty())
 }
 
@@ -61,21 +61,6 @@ fn hunt(worlds: &[World]) -> bool {
     let search = Search::new(1);
     search.hunt(worlds, &STRIKES);
     let found = search.found();
-    tell(&found);
+    println!("{found}");
     found.failures.is_empty()
-}
-
-fn tell(found: &Found) {
-    println!("{} runs, {} moments, {} kinds of steps", found.runs, found.moments, found.seen.len());
-    for (doubt, times) in &found.doubts {
-        println!("in doubt {times} times: {doubt}");
-    }
-    for failure in &found.failures {
-        let (runs, seconds) = failure.found_after;
-        println!(
-            "FAILED after {runs} runs, {seconds:.1} s: {}\n  {}",
-            failure.wrong.replace('\n', "\n  "),
-            failure.line()
-        );
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::panic;
 use std::rc::Rc;
 use std::sync::Mutex;
@@ -50,6 +51,20 @@ pub struct Found {
     pub doubts: BTreeMap<String, u64>,
     /// The runs that failed, each with another text.
     pub failures: Vec<Failure>,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} runs, {} moments, {} kinds of steps", self.runs, self.moments, self.seen.len())?;
+        for (doubt, times) in &self.doubts {
+            write!(f, "\nin doubt {times} times: {doubt}")?;
+        }
+        for failure in &self.failures {
+            let ((runs, seconds), wrong) = (failure.found_after, failure.wrong.replace('\n', "\n  "));
+            write!(f, "\nFAILED after {runs} runs, {seconds:.1} s: {wrong}\n  {}", failure.line())?;
+        }
+        Ok(())
+    }
 }
 
 /// The runs that a search makes.
