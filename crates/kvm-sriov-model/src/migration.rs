@@ -2,12 +2,12 @@
 //!
 //! Between two phases others may go on: the client may be killed, the network may break, a libvirtd may restart.
 
-use std::sync::MutexGuard;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use kvm_sriov::DomainUuid;
 use kvm_sriov::libvirt::{DomainRef, JobKind, LibvirtError, Migration, RunState};
-use kvm_sriov::os::{self, Side};
-use kvm_sriov::{DomainUuid, os::simulated};
+use kvm_sriov::os::{self, Side, simulated};
 
 use super::Model;
 use super::definition::Definition;
@@ -304,8 +304,8 @@ impl Model {
     /// Has libvirtd do work that it finishes even when its client is killed.
     pub(super) fn in_daemon<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
         let Some(os) = simulated() else { return work(self) };
-        let (model, answer) = (self.clone(), std::sync::Arc::new(std::sync::Mutex::new(None)));
-        let place = std::sync::Arc::clone(&answer);
+        let (model, answer) = (self.clone(), Arc::new(Mutex::new(None)));
+        let place = Arc::clone(&answer);
         let whole = move || {
             let done = work(&model);
             *place.lock().unwrap() = Some(done);

@@ -90,7 +90,7 @@ impl Conversation {
         os::spawn("listen", Side::Process, move || listener.listen(input))?;
         let (outgoing, to_send) = os::channel::<Outgoing>();
         let speaker = Arc::clone(&writer);
-        os::spawn("heartbeat", Side::Process, move || speak(&speaker, &to_send, heartbeat.every))?;
+        os::spawn("speak", Side::Process, move || speak(&speaker, &to_send, heartbeat.every))?;
         Ok(Self { lines, waiting, heard, ended, writer, silence: heartbeat.silence, outgoing })
     }
 

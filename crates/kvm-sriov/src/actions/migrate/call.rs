@@ -37,10 +37,8 @@ impl Departure<'_> {
                     Some(Err(LibvirtError::new(LibvirtErrorKind::Other, 0, "the call that moves it panicked")))
                 }
             };
-            match answer {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(source)) => return Err(stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause)),
-                None => {}
+            if let Some(answer) = answer {
+                return answer.map_err(|source| stopped.map_or(Cause::Call { what, source }, |(_, cause)| cause));
             }
             match &stopped {
                 Some((since, _)) if os::since(*since) >= timeout => {
