@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_sriov::claims::{Backing, ClaimRepair};
 use kvm_sriov::libvirt::{
     DeviceCalls, DomainCalls, DomainRef, JobCalls, JobKind, LibvirtErrorKind, Migration, PowerCalls, RunState,
 };
@@ -1058,4 +1060,62 @@ fn locks_of_vms_that_are_gone_do_not_pile_up() {
     }
     host.reconcile().unwrap();
     assert_eq!(locks(), ["claims", "vm-one-42"]);
+}
+
+/// A reconciliation reads a domain with a VF that nobody claims, and the domain ends before the claim is made.
+#[test]
+fn no_claim_is_made_for_a_domain_that_has_ended() {
+    let host = deployed();
+    fs::remove_dir_all(host.state_dir().join("ib0")).unwrap();
+    host.faults().disarm();
+    let model = host.model().clone();
+    // The domains are listed and one is read. Then they are listed again.
+    host.faults().before(3, move || model.end_domain("one-42"));
+    let report = host.reconcile().unwrap();
+    let repairs: Vec<&str> = report.claims.iter().map(ClaimRepair::word).collect();
+    assert_eq!((repairs, host.claims().len()), (vec!["adopted", "freed", "freed"], 0));
+    assert_eq!(host.faults().calls()[..3], ["domains", "live_xml", "domains"]);
+}
+
+/// A claim of a VM that is about to be restored is taken for stale by a reconciliation that asked libvirt before the
+/// VM was there. The restore uses this claim.
+#[test]
+fn an_outdated_look_frees_no_claim_that_an_action_uses() {
+    let host = deployed();
+    host.start_domain("other").unwrap();
+    let nic = host.domain("one-42").unwrap().wanted.unwrap().unwrap().nics[0].key();
+    let checkpoint = host.datastore().join("checkpoint");
+    let cycle = || {
+        actions::save(&host.host(), &vm().uuid().parse().unwrap(), &checkpoint, None).unwrap();
+        host.faults().disarm();
+    };
+    cycle();
+    actions::restore(&host.host(), &checkpoint, None).unwrap();
+    let calls = host.faults().calls();
+    let number_of = |name: &str| calls.iter().position(|call| *call == name).unwrap() + 1;
+    cycle();
+    // Another VM has the first VF until the restore has claimed its own ones.
+    let vf = host.host().plug(&"other".parse().unwrap(), &"ib0".parse().unwrap(), "02:00:00:00:00:99".parse().unwrap());
+    let vf = vf.unwrap().vf;
+    host.faults().disarm();
+    let (store, maps) =
+        (host.host().claims().unwrap(), vec![host.host().maps().load(&"ib0".parse().unwrap()).unwrap()]);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (model, claims, map, look) = (host.model().clone(), store.clone(), maps.clone(), seen.clone());
+    host.faults().before(number_of("restore"), move || {
+        model.end_domain("other");
+        claims.recover(&claims.entries().unwrap(), &Backing::default(), &map).unwrap();
+        let outdated = Backing { devices: [(vf, owner())].into(), nics: [(vf, nic)].into(), ..Backing::default() };
+        let made = claims.recover(&[], &outdated, &map).unwrap();
+        assert_eq!(made.iter().map(|repair| (repair.word(), repair.claim().vf)).collect::<Vec<_>>(), [("adopted", vf)]);
+        *look.lock().unwrap() = claims.entries().unwrap();
+    });
+    host.faults().before(number_of("attach"), move || {
+        store.recover(&seen.lock().unwrap(), &Backing::default(), &maps).unwrap();
+    });
+    actions::restore(&host.host(), &checkpoint, None).unwrap();
+    assert!(host.domain("one-42").unwrap().vfs().any(|used| used == vf), "the restore used the claim");
+    host.check_safe();
+    host.reconcile().unwrap();
+    host.check();
 }

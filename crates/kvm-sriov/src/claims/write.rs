@@ -11,7 +11,7 @@ use super::record::{Content, Record};
 use super::safe::{self, Unnamed};
 use super::take::map_of;
 use super::{Claim, ClaimError, ClaimStore, Token, VmLock};
-use crate::base::{Owner, RootName};
+use crate::base::{Owner, PciAddress, RootName};
 use crate::config::VfMap;
 
 impl ClaimStore {
@@ -28,7 +28,18 @@ impl ClaimStore {
             record.host = this.machine.clone().or(record.host.take());
             record.boot.clone_from(&this.boot);
             record.image = image.map(Path::to_owned);
+            false
         })
+    }
+
+    /// Writes the VM's claims of these VFs anew, except those that the action with this lock holds. A reconciliation that
+    /// read a claim before takes it for another one then, and does not free it. Returns the claims of the VM as they are
+    /// then. A claim that is missing was freed before.
+    ///
+    /// # Errors
+    /// A claim can't be written. All claims are as they were.
+    pub(crate) fn renew(&self, lock: &VmLock, owner: &Owner, vfs: &[PciAddress]) -> Result<Vec<Claim>, ClaimError> {
+        self.rewrite(owner, false, |record| vfs.contains(&record.vf) && record.holder != Some(lock.token()))
     }
 
     /// Marks all claims of a VM as held by no action: its running domain backs them. Returns the claims.
@@ -39,18 +50,25 @@ impl ClaimStore {
         self.rewrite(owner, false, |record| {
             record.holder = None;
             record.image = None;
+            false
         })
     }
 
     /// Changes the claims of a VM.
     ///
+    /// * `change` - changes a record; returns whether it is written even if it is the same
     /// * `lasts` - whether the change must outlive a power failure. A change that is void after a boot need not.
-    fn rewrite(&self, owner: &Owner, lasts: bool, change: impl Fn(&mut Record)) -> Result<Vec<Claim>, ClaimError> {
+    fn rewrite(
+        &self,
+        owner: &Owner,
+        lasts: bool,
+        change: impl Fn(&mut Record) -> bool,
+    ) -> Result<Vec<Claim>, ClaimError> {
         let changed = |entry: &Entry| match &entry.content {
             Content::Ours(old) if entry.is_of(owner) => {
                 let mut record = old.clone();
-                change(&mut record);
-                Some((record != *old, record))
+                let is_new = change(&mut record) || record != *old;
+                Some((is_new, record))
             }
             _ => None,
         };

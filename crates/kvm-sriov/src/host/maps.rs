@@ -96,6 +96,9 @@ impl Host {
 
     /// Repairs the claims of the roots of these maps. Returns what was repaired.
     ///
+    /// A domain may have lost a VF after it was read, and before its VF was claimed for it. So after such claims were made,
+    /// the domains are read again, and what is stale by then is freed.
+    ///
     /// * `seen` - the claims as they were read before libvirt was asked
     /// * `backing` - what libvirt said then
     ///
@@ -109,7 +112,11 @@ impl Host {
         maps: &[VfMap],
         action: Action,
     ) -> Result<Vec<ClaimRepair>, Cause> {
-        let repairs = store.recover(seen, backing, maps)?;
+        let mut repairs = store.recover(seen, backing, maps)?;
+        if repairs.iter().any(|repair| matches!(repair, ClaimRepair::Adopted(_))) {
+            let seen = store.entries()?;
+            repairs.extend(store.recover(&seen, &self.backing()?, maps)?);
+        }
         for repair in &repairs {
             let claim = repair.claim();
             log::info!("VF {} of {}, claimed by {}: {}", claim.vf, claim.root, claim.owner.vm, repair.word());

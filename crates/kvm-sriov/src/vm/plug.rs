@@ -176,7 +176,15 @@ impl Vm<'_> {
             let at = own.iter().position(|claim| claim.root == nic.root && claim.is_for(&nic.key()))?;
             Some(own.swap_remove(at))
         };
-        let claims: Vec<(&WantedNic, Option<Claim>)> = nics.iter().map(|nic| (nic, claimed(nic))).collect();
+        let mut claims: Vec<(&WantedNic, Option<Claim>)> = nics.iter().map(|nic| (nic, claimed(nic))).collect();
+        let used: Vec<PciAddress> = claims.iter().filter_map(|(_, claim)| Some(claim.as_ref()?.vf)).collect();
+        if !used.is_empty() {
+            // A reconciliation that read the domain before it wanted these NICs may take the claims for stale.
+            let there = self.store.renew(&self.lock, &owner, &used)?;
+            for (_, claim) in &mut claims {
+                claim.take_if(|claim| there.iter().all(|there| there.vf != claim.vf));
+            }
+        }
         let lacking = || claims.iter().filter(|(_, claim)| claim.is_none()).map(|(nic, _)| nic);
         let asked: Vec<WantedVf> = lacking().map(|nic| nic.vf()).collect();
         let mut fresh = if asked.is_empty() {
