@@ -32,9 +32,9 @@ impl ClaimStore {
         })
     }
 
-    /// Writes the VM's claims of these VFs anew, except those that the action with this lock holds. A reconciliation that
-    /// read a claim before takes it for another one then, and does not free it. Returns the claims of the VM as they are
-    /// then. A claim that is missing was freed before.
+    /// Writes the VM's claims of these VFs anew, except those that the action with this lock holds. A reconciliation
+    /// that read a claim before then takes it for another one, and does not free it. Returns the claims of the VM as
+    /// they are then. A claim that is missing was freed before.
     ///
     /// # Errors
     /// A claim can't be written. All claims are as they were.

@@ -96,8 +96,8 @@ impl Host {
 
     /// Repairs the claims of the roots of these maps. Returns what was repaired.
     ///
-    /// A domain may have lost a VF after it was read, and before its VF was claimed for it. So after such claims were made,
-    /// the domains are read again, and what is stale by then is freed.
+    /// A domain may have lost a VF after it was read, and before the VF was claimed for it. So after such claims were
+    /// made, the domains are read again, and what is stale by then is freed.
     ///
     /// * `seen` - the claims as they were read before libvirt was asked
     /// * `backing` - what libvirt said then
