@@ -36,7 +36,7 @@ pub(super) fn the_libvirt_layer_on_a_libvirtd_of_its_own(host: RigHost) {
     let outcomes: Vec<(&str, Said)> = names.into_iter().map(|name| (name, run(name))).collect();
     host.start_libvirtd();
     host.root(&format!("rm {TESTS}")).ok();
-    assert_eq!(outcomes.len(), 3, "{outcomes:?}");
+    assert_eq!(outcomes.len(), 4, "{outcomes:?}");
     for (name, said) in outcomes {
         assert!(said.code == 0 && said.out.contains("1 passed"), "{name}: {}{}", said.out, said.err);
     }

@@ -1,7 +1,7 @@
 //! The connection to libvirtd, opened again after it broke.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use virt::connect::Connect;
@@ -11,7 +11,7 @@ use virt::error::{Error, clear_error_callback};
 use super::deadline::with_deadline;
 use super::event_loop::LoopUser;
 use super::known::KnownDomains;
-use super::receivers::Closing;
+use super::receivers::{Closing, Ticket};
 use super::subscription::WatchedDomain;
 use super::text::without_nul;
 use super::{DomainRef, LibvirtError, LibvirtErrorKind, ffi};
@@ -94,6 +94,8 @@ pub(super) struct Connector {
 pub(super) struct Connection {
     pub(super) connect: Connect,
     pub(super) closing: Arc<Closing>,
+    /// Is completed when libvirt was asked to report the end.
+    pub(super) asked_for_end: Once,
     pub(super) watched: Mutex<BTreeMap<String, WatchedDomain>>,
     pub(super) known: KnownDomains,
     _events: Option<Arc<LoopUser>>,
@@ -282,16 +284,37 @@ impl Connector {
 impl Connection {
     pub(super) fn open(uri: &str, events: Option<Arc<LoopUser>>) -> Result<Self, Error> {
         let connect = Connect::open(Some(uri))?;
-        // The test driver and other drivers without a daemon support neither keepalive nor close callbacks, and need
-        // none.
+        // The test driver and other drivers without a daemon support no keepalive, and need none.
         if let Err(error) = connect.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
             log::debug!("no keepalive on {uri}: {}", error.message());
         }
-        let closing = Closing::new();
-        if let Err(error) = ffi::register_close(&connect, closing.number()) {
-            log::debug!("no close callback on {uri}: {}", error.message());
-        }
-        Ok(Self { connect, closing, watched: Mutex::default(), known: KnownDomains::default(), _events: events })
+        Ok(Self {
+            connect,
+            closing: Closing::new(),
+            asked_for_end: Once::new(),
+            watched: Mutex::default(),
+            known: KnownDomains::default(),
+            _events: events,
+        })
+    }
+
+    /// Calls `call` when the connection ends, or at once if it has already ended: see [`Closing::tell`].
+    ///
+    /// This calls libvirtd, the first time, and [`Connection::drop`] then does so too. So only those do this whose wait
+    /// has no other end: watches and long calls. Any other call has a deadline, and libvirt ends it when the connection
+    /// breaks.
+    pub(super) fn tell_of_end(&self, call: Box<dyn FnOnce() + Send>) -> Ticket {
+        self.asked_for_end.call_once(|| {
+            // Drivers without a daemon, such as the test driver, never report an end.
+            if let Err(error) = ffi::register_close(&self.connect, self.closing.number()) {
+                log::debug!("no close callback: {}", error.message());
+            }
+            // libvirt does not report an end that came before.
+            if !self.connect.is_alive().unwrap_or(false) {
+                self.closing.close();
+            }
+        });
+        self.closing.tell(call)
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -324,6 +347,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if !self.asked_for_end.is_completed() {
+            return;
+        }
         // The callback keeps the connection open. A connection that broke no longer has one.
         if let Err(error) = ffi::unregister_close(&self.connect) {
             log::debug!("no close callback to unregister: {}", error.message());

@@ -30,10 +30,12 @@ impl Libvirt {
         F: FnOnce(&Connection) -> Result<T, LibvirtError> + Send + 'static,
     {
         let connection = self.connection()?;
-        let _span = Span::begin(Kind::Copy, name);
         let (sender, receiver) = mpsc::channel();
-        let closed = sender.clone();
-        let _ticket = connection.closing.tell(Box::new(move || drop(closed.send(Signal::Closed))));
+        let (closed, ending) = (sender.clone(), Arc::clone(&connection));
+        let _ticket = with_deadline("virConnectRegisterCloseCallback", self.patience.left(), move || {
+            Ok(ending.tell_of_end(Box::new(move || drop(closed.send(Signal::Closed)))))
+        })?;
+        let _span = Span::begin(Kind::Copy, name);
         let answer = Answer::default();
         let place = answer.clone();
         let worker = Arc::clone(&connection);

@@ -124,7 +124,8 @@ impl Closing {
         Ticket { closing: Arc::clone(self), key }
     }
 
-    fn close(&self) {
+    /// Notes the end of the connection and tells all who wait for it.
+    pub(super) fn close(&self) {
         let calls = {
             let mut waiting = lock(&self.waiting);
             waiting.closed = true;

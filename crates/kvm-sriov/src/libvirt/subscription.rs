@@ -27,7 +27,7 @@ impl Connection {
     fn register(&self, domain: &Domain) -> Result<WatchedDomain, LibvirtError> {
         let sink = Sink::new();
         let ending = Arc::clone(&sink);
-        let ticket = self.closing.tell(Box::new(move || ending.disconnect()));
+        let ticket = self.tell_of_end(Box::new(move || ending.disconnect()));
         let mut callbacks = Vec::new();
         for watched in Watched::ALL {
             match ffi::register(&self.connect, domain, watched, &sink) {
@@ -129,7 +129,7 @@ impl Arrival {
         let sink = Sink::new();
         let key = sink.add(sender);
         let ending = Arc::clone(&sink);
-        let ticket = connection.closing.tell(Box::new(move || ending.disconnect()));
+        let ticket = connection.tell_of_end(Box::new(move || ending.disconnect()));
         let callback = Some(ffi::register_arrival(&connection.connect, uuid, &sink)?);
         Ok(Self { connection, sink, key, callback, patience, _ticket: ticket })
     }

@@ -127,6 +127,27 @@ fn all_watchers_of_a_connection_that_breaks_are_told_and_the_next_call_opens_a_n
     assert_eq!(third.next(TIMEOUT), Some(Event::Suspended));
 }
 
+/// Two round trips less for a program that makes only short calls.
+#[test]
+fn only_who_waits_without_a_deadline_asks_libvirtd_to_report_the_end_of_the_connection() {
+    let test = TestDomain::new("one-1013");
+    let connection = test.libvirt.connection().unwrap();
+    assert!(test.libvirt.live_xml(&test.domain).unwrap().is_some());
+    assert!(!connection.asked_for_end.is_completed());
+    let events = test.libvirt.watch(&test.domain).unwrap();
+    assert!(connection.asked_for_end.is_completed());
+    drop(events);
+    let calls: [fn(&TestDomain); 2] = [
+        |test| drop(test.libvirt.watch_for(&test.domain.uuid).unwrap()),
+        |test| test.libvirt.long_call("virLong", GiveUp::Limit(TIMEOUT), |_| Ok(())).unwrap(),
+    ];
+    for (call, name) in calls.iter().zip(["one-1014", "one-1015"]) {
+        let test = TestDomain::new(name);
+        call(&test);
+        assert!(test.libvirt.connection().unwrap().asked_for_end.is_completed());
+    }
+}
+
 #[test]
 fn a_call_without_a_deadline_ends_when_its_connection_breaks() {
     let test = TestDomain::new("one-1005");
@@ -496,6 +517,20 @@ mod daemon {
         assert_eq!(libvirt.destroy(&domain).unwrap_err().kind(), LibvirtErrorKind::Disconnected);
         drop(libvirt);
         assert_eq!(count::FREED.load(Ordering::SeqCst), count::REGISTERED.load(Ordering::SeqCst));
+    }
+
+    /// The connection breaks while nobody has asked for a report of it.
+    #[test]
+    #[ignore = "runs in a lab host"]
+    fn libvirtd_is_killed_before_the_wait() {
+        let mut daemon = Daemon::new();
+        let libvirt = Libvirt::open(&daemon.uri(), TIMEOUT).unwrap();
+        let connection = libvirt.connection().unwrap();
+        daemon.kill();
+        let (sender, receiver) = mpsc::channel();
+        let _ticket = connection.tell_of_end(Box::new(move || sender.send(()).unwrap()));
+        assert_eq!(receiver.recv_timeout(TIMEOUT), Ok(()));
+        assert!(!connection.is_alive());
     }
 
     #[test]
