@@ -85,9 +85,9 @@ impl Entries {
             let dir = state.join(&name);
             // The driver of 2013 has a file `lock` here. A directory whose name is not a root's has no claims.
             if let (Ok(root), false) = (name.parse::<RootName>(), dir.is_file() && !dir.is_symlink()) {
-                let before = |index: usize, stamp: Stamp| {
-                    let known = seen.get(&(&root, index)).filter(|known| known.stamp == Some(stamp));
-                    known.map(|known| (*known).clone())
+                let before = |index: usize, path: &Path| {
+                    let known = seen.get(&(&root, index))?;
+                    Stamp::at(path).filter(|stamp| known.stamp == Some(*stamp)).map(|_| (*known).clone())
                 };
                 if let Err(error) = entries.read_root(&root, &dir, &this, &before) {
                     entries.unreadable.push((root, error));
@@ -103,7 +103,7 @@ impl Entries {
         root: &RootName,
         dir: &Path,
         this: &ThisHost,
-        before: &dyn Fn(usize, Stamp) -> Option<Entry>,
+        before: &dyn Fn(usize, &Path) -> Option<Entry>,
     ) -> Result<(), ClaimError> {
         safe::check_dir(dir)?;
         for name in names(dir)? {
@@ -111,7 +111,7 @@ impl Entries {
             discard_unfinished(dir, &name);
             // Only numbers as this driver writes them: `07` is not one.
             let Some(index) = name.parse::<usize>().ok().filter(|index| index.to_string() == name) else { continue };
-            if let Some(known) = Stamp::at(&path).and_then(|stamp| before(index, stamp)) {
+            if let Some(known) = before(index, &path) {
                 self.all.push(known);
                 continue;
             }

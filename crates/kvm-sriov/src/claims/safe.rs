@@ -96,7 +96,8 @@ pub(super) fn read(path: &Path) -> io::Result<Option<(Vec<u8>, Stamp)>> {
     if !metadata.is_file() {
         return Err(io::Error::other(NOT_REGULAR));
     }
-    let mut bytes = Vec::new();
+    // Room for all and one byte more, so that one call reads the file and the next one finds its end.
+    let mut bytes = Vec::with_capacity(metadata.len().saturating_add(1).min(LIMIT) as usize);
     file.take(LIMIT).read_to_end(&mut bytes)?;
     Ok(Some((bytes, Stamp::of(&metadata))))
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::lock::{self, VmLock};
@@ -10,10 +12,15 @@ use super::shared::FileSystem;
 use super::turn::Turn;
 use super::{ClaimError, Holder, safe};
 use crate::base::{Action, DomainName, RootName};
+use crate::os;
 
-/// How long to wait for the claims' lock. It is held for milliseconds. A process that holds it this long hangs, or was
-/// itself stopped (SIGSTOP).
+/// How long one process may hold the claims' lock. It is held for milliseconds. A process that holds it this long hangs,
+/// or was itself stopped (SIGSTOP).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many times this long to wait for the claims' lock while it passes from one process to the next: a thousand
+/// actions at once, on a host that is busy.
+const LOCK_ROUNDS: u64 = 12;
 
 /// The state directory of a host: its claims and its locks.
 ///
@@ -171,8 +178,31 @@ impl ClaimStore {
         self.dir.join(root.as_str()).join(index.to_string())
     }
 
+    /// Takes the claims' lock. Waits while others take it in turn, and not for a holder that does not go on.
     pub(super) fn lock(&self) -> Result<fs::File, ClaimError> {
+        self.lock_within(LOCK_TIMEOUT)
+    }
+
+    /// * `limit` - how long one process may hold the lock
+    pub(super) fn lock_within(&self, limit: Duration) -> Result<fs::File, ClaimError> {
+        static TAKEN: AtomicU64 = AtomicU64::new(0);
         let path = self.locks()?.join("claims");
-        lock::acquire(&path, LOCK_TIMEOUT)?.ok_or(ClaimError::Locked { path, seconds: LOCK_TIMEOUT.as_secs() })
+        let (mut rounds, mut before) = (0, None);
+        loop {
+            if let Some(file) = lock::acquire(&path, limit)? {
+                // Who waits sees by this line that the lock is passed on. Each process and each of its turns has its own.
+                let line = format!("{:>10} {:>20}\n", os::pid(), TAKEN.fetch_add(1, Ordering::Relaxed));
+                if let Err(error) = file.write_all_at(line.as_bytes(), 0) {
+                    log::debug!("{}: {error}", path.display());
+                }
+                return Ok(file);
+            }
+            rounds += 1;
+            let now = safe::read(&path).map_err(ClaimError::file("read", &path))?.map(|(line, _)| line);
+            if before.as_ref() == Some(&now) || rounds == LOCK_ROUNDS {
+                return Err(ClaimError::Locked { path, seconds: rounds * limit.as_secs() });
+            }
+            before = Some(now);
+        }
     }
 }

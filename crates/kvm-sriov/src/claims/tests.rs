@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shared::FileSystem;
 use super::*;
@@ -341,4 +341,23 @@ fn a_claim_of_this_boot_is_ours_although_the_machine_id_was_made_anew() {
     four.store.hold(&action, &one(42), Some(Path::new("/x"))).unwrap();
     let has_no_id = process::ThisHost::read().machine.is_none();
     assert_eq!(fs::read_to_string(&path).unwrap().contains(host), has_no_id);
+}
+
+/// Who waits for the claims' lock goes on waiting while the lock is passed on, and sees that by the line in it.
+#[test]
+fn each_turn_with_the_claims_lock_has_its_line_and_a_holder_that_does_not_go_on_is_given_up() {
+    let four = Four::new();
+    let lines: Vec<_> = (0..2)
+        .map(|_| {
+            let _lock = four.store.lock().unwrap();
+            fs::read(four.store.locks_dir().join("claims")).unwrap()
+        })
+        .collect();
+    assert!(lines[0].ends_with(b"\n") && lines[0].len() == lines[1].len() && lines[0] != lines[1], "{lines:?}");
+    let held = four.store.lock().unwrap();
+    let (begin, limit) = (Instant::now(), Duration::from_millis(50));
+    assert!(matches!(four.store.lock_within(limit), Err(ClaimError::Locked { .. })));
+    assert!(begin.elapsed() >= 2 * limit);
+    drop(held);
+    four.store.lock().unwrap();
 }
