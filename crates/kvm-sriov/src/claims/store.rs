@@ -18,9 +18,9 @@ use crate::os;
 /// or was itself stopped (SIGSTOP).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many times this long to wait for the claims' lock while it passes from one process to the next: a thousand
-/// actions at once, on a host that is busy.
-const LOCK_ROUNDS: u64 = 12;
+/// How long to wait for the claims' lock while it passes from one process to the next: a thousand actions at once, on a
+/// host that is busy.
+const LOCK_LONGEST: Duration = Duration::from_secs(120);
 
 /// The state directory of a host: its claims and its locks.
 ///
@@ -187,7 +187,7 @@ impl ClaimStore {
     pub(super) fn lock_within(&self, limit: Duration) -> Result<fs::File, ClaimError> {
         static TAKEN: AtomicU64 = AtomicU64::new(0);
         let path = self.locks()?.join("claims");
-        let (mut rounds, mut before) = (0, None);
+        let (mut waited, mut before) = (Duration::ZERO, None);
         loop {
             if let Some(file) = lock::acquire(&path, limit)? {
                 // Who waits sees by this line that the lock is passed on. Each process and each of its turns has its own.
@@ -197,10 +197,10 @@ impl ClaimStore {
                 }
                 return Ok(file);
             }
-            rounds += 1;
+            waited += limit;
             let now = safe::read(&path).map_err(ClaimError::file("read", &path))?.map(|(line, _)| line);
-            if before.as_ref() == Some(&now) || rounds == LOCK_ROUNDS {
-                return Err(ClaimError::Locked { path, seconds: rounds * limit.as_secs() });
+            if before.as_ref() == Some(&now) || waited >= LOCK_LONGEST {
+                return Err(ClaimError::Locked { path, seconds: waited.as_secs() });
             }
             before = Some(now);
         }
