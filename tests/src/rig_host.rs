@@ -312,6 +312,14 @@ impl RigHost {
         self.root("ip link set lan up").ok();
     }
 
+    /// Runs a command of the human monitor of the QEMU that is this host, such as `set_link igb0 off`.
+    pub fn monitor(self, command: &str) {
+        let script = project().join(self.script);
+        let args = ["monitor", &self.number.to_string(), command];
+        let said: Said = Command::new(script).args(args).output().unwrap().into();
+        assert_eq!((said.code, said.out.as_str()), (0, ""), "{command}: {said:?}");
+    }
+
     fn lab(self, verb: &[&str]) {
         let status =
             Command::new(project().join(self.script)).args(verb).arg(self.number.to_string()).status().unwrap();
@@ -443,12 +451,22 @@ impl RigHost {
 
     /// Deploys a VM.
     pub fn deploy(self, vm: &Vm) -> Said {
-        self.action("deploy", &[&vm.deployment_file(), &self.name()], vm, &vm.deployment())
+        self.begin_deploy(vm).finish()
+    }
+
+    /// Starts to deploy a VM.
+    pub fn begin_deploy(self, vm: &Vm) -> Running {
+        self.begin("deploy", &[&vm.deployment_file(), &self.name()], vm, &vm.deployment())
     }
 
     /// Cancels a VM.
     pub fn cancel(self, vm: &Vm) -> Said {
-        self.action("cancel", &[&vm.uuid(), &self.name()], vm, "")
+        self.begin_cancel(vm).finish()
+    }
+
+    /// Starts to cancel a VM.
+    pub fn begin_cancel(self, vm: &Vm) -> Running {
+        self.begin("cancel", &[&vm.uuid(), &self.name()], vm, "")
     }
 
     /// Saves a VM.
@@ -700,12 +718,20 @@ impl RigHost {
 
     /// Waits until `done` returns `true`, at most `limit`.
     #[track_caller]
-    pub fn wait(self, what: &str, limit: Duration, mut done: impl FnMut(Self) -> bool) {
+    pub fn wait(self, what: &str, limit: Duration, done: impl FnMut(Self) -> bool) {
+        assert!(self.wait_or(limit, done), "waited {} s for {what}", limit.as_secs());
+    }
+
+    /// Waits until `done` returns `true`, at most `limit`. Returns whether it did.
+    pub fn wait_or(self, limit: Duration, mut done: impl FnMut(Self) -> bool) -> bool {
         let begin = Instant::now();
         while !done(self) {
-            assert!(begin.elapsed() < limit, "waited {} s for {what}", limit.as_secs());
+            if begin.elapsed() >= limit {
+                return false;
+            }
             thread::sleep(Duration::from_millis(500));
         }
+        true
     }
 }
 

@@ -1,7 +1,10 @@
 //! Runs scenarios: tests that share running hosts. Their lines and the verdict are like cargo's own.
 
 use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::panic::UnwindSafe;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -28,6 +31,38 @@ pub fn wanted(known: &[&str]) -> BTreeSet<String> {
         process::exit(2);
     }
     wanted
+}
+
+/// The scenarios that passed before, in a file that the environment names. A long run that was interrupted goes on with
+/// the others. Without that file every run begins anew.
+pub struct Earlier(Option<PathBuf>);
+
+/// The variable with the file of [`Earlier`]: a name a line. `./check long` sets it.
+const EARLIER: &str = "KVM_SRIOV_PASSED";
+
+impl Earlier {
+    /// As the environment says.
+    pub fn from_environment() -> Self {
+        Self(env::var_os(EARLIER).map(PathBuf::from))
+    }
+
+    /// The names that passed before.
+    pub fn passed(&self) -> BTreeSet<String> {
+        let Some(path) = &self.0 else { return BTreeSet::new() };
+        match fs::read_to_string(path) {
+            Ok(text) => text.lines().map(str::to_owned).collect(),
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+
+    /// Notes a scenario that has passed.
+    pub fn note(&self, name: &str) {
+        let Some(path) = &self.0 else { return };
+        // Both hosts' threads add lines. A line is written by one call, at the end of the file.
+        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        file.write_all(format!("{name}\n").as_bytes()).unwrap();
+    }
 }
 
 /// Runs scenarios with `passes` on several hosts: each takes the next scenario when it is free. Returns how many

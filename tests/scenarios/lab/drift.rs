@@ -1,42 +1,58 @@
-//! Effects that accumulate: processes that are killed at any time, and NICs that are attached and detached a hundred
-//! times.
+//! Effects that accumulate: processes that are killed at any time, and actions that are repeated many times.
 
 use std::env;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kvm_sriov_tests::rig_host::{RigHost, Running, SOON};
+use kvm_sriov_tests::rig_host::{RigHost, Running, SOON, Said};
 use kvm_sriov_tests::vm::Vm;
 
-use super::moves::{second_host, settles};
-use super::suspend::{boot, exists, identity, shows};
+use super::moves::{is_only_at, second_host, settles};
+use super::suspend::{Identity, boot, exists, has_again, identity, shows};
 use super::{STATE, cancel, interfaces, is_at_rest, plugged};
 
 /// A guest shows returned VFs within 8 s.
 const GUEST_ANSWERS: Duration = Duration::from_secs(60);
 
 const KILLS: u32 = 20;
-const ROUNDS: u32 = 100;
+
+/// How many times a NIC is attached and detached, a VM is saved and restored, and a VM moves; and the variables that
+/// set other numbers.
+const ROUNDS: u32 = 1000;
+const ROUNDS_VARIABLE: &str = "KVM_SRIOV_LAB_ROUNDS";
+const SAVES: u32 = 100;
+const SAVES_VARIABLE: &str = "KVM_SRIOV_LAB_SAVES";
+const MOVES: u32 = 20;
+const MOVES_VARIABLE: &str = "KVM_SRIOV_LAB_MOVES";
+
+/// By how many KiB the memory of libvirtd may grow after the first tenth of the rounds: 8 KiB a round of 1000 would be
+/// more.
+const MAY_GROW: usize = 8_000;
 
 /// How many of the actions must be killed before they end by themselves.
 const KILLED: u32 = 10;
 
 /// The longest time before an action is killed, in ms. A migration takes about 15 s, a save 8 s, a NIC 4 s.
-const LONGEST: u64 = 15_000;
-const LONGEST_OF_A_NIC: u64 = 4_000;
+pub(super) const LONGEST: u64 = 15_000;
+pub(super) const LONGEST_OF_A_NIC: u64 = 4_000;
 
 /// The variable with the seed, to repeat an earlier run.
 const SEED: &str = "KVM_SRIOV_LAB_SEED";
+
+/// A number from the environment, or the usual one.
+pub(super) fn number(variable: &str, usual: u32) -> u32 {
+    env::var(variable).map_or(usual, |text| text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
+}
 
 /// Pseudo-random numbers, the same for the same seed.
 ///
 /// # Source
 /// G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8 (2003), 14.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     /// Starts from the seed of the environment or from a new one, and prints it.
-    fn seeded() -> Self {
+    pub(super) fn seeded() -> Self {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
         let seed: u64 = env::var(SEED).map_or_else(|_| now(), |seed| seed.parse().unwrap());
         println!("  {SEED}={seed}");
@@ -44,7 +60,17 @@ impl Random {
         Self(seed.max(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    /// Puts a list into a random order.
+    ///
+    /// # Source
+    /// R. Durstenfeld, "Algorithm 235: Random permutation", Communications of the ACM 7 (1964), 420.
+    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
+        for end in (1..list.len()).rev() {
+            list.swap(end, usize::try_from(self.below(end as u64 + 1)).unwrap());
+        }
+    }
+
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -130,53 +156,130 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
     cancel(at, &vm);
 }
 
-/// The numbers that must not grow: our files and processes, and the open files of libvirtd and of the VM's QEMU.
-#[derive(Debug)]
-struct Held {
+/// What must be the same after every round.
+#[derive(Debug, Clone, PartialEq)]
+struct Same {
+    /// The NICs of the VM.
+    nics: Identity,
+    claims: Vec<String>,
+    /// Each VF's line of its adapter, with MAC and VLAN, and its driver on the host.
+    vfs: String,
+    /// Our files.
     files: String,
+    /// Our processes.
     processes: String,
+}
+
+impl Same {
+    fn on(host: RigHost, vm: &Vm) -> Self {
+        let live = host.live_xml(vm);
+        let said = host.root(&format!(
+            "ip link show pf0 | grep -w vf; ip link show pf1 | grep -w vf; \
+             for vf in /sys/bus/pci/devices/*/physfn; do vf=${{vf%/*}}; echo ${{vf##*/}} $(readlink $vf/driver); done; echo PART; \
+             find {STATE} -name .locks -prune -o -print | sort; echo PART; \
+             pgrep -fl '^[^ ]*(vmm/kvm-sriov/|kvm-sriov )' || true"
+        ));
+        let said = said.ok();
+        let [vfs, files, processes] = said.split("PART\n").map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
+        Self { nics: identity(&live), claims: host.claims(), vfs, files, processes }
+    }
+}
+
+/// What must not grow: the open files of libvirtd and of the VM's QEMU, and the memory of libvirtd in KiB.
+#[derive(Debug, Clone, Copy)]
+struct Held {
     open: [usize; 2],
+    memory: usize,
 }
 
 impl Held {
     fn on(host: RigHost, vm: &Vm) -> Self {
-        let open = |pid: &str| host.root(&format!("ls /proc/{pid}/fd | wc -l")).ok().trim().parse().unwrap();
+        let number = |command: &str| host.root(command).ok().trim().parse().unwrap();
+        let open = |pid: &str| number(&format!("ls /proc/{pid}/fd | wc -l"));
         Self {
-            files: host.root(&format!("find {STATE} | sort")).ok(),
-            processes: host.root("pgrep -fl '^[^ ]*(vmm/kvm-sriov/|kvm-sriov )' || true").ok(),
             open: [open("$(cat /run/libvirtd.pid)"), open(&format!("$(pgrep -f '[g]uest={},')", vm.name()))],
+            memory: number("awk '/^VmRSS/ {print $2}' /proc/$(cat /run/libvirtd.pid)/status"),
         }
     }
 }
 
-pub(super) fn a_hundred_rounds_of_attach_and_detach(host: RigHost) {
+/// Runs rounds, each of which ends where it began. The first tenth fills caches; after it nothing may grow.
+fn rounds(host: RigHost, vm: &Vm, what: &str, count: u32, mut round: impl FnMut(u32)) {
+    let warm = count / 10 + 1;
+    let begin = Instant::now();
+    // The first round creates files and directories, which are kept.
+    let (mut same, mut held) = (None, None);
+    for number in 1..=count {
+        round(number);
+        let now = Same::on(host, vm);
+        assert_eq!(now, *same.get_or_insert_with(|| now.clone()), "after round {number} of {what}");
+        if number == warm {
+            held = Some(Held::on(host, vm));
+        }
+    }
+    let (before, after) = (held.unwrap(), Held::on(host, vm));
+    println!(
+        "  {count} rounds of {what}: {:.1} s each; open files {:?} and {:?}, libvirtd has {} and {} KiB, after {warm} and all",
+        begin.elapsed().as_secs_f32() / count as f32,
+        before.open,
+        after.open,
+        before.memory,
+        after.memory
+    );
+    for (before, after) in before.open.iter().zip(after.open) {
+        // libvirtd may be opening or closing a connection.
+        assert!(after <= before + 4, "files that are open");
+    }
+    assert!(after.memory <= before.memory + MAY_GROW, "the memory of libvirtd");
+}
+
+fn succeeds(said: &Said, what: &str) {
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{what}: {said:?}");
+}
+
+pub(super) fn rounds_of_attach_and_detach(host: RigHost) {
     let one = Vm::new(77).with_guest().nic("sriov_pf0");
     let two = one.clone().nic("sriov_pf1");
     boot(host, &one, 2);
     let mut seen = None;
-    let mut begin = None;
-    for round in 1..=ROUNDS {
-        let said = host.attach_nic(&two, 1);
-        assert_eq!((said.code, said.out.as_str()), (0, ""), "round {round}: {said:?}");
-        let live = host.live_xml(&two);
-        let now = (plugged(&live), interfaces(&live), host.claims());
-        assert_eq!(now.2, ["pf0/0", "pf1/0"], "round {round}");
-        assert_eq!(*seen.get_or_insert(now), (plugged(&live), interfaces(&live), host.claims()), "round {round}");
-        let said = host.detach_nic(&two, 1);
-        assert_eq!((said.code, said.out.as_str()), (0, ""), "round {round}: {said:?}");
-        assert_eq!(host.claims(), ["pf0/0"], "round {round}");
-        // The first round creates locks and directories, which are kept.
-        if round == 1 {
-            begin = Some(Held::on(host, &one));
-        }
-    }
-    let (begin, end) = (begin.unwrap(), Held::on(host, &one));
-    assert_eq!((&end.files, &end.processes), (&begin.files, &begin.processes));
-    for (before, after) in begin.open.iter().zip(end.open) {
-        // libvirtd may be opening or closing a connection.
-        assert!(after <= before + 4, "files that are open: {begin:?}, {end:?}");
-    }
+    rounds(host, &one, "attach and detach", number(ROUNDS_VARIABLE, ROUNDS), |round| {
+        succeeds(&host.attach_nic(&two, 1), &format!("round {round}"));
+        let now = identity(&host.live_xml(&two));
+        assert_eq!(host.claims(), ["pf0/0", "pf1/0"], "round {round}");
+        assert_eq!(now, *seen.get_or_insert_with(|| now.clone()), "round {round}");
+        succeeds(&host.detach_nic(&two, 1), &format!("round {round}"));
+    });
     shows(host, &one, 2, GUEST_ANSWERS);
-    assert_eq!(plugged(&host.live_xml(&one)).len(), 1);
     cancel(host, &one);
+}
+
+pub(super) fn rounds_of_save_and_restore(host: RigHost) {
+    let vm = Vm::new(78).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host, &vm, 4));
+    rounds(host, &vm, "save and restore", number(SAVES_VARIABLE, SAVES), |round| {
+        succeeds(&host.save(&vm), &format!("round {round}"));
+        assert_eq!(host.claims(), Vec::<String>::new(), "round {round}");
+        succeeds(&host.restore(&vm), &format!("round {round}"));
+        has_again(host, &vm, &before);
+        shows(host, &vm, 4, GUEST_ANSWERS);
+    });
+    cancel(host, &vm);
+}
+
+/// A round moves a VM there and back.
+pub(super) fn rounds_of_migration(host1: RigHost) {
+    let host2 = second_host();
+    let vm = Vm::new(79).with_guest().nic("sriov_pf0").nic("sriov_pf1");
+    let before = identity(&boot(host1, &vm, 4));
+    let boot_id = host1.wait_tick(&vm).boot;
+    rounds(host1, &vm, "a move there and back", number(MOVES_VARIABLE, MOVES) / 2, |round| {
+        for (from, to) in [(host1, host2), (host2, host1)] {
+            succeeds(&from.migrate(&vm, to), &format!("round {round}, from {}", from.name()));
+            has_again(to, &vm, &before);
+            is_only_at(&vm, to, from, 2);
+            shows(to, &vm, 4, GUEST_ANSWERS);
+            assert_eq!(to.wait_tick(&vm).boot, boot_id, "round {round}");
+        }
+    });
+    cancel(host1, &vm);
 }

@@ -1,32 +1,37 @@
 //! The driver on a real host: real VFs, libvirtd, QEMU and a guest.
 //!
 //! `cargo test -p kvm-sriov-tests --test lab -- [NAME...]` runs every scenario of tests/scenarios/list.txt except the
-//! long ones, or the named scenarios, or the long ones (`long`). Two hosts take scenarios from the list side by side;
-//! every scenario leaves its host without domains and claims. Every wait is for a condition, with a limit of five times
-//! the measured time.
+//! long ones, or the named scenarios, or the long ones (`long`). Two hosts take scenarios side by side, the longest
+//! ones first; every scenario leaves its host without domains and claims. Every wait is for a condition, with a limit of
+//! five times the measured time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, panic, thread};
 
 use kvm_sriov_tests::remotes::{Remotes, target};
 use kvm_sriov_tests::rig_host::{BASE_KVMRC, GUEST_BOOT, KVMRC, RigHost, SOON};
-use kvm_sriov_tests::runner::{passes, side_by_side, verdict, wanted};
+use kvm_sriov_tests::runner::{Earlier, passes, side_by_side, verdict, wanted};
 use kvm_sriov_tests::vm::Vm;
 use kvm_sriov_tests::{project, runner, scenarios};
 
+mod adapter;
 mod behaviours;
 mod disks;
 mod drift;
+mod kills;
 mod layer;
 mod moves;
 mod nics;
 mod package;
+mod power;
 mod snapshots;
 mod suspend;
+mod whole;
 
 const STATE: &str = "/tmp/vf_interfaces";
 const RULE: &str = "/etc/udev/rules.d/80-kvm-sriov-vfio.rules";
@@ -39,18 +44,20 @@ const GUEST_POWEROFF: Duration = Duration::from_secs(60);
 
 type Scenario = runner::Scenario<RigHost>;
 
+use adapter::*;
 use behaviours::*;
 use disks::*;
 use drift::*;
+use kills::*;
 use layer::*;
 use moves::*;
 use nics::*;
 use package::*;
+use power::*;
 use snapshots::*;
 use suspend::*;
 
-/// Scenarios on one host. Both hosts take scenarios from this list. Long ones come early, so that both hosts end at the
-/// same time.
+/// Scenarios on one host. Both hosts take scenarios from this list.
 const ON_ONE_HOST: &[Scenario] = scenarios![
     a_host_behaves_as_the_model_does,
     one_vf,
@@ -79,6 +86,7 @@ const ON_ONE_HOST: &[Scenario] = scenarios![
     a_foreign_device_is_refused,
     detach_from_a_guest_that_does_not_answer,
     monitoring_frees_what_a_crash_left,
+    killed_at_some_calls,
 ];
 
 /// Scenarios on both hosts. They get the first one.
@@ -117,12 +125,16 @@ const LONG_ON_ONE_HOST: &[Scenario] = scenarios![
     qemu_stands_still_during_an_action,
     another_datastore_of_the_host,
     udev_comes_late,
-    a_hundred_rounds_of_attach_and_detach,
+    rounds_of_attach_and_detach,
+    rounds_of_save_and_restore,
     disks_come_grow_and_go_on_pc,
     disks_come_grow_and_go_on_q35,
     a_cd_is_swapped,
     cpus_and_memory_are_resized,
     programs_start_on_debian_11,
+    an_adapter_fails_under_its_vms,
+    a_disk_is_full,
+    the_clock_is_set_back,
 ];
 
 /// Long scenarios on both hosts.
@@ -135,42 +147,75 @@ const LONG_ON_TWO_HOSTS: &[Scenario] = scenarios![
     a_vm_in_doubt_is_resolved,
     killed_at_every_step_of_a_move,
     killed_at_any_time,
+    killed_at_every_call,
+    hosts_lose_their_power,
+    rounds_of_migration,
 ];
 
+/// The names in tests/scenarios/list.txt, with the seconds that each scenario takes.
+fn listed() -> BTreeMap<String, u32> {
+    let text = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let read = |line: &&str| {
+        let (name, seconds) = line.split_once(' ').unwrap_or_else(|| panic!("list.txt: {line}: no seconds"));
+        (name.to_owned(), seconds.parse().unwrap_or_else(|error| panic!("list.txt: {line}: {error}")))
+    };
+    let listed: BTreeMap<String, u32> = lines.iter().map(read).collect();
+    assert_eq!(listed.len(), lines.len(), "tests/scenarios/list.txt names a scenario twice");
+    listed
+}
+
 fn main() -> ExitCode {
-    let listed = fs::read_to_string(project().join("tests/scenarios/list.txt")).unwrap();
-    let listed: Vec<&str> = listed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let listed = listed();
     let known: Vec<&str> = [ON_ONE_HOST, ON_TWO_HOSTS, LONG_ON_ONE_HOST, LONG_ON_TWO_HOSTS]
         .concat()
         .iter()
         .map(|(name, _)| *name)
         .collect();
-    assert_eq!(listed, known, "tests/scenarios/list.txt and tests/scenarios/lab/main.rs differ");
-    assert_eq!(known.iter().collect::<BTreeSet<_>>().len(), known.len(), "a scenario runs twice");
+    let names: BTreeSet<&str> = known.iter().copied().collect();
+    assert_eq!(names.len(), known.len(), "a scenario runs twice");
+    assert!(names.iter().eq(listed.keys()), "tests/scenarios/list.txt and tests/scenarios/lab/main.rs differ");
 
     let wanted = wanted(&[&known[..], &["long"]].concat());
+    let earlier = Earlier::from_environment();
+    let passed = earlier.passed();
     let is_wanted = |name: &str, usually: bool| {
         let is_chosen = if usually { wanted.is_empty() } else { wanted.contains("long") };
         is_chosen || wanted.contains(name)
     };
-    let choose = |all: &'static [Scenario], usually: bool| -> Vec<&'static Scenario> {
-        all.iter().filter(|(name, _)| is_wanted(name, usually)).collect()
+    let choose = |usual: &'static [Scenario], long: &'static [Scenario]| -> Vec<&'static Scenario> {
+        let usual = usual.iter().filter(|(name, _)| is_wanted(name, true));
+        let long = long.iter().filter(|(name, _)| is_wanted(name, false));
+        let (done, mut chosen): (Vec<&Scenario>, Vec<&Scenario>) =
+            usual.chain(long).partition(|(name, _)| passed.contains(*name));
+        done.iter().for_each(|(name, _)| println!("{name} passed before and is not run again"));
+        // The longest first, so that both hosts end at about the same time.
+        chosen.sort_by_key(|(name, _)| Reverse(listed[*name]));
+        chosen
     };
-    let alone = [choose(ON_ONE_HOST, true), choose(LONG_ON_ONE_HOST, false)].concat();
-    let together = [choose(ON_TWO_HOSTS, true), choose(LONG_ON_TWO_HOSTS, false)].concat();
-    println!("\nrunning {} scenarios", alone.len() + together.len());
-    let hosts = if alone.len() + together.len() == 1 && together.is_empty() {
-        vec![RigHost::start(1)]
-    } else {
-        RigHost::start_both().to_vec()
-    };
+    let alone = choose(ON_ONE_HOST, LONG_ON_ONE_HOST);
+    let together = choose(ON_TWO_HOSTS, LONG_ON_TWO_HOSTS);
+    let count = alone.len() + together.len();
+    println!("\nrunning {count} scenarios");
+    if count == 0 {
+        return verdict(0, 0);
+    }
+    let hosts =
+        if count == 1 && together.is_empty() { vec![RigHost::start(1)] } else { RigHost::start_both().to_vec() };
     for host in &hosts {
         host.install(&Remotes::default());
         host.empty_datastores();
     }
-    let failed = side_by_side(&hosts, &alone, |host, scenario| runs(&[host], scenario))
-        + together.iter().filter(|scenario| !runs(&hosts, scenario)).count();
-    verdict(alone.len() + together.len(), failed)
+    let passes = |hosts: &[RigHost], scenario: &Scenario| {
+        let passed = runs(hosts, scenario);
+        if passed {
+            earlier.note(scenario.0);
+        }
+        passed
+    };
+    let failed = side_by_side(&hosts, &alone, |host, scenario| passes(&[host], scenario))
+        + together.iter().filter(|scenario| !passes(&hosts, scenario)).count();
+    verdict(count, failed)
 }
 
 /// Runs a scenario on clean hosts. Runs it once more when the emulated processor of a host failed.
@@ -326,8 +371,11 @@ fn cancel(host: RigHost, vm: &Vm) {
 
 fn one_vf(host: RigHost) {
     let vm = Vm::new(1).nic("sriov_pf0");
-    let live = deploy(host, &vm);
     let vf = &map(host, "pf0")[0];
+    let driver = || host.root(&format!("basename $(readlink /sys/bus/pci/devices/0000:{vf}/driver)")).ok();
+    let before = driver();
+    let live = deploy(host, &vm);
+    assert_eq!(driver(), "vfio-pci\n");
     assert_eq!(plugged(&live), [Plugged { alias: "ua-sriov-0".into(), host: vf.clone(), guest: "00:10.0".into() }]);
     assert_eq!(interfaces(&live), [(vm.dummy_mac(0, 0), "dummy_br".into())]);
     assert_eq!(host.claims(), ["pf0/0"]);
@@ -343,6 +391,7 @@ fn one_vf(host: RigHost) {
     let journal = host.root("cat /var/log/syslog").ok();
     assert!(journal.contains(&format!("vm=one-1 root=pf0 vf=0000:{vf} action=deploy result=plugged")), "{journal}");
     cancel(host, &vm);
+    assert_eq!(driver(), before, "the VF has not the driver that it had");
 }
 
 fn two_nics_of_one_root_in_order_beside_a_bridge_nic(host: RigHost) {

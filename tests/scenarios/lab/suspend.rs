@@ -58,7 +58,7 @@ pub(super) fn shows(host: RigHost, vm: &Vm, nics: usize, limit: Duration) {
 }
 
 /// The facts that must be the same after a VM was restored.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Identity {
     /// Names and guest addresses of the VFs, by name.
     vfs: Vec<(String, String)>,
@@ -248,7 +248,7 @@ fn dies_while_saving(host: RigHost, steps: &[(&str, u32)]) {
 
 /// Reconciles the host. Repeats this while the command says that its minute was too short: on a busy machine the
 /// emulated host needs most of it to read an image.
-fn reconciled(host: RigHost) -> Said {
+pub(super) fn reconciled(host: RigHost) -> Said {
     let mut said = host.root("timeout 60 kvm-sriov reconcile");
     for _ in 0..2 {
         if said.code == 0 {
