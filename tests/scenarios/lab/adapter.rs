@@ -25,7 +25,7 @@ struct Fault {
     stops_the_guest: bool,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 6] = [
     Fault {
         name: "the cable is pulled",
         strikes: |host| {
@@ -63,13 +63,6 @@ const FAULTS: [Fault; 7] = [
         stops_the_guest: true,
     },
     Fault {
-        name: "the adapter reports a fatal error",
-        strikes: |host| reports(host, 0x10, 0, "fatal"),
-        mended: |_| {},
-        takes_the_vf: false,
-        stops_the_guest: true,
-    },
-    Fault {
         name: "the adapter's driver is unbound and bound",
         strikes: |host| leaves(host, &format!("echo 0000:01:00.0 >{PF}/driver/unbind")),
         mended: |host| {
@@ -99,7 +92,8 @@ fn carrier_is(host: RigHost, carrier: &str) {
 }
 
 /// Makes the kernel see an error of the adapter, with these bits of the status of errors that are not corrected, or are.
-/// Waits until the root port has counted it. The emulated adapter can't send a message of an error itself.
+/// Waits until the root port has counted it. The emulated adapter can't send a message of an error itself, and after a
+/// fatal one the emulated port's link does not come back from the reset.
 ///
 /// # Source
 /// Linux, drivers/pci/pcie/aer_inject.c, struct aer_error_inj.
