@@ -22,6 +22,8 @@ pub struct Entry {
     bytes: Vec<u8>,
     /// `None` for a file that can't be opened.
     stamp: Option<Stamp>,
+    /// Whether an action held the claim then; `false` where nobody looked.
+    pub(super) was_held: bool,
 }
 
 impl Entry {
@@ -120,7 +122,7 @@ impl Entries {
                 Ok(None) => continue,
                 Err(error) => (Content::Unreadable { why: error.to_string() }, Vec::new(), None),
             };
-            self.all.push(Entry { root: root.clone(), index, content, bytes, stamp });
+            self.all.push(Entry { root: root.clone(), index, content, bytes, stamp, was_held: false });
         }
         Ok(())
     }

@@ -6,12 +6,21 @@ use super::{Claim, ClaimError, ClaimStore, Claimant, lock, process};
 use crate::base::{DomainUuid, Owner};
 
 impl ClaimStore {
-    /// All claims, in the order of roots and indexes. The directory of a root that can't be read or is not safe is left
-    /// out.
+    /// All claims, in the order of roots and indexes, each with whether an action holds it. The directory of a root that
+    /// can't be read or is not safe is left out.
     ///
     /// # Errors
     /// The state directory can't be read.
     pub fn entries(&self) -> Result<Vec<Entry>, ClaimError> {
+        let mut all = self.files()?;
+        for entry in &mut all {
+            entry.was_held = matches!(&entry.content, Content::Ours(record) if self.is_held(record));
+        }
+        Ok(all)
+    }
+
+    /// As [`ClaimStore::entries`], without a look at who holds them.
+    pub(super) fn files(&self) -> Result<Vec<Entry>, ClaimError> {
         Ok(Entries::read(&self.dir, &[])?.all)
     }
 
@@ -40,7 +49,7 @@ impl ClaimStore {
     /// # Errors
     /// As [`ClaimStore::entries`].
     pub fn has_any(&self, owner: &Owner) -> Result<bool, ClaimError> {
-        Ok(self.entries()?.iter().any(|entry| entry.is_of(owner)))
+        Ok(self.files()?.iter().any(|entry| entry.is_of(owner)))
     }
 
     /// The VM with this UUID, if it has a claim.
@@ -52,7 +61,7 @@ impl ClaimStore {
             Content::Ours(record) if record.uuid.as_ref() == Some(uuid) => Some(record.owner()),
             _ => None,
         };
-        Ok(self.entries()?.iter().find_map(of))
+        Ok(self.files()?.iter().find_map(of))
     }
 
     /// The VMs that have claims.
@@ -61,7 +70,7 @@ impl ClaimStore {
     /// As [`ClaimStore::entries`].
     pub fn claimants(&self) -> Result<Vec<Claimant>, ClaimError> {
         let mut claimants: Vec<Claimant> = Vec::new();
-        for entry in self.entries()? {
+        for entry in self.files()? {
             let Content::Ours(record) = &entry.content else { continue };
             let claim = record.claim(&entry.root, entry.index);
             match claimants.iter_mut().find(|claimant| claimant.owner.is(&claim.owner)) {
@@ -88,7 +97,7 @@ impl ClaimStore {
     /// # Errors
     /// As [`ClaimStore::entries`].
     pub fn claims_of(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
-        let entries = self.entries()?;
+        let entries = self.files()?;
         let of = |entry: &Entry| match &entry.content {
             Content::Ours(record) if entry.is_of(owner) => Some(record.claim(&entry.root, entry.index)),
             _ => None,

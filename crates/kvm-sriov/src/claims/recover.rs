@@ -101,7 +101,7 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be read.
     pub fn inspect(&self, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> Result<Vec<ClaimRepair>, ClaimError> {
-        let judged = self.judge(self.entries()?, seen, backing, maps);
+        let judged = self.judge(self.files()?, seen, backing, maps);
         let of = |entry: &Entry| match &entry.content {
             Content::Ours(record) => Some(record.claim(&entry.root, entry.index)),
             _ => None,
@@ -117,16 +117,13 @@ impl ClaimStore {
         Judged::new(stale, kept, seen, backing, maps)
     }
 
-    /// Whether neither a domain nor an action backs a claim, and the claim has not changed since before libvirt was
-    /// asked.
+    /// Whether no domain backs a claim, no action held it before libvirt was asked, and it has not changed since. It does
+    /// not matter whether an action holds it now: one that did may have plugged the VF after libvirt answered, and been
+    /// killed.
     fn is_stale(&self, entry: &Entry, seen: &[Entry], backing: &Backing, maps: &[VfMap]) -> bool {
         let stale = match &entry.content {
             // The image may be the only copy of the VM's memory. Reconciliation reads it first.
-            Content::Ours(record) => {
-                record.image.is_none()
-                    && !backing.backs(&record.claim(&entry.root, entry.index))
-                    && !self.is_held(record)
-            }
+            Content::Ours(record) => record.image.is_none() && !backing.backs(&record.claim(&entry.root, entry.index)),
             // An empty file names no VM. A domain that can't be read may have the VF.
             Content::Original => {
                 backing.unreadable.is_empty()
@@ -135,7 +132,7 @@ impl ClaimStore {
             }
             Content::Elsewhere(_) | Content::Unreadable { .. } => false,
         };
-        stale && seen.contains(entry)
+        stale && seen.iter().any(|before| before == entry && !before.was_held)
     }
 
     fn is_old(&self, entry: &Entry) -> bool {

@@ -19,7 +19,7 @@ impl ClaimStore {
     /// Nothing was claimed.
     pub fn claim_all(&self, request: &ClaimRequest<'_>, backing: &Backing) -> Result<Vec<Claim>, ClaimError> {
         let supplies = supplies(request)?;
-        let seen = self.entries()?;
+        let seen = self.files()?;
         let _lock = self.lock()?;
         let Entries { all: entries, unreadable } = Entries::read(&self.dir, &seen)?;
         for (root, error) in unreadable {

@@ -181,6 +181,21 @@ fn nobody_waits_for_a_look_that_finds_nothing_to_do() {
     assert_eq!(four.store.claims_of(&one(42)).unwrap(), claims);
 }
 
+/// The action may have plugged its VF after libvirt answered, and ended before the claims are judged.
+#[test]
+fn a_claim_that_was_held_when_libvirt_was_asked_is_not_freed() {
+    let four = Four::new();
+    let lock = lock(&four.store, &one(42));
+    let claims = four.claim(&lock, &one(42)).unwrap();
+    let seen = four.store.entries().unwrap();
+    drop(lock);
+    assert_eq!(four.store.inspect(&seen, &Backing::default(), &four.maps).unwrap(), []);
+    assert_eq!(four.store.recover(&seen, &Backing::default(), &four.maps).unwrap(), []);
+    assert_eq!(four.store.claims_of(&one(42)).unwrap(), claims);
+    let repairs = four.store.recover(&four.store.entries().unwrap(), &Backing::default(), &four.maps).unwrap();
+    assert!(matches!(&repairs[..], [ClaimRepair::Freed(claim)] if claim.vf == claims[0].vf), "{repairs:?}");
+}
+
 #[test]
 fn a_release_reads_its_own_file_alone() {
     let four = Four::new();

@@ -79,7 +79,7 @@ impl ClaimStore {
         };
         // The files are written and synced before the lock is taken, so that others can claim meanwhile. With the lock
         // held they only get their names.
-        let seen = self.entries()?;
+        let seen = self.files()?;
         let mut ready = Vec::new();
         for entry in &seen {
             if let Some((true, record)) = changed(entry) {
@@ -117,7 +117,7 @@ impl ClaimStore {
     /// # Errors
     /// A claim can't be written. It and those after it are still held.
     pub fn commit(&self, claims: &[Claim], maps: &[VfMap]) -> Result<(), ClaimError> {
-        let seen = self.entries()?;
+        let seen = self.files()?;
         let write = |claim| self.prepare(&self.place(claim, maps, &seen)?, claim, None, &seen);
         let files: Vec<_> = claims.iter().map(write).collect::<Result<_, _>>()?;
         let _lock = self.lock()?;
@@ -177,7 +177,7 @@ impl ClaimStore {
     /// # Errors
     /// A file can't be removed. It and the files after it still exist.
     pub fn release_domain(&self, owner: &Owner) -> Result<Vec<Claim>, ClaimError> {
-        let seen = self.entries()?;
+        let seen = self.files()?;
         let (mut released, mut files) = (Vec::new(), Vec::new());
         let _lock = self.lock()?;
         let Entries { all, unreadable } = Entries::read(&self.dir, &seen)?;
@@ -230,7 +230,7 @@ impl ClaimStore {
             return Ok(safe::unname(&path)?.into_iter().collect());
         }
         let mut files = Vec::new();
-        for entry in self.entries()? {
+        for entry in self.files()? {
             if entry.root == claim.root && entry.vf() == Some(claim.vf) && entry.is_of(&claim.owner) {
                 files.extend(safe::unname(&self.path(&entry.root, entry.index))?);
             }
