@@ -14,8 +14,9 @@ pub mod world;
 
 use scheduler::Choice;
 
-/// The worlds that are explored: two programs on one VM, or two VMs that want one VF. Those that find most come first.
-pub const WORLDS: [&str; 46] = [
+/// The worlds that are explored: two programs on one VM, or two VMs that want one VF, on two
+/// hosts or three. Those that find most come first.
+pub const WORLDS: [&str; 49] = [
     "runs:migrate1",
     "runs:migrate1+late2/1",
     "runs:save1+cancel1",
@@ -47,6 +48,7 @@ pub const WORLDS: [&str; 46] = [
     "paused:migrate1+probe2",
     "runs:attach1+attach1/3",
     "runs:attach1+cancel1/3",
+    "litter:probe1+attach1/3",
     "runs:detach1+detach1",
     "runs:detach1+save1",
     "runs:take1+probe1",
@@ -62,10 +64,23 @@ pub const WORLDS: [&str; 46] = [
     "slow:detach1+probe1",
     "slow:take1+cancel1",
     "runs:migrate1+reset1",
+    "both:migrate1+meet3/1",
+    "runs:migrate1+back1+probe3",
+];
+
+/// Worlds with three programs, or with actions that follow each other. They have too many plans to try each.
+pub const LARGE: [&str; 7] = [
+    "saved:restore1+restore1+probe1",
+    "saved:restore1+cancel1+restore1",
+    "runs:again1+probe1/3",
+    "runs:again1+probe1+probe1/3",
+    "runs:cycle1+probe1",
+    "both:migrate1+meet3",
+    "both:migrate1+meet3+probe2/1",
 ];
 
 /// What strikes at each moment of a program.
-pub const STRIKES: [Choice; 10] = [
+pub const STRIKES: [Choice; 12] = [
     Choice::Kill,
     Choice::Stall(40),
     Choice::Stall(70),
@@ -74,6 +89,8 @@ pub const STRIKES: [Choice; 10] = [
     Choice::Cut(200),
     Choice::Restart(0),
     Choice::Restart(1),
+    Choice::Restart(2),
     Choice::PowerOff(0),
     Choice::PowerOff(1),
+    Choice::PowerOff(2),
 ];

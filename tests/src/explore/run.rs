@@ -13,7 +13,7 @@ use kvm_sriov_model::host::ModelHost;
 
 use super::arena::{Arena, OnHosts};
 use super::scheduler::{Choice, Chooser, Moment, Plan, Scheduler, Strike, Surroundings, set_here};
-use super::world::{HOSTS, World, vm};
+use super::world::{World, vm};
 
 /// How often each host is probed before everything must have settled.
 const PROBES: usize = 4;
@@ -63,8 +63,8 @@ impl Stage for Hosts<'_> {
 
 /// Runs a world.
 pub fn run(world: &World, chooser: Box<dyn Chooser>, keep_trace: bool) -> Outcome {
-    let arena = Arena::new(HOSTS, world.vfs);
-    let scheduler = Scheduler::new(HOSTS);
+    let arena = Arena::new(world.hosts(), world.vfs);
+    let scheduler = Scheduler::new(world.hosts());
     if keep_trace {
         scheduler.keep_trace();
     }
@@ -148,7 +148,7 @@ impl Run<'_> {
         self.surroundings.strike(Strike::Network(true));
         for _ in 0..PROBES {
             let changed = Arc::new(AtomicBool::new(false));
-            for host in 0..HOSTS {
+            for host in 0..self.arena.hosts.len() {
                 let (arena, changed) = (Arc::clone(self.arena), Arc::clone(&changed));
                 self.one("probe", host, move || {
                     if arena.probe(host) {
@@ -165,7 +165,7 @@ impl Run<'_> {
         let ended = made.0.values().any(|choice| matches!(choice, Choice::PowerOff(_)));
         let (arena, world) = (Arc::clone(self.arena), self.world.clone());
         self.one("person", 0, move || {
-            for host in 0..HOSTS {
+            for host in 0..arena.hosts.len() {
                 decide(&arena, host);
             }
             let doubts = arena.doubts.lock().unwrap().clone();
@@ -188,7 +188,7 @@ fn decide(arena: &Arena, host: usize) {
             continue;
         };
         let name = vm.owner.vm.clone();
-        let runs_elsewhere = (0..HOSTS)
+        let runs_elsewhere = (0..arena.hosts.len())
             .filter(|other| *other != host)
             .any(|other| arena.hosts[other].model().places().iter().any(|(domain, runs)| *domain == name && *runs));
         let elsewhere = if runs_elsewhere { Elsewhere::Runs } else { Elsewhere::NeverRan };

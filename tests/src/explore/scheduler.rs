@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use generator::{Generator, Gn};
@@ -25,6 +26,9 @@ const FIRST_PID: u32 = 5_000_000;
 
 /// A run with more moments than this does not end.
 const MOST_MOMENTS: u32 = 400_000;
+
+/// One run at a time unwinds a coroutine.
+static UNWINDS: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static HERE: RefCell<Option<Rc<Scheduler>>> = const { RefCell::new(None) };
@@ -444,7 +448,12 @@ impl Scheduler {
             state.is_quiet = true;
             state.tasks[task].coroutine.take()
         };
-        drop(coroutine);
+        {
+            // The crate takes the process's panic hook away while it unwinds a coroutine. When two runs do that at once,
+            // one of them unwinds under the standard hook, which prints "Box<dyn Any>".
+            let _alone = UNWINDS.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(coroutine);
+        }
         let mut state = self.state.borrow_mut();
         state.current = None;
         state.is_quiet = false;

@@ -13,7 +13,7 @@ use kvm_sriov::os::Step;
 
 use super::run::{ByPlan, Outcome, run};
 use super::scheduler::{Choice, Chooser, Moment, Plan};
-use super::world::{HOSTS, World};
+use super::world::World;
 
 /// How many runs go on at once.
 const AT_ONCE: usize = 2;
@@ -118,30 +118,56 @@ impl Search {
 
     /// Every plan with one choice of these kinds: at each moment of a program.
     pub fn strikes(&self, world: &World, kinds: &[Choice]) {
-        let moments = self.recorded(world, Plan::default());
-        let at_programs = moments.iter().filter(|moment| moment.process.is_some());
-        let plans = at_programs.flat_map(|moment| kinds.iter().map(|kind| Plan([(moment.number, *kind)].into())));
-        self.side_by_side(plans.collect(), |plan| drop(self.run(world, Box::new(ByPlan(plan)))));
+        self.plans(world, 0, kinds);
     }
 
     /// Every plan with at most this many switches from a program that could go on to another task that can.
     pub fn switches(&self, world: &World, most: usize) {
-        let first = alternatives(&self.recorded(world, Plan::default()), &Plan::default());
-        self.side_by_side(first, |plan| self.deeper(world, plan, most - 1));
+        self.plans(world, most, &[]);
     }
 
-    fn deeper(&self, world: &World, plan: Plan, more: usize) {
+    /// Every plan with at most this many switches and at most one choice of these kinds, in every order.
+    pub fn plans(&self, world: &World, switches: usize, kinds: &[Choice]) {
+        let kinds: Vec<Choice> = kinds.iter().copied().filter(|kind| world.has(*kind)).collect();
+        self.side_by_side(self.longer(world, &Plan::default(), switches, &kinds), |(plan, switches, kinds)| {
+            self.deeper(world, &plan, switches, kinds);
+        });
+    }
+
+    fn deeper(&self, world: &World, plan: &Plan, switches: usize, kinds: &[Choice]) {
         if self.is_over() {
             return;
         }
-        if more == 0 {
-            self.run(world, Box::new(ByPlan(plan)));
+        if switches == 0 && kinds.is_empty() {
+            self.run(world, Box::new(ByPlan(plan.clone())));
             return;
         }
-        let moments = self.recorded(world, plan.clone());
-        for next in alternatives(&moments, &plan) {
-            self.deeper(world, next, more - 1);
+        for (plan, switches, kinds) in self.longer(world, plan, switches, kinds) {
+            self.deeper(world, &plan, switches, kinds);
         }
+    }
+
+    /// Runs a plan, and returns all with one more choice after its last one, each with what may be added to it.
+    fn longer<'a>(
+        &self,
+        world: &World,
+        plan: &Plan,
+        switches: usize,
+        kinds: &'a [Choice],
+    ) -> Vec<(Plan, usize, &'a [Choice])> {
+        let mut all = Vec::new();
+        for moment in self.recorded(world, plan.clone()).iter().filter(|moment| moment.process.is_some()) {
+            let with = |choice| {
+                let mut longer = plan.clone();
+                longer.0.insert(moment.number, choice);
+                longer
+            };
+            all.extend(kinds.iter().map(|kind| (with(*kind), switches, &[][..])));
+            if let Some(fewer) = switches.checked_sub(1) {
+                all.extend(moment.ready.iter().map(|task| (with(Choice::Run(*task)), fewer, kinds)));
+            }
+        }
+        all
     }
 
     /// Runs a plan, and returns the moments after its last choice, with who else could go on.
@@ -151,22 +177,21 @@ impl Search {
         moments.take()
     }
 
-    /// Looks for the first failure: every strike, every switch, and then random plans without an end.
-    pub fn hunt(&self, worlds: &[World], strikes: &[Choice]) {
-        self.seeds(worlds, 0..1000);
-        for world in worlds {
-            self.strikes(world, strikes);
-            self.switches(world, 1);
-        }
-        self.seeds(worlds, 1000..20_000);
+    /// Looks for the first failure: random plans in all worlds, every switch in them, every strike in the small ones,
+    /// and then more random plans.
+    pub fn hunt(&self, small: &[World], all: &[World], strikes: &[Choice]) {
+        self.seeds(all, 0..1000);
+        all.iter().for_each(|world| self.switches(world, 1));
+        small.iter().for_each(|world| self.strikes(world, strikes));
+        self.seeds(all, 1000..20_000);
     }
 
     /// Random plans, one for each seed.
     pub fn seeds(&self, worlds: &[World], seeds: std::ops::Range<u64>) {
         self.side_by_side(seeds.collect(), |seed| {
-            let random = Random::new(seed);
-            let world = &worlds[random.world % worlds.len()];
-            self.run(world, Box::new(random));
+            let mut random = fastrand::Rng::with_seed(seed);
+            let world = &worlds[random.usize(..worlds.len())];
+            self.run(world, Box::new(Random::new(random, world.hosts())));
         });
     }
 
@@ -185,19 +210,6 @@ impl Search {
 /// What failures of one kind have in common: the text without numbers.
 fn kind(wrong: &str) -> String {
     wrong.chars().filter(|c| !c.is_ascii_digit()).take(80).collect()
-}
-
-/// The plans with one more switch than this one, after its last choice.
-fn alternatives(moments: &[Moment], plan: &Plan) -> Vec<Plan> {
-    let mut all = Vec::new();
-    for moment in moments.iter().filter(|moment| moment.process.is_some()) {
-        for task in &moment.ready {
-            let mut longer = plan.clone();
-            longer.0.insert(moment.number, Choice::Run(*task));
-            all.push(longer);
-        }
-    }
-    all
 }
 
 /// Leaves out choices as long as the run fails in the same way.
@@ -245,7 +257,6 @@ impl Chooser for Recorder {
 /// Switches, and strikes, at random.
 struct Random {
     random: fastrand::Rng,
-    world: usize,
     /// At how many of 1000 moments another task goes on.
     switches: u32,
     /// What is struck, and how many moments of programs it waits for.
@@ -254,13 +265,11 @@ struct Random {
 }
 
 impl Random {
-    fn new(seed: u64) -> Self {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let world = random.usize(..);
+    fn new(mut random: fastrand::Rng, hosts: usize) -> Self {
         let switches = [0, 10, 50, 200][random.usize(..4)];
         let number = [0, 1, 1, 2, 3][random.usize(..5)];
         let strikes = (0..number).map(|_| {
-            let host = random.usize(..HOSTS);
+            let host = random.usize(..hosts);
             let what = match random.u8(..10) {
                 0..4 => Choice::Kill,
                 4 => Choice::Stall([5, 40, 70, 200][random.usize(..4)]),
@@ -271,7 +280,7 @@ impl Random {
             (random.u32(1..120), what)
         });
         let strikes = strikes.collect();
-        Self { random, world, switches, strikes, programs: 0 }
+        Self { random, switches, strikes, programs: 0 }
     }
 }
 

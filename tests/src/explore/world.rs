@@ -9,11 +9,12 @@ use std::time::Duration;
 use kvm_sriov::opennebula;
 use kvm_sriov::os;
 use kvm_sriov::xml::VmData;
-use kvm_sriov::{ActionError, DomainId, DomainName, SnapshotName, actions};
+use kvm_sriov::{ActionError, DomainId, DomainName, Host, SnapshotName, actions};
 
 use kvm_sriov_model::Guest;
 
 use super::arena::{Arena, Way};
+use super::scheduler::Choice;
 use crate::model_host::OpenNebulaHost;
 use crate::vm::Vm;
 
@@ -48,6 +49,10 @@ pub enum Given {
     Snapshot,
     /// The VM runs on host1. Its guest releases a VF only after the driver has stopped waiting for it.
     Slow,
+    /// The VM runs on host1, and the second VM on the last host.
+    Both,
+    /// The VM runs on host1, where a claim of the second VM is left, which has ended.
+    Litter,
 }
 
 /// A program that runs.
@@ -65,12 +70,20 @@ pub enum Program {
     Restore,
     /// `migrate` to the next host.
     Migrate,
+    /// `migrate` to the host before; from host1 to the last one.
+    Back,
+    /// `migrate` of the second VM to the host before.
+    Meet,
     /// `cancel`.
     Cancel,
     /// `shutdown`.
     Shutdown,
     /// `attach_nic` of a third NIC with a VF.
     Attach,
+    /// `attach_nic`, `detach_nic` and `attach_nic` of a third NIC with a VF.
+    Again,
+    /// `save` and `restore`, twice.
+    Cycle,
     /// `detach_nic` of the second NIC.
     Detach,
     /// `snapshot_create`.
@@ -83,25 +96,31 @@ pub enum Program {
     Probe,
 }
 
-const GIVEN: [(&str, Given); 6] = [
+const GIVEN: [(&str, Given); 8] = [
     ("nothing", Given::Nothing),
     ("runs", Given::Runs),
     ("paused", Given::Paused),
     ("saved", Given::Saved),
     ("snapshot", Given::Snapshot),
     ("slow", Given::Slow),
+    ("both", Given::Both),
+    ("litter", Given::Litter),
 ];
 
-const PROGRAMS: [(&str, Program); 14] = [
+const PROGRAMS: [(&str, Program); 18] = [
     ("deploy", Program::Deploy),
     ("other", Program::Other),
     ("late", Program::Late),
     ("save", Program::Save),
     ("restore", Program::Restore),
     ("migrate", Program::Migrate),
+    ("back", Program::Back),
+    ("meet", Program::Meet),
     ("cancel", Program::Cancel),
     ("shutdown", Program::Shutdown),
     ("attach", Program::Attach),
+    ("again", Program::Again),
+    ("cycle", Program::Cycle),
     ("detach", Program::Detach),
     ("take", Program::Snapshot),
     ("revert", Program::Revert),
@@ -110,7 +129,7 @@ const PROGRAMS: [(&str, Program); 14] = [
 ];
 
 /// A world, written as `runs:migrate1+probe2`: what is there, and each program with the number of its host. A number of
-/// VFs for each root may follow: `/1`.
+/// VFs for each root may follow: `/1`. There are two hosts, and three where a program is on the third.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct World {
     /// What is there at first.
@@ -145,15 +164,15 @@ impl FromStr for World {
             let (name, host) = text.split_at_checked(text.len() - 1).ok_or_else(|| wrong(text))?;
             let program = PROGRAMS.iter().find(|(known, _)| *known == name).ok_or_else(|| wrong(name))?.1;
             let host: usize = host.parse().map_err(|_| wrong(host))?;
-            Ok((program, host.checked_sub(1).filter(|host| *host < HOSTS).ok_or_else(|| wrong(text))?))
+            Ok((program, host.checked_sub(1).filter(|host| *host < MOST_HOSTS).ok_or_else(|| wrong(text))?))
         };
         let programs = programs.split('+').map(program).collect::<Result<_, String>>()?;
         Ok(Self { given, programs, vfs: vfs.parse().map_err(|_| wrong(vfs))? })
     }
 }
 
-/// The hosts of every world.
-pub(super) const HOSTS: usize = 2;
+/// The most hosts of a world.
+pub(super) const MOST_HOSTS: usize = 3;
 
 fn id(vm: &Vm) -> DomainId {
     vm.uuid().parse().unwrap()
@@ -167,6 +186,12 @@ fn text(result: Result<(), ActionError>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
+/// The VM moves to a host.
+fn migrate(arena: &Arc<Arena>, from: usize, to: usize, vm: &Vm) -> Result<(), String> {
+    let route = actions::Route { from: Some(arena.name(from)), to: arena.name(to) };
+    text(actions::migrate(&arena.host(from), &id(vm), &route, None, &Way::from(arena, from)))
+}
+
 fn deploy(arena: &Arena, host: usize, vm: &Vm) -> Result<(), String> {
     let there = &arena.hosts[host];
     text(actions::deploy(&arena.host(host), &there.deployment_file(vm), &there.deployment(vm)).map(drop))
@@ -174,6 +199,26 @@ fn deploy(arena: &Arena, host: usize, vm: &Vm) -> Result<(), String> {
 
 fn save(arena: &Arena, host: usize) -> Result<(), String> {
     text(actions::save(&arena.host(host), &id(&vm()), &checkpoint(arena), None))
+}
+
+fn restore(arena: &Arena, host: usize) -> Result<(), String> {
+    let file = checkpoint(arena);
+    text(actions::restore(&arena.host(host), &file, opennebula::vm_of_checkpoint(&file).as_ref()))
+}
+
+/// The VM with a third NIC.
+fn third() -> Vm {
+    vm().nic("sriov_ib0")
+}
+
+fn attach(there: &Host) -> Result<(), String> {
+    let vm = third();
+    let (arguments, data) = (vm.nic_arguments(2, vm.bridge(2)), said(&vm, 2));
+    text(actions::attach_nic(there, &id(&vm), &arguments.described(Some(&data)), Some(&data)))
+}
+
+fn detach(there: &Host, vm: &Vm, number: usize) -> Result<(), String> {
+    text(actions::detach_nic(there, &id(vm), vm.mac(number).parse().unwrap(), Some(&said(vm, number))))
 }
 
 /// OpenNebula's description of a VM whose NIC with this number is attached or detached.
@@ -193,7 +238,8 @@ impl Program {
 
     /// Runs it on a host.
     pub(super) fn run(self, arena: &Arc<Arena>, host: usize) -> Result<(), String> {
-        let (there, vm) = (arena.host(host), vm());
+        let (there, vm, hosts) = (arena.host(host), vm(), arena.hosts.len());
+        let (next, before) = ((host + 1) % hosts, (host + hosts - 1) % hosts);
         match self {
             Self::Deploy => deploy(arena, host, &vm),
             Self::Other => deploy(arena, host, &other()),
@@ -202,26 +248,23 @@ impl Program {
                 deploy(arena, host, &other())
             }
             Self::Save => save(arena, host),
-            Self::Restore => {
-                let file = checkpoint(arena);
-                text(actions::restore(&there, &file, opennebula::vm_of_checkpoint(&file).as_ref()))
+            Self::Restore => restore(arena, host),
+            Self::Cycle => {
+                let once = || save(arena, host).and_then(|()| restore(arena, host));
+                once().and_then(|()| once())
             }
-            Self::Migrate => {
-                let to = arena.name((host + 1) % HOSTS);
-                let route = actions::Route { from: Some(arena.name(host)), to };
-                text(actions::migrate(&there, &id(&vm), &route, None, &Way::from(arena, host)))
-            }
+            Self::Migrate => migrate(arena, host, next, &vm),
+            Self::Back => migrate(arena, host, before, &vm),
+            Self::Meet => migrate(arena, host, before, &other()),
             Self::Cancel => text(actions::cancel(&there, &id(&vm), Some(&DomainName::of_vm(42)))),
             Self::Shutdown => text(actions::shutdown(&there, &id(&vm), true)),
-            Self::Attach => {
-                let vm = vm.nic("sriov_ib0");
-                let (arguments, data) = (vm.nic_arguments(2, vm.bridge(2)), said(&vm, 2));
-                text(actions::attach_nic(&there, &id(&vm), &arguments.described(Some(&data)), Some(&data)))
+            Self::Attach => attach(&there),
+            Self::Again => {
+                attach(&there)?;
+                detach(&there, &third(), 2)?;
+                attach(&there)
             }
-            Self::Detach => {
-                let mac = vm.mac(1).parse().unwrap();
-                text(actions::detach_nic(&there, &id(&vm), mac, Some(&said(&vm, 1))))
-            }
+            Self::Detach => detach(&there, &vm, 1),
             Self::Snapshot => text(actions::snapshot_create(&there, &id(&vm), 1, None).map(drop)),
             Self::Revert => text(actions::snapshot_revert(&there, &id(&vm), &SnapshotName::of(0), None)),
             Self::Reset => text(actions::reset(&there, &id(&vm))),
@@ -249,24 +292,41 @@ impl Given {
             Self::Snapshot => {
                 actions::snapshot_create(&arena.host(0), &id(&vm()), 0, None).unwrap();
             }
+            Self::Both => deploy(arena, arena.hosts.len() - 1, &other()).unwrap(),
             Self::Slow => arena.hosts[0].model().set_guest("one-42", Guest::Answers(LATE)),
+            Self::Litter => {
+                deploy(arena, 0, &other()).unwrap();
+                arena.hosts[0].model().end_domain("one-43");
+            }
             Self::Nothing | Self::Runs => {}
         }
     }
 }
 
 impl World {
-    /// What is wrong with the fate of the VM when everything has settled.
+    /// How many hosts it has.
+    pub(super) fn hosts(&self) -> usize {
+        self.programs.iter().map(|(_, host)| host + 1).max().unwrap_or(0).max(2)
+    }
+
+    /// Whether what is struck is there.
+    pub(super) fn has(&self, strike: Choice) -> bool {
+        !matches!(strike, Choice::Restart(host) | Choice::PowerOff(host) if host >= self.hosts())
+    }
+
+    /// What is wrong with the fate of the VMs when everything has settled.
     ///
-    /// * `ended` - whether a host lost its power, which may end the VM
+    /// * `ended` - whether a host lost its power, which may end a VM
     pub(super) fn fate(&self, arena: &Arena, ended: bool) -> Result<(), String> {
-        let name = vm().name();
-        let places: Vec<(usize, bool)> = (0..HOSTS)
-            .flat_map(|host| {
-                let domains = arena.hosts[host].model().places();
-                domains.into_iter().filter(|(domain, _)| domain.as_str() == name).map(move |(_, runs)| (host, runs))
-            })
-            .collect();
+        let places = |vm: &Vm| -> Vec<(usize, bool)> {
+            let of_host = |host: usize| arena.hosts[host].model().places().into_iter().map(move |found| (host, found));
+            let all = (0..arena.hosts.len()).flat_map(of_host);
+            all.filter(|(_, (domain, _))| domain.as_str() == vm.name()).map(|(host, (_, runs))| (host, runs)).collect()
+        };
+        if self.given == Given::Both && !matches!(places(&other())[..], [(_, true)]) && !ended {
+            return Err(format!("the second VM does not run in one place: {:?}", places(&other())));
+        }
+        let places = places(&vm());
         let is_saved = arena.hosts[0].model().is_newest(&checkpoint(arena)).unwrap_or(false);
         match places[..] {
             [] if is_saved => Ok(()),

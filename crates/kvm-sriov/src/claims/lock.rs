@@ -125,10 +125,10 @@ fn cancel_text(token: Token) -> String {
 /// Locks the file at `path`, and creates it if it does not exist. `None` when another action held it all the time.
 pub(super) fn acquire(path: &Path, timeout: Duration) -> Result<Option<File>, ClaimError> {
     let failed = || ClaimError::file("lock", path);
-    os::step("lock", "take");
     let end = os::now() + timeout;
     loop {
         let file = safe::open_lock(path).map_err(failed())?;
+        os::step("lock", "take");
         let locked = match FileExt::try_lock_exclusive(&file) {
             Ok(()) => Some(file),
             Err(error) if error.kind() == fs2::lock_contended_error().kind() => {
