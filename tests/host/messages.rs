@@ -18,8 +18,8 @@ use kvm_sriov::libvirt::{LibvirtError, LibvirtErrorKind, RunState};
 use kvm_sriov::opennebula::NicArgs;
 use kvm_sriov::reconcile::{Doubt, Obstacle};
 use kvm_sriov::sysfs::NoVf;
-use kvm_sriov::xml::{Deployment, NicMode};
-use kvm_sriov::{Action, ActionError, Cause, HostState, Position};
+use kvm_sriov::xml::Deployment;
+use kvm_sriov::{Action, ActionError, Cause, HostState, NicMode, Position};
 use kvm_sriov_model::Guest;
 use kvm_sriov_model::host::ModelHost;
 use kvm_sriov_tests::caller::Version;
@@ -109,6 +109,9 @@ fn messages_of_the_programs() {
     // A network that asks for a VF, on a host that is not set up for VFs.
     let vf = deploy.stdin.replace("bridge='onebr0'", "bridge='sriov_ib0'");
     let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
+    messages.note("deploy: no map", code, &message);
+    site.write_map("ib0", "0x07 0x00 0x01\n");
+    let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
     messages.note("deploy: the dummies' bridge is none", code, &message);
     site.configure("DUMMY_BRIDGE=");
     let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
@@ -117,6 +120,9 @@ fn messages_of_the_programs() {
     let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
     messages.note("deploy: a kvmrc that can't be read", code, &message);
     site.configure("");
+    site.write_map("ib0.conf", "MODE=ethernet\nVLAN=7\n");
+    let (code, message) = said(&site, "deploy", &deploy.args(), &vf);
+    messages.note("deploy: a root's settings that can't be read", code, &message);
     site.caller(0).run("deploy", &deploy.args(), &deploy.stdin).ok();
     let (code, message) = said(&site, "deploy", &deploy.args(), &deploy.stdin);
     let message = mask(&message, "deployment.0: ", "; a domain of this name or UUID runs", "libvirt's reason");
@@ -448,6 +454,12 @@ fn causes() -> Vec<(Action, Cause)> {
         ),
         (Action::NetworkPre, Cause::FewVfs { root: root(), vfs: 1, needed: 2, no_vfs: no_vfs() }),
         (Action::AttachNic, Cause::NoMode { mac: mac(), mode: NicMode::Infiniband }),
+        (
+            Action::Migrate,
+            Cause::OtherMode { mac: mac(), mode: NicMode::Ethernet, root: root(), here: NicMode::Hostdev },
+        ),
+        (Action::Deploy, Cause::NeedsBridge { mac: mac(), what: "a network filter (FILTER)" }),
+        (Action::AttachNic, Cause::NoVlanKnown { mac: mac() }),
         (Action::Migrate, Cause::NotInVmDir { path: "/etc/passwd".into() }),
         (Action::Migrate, Cause::NoMove { vm: vm(), how: text("to node2: it has a disk in memory") }),
         (

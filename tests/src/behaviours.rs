@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use kvm_sriov::libvirt::{DomainRef, Event, Events, Hypervisor, LibvirtError, LibvirtErrorKind, Migration, RunState};
 use kvm_sriov::xml::{
-    AdoptedDevices, KeptContent, LiveDomain, LiveHostdev, Medium, NicMode, Wanted, WantedNic, alias_of, hostdev_of,
+    AdoptedDevices, KeptContent, LiveDomain, LiveHostdev, Medium, Wanted, WantedNic, alias_of, hostdev_of,
 };
-use kvm_sriov::{PciAddress, Position};
+use kvm_sriov::{NicMode, PciAddress, Position};
 
 use crate::CALL_LIMIT;
 use crate::vm::Vm;
@@ -317,7 +317,14 @@ fn metadata_that_declare_the_prefix_are_refused(rig: &dyn Rig, domain: &DomainRe
 }
 
 fn a_vf_is_where_it_was_asked_for(rig: &dyn Rig, domain: &DomainRef) {
-    let expected = LiveHostdev { alias: Some(alias(0)), vf: rig.vfs()[0], guest: nic(0).guest, is_transient: false };
+    let expected = LiveHostdev {
+        alias: Some(alias(0)),
+        vf: rig.vfs()[0],
+        guest: nic(0).guest,
+        mac: None,
+        vlan: None,
+        is_transient: false,
+    };
     assert_eq!(live(rig, domain).hostdevs, [expected]);
 }
 

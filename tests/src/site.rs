@@ -38,6 +38,13 @@ impl Site {
         fs::write(self.remotes.path().join("etc/vmm/kvm-sriov/kvmrc"), text).unwrap();
     }
 
+    /// Writes the map of a root beside the driver.
+    pub fn write_map(&self, root: &str, text: &str) {
+        let maps = self.remotes.path().join("vmm/kvm-sriov/vf_maps");
+        fs::create_dir_all(&maps).unwrap();
+        fs::write(maps.join(root), text).unwrap();
+    }
+
     /// The caller, for the VM with this number.
     pub fn caller(&self, vm: u32) -> Caller {
         Caller::new(self.version, self.remotes.path()).vm(vm)

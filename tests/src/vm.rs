@@ -46,6 +46,7 @@ struct Nic {
     bridge: String,
     /// The number in its MAC and in its addresses.
     address: usize,
+    vlan: Option<u16>,
 }
 
 impl Vm {
@@ -160,8 +161,16 @@ impl Vm {
     /// in two networks.
     #[must_use]
     pub fn nic_with_mac_of(mut self, number: usize, bridge: &str) -> Self {
-        self.nics.push(Nic { bridge: bridge.into(), address: number });
+        self.nics.push(Nic { bridge: bridge.into(), address: number, vlan: None });
         self
+    }
+
+    /// Adds a NIC of a network with this VLAN.
+    #[must_use]
+    pub fn nic_in_vlan(self, bridge: &str, vlan: u16) -> Self {
+        let mut vm = self.nic(bridge);
+        vm.nics.last_mut().unwrap().vlan = Some(vlan);
+        vm
     }
 
     /// The number in the MAC and the addresses of a NIC.
@@ -397,6 +406,7 @@ impl ActionData<'_> {
         let Vm { id, title, datastore, .. } = vm;
         let mut nics = String::new();
         for (number, nic) in vm.nics.iter().enumerate() {
+            let vlan = nic.vlan.map_or_else(String::new, |vlan| format!("<VLAN_ID><![CDATA[{vlan}]]></VLAN_ID>"));
             let attach = if *attach == Some(number) { "<ATTACH><![CDATA[YES]]></ATTACH>" } else { "" };
             write!(
                 nics,
@@ -405,7 +415,7 @@ impl ActionData<'_> {
                  <IP><![CDATA[{}]]></IP><MAC><![CDATA[{}]]></MAC><MODEL><![CDATA[virtio]]></MODEL>\
                  <NAME><![CDATA[NIC{number}]]></NAME><NETWORK><![CDATA[net]]></NETWORK><NETWORK_ID><![CDATA[0]]></NETWORK_ID>\
                  <NIC_ID><![CDATA[{number}]]></NIC_ID><SECURITY_GROUPS><![CDATA[0]]></SECURITY_GROUPS>\
-                 <TARGET><![CDATA[one-{id}-{number}]]></TARGET><VN_MAD><![CDATA[bridge]]></VN_MAD></NIC>",
+                 <TARGET><![CDATA[one-{id}-{number}]]></TARGET>{vlan}<VN_MAD><![CDATA[bridge]]></VN_MAD></NIC>",
                 nic.bridge,
                 vm.ip(number),
                 vm.mac(number)

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use kvm_sriov::claims::Process;
 use kvm_sriov::libvirt::{DiskCalls, DomainCalls, JobCalls};
 use kvm_sriov::xml::{LiveDomain, OperationKind, Wanted, dummy_alias_of};
-use kvm_sriov::{PciAddress, VfState};
+use kvm_sriov::{NicMode, PciAddress, VfState};
 
 use super::element::Element;
 use super::host::ModelHost;
@@ -174,7 +174,8 @@ impl ModelHost {
     }
 }
 
-/// A domain has each wanted VF at its guest address, in order, with its dummy, and no operation is open.
+/// A domain has each wanted VF at its guest address, in order, with its dummy or with its MAC and VLAN, and no operation
+/// is open.
 fn check_domain(live: &LiveDomain, wanted: &Wanted) {
     let name = &live.name;
     // A pending unplug is a note that the guest may still release a VF. Nothing is to be repaired.
@@ -188,7 +189,10 @@ fn check_domain(live: &LiveDomain, wanted: &Wanted) {
         guests.push((nic.position, device.guest.unwrap()));
         let dummy = dummy_alias_of(nic.position);
         let has_dummy = live.interfaces.iter().any(|interface| interface.alias.as_deref() == Some(&*dummy));
-        assert!(has_dummy, "{name} has no dummy for {}", nic.mac);
+        assert_eq!(has_dummy, nic.has_dummy(), "{name}: the dummy of {}", nic.mac);
+        if nic.mode == NicMode::Ethernet {
+            assert_eq!((device.mac, device.vlan), (Some(nic.mac), nic.port_vlan()), "{name}: {device:?}");
+        }
     }
     guests.sort_unstable();
     assert!(guests.is_sorted_by_key(|(_, guest)| *guest), "{name}: its VFs are out of order: {guests:?}");

@@ -96,7 +96,7 @@ pub mod xml;
 pub use base::printable;
 pub use base::signals::hold as hold_signals;
 pub use base::{
-    Action, DomainId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, Owner, ParseError,
+    Action, DomainId, DomainName, DomainUuid, DummyMacPrefix, HostName, MacAddress, NicKey, NicMode, Owner, ParseError,
     PciAddress, Position, RootName, SnapshotName, WantedVf,
 };
 pub use error::{ActionError, AgentError, Cause, Doubt, HostState, Obstacle, UnplugOutcome};

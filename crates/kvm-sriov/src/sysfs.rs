@@ -80,6 +80,12 @@ impl Sysfs {
         }
     }
 
+    /// Whether the adapter of a VF has a network device on this host. libvirt sets MACs and VLANs of VFs through it.
+    pub fn has_network_adapter(&self, vf: PciAddress) -> bool {
+        let devices = fs::read_dir(self.device(vf).join("physfn/net"));
+        devices.is_ok_and(|mut devices| devices.next().is_some())
+    }
+
     /// The IOMMU group of the function: the number in `/dev/vfio/<number>`. `None` without an IOMMU.
     pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
         fs::read_link(self.device(address).join("iommu_group")).ok()?.file_name()?.to_str()?.parse().ok()

@@ -9,7 +9,7 @@ use kvm_sriov::xml::{
     Deployment, Disk, Medium, PlannedNic, Wanted, WantedNic, adapted_to_host, hostdev_of, snapshot_of,
     with_system_datastore,
 };
-use kvm_sriov::{DomainUuid, MacAddress, PciAddress};
+use kvm_sriov::{DomainUuid, MacAddress, NicMode, PciAddress};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -267,7 +267,11 @@ proptest! {
         let planned: Vec<PlannedNic> = (0..)
             .zip(deployment.sriov_nics())
             .map(|(n, nic): (u8, &WantedNic)| {
-                PlannedNic { wanted: nic.clone(), vf: PciAddress::new(0, 0x81, n, 1).unwrap(), dummy_mac }
+                // Every third one gets an interface in its place, and no dummy.
+                let mode = if n % 3 == 1 { NicMode::Ethernet } else { NicMode::Hostdev };
+                let wanted = WantedNic { mode, vlan: n.checked_mul(7).map(u16::from), ..nic.clone() };
+                let dummy_mac = wanted.has_dummy().then_some(dummy_mac);
+                PlannedNic { wanted, vf: PciAddress::new(0, 0x81, n, 1).unwrap(), dummy_mac }
             })
             .collect();
         let to = format!("/new/{}", to.1);
@@ -295,7 +299,7 @@ proptest! {
                     );
                     expected.push(removed("domain/devices", text));
                     expected.push(added("domain/devices", hostdev_of(&nic.wanted, nic.vf)));
-                    expected.push(added("domain/devices", dummy));
+                    expected.extend(nic.dummy_mac.map(|_| added("domain/devices", dummy)));
                 }
             }
         }

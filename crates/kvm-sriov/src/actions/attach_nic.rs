@@ -4,20 +4,23 @@ use std::slice;
 
 use super::shared::device::{self, NewDevice};
 use super::shared::undo::undo_failed;
-use crate::base::{Action, DomainId, MacAddress, RootName};
+use crate::base::{Action, DomainId, MacAddress, NicMode, RootName};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::reconcile;
 use crate::vm::{self, Dummy, PluggedVf, Vm, nic_defaults};
-use crate::xml::{LiveDomain, NicPlace, PciDevice, VmData, VmNic, VmPci, WantedNic, interface_of, nic_alias, pci_of};
+use crate::xml::{
+    LiveDomain, NicPlace, PciDevice, VmData, VmNic, VmPci, Wanted, WantedNic, interface_of, nic_alias, pci_of,
+};
 
 const ACTION: Action = Action::AttachNic;
 
 /// Plugs a NIC into a running VM. Success when it is there already.
 ///
-/// A NIC on a bridge `sriov_<root>` gets a free VF of that root and a dummy interface, at the lowest position that
-/// keeps the VM's VFs in the order of their guest addresses. A NIC on any other bridge, and a PCI device, are attached
-/// as by the stock driver. An alias is another address of a NIC, so there is nothing to plug in.
+/// A NIC on a bridge `sriov_<root>` gets a free VF of that root, and a dummy interface unless the root has
+/// MODE=ethernet. It gets the lowest position that keeps the VM's VFs in the order of their guest addresses. A NIC on
+/// any other bridge, and a PCI device, are attached as by the stock driver. An alias is another address of a NIC, so
+/// there is nothing to plug in.
 ///
 /// * `nic` - the NIC
 /// * `data` - OpenNebula's description of the VM: says whether the NIC is an alias or a PCI device, and which other
@@ -41,6 +44,9 @@ pub fn attach_nic(host: &Host, id: &DomainId, nic: &VmNic, data: Option<&VmData>
         ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
     })?;
     if let Some(root) = root {
+        host.mode_of(&root)
+            .and_then(|mode| vm::check_vlan_is_known(nic, mode))
+            .map_err(|cause| ActionError::untouched(ACTION, cause))?;
         return with_vf(host, id, nic, root, data).map(drop);
     }
     as_stock(host, id, data, &New::Interface(nic))
@@ -99,7 +105,7 @@ fn as_stock(host: &Host, id: &DomainId, data: Option<&VmData>, new: &New<'_>) ->
         log::info!("{} has this NIC already", domain.name);
         return Ok(());
     }
-    if found.wanted().is_some_and(|wanted| !wanted.nics.is_empty()) {
+    if found.wanted().is_some_and(Wanted::has_dummies) {
         host.check_macs(new.mac()).map_err(failed)?;
     }
     let what = format!("attach NIC to {}", domain.name);
@@ -124,7 +130,7 @@ fn as_stock(host: &Host, id: &DomainId, data: Option<&VmData>, new: &New<'_>) ->
     )
 }
 
-/// Plugs in a VF of `root` and its dummy. Success when the NIC has them already.
+/// Plugs in a VF of `root`, and its dummy if it needs one. Success when the NIC has them already.
 ///
 /// # Errors
 /// Nothing was changed, or the error's state says exactly what is left.
@@ -136,10 +142,12 @@ pub(crate) fn with_vf(
     data: Option<&VmData>,
 ) -> Result<PluggedVf, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-    // Everything besides the VF is checked before anything is claimed.
-    host.dummy_bridge().map_err(untouched)?;
-    // Only a check: the map is read again when the VF is claimed.
-    host.maps_of(slice::from_ref(&root).iter()).map_err(untouched)?;
+    // Everything besides the VF is checked before anything is claimed. The map is read again when the VF is claimed.
+    let mode = host.mode_of(&root).map_err(untouched)?;
+    vm::check_mode(nic, mode).map_err(untouched)?;
+    if mode == NicMode::Hostdev {
+        host.dummy_bridge().map_err(untouched)?;
+    }
     let domain = host.find(id).map_err(untouched)?;
     let mut vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
     if let Some(known) = known(&vm, nic, &root, data).map_err(untouched)? {
@@ -152,10 +160,13 @@ pub(crate) fn with_vf(
         log::info!("{} has NIC {} at position {} already", vm.domain.name, known.mac, known.position);
         return plugged(&vm, &known);
     }
-    check_macs(&vm, nic, data).map_err(untouched)?;
-    let (new, place) = plan(&vm, nic, root).map_err(untouched)?;
-    let dummy = Dummy::of(host, nic, new.position, data.and_then(VmData::vcpus)).map_err(untouched)?;
-    if let Err(cause) = plug(&mut vm, &new, &dummy) {
+    if mode == NicMode::Hostdev || vm.wanted.has_dummies() {
+        check_macs(&vm, nic, data).map_err(untouched)?;
+    }
+    let (new, place) = plan(&vm, nic, root, mode).map_err(untouched)?;
+    let dummy = || Dummy::of(host, nic, new.position, data.and_then(VmData::vcpus));
+    let dummy = new.has_dummy().then(dummy).transpose().map_err(untouched)?;
+    if let Err(cause) = plug(&mut vm, &new, dummy.as_ref()) {
         return Err(undo(vm, &new, cause));
     }
     let before = vm.wanted.clone();
@@ -216,17 +227,17 @@ fn known(vm: &Vm<'_>, nic: &VmNic, root: &RootName, data: Option<&VmData>) -> Re
 }
 
 /// The position and the guest address of the new NIC.
-fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName) -> Result<(WantedNic, NicPlace), Cause> {
+fn plan(vm: &Vm<'_>, nic: &VmNic, root: RootName, mode: NicMode) -> Result<(WantedNic, NicPlace), Cause> {
     let place = vm.live.free.place(&vm.wanted.nics, &vm.live.positions());
     let place = place.ok_or_else(|| Cause::TooMany { vm: vm.domain.name.clone() })?;
-    Ok((WantedNic::described(nic, root, &place), place))
+    Ok((WantedNic::described(nic, root, mode, &place), place))
 }
 
-fn plug(vm: &mut Vm<'_>, new: &WantedNic, dummy: &Dummy) -> Result<(), Cause> {
+fn plug(vm: &mut Vm<'_>, new: &WantedNic, dummy: Option<&Dummy>) -> Result<(), Cause> {
     // Holds the claims: reconciliation must not release one that an earlier try left and that is used now.
     vm.store.hold(&vm.lock, &vm.owner(), None)?;
     vm.plug(slice::from_ref(new))?;
-    vm.plug_dummy(new, dummy)
+    dummy.map_or(Ok(()), |dummy| vm.plug_dummy(new, dummy))
 }
 
 /// Records in the domain that the VM should have the NIC.

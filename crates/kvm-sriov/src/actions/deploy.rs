@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use crate::base::{Action, DomainId, MacAddress, Owner, WantedVf};
+use crate::base::{Action, DomainId, MacAddress, NicMode, Owner, WantedVf};
 use crate::claims::{Claim, ClaimError, ClaimRequest, ClaimStore, VmLock};
-use crate::config::VfMap;
+use crate::config::{VfMap, mode_of};
 use crate::error::{ActionError, Cause, HostState, RefusedVf};
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::vm::dir::{self, VmDir};
 use crate::vm::gone;
-use crate::vm::{PlugFailure, VfCall, with_refusals};
+use crate::vm::{self, PlugFailure, VfCall, with_refusals};
 use crate::xml::{Deployment, LiveDomain, PlannedNic, VmData, Wanted, WantedNic, alias_of};
 
 /// Starts the VM that `xml` describes and returns its domain.
@@ -50,7 +50,8 @@ struct Start<'a> {
 
 /// What a VM with VFs needs besides free VFs. Checked before a VF is claimed.
 struct Needs {
-    dummy_bridge: String,
+    /// The bridge of the dummies; `None` for a VM without dummies.
+    dummy_bridge: Option<String>,
     maps: Vec<VfMap>,
     nics: Vec<NewNic>,
 }
@@ -58,7 +59,8 @@ struct Needs {
 /// An SR-IOV NIC before its VF is claimed.
 struct NewNic {
     wanted: WantedNic,
-    dummy_mac: MacAddress,
+    /// `None` for a NIC without a dummy.
+    dummy_mac: Option<MacAddress>,
 }
 
 impl Start<'_> {
@@ -137,14 +139,39 @@ impl Start<'_> {
     fn needs(&self) -> Result<Needs, Cause> {
         // OpenNebula's description of the VM, where there is one (6.0 and later).
         let data = self.vm_dir.vm_data();
-        let macs = data.iter().flat_map(VmData::macs).chain(self.deployment.macs().iter().copied());
-        self.host.check_macs(macs)?;
-        let dummy_bridge = self.host.dummy_bridge()?.to_owned();
-        let new =
-            |wanted: WantedNic| Ok(NewNic { dummy_mac: self.host.dummy_mac(wanted.mac, wanted.position)?, wanted });
-        let nics = self.deployment.described(data.as_ref()).into_iter().map(new).collect::<Result<Vec<_>, Cause>>()?;
-        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.wanted.root))?;
+        let mut nics = self.deployment.described(data.as_ref());
+        let maps = self.host.maps_and_others(nics.iter().map(|nic| &nic.root))?;
+        for nic in &mut nics {
+            nic.mode = mode_of(&maps, &nic.root).unwrap_or_default();
+        }
+        nics.iter()
+            .filter(|nic| nic.mode == NicMode::Ethernet)
+            .try_for_each(|nic| self.can_be_ethernet(nic, data.as_ref()))?;
+        let dummy_bridge = if nics.iter().any(WantedNic::has_dummy) {
+            let macs = data.iter().flat_map(VmData::macs).chain(self.deployment.macs().iter().copied());
+            self.host.check_macs(macs)?;
+            Some(self.host.dummy_bridge()?.to_owned())
+        } else {
+            None
+        };
+        let new = |wanted: WantedNic| {
+            let mac = || self.host.dummy_mac(wanted.mac, wanted.position);
+            Ok(NewNic { dummy_mac: wanted.has_dummy().then(mac).transpose()?, wanted })
+        };
+        let nics = nics.into_iter().map(new).collect::<Result<Vec<_>, Cause>>()?;
         Ok(Needs { dummy_bridge, maps, nics })
+    }
+
+    /// Refuses a NIC that asks for what its VF can't have, and a NIC whose VLAN is not known.
+    fn can_be_ethernet(&self, nic: &WantedNic, data: Option<&VmData>) -> Result<(), Cause> {
+        let mac = nic.mac;
+        if let Some(what) = self.deployment.needs_bridge(nic.position) {
+            return Err(Cause::NeedsBridge { mac, what });
+        }
+        // A NIC without a NIC_ID has no description, and only the description has its VLAN.
+        let described =
+            data.into_iter().flat_map(VmData::nics).find(|other| nic.nic_id.is_some() && other.id == nic.nic_id);
+        described.map_or(Err(Cause::NoVlanKnown { mac }), |described| vm::check_mode(described, nic.mode))
     }
 
     /// Claims VFs and creates the domain. When libvirt refuses a VF, tries the next free one.
@@ -217,7 +244,7 @@ impl<'a> Claimed<'a> {
     fn start_domain(&self, lock: &VmLock, refusals: &[RefusedVf]) -> Result<DomainRef, PlugFailure> {
         let cancelled = || Cause::Cancelled { name: self.owner.vm.clone() };
         let start = self.start;
-        let xml = start.rewrite(&self.nics, &self.needs.dummy_bridge)?;
+        let xml = start.rewrite(&self.nics, self.needs.dummy_bridge.as_deref().unwrap_or_default())?;
         if lock.cancelled() {
             return Err(cancelled().into());
         }
@@ -248,7 +275,6 @@ impl<'a> Claimed<'a> {
     /// Checks in the live XML that every VF and every dummy is there, and that the guest sees the VFs in their order.
     fn verify(&self, domain: &DomainRef) -> Result<(), Cause> {
         let name = &self.owner.vm;
-        let bridge = &self.needs.dummy_bridge;
         let hypervisor = self.start.host.hypervisor();
         let differs = |what: String| Cause::NotAsAsked { name: name.clone(), what };
         let text = hypervisor.live_xml(domain)?.ok_or_else(|| differs("it is already gone".into()))?;
@@ -264,10 +290,15 @@ impl<'a> Claimed<'a> {
                     found.vf
                 )));
             }
+            if let Some(what) = found.differs_from_network_of(wanted) {
+                return Err(differs(format!("{alias} has {what}")));
+            }
             nics.push(WantedNic { guest: found.guest, ..wanted.clone() });
-            let dummy = live.dummy_of(wanted);
-            if !dummy.is_some_and(|it| it.mac == *dummy_mac && it.bridge.as_ref() == Some(bridge)) {
-                return Err(differs(format!("the dummy interface {dummy_mac} on {bridge} is missing")));
+            if let (Some(mac), Some(bridge)) = (dummy_mac, &self.needs.dummy_bridge) {
+                let dummy = live.dummy_of(wanted);
+                if !dummy.is_some_and(|it| it.mac == *mac && it.bridge.as_ref() == Some(bridge)) {
+                    return Err(differs(format!("the dummy interface {mac} on {bridge} is missing")));
+                }
             }
         }
         if nics.iter().any(|nic| nic.guest.is_none()) || !nics.is_sorted_by_key(|nic| nic.guest) {

@@ -210,7 +210,9 @@ impl Restoring<'_> {
 
     /// Claims a VF for every NIC.
     fn claim(&self, store: &ClaimStore, lock: &VmLock, wanted: &Wanted) -> Result<Vec<Claim>, Cause> {
-        self.host.dummy_bridge()?;
+        if wanted.has_dummies() {
+            self.host.dummy_bridge()?;
+        }
         let maps: Vec<VfMap> = self.host.maps_and_others(wanted.nics.iter().map(|nic| &nic.root))?;
         let vfs: Vec<_> = wanted.nics.iter().map(WantedNic::vf).collect();
         let owner = self.owner();

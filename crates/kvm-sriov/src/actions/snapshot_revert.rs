@@ -1,7 +1,8 @@
 //! `snapshot_revert`: returns a VM's memory and disks to a snapshot.
 
 use super::shared::undo::{lacks_vfs, undo_failed};
-use crate::base::{Action, DomainId, NicKey, RootName, SnapshotName};
+use crate::base::{Action, DomainId, NicKey, NicMode, RootName, SnapshotName};
+use crate::config::{VfMap, mode_of};
 use crate::error::{ActionError, Cause, HostState};
 use crate::host::Host;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
@@ -40,11 +41,11 @@ pub fn snapshot_revert(
     let domain = found.domain().clone();
     let old = wanted_then(host, &domain, found.live(), name).map_err(untouched)?;
     match found {
-        Found::WithVfs(vm) => Revert { vm: *vm, name, data, old, has_changed: false }.run(),
+        Found::WithVfs(vm) => Revert { vm: *vm, name, data, maps: Vec::new(), old, has_changed: false }.run(),
         // The VM had VFs when the snapshot was taken, or gets its first one now.
         Found::Plain(domain, _) if old.is_some() || data.is_some_and(|data| data.sriov_nics().next().is_some()) => {
             let vm = reconcile::lock(host, ACTION, domain, data).map_err(untouched)?;
-            Revert { vm, name, data, old, has_changed: false }.run()
+            Revert { vm, name, data, maps: Vec::new(), old, has_changed: false }.run()
         }
         Found::Plain(domain, _) => revert(host, &domain, name).map_err(|cause| failed_plain(host, &domain, cause)),
     }
@@ -97,6 +98,8 @@ struct Revert<'a, 'd> {
     vm: Vm<'a>,
     name: &'d SnapshotName,
     data: Option<&'d VmData>,
+    /// The maps of the roots of new NICs.
+    maps: Vec<VfMap>,
     /// The metadata in the snapshot.
     old: Option<Wanted>,
     /// Whether the domain's metadata were different after the call: then the revert has taken effect.
@@ -142,12 +145,20 @@ impl Revert<'_, '_> {
         let is_new =
             |nic: &VmNic, root: &RootName| !nics.iter().any(|known| known.is_described_by(nic) && known.root == *root);
         // Only a new NIC needs its map. A NIC that has a VF gets that VF back, and a NIC that lacks one stays without.
-        let new: Vec<RootName> =
-            self.described().filter(|(nic, root)| is_new(nic, root)).map(|(_, root)| root).collect();
-        if !new.is_empty() || !nics.is_empty() {
+        let new = || self.described().filter(|(nic, root)| is_new(nic, root));
+        let roots: Vec<RootName> = new().map(|(_, root)| root).collect();
+        let maps = host.maps_of(roots.iter())?;
+        let mut needs_dummies = nics.iter().any(WantedNic::has_dummy);
+        for (nic, root) in new() {
+            let mode = mode_of(&maps, &root).unwrap_or_default();
+            vm::check_mode(nic, mode)?;
+            needs_dummies |= mode == NicMode::Hostdev;
+        }
+        if needs_dummies {
             host.dummy_bridge()?;
         }
-        host.maps_of(new.iter()).map(drop)
+        self.maps = maps;
+        Ok(())
     }
 
     /// The SR-IOV NICs in OpenNebula's description. NICs that are plain interfaces on a bridge `sriov_<root>` are left
@@ -208,7 +219,8 @@ impl Revert<'_, '_> {
                 log::warn!("NIC {} gets no VF: {} has 16 already", nic.mac, self.vm.domain.name);
                 continue;
             };
-            nics.push(WantedNic::described(nic, root, &place));
+            let mode = mode_of(&self.maps, &root).unwrap_or_default();
+            nics.push(WantedNic::described(nic, root, mode, &place));
         }
         WantedNic::in_order(nics)
     }
@@ -218,7 +230,7 @@ impl Revert<'_, '_> {
         let Some(data) = self.data else { return Ok(()) };
         let (host, vm) = (self.vm.host, &mut self.vm);
         let mut nics = vm.wanted.nics.clone();
-        for nic in &mut nics {
+        for nic in nics.iter_mut().filter(|nic| nic.has_dummy()) {
             let mac = host.dummy_mac(nic.mac, nic.position)?;
             let has_its_own = vm.dummy_of(nic).is_some_and(|dummy| dummy.mac == mac || !dummy.is_ours());
             if let (false, Some(described)) =

@@ -2,7 +2,7 @@
 //!
 //! A map is a file with the name of its root. Each line is one VF, `0xBUS 0xSLOT 0xFUNC` in hexadecimal, or four fields
 //! when the PCI domain is not 0. The number of the line, from 0, is the VF's index: it names the file of the claim,
-//! nothing else.
+//! nothing else. Beside it may be `<root>.conf`, the settings of the root.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,7 +10,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::base::{PciAddress, RootName, file};
+use super::{KvmrcError, RootConf};
+use crate::base::{NicMode, PciAddress, RootName, file};
 use crate::sysfs::{NoVf, Sysfs};
 
 /// The size limit of a map, in bytes: enough for more than 4000 VFs.
@@ -33,6 +34,7 @@ pub struct VfMap {
     root: RootName,
     path: PathBuf,
     vfs: Vec<PciAddress>,
+    conf: RootConf,
 }
 
 /// The VFs that a map offers on one host.
@@ -111,6 +113,9 @@ pub enum VfMapError {
         /// The map.
         path: PathBuf,
     },
+    /// The settings of the root are wrong.
+    #[error(transparent)]
+    Conf(KvmrcError),
     /// The file or its directory can't be read.
     #[error("cannot read {}: {error}", path.display())]
     Unreadable {
@@ -144,7 +149,7 @@ impl VfMap {
         if vfs.is_empty() {
             return Err(VfMapError::Empty { path });
         }
-        let mut map = Self { root, path, vfs: Vec::new() };
+        let mut map = Self { root, path, vfs: Vec::new(), conf: RootConf::default() };
         vfs.into_iter().try_for_each(|vf| map.add(vf))?;
         Ok(map)
     }
@@ -157,7 +162,7 @@ impl VfMap {
         if bytes.is_empty() {
             return Err(VfMapError::Empty { path: path.into() });
         }
-        let mut map = Self { root, path: path.into(), vfs: Vec::new() };
+        let mut map = Self { root, path: path.into(), vfs: Vec::new(), conf: RootConf::default() };
         for (index, bytes) in bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').enumerate() {
             let text = String::from_utf8_lossy(bytes);
             let vf = parse_line(&text).map_err(|expected| VfMapError::Line {
@@ -181,7 +186,7 @@ impl VfMap {
         Ok(())
     }
 
-    /// Reads the map of `root` from a file.
+    /// Reads the map of `root` from a file, and its settings from `<path>.conf`, if that file exists.
     ///
     /// # Errors
     /// [`VfMapError`] names the file, and the line if the file could be read.
@@ -193,7 +198,23 @@ impl VfMap {
         if bytes.len() as u64 > LIMIT {
             return Err(VfMapError::TooLong { path: path.into() });
         }
-        Self::parse(root, path, &bytes)
+        let mut map = Self::parse(root, path, &bytes)?;
+        let mut conf = path.as_os_str().to_owned();
+        conf.push(".conf");
+        map.conf = RootConf::load(Path::new(&conf)).map_err(VfMapError::Conf)?;
+        Ok(map)
+    }
+
+    /// Sets how VMs get the VFs of this map.
+    #[must_use]
+    pub fn with_mode(mut self, mode: NicMode) -> Self {
+        self.conf.mode = mode;
+        self
+    }
+
+    /// How VMs get the VFs of this map.
+    pub fn mode(&self) -> NicMode {
+        self.conf.mode
     }
 
     /// The root.
@@ -227,6 +248,11 @@ impl VfMap {
     pub fn index_of(&self, vf: PciAddress) -> Option<usize> {
         self.vfs.iter().position(|listed| *listed == vf)
     }
+}
+
+/// How VMs get the VFs of a root; `None` if it is not among these maps.
+pub(crate) fn mode_of(maps: &[VfMap], root: &RootName) -> Option<NicMode> {
+    maps.iter().find(|map| map.root() == root).map(VfMap::mode)
 }
 
 /// Parses a line. The error is the expected form.

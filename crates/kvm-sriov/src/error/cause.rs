@@ -4,12 +4,12 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{AgentError, Doubt, Obstacle, UnplugOutcome};
-use crate::base::{DomainName, HostName, MacAddress, ParseError, PciAddress, Position, RootName};
+use crate::base::{DomainName, HostName, MacAddress, NicMode, ParseError, PciAddress, Position, RootName};
 use crate::claims::ClaimError;
 use crate::config::{KvmrcError, VfMapError};
 use crate::libvirt::LibvirtError;
 use crate::sysfs::NoVf;
-use crate::xml::{NicMode, XmlError};
+use crate::xml::XmlError;
 
 /// Why an action failed.
 ///
@@ -327,6 +327,29 @@ pub enum Cause {
         mac: MacAddress,
         /// Its mode.
         mode: NicMode,
+    },
+    /// The NIC of an incoming VM has another mode than its root has on this host.
+    OtherMode {
+        /// The NIC.
+        mac: MacAddress,
+        /// Its mode.
+        mode: NicMode,
+        /// The root.
+        root: RootName,
+        /// The mode of the root on this host.
+        here: NicMode,
+    },
+    /// A NIC whose VF is in mode ethernet asks for what only an interface on a bridge can do.
+    NeedsBridge {
+        /// The NIC.
+        mac: MacAddress,
+        /// What it asks for.
+        what: &'static str,
+    },
+    /// It is not known which VLAN a NIC in mode ethernet is in.
+    NoVlanKnown {
+        /// The NIC.
+        mac: MacAddress,
     },
     /// A path is outside the VM's directory.
     NotInVmDir {

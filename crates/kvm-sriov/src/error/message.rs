@@ -101,6 +101,17 @@ impl fmt::Display for Cause {
             Self::NoMode { mac, mode } => {
                 write!(f, "NIC {mac} is in mode {mode}, which this version of kvm-sriov does not support")
             }
+            Self::OtherMode { mac, mode, root, here } => write!(
+                f,
+                "NIC {mac} is in mode {mode}, and {root} is in mode {here} on this host: MODE in {root}.conf beside the map must be the same on all hosts"
+            ),
+            Self::NeedsBridge { mac, what } => {
+                write!(f, "NIC {mac} asks for {what}, which the VF of a root with MODE=ethernet can't have")
+            }
+            Self::NoVlanKnown { mac } => write!(
+                f,
+                "the VLAN of NIC {mac} is not known: MODE=ethernet needs the VM's description that OpenNebula writes since 6.0"
+            ),
             Self::NotInVmDir { path } => write!(f, "{} is not in the directory of the VM", path.display()),
             Self::NoMove { vm, how } => write!(f, "{vm} can't be moved {how}"),
             Self::UnknownThere { cause, vm, to } => write!(f, "{cause}; whether {vm} runs on {to} is not known"),

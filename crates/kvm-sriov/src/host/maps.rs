@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Host;
-use crate::base::{Action, RootName};
+use crate::base::{Action, NicMode, RootName};
 use crate::claims::{Backing, Claim, ClaimRepair, ClaimRequest, ClaimStore, Entry};
 use crate::config::{Kvmrc, VfMap, VfMapError};
 use crate::error::Cause;
@@ -31,6 +31,14 @@ impl Host {
             }
         }
         Ok(maps)
+    }
+
+    /// How VMs get the VFs of a root.
+    ///
+    /// # Errors
+    /// Its map or its settings are missing or can't be read. Nothing was changed.
+    pub(crate) fn mode_of(&self, root: &RootName) -> Result<NicMode, Cause> {
+        Ok(self.maps().load(root)?.mode())
     }
 
     /// The maps of these roots, and after them every other map that can be read, because several maps may list one

@@ -1,10 +1,11 @@
 //! The companion network driver `vnm/sriov`. OpenNebula runs its steps on a host before a VM starts there and after it
 //! is gone. The actions of the VM claim and free the VFs themselves.
 
-use crate::base::{Action, Position, RootName};
+use crate::base::{Action, NicMode, Position, RootName};
 use crate::config::Supply;
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
+use crate::vm;
 use crate::xml::{VmData, VmNic};
 
 /// The VN_MAD of this driver's networks.
@@ -16,7 +17,7 @@ const VN_MAD: &str = "sriov";
 ///
 /// # Errors
 /// The bridge of a network names no root, a root has no map here or too few VFs, the dummies' bridge or MAC prefix is
-/// not set, or a NIC of the VM has that prefix. Nothing was changed, and OpenNebula does not go on.
+/// not set, a NIC of the VM has that prefix, or a NIC asks for what the VF of its root can't have. Nothing was changed, and OpenNebula does not go on.
 ///
 /// # Source
 /// OpenNebula's `vnm/<driver>/pre`.
@@ -26,18 +27,26 @@ pub fn pre(host: &Host, vm: &VmData) -> Result<(), ActionError> {
 
 fn check(host: &Host, vm: &VmData) -> Result<(), Cause> {
     let mut roots = Vec::new();
+    let mut has_dummies = false;
     for nic in vm.nics() {
         if let Some(root) = root(nic)? {
             let position =
                 Position::new(roots.len()).map_err(|source| Cause::Value { what: "the VM".into(), source })?;
-            host.dummy_mac(nic.mac, position)?;
+            let mode = host.mode_of(&root)?;
+            vm::check_mode(nic, mode)?;
+            if mode == NicMode::Hostdev {
+                host.dummy_mac(nic.mac, position)?;
+                has_dummies = true;
+            }
             roots.push(root);
         }
     }
     if !roots.is_empty() {
         let maps = host.maps_of(roots.iter())?;
-        host.dummy_bridge()?;
-        host.check_macs(vm.macs())?;
+        if has_dummies {
+            host.dummy_bridge()?;
+            host.check_macs(vm.macs())?;
+        }
         for map in maps {
             let needed = roots.iter().filter(|root| *root == map.root()).count();
             let Supply { vfs, no_vfs } = map.supply(host.sysfs());

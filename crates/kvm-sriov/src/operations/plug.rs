@@ -8,8 +8,8 @@ use crate::vm::PluggedVf;
 use crate::xml::VmNic;
 
 impl Host {
-    /// Plugs a free VF of `root` into a running domain, with a dummy interface that carries the IP address into the
-    /// guest.
+    /// Plugs a free VF of `root` into a running domain. In mode hostdev a dummy interface carries the IP address into the
+    /// guest; in mode ethernet the VF gets the MAC.
     ///
     /// * `mac` - the MAC of the NIC that the VF stands for; its last four bytes are the IP address. If a NIC of this
     ///   MAC and root exists already, its VF is returned.

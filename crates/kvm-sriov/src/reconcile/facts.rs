@@ -11,7 +11,7 @@ use crate::error::Cause;
 use crate::host::Host;
 use crate::libvirt::{DomainRef, JobKind, RunState};
 use crate::vm::checkpoint::{self, Checkpoint};
-use crate::xml::{LiveDomain, NicMode, OperationKind, Wanted, WantedNic, dummy_alias_of};
+use crate::xml::{LiveDomain, OperationKind, Wanted, WantedNic, dummy_alias_of};
 
 /// What is known of a VM: the NICs it wants, the devices it has, the VFs it claims, and its open operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,7 +302,7 @@ fn wanted_nic(live: &LiveDomain, nic: &WantedNic, own: Option<&Claimant>, claima
             }
         }
     };
-    let dummy = nic.mode != NicMode::Hostdev || live.dummy_of(nic).is_some();
+    let dummy = !nic.has_dummy() || live.dummy_of(nic).is_some();
     NicFacts { position: nic.position, wanted: true, device: device.is_some(), claim, dummy }
 }
 

@@ -122,7 +122,8 @@ pub(super) fn adopt(vm: &mut Vm<'_>, data: Option<&VmData>) -> Result<(), Cause>
 /// The claims can't be read. The domain is as before. When libvirt refuses the metadata, the next action writes them.
 pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
     let live = &vm.live;
-    let is_whole = |nic: &WantedNic| live.device_of(nic).is_some() && live.dummy_of(nic).is_some();
+    let is_whole =
+        |nic: &WantedNic| live.device_of(nic).is_some() && (!nic.has_dummy() || live.dummy_of(nic).is_some());
     if vm.wanted.nics.iter().all(is_whole) {
         return Ok(());
     }
@@ -130,7 +131,7 @@ pub(super) fn complete(vm: &mut Vm<'_>) -> Result<(), Cause> {
     let (prefix, bridge) = (vm.host.settings().dummy_mac_prefix, vm.host.settings().dummy_bridge.as_deref());
     let before = vm.wanted.clone();
     let named = |mac| before.nics.iter().any(|nic| nic.adopted.dummy == Some(mac));
-    for nic in vm.wanted.nics.iter_mut() {
+    for nic in vm.wanted.nics.iter_mut().filter(|nic| nic.has_dummy()) {
         if live.device_of(nic).is_none() {
             let is_claimed = |vf| claims.iter().any(|claim: &Claim| claim.vf == vf && claim.is_for(&nic.key()));
             let is_there =

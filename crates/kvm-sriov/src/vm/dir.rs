@@ -43,8 +43,8 @@ impl VmDir {
         self.path.join("vm.xml")
     }
 
-    /// OpenNebula's description of the VM; `None` when it is missing or can't be read. A VF needs nothing that only
-    /// this file has.
+    /// OpenNebula's description of the VM; `None` when it is missing or can't be read. Only a VF in mode ethernet
+    /// needs what only this file has: its VLAN.
     pub(crate) fn vm_data(&self) -> Option<VmData> {
         let path = self.vm_xml();
         let text = match fs::read_to_string(&path) {

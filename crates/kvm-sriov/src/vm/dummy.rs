@@ -4,7 +4,7 @@ use super::Vm;
 use crate::base::{MacAddress, Position};
 use crate::error::Cause;
 use crate::host::Host;
-use crate::xml::{LiveInterface, NicDefaults, NicMode, VmNic, WantedNic, dummy_interface_of};
+use crate::xml::{LiveInterface, NicDefaults, VmNic, WantedNic, dummy_interface_of};
 
 /// The defaults for a NIC whose description does not say.
 pub(crate) fn nic_defaults(host: &Host, vcpus: Option<u32>) -> NicDefaults<'_> {
@@ -46,7 +46,7 @@ impl Vm<'_> {
 
     /// The NICs without a dummy.
     pub(crate) fn missing_dummies(&self) -> Vec<WantedNic> {
-        let lacks = |nic: &&WantedNic| nic.mode == NicMode::Hostdev && self.dummy_of(nic).is_none();
+        let lacks = |nic: &&WantedNic| nic.has_dummy() && self.dummy_of(nic).is_none();
         self.wanted.nics.iter().filter(lacks).cloned().collect()
     }
 

@@ -8,6 +8,7 @@
 //! * `plug` - free VFs are claimed and plugged in, in order
 //! * `refusal` - whether a VF, or its domain or host, is the reason why libvirt refused to plug it
 //! * `dummy` - the interfaces that carry the IP addresses of VFs into the guest
+//! * `mode` - what a NIC may ask for, by the mode of its root
 //! * `take_out` - devices that leave a VM for good
 //! * `gone` - a domain that ends, and its VFs, which are free then
 //! * `adopt` - a domain of OpenNebula's stock driver, or of the driver of 2013, becomes one of this driver's
@@ -23,6 +24,7 @@ mod domain;
 mod dummy;
 pub(crate) mod gone;
 mod job;
+mod mode;
 mod open;
 mod operation;
 mod plug;
@@ -40,6 +42,7 @@ pub use unplug::unplug;
 pub(crate) use domain::{abort_save, check_answers, read, read_text, resume, wait_for_job};
 pub(crate) use dummy::{Dummy, nic_defaults};
 pub(crate) use job::watched;
+pub(crate) use mode::{check_mode, check_vlan_is_known};
 pub(crate) use open::Found;
 pub(crate) use operation::pending_text;
 pub(crate) use refusal::{PlugFailure, VfCall, with_refusals};

@@ -232,7 +232,9 @@ impl Vm<'_> {
             Some(device) if nic.guest.is_some() && device.guest != nic.guest => {
                 differs(format!("VF {vf} is at another guest address than it was asked for"))
             }
-            Some(_) => Ok(()),
+            Some(device) => device
+                .differs_from_network_of(nic)
+                .map_or(Ok(()), |what| differs(format!("VF {vf} of NIC {} has {what}", nic.mac))),
         }
     }
 }

@@ -38,8 +38,8 @@ mod write;
 pub(crate) use domain::ONE_NAMESPACE;
 pub use domain::{
     AdoptedDevices, Dimm, Disk, FreeAddresses, HugePages, KeptContent, LiveDomain, LiveHostdev, LiveInterface, Medium,
-    Mention, NicMode, NicPlace, Operation, OperationKind, PciDevice, Sizes, Wanted, WantedNic, adapted_to_host,
-    alias_of, dummy_alias_of, hostdev_of, mentions, snapshot_of, wanted_in_snapshot, with_system_datastore,
+    Mention, NicPlace, Operation, OperationKind, PciDevice, Sizes, Wanted, WantedNic, adapted_to_host, alias_of,
+    dummy_alias_of, hostdev_of, mentions, snapshot_of, wanted_in_snapshot, with_system_datastore,
 };
 pub use error::XmlError;
 pub use opennebula::{

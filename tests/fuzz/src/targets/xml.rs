@@ -50,7 +50,7 @@ fn deployment(input: &[u8]) {
     let planned = |(number, nic): (u8, &WantedNic)| PlannedNic {
         wanted: nic.clone(),
         vf: PciAddress::new(0, 0x81, number, 1).unwrap(),
-        dummy_mac: "aa:00:00:00:00:01".parse().unwrap(),
+        dummy_mac: Some("aa:00:00:00:00:01".parse().unwrap()),
     };
     let nics: Vec<PlannedNic> = (0..).zip(deployment.sriov_nics()).map(planned).collect();
     let (old, new) = (PathBuf::from("/var/lib/one//datastores/0/42/disk.0"), PathBuf::from("/it's"));

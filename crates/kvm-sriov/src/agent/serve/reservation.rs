@@ -9,16 +9,16 @@ use std::time::Duration;
 use super::ACTION;
 use super::witness::Witness;
 use crate::agent::IncomingVm;
-use crate::base::{DomainId, DomainName, Owner, Position, WantedVf};
+use crate::base::{DomainId, DomainName, NicMode, Owner, Position, WantedVf};
 use crate::claims::{ClaimError, ClaimRequest, ClaimStore, VmLock};
-use crate::config::VfMap;
+use crate::config::{VfMap, mode_of};
 use crate::error::Cause;
 use crate::host::Host;
 use crate::host::sudo::Sudo;
 use crate::os::{self, Side};
 use crate::vm::gone;
 use crate::vm::storage::{DiskImage, make_image};
-use crate::xml::{NicMode, Wanted, WantedNic};
+use crate::xml::{Wanted, WantedNic};
 
 /// A VM that is to come, and what this host holds for it.
 pub(super) struct Reservation {
@@ -55,7 +55,7 @@ impl Reservation {
             Self { vm, witness, is_under_way: false, held: None, snapshots: Vec::new(), made_dir: None };
         // Before the lock and the claims: a file server may hang.
         reservation.make_dir(host)?;
-        let bridge = needs.as_ref().map(|needs| needs.bridge.clone());
+        let bridge = needs.as_ref().and_then(|needs| needs.bridge.clone());
         if let Err(cause) = needs.map_or(Ok(()), |needs| reservation.claim(host, &needs)) {
             reservation.cancel(host)?;
             return Err(cause);
@@ -171,19 +171,25 @@ impl Reservation {
 
 /// What a VM with VFs needs from a host besides the VFs.
 struct Needs {
-    bridge: String,
+    /// The bridge of the dummies; `None` for a VM without dummies.
+    bridge: Option<String>,
     maps: Vec<VfMap>,
 }
 
 impl Needs {
     /// * `lacking` - the NICs that have no VF on the source, so that they need none here
     fn check(host: &Host, wanted: &Wanted, lacking: &[Position]) -> Result<Self, Cause> {
-        if let Some(nic) = wanted.nics.iter().find(|nic| nic.mode != NicMode::Hostdev) {
+        if let Some(nic) = wanted.nics.iter().find(|nic| !matches!(nic.mode, NicMode::Hostdev | NicMode::Ethernet)) {
             return Err(Cause::NoMode { mac: nic.mac, mode: nic.mode });
         }
-        let bridge = host.dummy_bridge()?.to_owned();
-        let needed = wanted.nics.iter().filter(|nic| !lacking.contains(&nic.position));
-        let maps = host.maps_and_others(needed.map(|nic| &nic.root))?;
+        let bridge = if wanted.has_dummies() { Some(host.dummy_bridge()?.to_owned()) } else { None };
+        let needed = || wanted.nics.iter().filter(|nic| !lacking.contains(&nic.position));
+        let maps = host.maps_and_others(needed().map(|nic| &nic.root))?;
+        for nic in needed() {
+            if let Some(here) = mode_of(&maps, &nic.root).filter(|here| *here != nic.mode) {
+                return Err(Cause::OtherMode { mac: nic.mac, mode: nic.mode, root: nic.root.clone(), here });
+            }
+        }
         Ok(Self { bridge, maps })
     }
 }

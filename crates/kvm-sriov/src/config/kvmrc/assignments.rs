@@ -6,29 +6,34 @@ use std::path::{Path, PathBuf};
 
 use super::KvmrcError;
 use super::lexer::{self, LogicalLine, Unreadable};
-use super::names::is_used;
 use crate::base::file;
 
 /// The size limit of a kvmrc, in bytes.
 const LIMIT: u64 = 256 * 1024;
 
 /// A value, and the line that set it.
-pub(super) struct Setting {
-    pub(super) value: String,
-    pub(super) path: PathBuf,
-    pub(super) line: usize,
+pub(in crate::config) struct Setting {
+    pub(in crate::config) value: String,
+    pub(in crate::config) path: PathBuf,
+    pub(in crate::config) line: usize,
 }
 
 /// The variables that the files set; later files override earlier ones.
-#[derive(Default)]
-pub(super) struct Assignments {
-    pub(super) values: BTreeMap<String, Setting>,
-    pub(super) problems: Vec<KvmrcError>,
-    pub(super) warnings: Vec<String>,
+pub(in crate::config) struct Assignments {
+    pub(in crate::config) values: BTreeMap<String, Setting>,
+    pub(in crate::config) problems: Vec<KvmrcError>,
+    /// The lines that can't be read and only set variables that are not used.
+    pub(in crate::config) warnings: Vec<String>,
+    is_used: fn(&str) -> bool,
 }
 
 impl Assignments {
-    pub(super) fn read(&mut self, path: &Path) {
+    /// * `is_used` - whether the driver uses a variable of this name
+    pub(in crate::config) fn new(is_used: fn(&str) -> bool) -> Self {
+        Self { values: BTreeMap::new(), problems: Vec::new(), warnings: Vec::new(), is_used }
+    }
+
+    pub(in crate::config) fn read(&mut self, path: &Path) {
         let mut bytes = Vec::new();
         let read = file::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes)).and_then(|length| {
             if length as u64 > LIMIT {
@@ -54,7 +59,7 @@ impl Assignments {
                 }
                 Err(Unreadable { expected, found, only_sets }) => {
                     let error = KvmrcError::Line { path: path.into(), line, expected, found };
-                    if only_sets.is_some_and(|name| !is_used(&name)) {
+                    if only_sets.is_some_and(|name| !(self.is_used)(&name)) {
                         self.warnings.push(error.to_string());
                     } else {
                         self.problems.push(error);

@@ -1,9 +1,9 @@
-//! What is wrong in a kvmrc.
+//! What is wrong in a kvmrc, or in the settings of a root.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong in a kvmrc. Nothing was changed.
+/// What is wrong in a kvmrc, or in the settings of a root, which have the same form. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvmrcError {
@@ -44,6 +44,18 @@ pub enum KvmrcError {
         name: String,
         /// The name that is probably meant.
         likely: String,
+    },
+    /// A setting that no root has.
+    #[error("{}, line {line}: {name} is no setting of a root: expected {known}", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The name in the file.
+        name: String,
+        /// The settings of a root.
+        known: &'static str,
     },
     /// The file exists, but can't be read.
     #[error("cannot read {}: {error}", path.display())]

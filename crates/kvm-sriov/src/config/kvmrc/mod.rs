@@ -4,7 +4,7 @@
 //! values made of bare words, single and double quotes and backslashes. Everything else that bash would do (expansions,
 //! commands, `if`) is a [`KvmrcError`], unless the line only sets variables that this driver does not use.
 
-mod assignments;
+pub(super) mod assignments;
 mod error;
 mod lexer;
 mod names;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::{OneVersion, Settings};
 use assignments::Assignments;
 pub use error::KvmrcError;
-use names::{DISK_DEFAULT, likely};
+use names::{DISK_DEFAULT, is_used, likely};
 
 /// The driver's variables. Reading never fails: what can't be read is recorded as a problem, and the default applies.
 ///
@@ -42,7 +42,7 @@ pub struct Kvmrc {
 /// Reads the variables of another file of the same form. Lines that can't be read are logged and set nothing; empty
 /// values are left out.
 pub fn variables(path: &Path) -> BTreeMap<String, String> {
-    let mut assigned = Assignments::default();
+    let mut assigned = Assignments::new(is_used);
     assigned.read(path);
     for problem in &assigned.problems {
         log::warn!("{problem}; the line is ignored");
@@ -66,7 +66,7 @@ impl Kvmrc {
 
     /// Reads files in this order. A later file overrides an earlier one; a file that does not exist sets nothing.
     pub fn load(files: &[PathBuf]) -> Self {
-        let mut assigned = Assignments::default();
+        let mut assigned = Assignments::new(is_used);
         for path in files {
             assigned.read(path);
         }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::elements::{devices, guest_address, hard_limit, kibibytes, mac_of, pci_address, uuid_of};
-use super::hostdev::ALIAS;
+use super::hostdev::{ALIAS, is_alias_of_vf};
 use super::{Disk, FreeAddresses, Wanted, WantedNic, alias_of, dummy_alias_of};
 use crate::base::ascending;
-use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position};
+use crate::base::{DomainName, DomainUuid, MacAddress, NicMode, PciAddress, Position};
 use crate::xml::XmlError;
 use crate::xml::parse::parse;
 use crate::xml::read::{child, child_attribute, children, content, decimal, root};
@@ -24,9 +24,9 @@ pub struct LiveDomain {
     pub name: DomainName,
     /// Its UUID.
     pub uuid: DomainUuid,
-    /// Its PCI host devices, also those that the driver did not plug.
+    /// Its PCI host devices, also those that the driver did not plug, and the driver's interfaces of type hostdev.
     pub hostdevs: Vec<LiveHostdev>,
-    /// Its interfaces, also those that the driver did not plug.
+    /// Its other interfaces, also those that the driver did not plug.
     pub interfaces: Vec<LiveInterface>,
     /// Its disks and drives.
     pub disks: Vec<Disk>,
@@ -59,7 +59,7 @@ pub struct LiveDomain {
     used: Vec<(PciAddress, Option<String>)>,
 }
 
-/// A PCI host device of a running domain.
+/// A PCI host device of a running domain, or an interface of type hostdev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveHostdev {
     /// libvirt's name of the device.
@@ -68,6 +68,10 @@ pub struct LiveHostdev {
     pub vf: PciAddress,
     /// Its PCI address in the guest.
     pub guest: Option<PciAddress>,
+    /// The MAC that libvirt gives it; `None` for a host device.
+    pub mac: Option<MacAddress>,
+    /// The VLAN that libvirt puts it into, if it does.
+    pub vlan: Option<u16>,
     /// Whether QEMU itself unplugs the device for a migration or a save.
     pub is_transient: bool,
 }
@@ -126,11 +130,14 @@ impl LiveDomain {
         Ok(Self {
             name: content(name).parse().map_err(|error| XmlError::at(name, error))?,
             uuid: uuid_of(domain)?.ok_or_else(|| missing("uuid"))?,
-            hostdevs: all("hostdev")
-                .filter(|hostdev| hostdev.attribute("type") == Some("pci"))
+            hostdevs: devices(domain)
+                .filter(|device| is_vf(*device) || is_pci(*device))
                 .map(LiveHostdev::read)
                 .collect::<Result<_, _>>()?,
-            interfaces: all("interface").map(LiveInterface::read).collect::<Result<_, _>>()?,
+            interfaces: all("interface")
+                .filter(|interface| !is_vf(*interface))
+                .map(LiveInterface::read)
+                .collect::<Result<_, _>>()?,
             disks: all("disk").filter_map(Disk::read).collect(),
             mediated: all("hostdev").filter_map(mediated).collect(),
             free: FreeAddresses::of(domain),
@@ -282,6 +289,19 @@ fn iothreads(domain: Node<'_, '_>) -> Vec<u32> {
 }
 
 impl LiveHostdev {
+    /// How its MAC or VLAN differs from what the NIC should have: "MAC 02:... instead of 02:...".
+    pub(crate) fn differs_from_network_of(&self, nic: &WantedNic) -> Option<String> {
+        let shown = |vlan: Option<u16>| vlan.map_or_else(|| "no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
+        match (nic.mode, self.mac) {
+            (NicMode::Ethernet, Some(mac)) if mac != nic.mac => Some(format!("MAC {mac} instead of {}", nic.mac)),
+            (NicMode::Ethernet, None) => Some(format!("no MAC instead of {}", nic.mac)),
+            (NicMode::Ethernet, _) if self.vlan != nic.port_vlan() => {
+                Some(format!("{} instead of {}", shown(self.vlan), shown(nic.port_vlan())))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the driver plugged it: whether it has an alias of the driver.
     pub fn is_ours(&self) -> bool {
         self.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
@@ -292,6 +312,8 @@ impl LiveHostdev {
             alias: child_attribute(hostdev, "alias", "name"),
             vf: host_address(hostdev)?,
             guest: guest_address(hostdev)?,
+            mac: child(hostdev, "mac").map(|_| mac_of(hostdev)).transpose()?,
+            vlan: child(hostdev, "vlan").and_then(|vlan| decimal(&child_attribute(vlan, "tag", "id")?).ok()),
             is_transient: is_transient(hostdev),
         })
     }
@@ -316,6 +338,18 @@ impl LiveInterface {
             xml: interface.document().input_text().get(interface.range()).unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// Whether this is a PCI host device.
+fn is_pci(device: Node<'_, '_>) -> bool {
+    device.has_tag_name("hostdev") && device.attribute("type") == Some("pci")
+}
+
+/// Whether this is the driver's interface with a VF.
+fn is_vf(device: Node<'_, '_>) -> bool {
+    device.has_tag_name("interface")
+        && device.attribute("type") == Some("hostdev")
+        && child_attribute(device, "alias", "name").is_some_and(|alias| is_alias_of_vf(&alias))
 }
 
 /// Whether this device is the half of a failover pair that QEMU unplugs.

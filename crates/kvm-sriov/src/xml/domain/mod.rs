@@ -21,4 +21,4 @@ pub(crate) use live::ONE_NAMESPACE;
 pub use live::{LiveDomain, LiveHostdev, LiveInterface, PciDevice};
 pub use sizes::{Dimm, HugePages, Sizes};
 pub use snapshot::{snapshot_of, wanted_in_snapshot};
-pub use wanted::{AdoptedDevices, KeptContent, NicMode, Operation, OperationKind, Wanted, WantedNic};
+pub use wanted::{AdoptedDevices, KeptContent, Operation, OperationKind, Wanted, WantedNic};

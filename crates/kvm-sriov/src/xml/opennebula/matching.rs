@@ -2,13 +2,14 @@
 //! same MAC, even on the same bridge.
 
 use super::{VmNic, nic_alias};
-use crate::base::RootName;
+use crate::base::{NicMode, RootName};
 use crate::xml::{LiveInterface, NicPlace, WantedNic};
 
 impl WantedNic {
     /// A NIC that OpenNebula describes, at this place in the VM.
-    pub(crate) fn described(nic: &VmNic, root: RootName, place: &NicPlace) -> Self {
+    pub(crate) fn described(nic: &VmNic, root: RootName, mode: NicMode, place: &NicPlace) -> Self {
         Self {
+            mode,
             guest: place.guest,
             boot_order: nic.boot_order,
             vlan: nic.vlan,

@@ -17,6 +17,8 @@ pub struct VmNic {
     pub id: Option<u32>,
     /// The VLAN; also `None` for a number that an SR-IOV NIC can't have, such as that of a VXLAN.
     pub vlan: Option<u16>,
+    /// Whether the NIC carries tagged frames of more VLANs (VLAN_TAGGED_ID), or tags within tags (CVLANS).
+    pub tagged_vlans: bool,
     /// The network driver of its network; unknown before 5.0, where all networks of a host have the same driver.
     pub vn_mad: Option<String>,
     /// The bridge of its network.
@@ -73,6 +75,15 @@ pub struct VmPci {
     pub attach: bool,
 }
 
+/// A network filter, in the words of a message.
+pub(super) const FILTER: &str = "a network filter (FILTER)";
+
+/// More VLANs, in the words of a message.
+const TAGGED: &str = "tagged VLANs (VLAN_TAGGED_ID, CVLANS)";
+
+/// Limits of traffic, in the words of a message.
+pub(super) const LIMITS: &str = "limits of traffic (INBOUND_*, OUTBOUND_*)";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VmAlias {
     pub(super) mac: MacAddress,
@@ -86,6 +97,7 @@ impl VmNic {
             mac,
             id: None,
             vlan: None,
+            tagged_vlans: false,
             vn_mad: None,
             bridge,
             bridge_type: None,
@@ -102,6 +114,14 @@ impl VmNic {
             outbound: Bandwidth::default(),
             attach: true,
         }
+    }
+
+    /// What the NIC asks for that the VF of a root with MODE=ethernet can't have, for a message; `None` if nothing.
+    pub fn needs_bridge(&self) -> Option<&'static str> {
+        let none = Bandwidth::default();
+        let is_limited = [&self.inbound, &self.outbound].iter().any(|limits| **limits != none);
+        let asked = [(self.filter.is_some(), FILTER), (is_limited, LIMITS), (self.tagged_vlans, TAGGED)];
+        asked.iter().find(|(is_asked, _)| *is_asked).map(|(_, what)| *what)
     }
 
     /// The root that the bridge names; `None` for a bridge without the prefix `sriov_`.
@@ -125,6 +145,7 @@ impl VmNic {
         Ok(Some(Self {
             id: number(nic, "NIC_ID"),
             vlan,
+            tagged_vlans: ["VLAN_TAGGED_ID", "CVLANS"].iter().any(|name| text_of(nic, name).is_some()),
             vn_mad: text_of(nic, "VN_MAD"),
             bridge_type: text_of(nic, "BRIDGE_TYPE"),
             network_mode: text_of(nic, "NETWORK_MODE"),

@@ -15,7 +15,7 @@ use crate::xml::parse::parse;
 use crate::xml::read::{child, decimal, required};
 pub use element::KeptContent;
 use element::{Content, Element, Prefixed, is_our_element};
-pub use nic::{AdoptedDevices, NicMode, WantedNic};
+pub use nic::{AdoptedDevices, WantedNic};
 pub use operation::{Operation, OperationKind};
 
 /// The VFs that a domain should have, and the operation in progress on it.
@@ -54,6 +54,11 @@ impl Wanted {
 
     /// The prefix of the namespace in the driver's output.
     pub const PREFIX: &'static str = "sriov";
+
+    /// Whether a NIC needs a dummy interface.
+    pub fn has_dummies(&self) -> bool {
+        self.nics.iter().any(WantedNic::has_dummy)
+    }
 
     /// Reads the element: with this prefix, with another one, or without (libvirt's call for metadata removes it).
     ///

@@ -1,12 +1,9 @@
 //! An SR-IOV NIC that a domain should have.
 
-use std::fmt::{self, Display};
-use std::str::FromStr;
-
 use roxmltree::Node;
 
 use super::element::{Element, KeptContent};
-use crate::base::{MacAddress, NicKey, ParseError, PciAddress, Position, RootName, WantedVf, ascending};
+use crate::base::{MacAddress, NicKey, NicMode, ParseError, PciAddress, Position, RootName, WantedVf, ascending};
 use crate::xml::XmlError;
 use crate::xml::read::{attribute, decimal, required};
 
@@ -48,20 +45,6 @@ pub struct AdoptedDevices {
     pub dummy: Option<MacAddress>,
 }
 
-/// How a guest gets a VF.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NicMode {
-    /// A PCI host device, and a dummy interface that carries the IP address.
-    Hostdev,
-    /// An interface of type hostdev with OpenNebula's MAC.
-    Ethernet,
-    /// An interface on a libvirt network that provides VFs.
-    Network,
-    /// A PCI host device whose GUID and partition keys are set.
-    Infiniband,
-}
-
 impl WantedNic {
     /// A NIC with a PCI host device. Nothing else of it is known.
     pub(crate) fn new(mac: MacAddress, root: RootName, position: Position) -> Self {
@@ -83,6 +66,16 @@ impl WantedNic {
     /// The VF that the NIC needs.
     pub fn vf(&self) -> WantedVf {
         WantedVf { root: self.root.clone(), nic: self.key() }
+    }
+
+    /// Whether the guest needs a dummy interface, which carries the NIC's IP address.
+    pub fn has_dummy(&self) -> bool {
+        self.mode == NicMode::Hostdev
+    }
+
+    /// The VLAN that the VF's port is in; `None` for a port without one.
+    pub fn port_vlan(&self) -> Option<u16> {
+        self.vlan.filter(|vlan| *vlan != 0)
     }
 
     /// Identifies the NIC in its VM.
@@ -132,31 +125,6 @@ impl WantedNic {
             ("adopted-dummy", self.adopted.dummy.map(|mac| mac.to_string())),
         ];
         Element::new("nic", attributes).with_kept(&self.kept)
-    }
-}
-
-impl Display for NicMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Hostdev => "hostdev",
-            Self::Ethernet => "ethernet",
-            Self::Network => "network",
-            Self::Infiniband => "infiniband",
-        })
-    }
-}
-
-impl FromStr for NicMode {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        match text {
-            "hostdev" => Ok(Self::Hostdev),
-            "ethernet" => Ok(Self::Ethernet),
-            "network" => Ok(Self::Network),
-            "infiniband" => Ok(Self::Infiniband),
-            _ => Err(ParseError::new("hostdev, ethernet, network or infiniband", text)),
-        }
     }
 }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::element::{Content, Element};
 use super::*;
-use crate::base::{PciAddress, Position};
+use crate::base::{NicMode, PciAddress, Position};
 
 fn kept() -> impl Strategy<Value = KeptContent> {
     let attributes = || prop::collection::btree_map("x[a-z]{0,5}", "[ -~\t\né]{0,6}", 0..3);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
+use super::nic::{FILTER, LIMITS};
 use super::{VmData, VmNic};
 use crate::base::{DomainName, DomainUuid, MacAddress, PciAddress, Position, RootName};
 use crate::xml::domain::{
@@ -59,8 +60,8 @@ pub struct PlannedNic {
     pub wanted: WantedNic,
     /// The address of its VF on the host.
     pub vf: PciAddress,
-    /// The MAC of its dummy.
-    pub dummy_mac: MacAddress,
+    /// The MAC of its dummy; `None` for a NIC without one.
+    pub dummy_mac: Option<MacAddress>,
 }
 
 /// The file of the UEFI variables of a VM.
@@ -89,6 +90,8 @@ struct SriovInterface {
     model: Option<Range<usize>>,
     /// Other elements that are copied into the dummy byte for byte.
     copied: Vec<Range<usize>>,
+    /// What only an interface on a bridge can do.
+    needs_bridge: Option<&'static str>,
 }
 
 impl Deployment {
@@ -180,6 +183,11 @@ impl Deployment {
         self.nics.iter().map(complete).collect()
     }
 
+    /// What an SR-IOV NIC asks for that only an interface on a bridge can do, for a message; `None` if nothing.
+    pub fn needs_bridge(&self, position: Position) -> Option<&'static str> {
+        self.nics.iter().find(|nic| nic.wanted.position == position).and_then(|nic| nic.needs_bridge)
+    }
+
     /// The MACs of all NICs, also of those without a VF.
     pub fn macs(&self) -> &[MacAddress] {
         &self.macs
@@ -199,9 +207,9 @@ impl Deployment {
         self.disks.iter().filter(is_of_opennebula).map(|disk| disk.path.clone()).collect()
     }
 
-    /// The domain XML for libvirt: each SR-IOV NIC is replaced by a host device, the dummies are added at the end of
-    /// the last block of devices, the driver's metadata are added, and the given disks get other files. Everything else
-    /// stays byte for byte.
+    /// The domain XML for libvirt: each SR-IOV NIC is replaced by the device of its VF, the dummies are added at the end
+    /// of the last block of devices, the driver's metadata are added, and the given disks get other files. Everything
+    /// else stays byte for byte.
     ///
     /// The dummy gets the model, driver, target, filter and bandwidth of the NIC. The NIC's virtual port is dropped,
     /// because the bridge of the dummies is one of the kernel. The NIC's script is dropped, because it was written for
@@ -231,9 +239,10 @@ impl Deployment {
                 let margin = margin(&self.text, interface.range.start);
                 let text = lay_out(&hostdev(&nic.wanted, nic.vf), margin, step(&self.text));
                 splices.push(Splice { range: interface.range.clone(), text });
-                dummies.push(self.dummy(interface, nic, dummy_bridge));
+                dummies.extend(nic.dummy_mac.map(|mac| self.dummy(interface, nic, mac, dummy_bridge)));
             }
-            splices.extend(self.last_devices.as_ref().map(|block| append(&self.text, block, &dummies)));
+            let last_devices = self.last_devices.as_ref().filter(|_| !dummies.is_empty());
+            splices.extend(last_devices.map(|block| append(&self.text, block, &dummies)));
             let nics = nics.iter().map(|nic| nic.wanted.clone()).collect();
             splices.extend(self.metadata_splices(&Wanted { nics, ..Wanted::default() }.to_xml()));
         }
@@ -274,10 +283,9 @@ impl Deployment {
 
     /// The dummy of a NIC, from the text of the deployment file. A NIC that is attached later has the one of
     /// [`dummy_interface_of`](crate::xml::dummy_interface_of).
-    fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, bridge: &str) -> Vec<ElementLine> {
+    fn dummy(&self, interface: &SriovInterface, nic: &PlannedNic, mac: MacAddress, bridge: &str) -> Vec<ElementLine> {
         let copy = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default().to_owned();
-        let mut inner =
-            vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{}'/>", nic.dummy_mac)];
+        let mut inner = vec![format!("<source bridge='{}'/>", Escaped(bridge)), format!("<mac address='{mac}'/>")];
         inner.extend(interface.target.iter().map(|target| format!("<target dev='{}'/>", Escaped(target))));
         inner.push(interface.model.as_ref().map_or_else(|| "<model type='virtio'/>".to_owned(), copy));
         inner.extend(interface.copied.iter().map(copy));
@@ -312,6 +320,9 @@ impl SriovInterface {
             range: interface.range(),
             model: range("model"),
             copied: ["driver", "filterref", "bandwidth"].into_iter().filter_map(range).collect(),
+            needs_bridge: [("filterref", FILTER), ("bandwidth", LIMITS)]
+                .into_iter()
+                .find_map(|(name, what)| child(interface, name).map(|_| what)),
         }))
     }
 }

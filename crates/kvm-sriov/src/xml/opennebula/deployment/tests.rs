@@ -6,7 +6,7 @@ fn plan(deployment: &Deployment) -> Vec<PlannedNic> {
     let nics = deployment.sriov_nics().enumerate();
     nics.map(|(i, nic)| PlannedNic {
         vf: PciAddress::new(0, 7, 0, u8::try_from(i).unwrap() + 1).unwrap(),
-        dummy_mac: nic.mac.dummy("aa".parse().unwrap(), nic.position).unwrap(),
+        dummy_mac: Some(nic.mac.dummy("aa".parse().unwrap(), nic.position).unwrap()),
         wanted: WantedNic { vlan: (i == 0).then_some(100), nic_id: Some(u32::try_from(i).unwrap()), ..nic.clone() },
     })
     .collect()
@@ -53,7 +53,7 @@ fn the_planned_devices_are_in_the_result() {
             assert_eq!((hostdev.vf, hostdev.guest), (planned.vf, nic.guest));
             let alias = dummy_alias_of(nic.position);
             let dummy = live.interfaces.iter().find(|dummy| dummy.alias.as_deref() == Some(&alias)).unwrap();
-            assert_eq!((dummy.mac, dummy.bridge.as_deref()), (planned.dummy_mac, Some("dummy'br&1")));
+            assert_eq!((Some(dummy.mac), dummy.bridge.as_deref()), (planned.dummy_mac, Some("dummy'br&1")));
             let interface = deployment.nics.iter().find(|it| it.wanted.position == nic.position).unwrap();
             assert_eq!(dummy.target, interface.target);
         }
