@@ -9,7 +9,7 @@ use kvm_sriov::config::Kvmrc;
 use kvm_sriov::config::MapDirs;
 use kvm_sriov::libvirt::{DomainCalls, Libvirt, MigrationOptions};
 use kvm_sriov::sysfs::{NoVf, Sysfs};
-use kvm_sriov::{Host, PciAddress, become_drivers_user};
+use kvm_sriov::{Host, NicMode, PciAddress, become_drivers_user};
 use serde::Serialize;
 
 use crate::{CommandError, view};
@@ -69,9 +69,9 @@ fn check_all(driver: &Path) -> Vec<Finding> {
     let places = Kvmrc::places(driver);
     let kvmrc = Kvmrc::load(&places);
     findings.extend(check_kvmrc(&kvmrc, &places));
-    findings.push(Finding::of("dummy", dummy(&kvmrc, &sysfs)));
-    findings.extend(migrate_options(&kvmrc));
     let maps = MapDirs::new(Host::map_dirs(&kvmrc, driver));
+    findings.push(Finding::of("dummy", dummy(&kvmrc, &sysfs, needs_dummies(&maps))));
+    findings.extend(migrate_options(&kvmrc));
     findings.extend(check_maps(&maps, &sysfs));
     findings.push(vfio(&sysfs));
     findings.push(Finding::of("libvirt", libvirt(&kvmrc)));
@@ -117,7 +117,17 @@ fn migrate_options(kvmrc: &Kvmrc) -> Vec<Finding> {
     }]
 }
 
-fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs) -> Result<String, String> {
+/// Whether a root needs dummies. One that can't be read may need them.
+fn needs_dummies(maps: &MapDirs) -> bool {
+    let roots = maps.roots().unwrap_or_default();
+    let is_ethernet = |root| maps.load(root).is_ok_and(|map| map.mode() == NicMode::Ethernet);
+    roots.is_empty() || !roots.iter().all(is_ethernet)
+}
+
+fn dummy(kvmrc: &Kvmrc, sysfs: &Sysfs, is_needed: bool) -> Result<String, String> {
+    if !is_needed && kvmrc.settings().dummy_bridge.is_none() {
+        return Ok("no root needs dummies".into());
+    }
     let bridge = kvmrc
         .settings()
         .dummy_bridge
@@ -146,10 +156,10 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
     }
     let check = |root| {
         let map = maps.load(root).map_err(|error| error.to_string())?;
-        let wrong: Vec<String> = map.vfs().iter().filter_map(|vf| wrong_vf(sysfs, *vf)).collect();
+        let wrong: Vec<String> = map.vfs().iter().filter_map(|vf| wrong_vf(sysfs, *vf, map.mode())).collect();
         let at = format!("{} ({})", root, map.path().display());
         if wrong.is_empty() {
-            Ok(format!("{at}: {} VFs", map.vfs().len()))
+            Ok(format!("{at}: {} VFs in mode {}", map.vfs().len(), map.mode()))
         } else {
             Err(format!("{at}: {}", wrong.join("; ")))
         }
@@ -157,13 +167,16 @@ fn check_maps(maps: &MapDirs, sysfs: &Sysfs) -> Vec<Finding> {
     roots.iter().map(|root| Finding::of("map", check(root))).collect()
 }
 
-fn wrong_vf(sysfs: &Sysfs, vf: PciAddress) -> Option<String> {
+fn wrong_vf(sysfs: &Sysfs, vf: PciAddress, mode: NicMode) -> Option<String> {
     match sysfs.check_vf(vf) {
         Err(NoVf::Missing) => Some(format!("{vf} is missing: are the VFs created (sriov_numvfs)?")),
         Err(why) => Some(format!("{vf} is {why}")),
         Ok(()) if sysfs.iommu_group(vf).is_none() => Some(format!(
             "{vf} has no IOMMU group: switch on VT-d or AMD-Vi in the firmware, and boot with intel_iommu=on (Intel) or iommu=pt (AMD)"
         )),
+        Ok(()) if mode == NicMode::Ethernet && !sysfs.has_network_adapter(vf) => {
+            Some(format!("the adapter of {vf} has no network device, which MODE=ethernet needs: is its driver loaded?"))
+        }
         Ok(()) => None,
     }
 }
