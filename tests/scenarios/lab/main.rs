@@ -23,6 +23,7 @@ mod adapter;
 mod behaviours;
 mod disks;
 mod drift;
+mod ethernet;
 mod kills;
 mod layer;
 mod moves;
@@ -48,6 +49,7 @@ use adapter::*;
 use behaviours::*;
 use disks::*;
 use drift::*;
+use ethernet::*;
 use kills::*;
 use layer::*;
 use moves::*;
@@ -95,6 +97,7 @@ const ON_TWO_HOSTS: &[Scenario] = scenarios![
     traffic_survives_suspend_and_migration_there_and_back,
     destination_with_too_few_vfs_is_refused,
     an_answer_lost_at_the_hand_over,
+    mac_and_vlan_follow_a_vm_in_mode_ethernet,
     a_fresh_host_is_called_for_a_whole_life,
 ];
 
