@@ -120,6 +120,21 @@ fn the_tutorial_quotes_the_demo() {
 }
 
 #[test]
+fn samples_of_a_roots_settings_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ib0"), "0x07 0x00 0x01\n").unwrap();
+    let mut samples = 0;
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "root_conf") {
+            fs::write(dir.path().join("ib0.conf"), block).unwrap();
+            VfMap::load("ib0".parse().unwrap(), &dir.path().join("ib0")).unwrap();
+            samples += 1;
+        }
+    }
+    assert!(samples > 0, "no document has a sample of a root's settings");
+}
+
+#[test]
 fn kvmrc_samples_are_read_without_a_word() {
     let mut samples = 0;
     let dir = tempfile::tempdir().unwrap();
