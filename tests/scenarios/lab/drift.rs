@@ -9,6 +9,7 @@ use kvm_sriov_tests::vm::Vm;
 
 use super::moves::{is_only_at, second_host, settles};
 use super::suspend::{Identity, boot, exists, has_again, identity, shows};
+use super::whole::is_whole;
 use super::{STATE, cancel, interfaces, is_at_rest, plugged};
 
 /// A guest shows returned VFs within 8 s.
@@ -25,8 +26,10 @@ const SAVES_VARIABLE: &str = "KVM_SRIOV_LAB_SAVES";
 const MOVES: u32 = 20;
 const MOVES_VARIABLE: &str = "KVM_SRIOV_LAB_MOVES";
 
-/// By how many KiB the memory of libvirtd may grow after the first tenth of the rounds: 8 KiB a round of 1000 would be
-/// more.
+/// The limit for a watcher to end: SRIOV_UNPLUG_GRACE, and more.
+const WATCHER: Duration = Duration::from_secs(700);
+
+/// By how many KiB the memory of libvirtd may grow in the second half of the rounds: 16 KiB a round of 1000.
 const MAY_GROW: usize = 8_000;
 
 /// How many of the actions must be killed before they end by themselves.
@@ -161,27 +164,24 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
 struct Same {
     /// The NICs of the VM.
     nics: Identity,
-    claims: Vec<String>,
     /// Each VF's line of its adapter, with MAC and VLAN, and its driver on the host.
     vfs: String,
-    /// Our files.
+    /// Our files: the claims are among them.
     files: String,
-    /// Our processes.
-    processes: String,
 }
 
 impl Same {
+    /// Asks the host, by one command.
     fn on(host: RigHost, vm: &Vm) -> Self {
-        let live = host.live_xml(vm);
         let said = host.root(&format!(
-            "ip link show pf0 | grep -w vf; ip link show pf1 | grep -w vf; \
+            "virsh -q dumpxml {}; echo PART; ip link show pf0 | grep -w vf; ip link show pf1 | grep -w vf; \
              for vf in /sys/bus/pci/devices/*/physfn; do vf=${{vf%/*}}; echo ${{vf##*/}} $(readlink $vf/driver); done; echo PART; \
-             find {STATE} -name .locks -prune -o -print | sort; echo PART; \
-             pgrep -fl '^[^ ]*(vmm/kvm-sriov/|kvm-sriov )' || true"
+             find {STATE} -name .locks -prune -o -print | sort",
+            vm.name()
         ));
         let said = said.ok();
-        let [vfs, files, processes] = said.split("PART\n").map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
-        Self { nics: identity(&live), claims: host.claims(), vfs, files, processes }
+        let [live, vfs, files] = said.split("PART\n").collect::<Vec<_>>().try_into().unwrap();
+        Self { nics: identity(live.trim()), vfs: vfs.into(), files: files.into() }
     }
 }
 
@@ -203,29 +203,28 @@ impl Held {
     }
 }
 
-/// Runs rounds, each of which ends where it began. The first tenth fills caches; after it nothing may grow.
+/// Runs rounds, each of which ends where it began. The first half fills caches; after it nothing may grow.
 fn rounds(host: RigHost, vm: &Vm, what: &str, count: u32, mut round: impl FnMut(u32)) {
-    let warm = count / 10 + 1;
     let begin = Instant::now();
     // The first round creates files and directories, which are kept.
-    let (mut same, mut held) = (None, None);
+    let mut same = None;
+    let mut held = Vec::new();
     for number in 1..=count {
         round(number);
         let now = Same::on(host, vm);
         assert_eq!(now, *same.get_or_insert_with(|| now.clone()), "after round {number} of {what}");
-        if number == warm {
-            held = Some(Held::on(host, vm));
+        if number % count.div_ceil(10) == 0 && number < count {
+            held.push(Held::on(host, vm));
         }
     }
-    let (before, after) = (held.unwrap(), Held::on(host, vm));
-    println!(
-        "  {count} rounds of {what}: {:.1} s each; open files {:?} and {:?}, libvirtd has {} and {} KiB, after {warm} and all",
-        begin.elapsed().as_secs_f32() / count as f32,
-        before.open,
-        after.open,
-        before.memory,
-        after.memory
-    );
+    let seconds = begin.elapsed().as_secs_f32() / count as f32;
+    // A watcher ends by itself after some minutes.
+    host.wait("our processes to end", WATCHER, |host| host.root("pgrep -f '^[^ ]*vmm/kvm-sriov/'").code == 1);
+    held.push(Held::on(host, vm));
+    println!("  {count} rounds of {what}, {seconds:.1} s each; at each tenth of them:");
+    println!("  open files of libvirtd and QEMU: {:?}", held.iter().map(|held| held.open).collect::<Vec<_>>());
+    println!("  KiB of libvirtd: {:?}", held.iter().map(|held| held.memory).collect::<Vec<_>>());
+    let (before, after) = (held[(held.len() - 1) / 2], held[held.len() - 1]);
     for (before, after) in before.open.iter().zip(after.open) {
         // libvirtd may be opening or closing a connection.
         assert!(after <= before + 4, "files that are open");
@@ -244,8 +243,8 @@ pub(super) fn rounds_of_attach_and_detach(host: RigHost) {
     let mut seen = None;
     rounds(host, &one, "attach and detach", number(ROUNDS_VARIABLE, ROUNDS), |round| {
         succeeds(&host.attach_nic(&two, 1), &format!("round {round}"));
-        let now = identity(&host.live_xml(&two));
-        assert_eq!(host.claims(), ["pf0/0", "pf1/0"], "round {round}");
+        let facts = is_whole(host, &format!("round {round}"));
+        let now = identity(facts.live(&two).unwrap());
         assert_eq!(now, *seen.get_or_insert_with(|| now.clone()), "round {round}");
         succeeds(&host.detach_nic(&two, 1), &format!("round {round}"));
     });
