@@ -164,7 +164,8 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
 struct Same {
     /// The NICs of the VM.
     nics: Identity,
-    /// Each VF's line of its adapter, with MAC and VLAN, and its driver on the host.
+    /// Each VF's line of its adapter, with its VLAN, and its driver on the host. Its MAC is left out: nobody sets it, and
+    /// the VF's driver chooses another one whenever it takes the VF.
     vfs: String,
     /// Our files: the claims are among them.
     files: String,
@@ -174,7 +175,7 @@ impl Same {
     /// Asks the host, by one command.
     fn on(host: RigHost, vm: &Vm) -> Self {
         let said = host.root(&format!(
-            "virsh -q dumpxml {}; echo PART; ip link show pf0 | grep -w vf; ip link show pf1 | grep -w vf; \
+            "virsh -q dumpxml {}; echo PART; (ip link show pf0; ip link show pf1) | sed -n 's/^ *\\(vf [0-9]*\\) *link.ether [^ ]*/\\1/p'; \
              for vf in /sys/bus/pci/devices/*/physfn; do vf=${{vf%/*}}; echo ${{vf##*/}} $(readlink $vf/driver); done; echo PART; \
              find {STATE} -name .locks -prune -o -print | sort",
             vm.name()

@@ -171,7 +171,7 @@ pub(super) fn killed_at_every_call(host1: RigHost) {
     let host2 = second_host();
     let kills = usize::try_from(number(KILLS_VARIABLE, KILLS)).unwrap();
     // Six actions. Some points of another run do not exist in this one.
-    let most = kills.div_ceil(6) * 5 / 4;
+    let most = kills.div_ceil(6) * 9 / 8 + 1;
     let nics = || {
         let vm = Vm::new(96).with_guest().nic("sriov_pf0");
         boot(host1, &vm, 2);
