@@ -24,6 +24,7 @@ pub(super) fn targets() -> Vec<Described> {
     vec![
         ("kvmrc", 4, kvmrc),
         ("vf_map", 1, vf_map),
+        ("root_conf", 4, root_conf),
         ("version", 4, version),
         ("migrate_options", 1, migrate_options),
         ("names", 1, names),
@@ -67,6 +68,23 @@ fn vf_map(input: &[u8]) {
         }
         Err(error) => check_message(&error.to_string()),
     }
+}
+
+/// The settings of a root: what is read means the same when it is written again.
+fn root_conf(input: &[u8]) {
+    with_dir(|dir| {
+        let (map, conf) = (dir.join("ib0"), dir.join("ib0.conf"));
+        let load = || VfMap::load("ib0".parse().unwrap(), &map);
+        fs::write(&map, "0x07 0x00 0x01\n").unwrap();
+        fs::write(&conf, input).unwrap();
+        match load() {
+            Ok(read) => {
+                fs::write(&conf, format!("MODE={}\n", read.mode())).unwrap();
+                assert_eq!(load().unwrap(), read);
+            }
+            Err(error) => check_message(&error.to_string()),
+        }
+    });
 }
 
 /// `VERSION` and, after an empty line, `scripts_common.sh`.
