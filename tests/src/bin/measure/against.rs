@@ -33,6 +33,13 @@ enum Who {
     Ours,
 }
 
+impl Who {
+    /// Both, the other one first in every other round.
+    fn in_turn(round: usize) -> [Self; 2] {
+        if round % 2 == 0 { [Self::Virsh, Self::Ours] } else { [Self::Ours, Self::Virsh] }
+    }
+}
+
 /// The milliseconds of each program for one action: virsh, ours.
 #[derive(Default)]
 struct Times {
@@ -79,7 +86,10 @@ impl Measured {
         said.ok().trim().parse::<f64>().unwrap() / 1e6
     }
 
-    fn virsh(&self, words: &str) -> f64 {
+    /// A call of virsh. What the driver gets on its standard input is written first, as for the driver, so that both
+    /// begin in the same state of the host.
+    fn virsh(&self, words: &str, stdin: &str) -> f64 {
+        self.host.write(STDIN, stdin);
         self.timed(false, &format!("{VIRSH} {words}"))
     }
 
@@ -197,7 +207,7 @@ pub(crate) fn light(rounds: usize) {
     // The VM that is moved has one NIC.
     measured.vm = deployed;
     for round in 0..=rounds {
-        for who in [Who::Virsh, Who::Ours] {
+        for who in Who::in_turn(round) {
             let saved = measured.save(who);
             let restored = measured.restore(who, &[]);
             let moved = [two, one].map(|to| measured.migrate(who, to, &[]));
@@ -231,16 +241,16 @@ fn nics(measured: &Measured, rounds: usize) {
     let data = vm.action_data(&host.name()).attach(1).xml();
     let [mut attach, mut detach] = ["attach_nic", "detach_nic"].map(Times::of);
     for round in 0..=rounds {
-        for who in [Who::Virsh, Who::Ours] {
+        for who in Who::in_turn(round) {
             let attached = match who {
-                Who::Virsh => measured.virsh(&format!("attach-device {uuid} {NIC} --live")),
+                Who::Virsh => measured.virsh(&format!("attach-device {uuid} {NIC} --live"), &data),
                 Who::Ours => {
                     measured.ours("attach_nic", &format!("{uuid} {mac} br0 virtio bridge one-{}-1", vm.id), &data)
                 }
             };
             host.wait("the guest to have the NIC", SOON, |host| host.guest_nics(vm).len() == 2);
             let detached = match who {
-                Who::Virsh => measured.virsh(&format!("detach-interface {uuid} bridge --mac {mac} --live")),
+                Who::Virsh => measured.virsh(&format!("detach-interface {uuid} bridge --mac {mac} --live"), &data),
                 Who::Ours => measured.ours("detach_nic", &format!("{uuid} {mac}"), &data),
             };
             host.wait("the NIC to be gone", SOON, |host| !measured.has_nic(&mac) && host.guest_nics(vm).len() == 1);
@@ -259,14 +269,15 @@ fn resize(measured: &Measured, rounds: usize) {
     let uuid = measured.uuid();
     let mut times = Times::of("resize");
     for round in 0..=rounds {
-        for (who, mib) in [(Who::Virsh, 128), (Who::Ours, 144)] {
+        for who in Who::in_turn(round) {
+            let mib = if who == Who::Virsh { 128 } else { 144 };
             let words = format!(
                 "<VCPU>1</VCPU><MEMORY>{mib}</MEMORY><MEMORY_RESIZE_MODE>BALLOONING</MEMORY_RESIZE_MODE>\
                  <RESIZE><MEMORY>160</MEMORY></RESIZE>"
             );
             let data = measured.data().replacen("<VCPU><![CDATA[1]]></VCPU>", &words, 1);
             let taken = match who {
-                Who::Virsh => measured.virsh(&format!("setmem {uuid} {mib}M --live")),
+                Who::Virsh => measured.virsh(&format!("setmem {uuid} {mib}M --live"), &data),
                 Who::Ours => measured.ours("resize", &uuid, &data),
             };
             let kib = format!("<currentMemory unit='KiB'>{}</currentMemory>", mib * 1024);
@@ -303,8 +314,8 @@ pub(crate) fn lab(rounds: usize, vfs: &[usize]) {
         };
         ready(&measured);
         let [mut save, mut restore, mut migrate] = ["save", "restore", "migrate"].map(Times::of);
-        for _ in 0..rounds {
-            for who in [Who::Virsh, Who::Ours] {
+        for round in 0..rounds {
+            for who in Who::in_turn(round) {
                 let devices = measured.devices();
                 assert_eq!(devices.len(), vfs);
                 save.add(who, measured.save(who));
