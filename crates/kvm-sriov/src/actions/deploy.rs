@@ -31,9 +31,9 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
         .map_err(|source| untouched(Cause::Xml { what: "the deployment file".into(), source }))?;
     let vm_dir = VmDir::of(file).map_err(untouched)?;
     let disks = dir::linked_disks(deployment.disk_files());
-    // The file is stored as OpenNebula wrote it, and again at each attempt, with the XML of that attempt.
+    // The file is stored as OpenNebula wrote it, and again at each attempt whose XML is another one.
     dir::store(file, xml).map_err(untouched)?;
-    let start = Start { host, deployment: &deployment, file, disks, vm_dir };
+    let start = Start { host, xml, deployment: &deployment, file, disks, vm_dir };
     let domain = if deployment.sriov_nics().next().is_none() { start.without_vfs()? } else { start.with_vfs()? };
     start.vm_dir.redefine_snapshots(host.hypervisor(), &domain);
     Ok(domain)
@@ -42,6 +42,8 @@ pub fn deploy(host: &Host, file: &Path, xml: &str) -> Result<DomainRef, ActionEr
 /// A VM that is about to start.
 struct Start<'a> {
     host: &'a Host,
+    /// What OpenNebula wrote, which is in `file` already.
+    xml: &'a str,
     deployment: &'a Deployment,
     file: &'a Path,
     disks: Vec<(std::path::PathBuf, std::path::PathBuf)>,
@@ -110,7 +112,9 @@ impl Start<'_> {
             .deployment
             .rewrite(&self.disks, nics, dummy_bridge)
             .map_err(|source| Cause::Xml { what: "the deployment file".into(), source })?;
-        dir::store(self.file, &xml)?;
+        if xml != self.xml {
+            dir::store(self.file, &xml)?;
+        }
         Ok(xml)
     }
 
