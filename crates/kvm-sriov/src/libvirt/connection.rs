@@ -301,8 +301,8 @@ impl Connection {
     /// Calls `call` when the connection ends, or at once if it has already ended: see [`Closing::tell`].
     ///
     /// This calls libvirtd, the first time, and [`Connection::drop`] then does so too. So only those do this whose wait
-    /// has no other end: watches and long calls. Any other call has a deadline, and libvirt ends it when the connection
-    /// breaks.
+    /// may have no other end: watches, and calls that last. Any other call has a deadline, and libvirt ends it when the
+    /// connection breaks.
     pub(super) fn tell_of_end(&self, call: Box<dyn FnOnce() + Send>) -> Ticket {
         self.asked_for_end.call_once(|| {
             // Drivers without a daemon, such as the test driver, never report an end.

@@ -40,6 +40,7 @@ fn wait_for(name: &'static str, timeout: Duration, work: Work) -> Result<(), Lib
 }
 
 /// What the thread of a call reports to the one that waits for it.
+#[derive(PartialEq, Eq)]
 pub(super) enum Signal {
     /// The thread has ended.
     Ended,

@@ -1,7 +1,7 @@
 //! Calls that take as long as a guest's memory or disks take.
 
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use virt::domain::Domain;
@@ -9,10 +9,14 @@ use virt::domain::Domain;
 use super::connection::Connection;
 use super::deadline::{Answer, Ending, Signal, panicked, with_deadline};
 use super::{DomainRef, Libvirt, LibvirtError, ffi, worker};
+use crate::base::lock;
 use crate::base::span::{Kind, Span};
 
 /// How long a call may go on after its connection broke. libvirt itself ends such a call at once.
 const AFTER_CLOSE: Duration = Duration::from_secs(5);
+
+/// A call that ends within this time needs no report of the end of its connection. That costs two round trips.
+const QUICK: Duration = Duration::from_secs(1);
 
 /// How often the progress of a long call is read.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -31,17 +35,27 @@ impl Libvirt {
     {
         let connection = self.connection()?;
         let (sender, receiver) = mpsc::channel();
-        let (closed, ending) = (sender.clone(), Arc::clone(&connection));
-        let _ticket = with_deadline("virConnectRegisterCloseCallback", self.patience.left(), move || {
-            Ok(ending.tell_of_end(Box::new(move || drop(closed.send(Signal::Closed)))))
-        })?;
+        let closed = sender.clone();
         let _span = Span::begin(Kind::Copy, name);
         let answer = Answer::default();
         let place = answer.clone();
         let worker = Arc::clone(&connection);
         let work = move || place.put(work(&worker).map_err(|error| worker.judge(error)));
         worker::work(name, Box::new(work), Ending(sender))?;
-        loop {
+        let is_quick = receiver.recv_timeout(QUICK.min(give_up.next())) != Err(RecvTimeoutError::Timeout);
+        // Dropped when this returns, or when libvirtd has answered.
+        let ticket = Arc::new(Mutex::new(None));
+        if !is_quick {
+            let (ending, place) = (Arc::clone(&connection), Arc::clone(&ticket));
+            let listen = move || {
+                *lock(&place) = Some(ending.tell_of_end(Box::new(move || drop(closed.send(Signal::Closed)))));
+            };
+            // Not waited for: the call may end first.
+            if let Err(error) = worker::work("virConnectRegisterCloseCallback", Box::new(listen), ()) {
+                log::debug!("{error}");
+            }
+        }
+        while !is_quick {
             match receiver.recv_timeout(give_up.next()) {
                 // libvirt itself ends the call at once, and its error says more than ours.
                 Ok(Signal::Closed) => {
