@@ -7,6 +7,8 @@ use kvm_sriov_tests::remotes::Remotes;
 use kvm_sriov_tests::rig_host::{GUEST_BOOT, KVMRC, RigHost, SOON};
 use kvm_sriov_tests::vm::{SHARED, Vm};
 
+use crate::shares::{self, SPANS};
+
 /// virsh as OpenNebula's user calls it.
 const VIRSH: &str = "virsh -q -c qemu:///system";
 
@@ -40,12 +42,21 @@ impl Who {
     }
 }
 
-/// The milliseconds of each program for one action: virsh, ours.
+/// How long one run took, in milliseconds.
+#[derive(Clone, Copy)]
+struct Taken {
+    all: f64,
+    /// The part that is neither libvirt's answer nor the guest's nor the start of ssh. `None` for virsh.
+    own: Option<f64>,
+}
+
+/// The milliseconds of each program for one action.
 #[derive(Default)]
 struct Times {
     action: &'static str,
     virsh: Vec<f64>,
     ours: Vec<f64>,
+    own: Vec<f64>,
 }
 
 impl Times {
@@ -53,15 +64,17 @@ impl Times {
         Self { action, ..Self::default() }
     }
 
-    fn add(&mut self, who: Who, ms: f64) {
-        if who == Who::Virsh { self.virsh.push(ms) } else { self.ours.push(ms) }
+    fn add(&mut self, taken: Taken) {
+        let all = if taken.own.is_none() { &mut self.virsh } else { &mut self.ours };
+        all.push(taken.all);
+        self.own.extend(taken.own);
     }
 
     /// A row of the table: medians, their ratio, and the number of runs.
     fn row(mut self, first: &str) {
-        let (virsh, ours) = (median(&mut self.virsh), median(&mut self.ours));
+        let [virsh, ours, own] = [&mut self.virsh, &mut self.ours, &mut self.own].map(|times| median(times));
         let runs = self.virsh.len().min(self.ours.len());
-        println!("| {first}{} | {virsh:.0} | {ours:.0} | {:.2} | {runs} |", self.action, ours / virsh);
+        println!("| {first}{} | {virsh:.0} | {ours:.0} | {:.2} | {own:.0} | {runs} |", self.action, ours / virsh);
     }
 }
 
@@ -86,18 +99,25 @@ impl Measured {
         said.ok().trim().parse::<f64>().unwrap() / 1e6
     }
 
+    /// As [`Measured::timed`], for calls of virsh.
+    fn by_virsh(&self, forwards: bool, commands: &str) -> Taken {
+        Taken { all: self.timed(forwards, commands), own: None }
+    }
+
     /// A call of virsh. What the driver gets on its standard input is written first, as for the driver, so that both
     /// begin in the same state of the host.
-    fn virsh(&self, words: &str, stdin: &str) -> f64 {
+    fn virsh(&self, words: &str, stdin: &str) -> Taken {
         self.host.write(STDIN, stdin);
-        self.timed(false, &format!("{VIRSH} {words}"))
+        self.by_virsh(false, &format!("{VIRSH} {words}"))
     }
 
     /// An action of the driver, with this standard input.
-    fn ours(&self, action: &str, words: &str, stdin: &str) -> f64 {
+    fn ours(&self, action: &str, words: &str, stdin: &str) -> Taken {
         self.host.write(STDIN, stdin);
         let (vm, host) = (self.vm.id, self.host.name());
-        self.timed(action == "migrate", &format!("{DRIVER}/{action} {words} {vm} {host} <{STDIN}"))
+        let command = format!("SRIOV_SPANS={SPANS} {DRIVER}/{action} {words} {vm} {host} <{STDIN}");
+        let all = self.timed(action == "migrate", &command);
+        Taken { all, own: Some(shares::own(&shares::spans(self.host))) }
     }
 
     fn data(&self) -> String {
@@ -108,30 +128,28 @@ impl Measured {
         self.vm.uuid()
     }
 
-    fn save(&self, who: Who) -> f64 {
+    fn save(&self, who: Who) -> Taken {
         let (uuid, file) = (self.uuid(), self.vm.checkpoint());
         match who {
-            Who::Virsh => self.timed(false, &format!("{}{VIRSH} save {uuid} {file}", self.unplug())),
+            Who::Virsh => self.by_virsh(false, &format!("{}{VIRSH} save {uuid} {file}", self.unplug())),
             Who::Ours => self.ours("save", &format!("{uuid} {file} {}", self.host.name()), &self.data()),
         }
     }
 
     /// * `devices` - the VFs that virsh attaches afterwards
-    fn restore(&self, who: Who, devices: &[String]) -> f64 {
+    fn restore(&self, who: Who, devices: &[String]) -> Taken {
         let (uuid, file) = (self.uuid(), self.vm.checkpoint());
         match who {
             Who::Virsh => {
-                let plug = self.plug(devices);
-                let restored = self.timed(false, &format!("{VIRSH} restore {file}{plug}"));
-                self.host.oneadmin(&format!("rm {file}")).ok();
-                restored
+                // The driver removes the checkpoint too.
+                self.by_virsh(false, &format!("{VIRSH} restore {file}{}; rm {file}", self.plug(devices)))
             }
             Who::Ours => self.ours("restore", &format!("{file} {} {uuid}", self.host.name()), &self.data()),
         }
     }
 
     /// Moves the VM to `to`.
-    fn migrate(&mut self, who: Who, to: RigHost, devices: &[String]) -> f64 {
+    fn migrate(&mut self, who: Who, to: RigHost, devices: &[String]) -> Taken {
         let uuid = self.uuid();
         let destination = format!("qemu+ssh://{}/system", to.name());
         let taken = match who {
@@ -139,7 +157,7 @@ impl Measured {
                 // What the migration leaves to be done at the destination, virsh does through a connection to it.
                 let plug = self.plug(devices).replace("qemu:///system", &destination);
                 let unplug = self.unplug();
-                self.timed(true, &format!("{unplug}{VIRSH} migrate --live --unsafe {uuid} {destination}{plug}"))
+                self.by_virsh(true, &format!("{unplug}{VIRSH} migrate --live --unsafe {uuid} {destination}{plug}"))
             }
             Who::Ours => {
                 let data = self.vm.action_data(&self.host.name()).to(&to.name(), SHARED).xml();
@@ -200,7 +218,7 @@ pub(crate) fn light(rounds: usize) {
     one.deploy(&deployed).ok();
     one.wait("the guest to boot", LIGHT_BOOT, |host| host.console(&vm).boots() == 1 && host.guest_nics(&vm).len() == 1);
     let mut measured = Measured { vm, host: one };
-    println!("| action | virsh (ms) | ours (ms) | of virsh | runs |\n|---|---|---|---|---|");
+    println!("| action | virsh (ms) | ours (ms) | of virsh | outside libvirt (ms) | runs |\n|---|---|---|---|---|---|");
     nics(&measured, rounds);
     resize(&measured, rounds);
     let [mut save, mut restore, mut migrate] = ["save", "restore", "migrate"].map(Times::of);
@@ -213,10 +231,10 @@ pub(crate) fn light(rounds: usize) {
             let moved = [two, one].map(|to| measured.migrate(who, to, &[]));
             // The first round does not count.
             if round > 0 {
-                save.add(who, saved);
-                restore.add(who, restored);
+                save.add(saved);
+                restore.add(restored);
                 for time in moved {
-                    migrate.add(who, time);
+                    migrate.add(time);
                 }
             }
         }
@@ -255,8 +273,8 @@ fn nics(measured: &Measured, rounds: usize) {
             };
             host.wait("the NIC to be gone", SOON, |host| !measured.has_nic(&mac) && host.guest_nics(vm).len() == 1);
             if round > 0 {
-                attach.add(who, attached);
-                detach.add(who, detached);
+                attach.add(attached);
+                detach.add(detached);
             }
         }
     }
@@ -284,7 +302,7 @@ fn resize(measured: &Measured, rounds: usize) {
             let has = |host: RigHost| host.live_xml(&measured.vm).contains(&kib);
             measured.host.wait(&format!("the guest to give back all but {mib} MiB"), SOON, has);
             if round > 0 {
-                times.add(who, taken);
+                times.add(taken);
             }
         }
     }
@@ -301,7 +319,9 @@ pub(crate) fn lab(rounds: usize, vfs: &[usize]) {
         host.install(&Remotes::default());
         host.set_up();
     }
-    println!("| VFs | action | virsh (ms) | ours (ms) | of virsh | runs |\n|---|---|---|---|---|---|");
+    println!(
+        "| VFs | action | virsh (ms) | ours (ms) | of virsh | outside libvirt (ms) | runs |\n|---|---|---|---|---|---|---|"
+    );
     for (&vfs, id) in vfs.iter().zip(85..) {
         let roots = ["sriov_pf0", "sriov_pf1"];
         let vm = roots.iter().cycle().take(vfs).fold(Vm::new(id).machine("q35").with_guest(), |vm, root| vm.nic(root));
@@ -318,12 +338,12 @@ pub(crate) fn lab(rounds: usize, vfs: &[usize]) {
             for who in Who::in_turn(round) {
                 let devices = measured.devices();
                 assert_eq!(devices.len(), vfs);
-                save.add(who, measured.save(who));
-                restore.add(who, measured.restore(who, &devices));
+                save.add(measured.save(who));
+                restore.add(measured.restore(who, &devices));
                 ready(&measured);
                 for to in [two, one] {
                     let devices = measured.devices();
-                    migrate.add(who, measured.migrate(who, to, &devices));
+                    migrate.add(measured.migrate(who, to, &devices));
                     ready(&measured);
                 }
             }

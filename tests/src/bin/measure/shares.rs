@@ -7,7 +7,7 @@ use kvm_sriov_tests::rig_host::{GUEST_BOOT, RigHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
 /// The file with the spans of a host's programs.
-const SPANS: &str = "/tmp/spans";
+pub(crate) const SPANS: &str = "/tmp/spans";
 
 /// The targets in milliseconds: our time from the last removal event until libvirt is asked for the copy, and our time
 /// in a whole migration with three VFs.
@@ -15,7 +15,7 @@ const AFTER: u64 = 100;
 const MIGRATION: u64 = 1000;
 
 /// A part of a program's time, in microseconds since its start.
-struct Span {
+pub(crate) struct Span {
     kind: String,
     begin: u64,
     end: u64,
@@ -41,7 +41,7 @@ struct Shares {
 }
 
 /// The spans that a host's programs have written since the last call. They are also copied to standard error.
-fn spans(host: RigHost) -> Vec<Span> {
+pub(crate) fn spans(host: RigHost) -> Vec<Span> {
     let text = host.root(&format!("if [ -e {SPANS} ]; then cat {SPANS} && rm {SPANS}; fi")).ok();
     let read = |line: &str| {
         let mut words = line.split(' ');
@@ -68,6 +68,15 @@ fn covered(spans: &[Span], kinds: &[&str], from: u64, to: u64) -> u64 {
         until = until.max(end);
     }
     sum
+}
+
+/// The milliseconds of an action's program that are neither libvirt's answer nor the guest's nor the start of ssh.
+///
+/// * `spans` - the spans of its program
+pub(crate) fn own(spans: &[Span]) -> f64 {
+    let action = spans.iter().find(|span| span.kind == "action").unwrap();
+    let others = covered(spans, &["guest", "copy", "ssh", "call"], action.begin, action.end);
+    (action.end - action.begin - others) as f64 / 1000.0
 }
 
 /// How long a guest is paused for the hand-over of its migration: the source checks, tells the agent, and the agent
