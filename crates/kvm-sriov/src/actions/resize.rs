@@ -8,7 +8,7 @@ use crate::host::sudo::Sudo;
 use crate::libvirt::{DomainRef, LibvirtErrorKind};
 use crate::reconcile;
 use crate::vm;
-use crate::xml::{Dimm, Resize, Sizes, VmData};
+use crate::xml::{Dimm, LiveDomain, Resize, Sizes, VmData};
 
 const ACTION: Action = Action::Resize;
 
@@ -35,8 +35,11 @@ pub fn resize(host: &Host, id: &DomainId, wanted: &Resize, data: Option<&VmData>
     // The lock of a VM with VFs is held until this function returns, so its devices do not change meanwhile.
     let found = reconcile::open(host, ACTION, id, data).map_err(untouched)?;
     let domain = found.domain();
-    let resizing = Resizing { host, domain };
-    let before = resizing.sizes().map_err(untouched)?;
+    let text = vm::read_text(host, domain).map_err(untouched)?;
+    let of_domain = |source| untouched(Cause::Xml { what: format!("the live XML of {}", domain.name), source });
+    let before = Sizes::parse(&text).map_err(of_domain)?;
+    let is_pinned = LiveDomain::parse(&text).map_err(of_domain)?.vfs().next().is_some();
+    let resizing = Resizing { host, domain, is_pinned };
     let vcpus = wanted.vcpus.filter(|number| *number != before.vcpus);
     if let Some(number) = vcpus.filter(|number| *number > before.most_vcpus || *number == 0) {
         let why = format!("it can have from 1 to {}, as it was started", before.most_vcpus);
@@ -55,17 +58,14 @@ pub fn resize(host: &Host, id: &DomainId, wanted: &Resize, data: Option<&VmData>
 struct Resizing<'a> {
     host: &'a Host,
     domain: &'a DomainRef,
+    /// Whether all memory of the VM is pinned, because the VM has VFs.
+    is_pinned: bool,
 }
 
 impl Resizing<'_> {
     fn sizes(&self) -> Result<Sizes, Cause> {
         Sizes::parse(&vm::read_text(self.host, self.domain)?)
             .map_err(|source| Cause::Xml { what: format!("the live XML of {}", self.domain.name), source })
-    }
-
-    /// Whether all memory of the VM is pinned, because the VM has VFs.
-    fn is_pinned(&self) -> Result<bool, Cause> {
-        Ok(vm::read(self.host, self.domain)?.vfs().next().is_some())
     }
 
     fn what_vcpus(&self, number: u32) -> String {
@@ -92,12 +92,11 @@ impl Resizing<'_> {
     /// Gives the VM this much memory, by its balloon or by a DIMM.
     fn memory(&self, before: &Sizes, kib: u64, by_dimm: bool) -> Result<(), ActionError> {
         let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
-        let pinned = self.is_pinned().map_err(untouched)?;
         if !by_dimm {
-            return self.balloon(before, kib, pinned);
+            return self.balloon(before, kib);
         }
         if kib >= before.memory_kib {
-            return self.plug(before, kib - before.memory_kib, pinned);
+            return self.plug(before, kib - before.memory_kib, self.is_pinned);
         }
         let less = before.memory_kib - kib;
         let dimm = before.dimms.iter().find(|dimm| dimm.kib == less);
@@ -112,7 +111,7 @@ impl Resizing<'_> {
         Cause::NoRoom { what: self.what_memory(kib), why }
     }
 
-    fn balloon(&self, before: &Sizes, kib: u64, pinned: bool) -> Result<(), ActionError> {
+    fn balloon(&self, before: &Sizes, kib: u64) -> Result<(), ActionError> {
         if kib == before.balloon_kib {
             return Ok(());
         }
@@ -120,7 +119,7 @@ impl Resizing<'_> {
             let why = format!("it can have {} MiB at the most, as it was started", before.memory_kib / 1024);
             return Err(ActionError::untouched(ACTION, Cause::NoRoom { what: self.what_memory(kib), why }));
         }
-        if pinned && kib < before.balloon_kib {
+        if self.is_pinned && kib < before.balloon_kib {
             log::warn!(
                 "the balloon of {} takes memory from its guest, but frees no memory of the host: all memory of a VM with VFs \
                  is pinned",

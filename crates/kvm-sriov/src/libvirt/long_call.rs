@@ -1,6 +1,6 @@
 //! Calls that take as long as a guest's memory or disks take.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ impl Libvirt {
     /// Makes a call without a fixed deadline. The call is given up when its connection breaks, and when `give_up` says
     /// so. Then the error is [`LibvirtErrorKind::NoAnswer`](super::LibvirtErrorKind::NoAnswer), and the call may still
     /// take effect.
-    pub(super) fn long_call<T, F>(&self, name: &'static str, mut give_up: GiveUp, work: F) -> Result<T, LibvirtError>
+    pub(super) fn long_call<T, F>(&self, name: &'static str, give_up: GiveUp, work: F) -> Result<T, LibvirtError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, LibvirtError> + Send + 'static,
@@ -42,10 +42,9 @@ impl Libvirt {
         let worker = Arc::clone(&connection);
         let work = move || place.put(work(&worker).map_err(|error| worker.judge(error)));
         worker::work(name, Box::new(work), Ending(sender))?;
-        let is_quick = receiver.recv_timeout(QUICK.min(give_up.next())) != Err(RecvTimeoutError::Timeout);
         // Dropped when this returns, or when libvirtd has answered.
         let ticket = Arc::new(Mutex::new(None));
-        if !is_quick {
+        if receiver.recv_timeout(QUICK.min(give_up.next())) == Err(RecvTimeoutError::Timeout) {
             let (ending, place) = (Arc::clone(&connection), Arc::clone(&ticket));
             let listen = move || {
                 *lock(&place) = Some(ending.tell_of_end(Box::new(move || drop(closed.send(Signal::Closed)))));
@@ -54,21 +53,7 @@ impl Libvirt {
             if let Err(error) = worker::work("virConnectRegisterCloseCallback", Box::new(listen), ()) {
                 log::debug!("{error}");
             }
-        }
-        while !is_quick {
-            match receiver.recv_timeout(give_up.next()) {
-                // libvirt itself ends the call at once, and its error says more than ours.
-                Ok(Signal::Closed) => {
-                    drop(receiver.recv_timeout(AFTER_CLOSE));
-                    break;
-                }
-                Ok(Signal::Ended) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Some(seconds) = give_up.is_over(&connection) {
-                        return Err(LibvirtError::no_answer(name, seconds));
-                    }
-                }
-            }
+            wait_for_end(name, &receiver, give_up, &connection)?;
         }
         answer.take().unwrap_or_else(|| {
             let broke = connection.closing.is_closed();
@@ -91,6 +76,30 @@ impl Libvirt {
         let uuid = domain.uuid.to_string();
         let give_up = GiveUp::without_progress(uuid.clone(), self.patience.call);
         self.long_call(name, give_up, move |connection| connection.on_domain(&uuid, work))
+    }
+}
+
+/// Waits until a call has ended, or its connection broke.
+fn wait_for_end(
+    name: &'static str,
+    receiver: &Receiver<Signal>,
+    mut give_up: GiveUp,
+    connection: &Arc<Connection>,
+) -> Result<(), LibvirtError> {
+    loop {
+        match receiver.recv_timeout(give_up.next()) {
+            // libvirt itself ends the call at once, and its error says more than ours.
+            Ok(Signal::Closed) => {
+                drop(receiver.recv_timeout(AFTER_CLOSE));
+                return Ok(());
+            }
+            Ok(Signal::Ended) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(seconds) = give_up.is_over(connection) {
+                    return Err(LibvirtError::no_answer(name, seconds));
+                }
+            }
+        }
     }
 }
 

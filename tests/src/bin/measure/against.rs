@@ -287,8 +287,9 @@ fn resize(measured: &Measured, rounds: usize) {
     let uuid = measured.uuid();
     let mut times = Times::of("resize");
     for round in 0..=rounds {
-        for who in Who::in_turn(round) {
-            let mib = if who == Who::Virsh { 128 } else { 144 };
+        for (number, who) in Who::in_turn(round).into_iter().enumerate() {
+            // Each call changes something.
+            let mib = [128, 144][number];
             let words = format!(
                 "<VCPU>1</VCPU><MEMORY>{mib}</MEMORY><MEMORY_RESIZE_MODE>BALLOONING</MEMORY_RESIZE_MODE>\
                  <RESIZE><MEMORY>160</MEMORY></RESIZE>"
