@@ -436,4 +436,50 @@ mod tests {
         assert!(bare.contains("<vm xmlns="));
         assert!(LiveDomain::parse(&bare).unwrap().vm_dir.is_some());
     }
+
+    #[test]
+    fn an_interface_with_our_alias_is_a_vf_with_mac_and_vlan() {
+        let interface = |alias: &str, vlan: &str| {
+            format!(
+                "<interface type='hostdev'><mac address='02:00:c0:a8:01:05'/><driver name='vfio'/><source>\
+                 <address type='pci' domain='0x0000' bus='0x81' slot='0x00' function='0x1'/></source>{vlan}\
+                 <alias name='{alias}'/><address type='pci' domain='0' bus='0' slot='0x19' function='0'/></interface>"
+            )
+        };
+        let vlan = "<vlan><tag id='100'/></vlan>";
+        let with = |interfaces: &[String]| {
+            let text = LIVE.replacen("<devices>", &format!("<devices>{}", interfaces.concat()), 1);
+            LiveDomain::parse(&text).unwrap()
+        };
+        let before = LiveDomain::parse(LIVE).unwrap();
+        let live = with(&[interface("ua-sriov-9", vlan), interface("hostdev7", vlan), interface("ua-sriov-8", "")]);
+        // The one without our alias is somebody else's interface.
+        assert_eq!(live.interfaces.len(), before.interfaces.len() + 1);
+        assert_eq!(live.vfs().count(), before.vfs().count() + 3);
+        let at = |position: usize| live.device_at(Position::new(position).unwrap()).unwrap();
+        let nic = |mac: &str, mode, vlan| WantedNic {
+            mode,
+            vlan,
+            ..WantedNic::new(mac.parse().unwrap(), "eth0".parse().unwrap(), Position::new(9).unwrap())
+        };
+        let own = "02:00:c0:a8:01:05";
+        for (position, nic, differs) in [
+            (9, nic(own, NicMode::Ethernet, Some(100)), None),
+            (9, nic(own, NicMode::Ethernet, Some(200)), Some("VLAN 100 instead of VLAN 200")),
+            (9, nic(own, NicMode::Ethernet, None), Some("VLAN 100 instead of no VLAN")),
+            (8, nic(own, NicMode::Ethernet, Some(0)), None),
+            (8, nic(own, NicMode::Ethernet, Some(7)), Some("no VLAN instead of VLAN 7")),
+            (
+                9,
+                nic("02:00:00:00:00:01", NicMode::Ethernet, Some(100)),
+                Some("MAC 02:00:c0:a8:01:05 instead of 02:00:00:00:00:01"),
+            ),
+            (9, nic("02:00:00:00:00:01", NicMode::Hostdev, None), None),
+        ] {
+            assert_eq!(at(position).differs_from_network_of(&nic).as_deref(), differs, "{nic:?}");
+        }
+        let hostdev = before.hostdevs.first().unwrap();
+        let differs = hostdev.differs_from_network_of(&nic(own, NicMode::Ethernet, None));
+        assert_eq!(differs.as_deref(), Some("no MAC instead of 02:00:c0:a8:01:05"));
+    }
 }
