@@ -1,5 +1,5 @@
-//! Actions that are killed at every call to libvirtd and at every operation on a file. One reconciliation repairs what
-//! they leave.
+//! Actions that are killed at every operation on a file, and at calls to libvirtd. One reconciliation repairs what they
+//! leave.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -77,11 +77,12 @@ const DEPLOYMENT: &str = "/tmp/kvm-sriov.deployment";
 /// strace's output.
 const TRACE: &str = "/tmp/kvm-sriov.strace";
 
-/// Runs an action under strace with these options.
+/// Runs an action under strace with these options. A program that it starts, such as a watcher, is let go at its
+/// `execve`.
 fn traced(host: RigHost, action: &str, args: &str, options: &str) -> Said {
     let input = if args.contains('<') { "" } else { "</dev/null" };
     host.oneadmin(&format!(
-        "rm -f {TRACE}; strace -f -o {TRACE} {options} /var/tmp/one/vmm/kvm-sriov/{action} {args} {input}; \
+        "rm -f {TRACE}; strace -f -b execve -o {TRACE} {options} /var/tmp/one/vmm/kvm-sriov/{action} {args} {input}; \
          code=$?; grep -q 'killed by SIGKILL' {TRACE} && echo KILLED; exit $code"
     ))
 }
