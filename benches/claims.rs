@@ -49,16 +49,21 @@ fn measure(count: usize, args: &[String]) {
     println!("| processes | call | p50 | p99 | max |\n|---|---|---|---|---|");
     for number in numbers {
         let dir = tempfile::Builder::new().prefix("claims-").tempdir_in(&place).unwrap();
-        let flusher = is_flushed.then(|| start(&["--flush", dir.path().join("flushed").to_str().unwrap()]));
+        let _flusher = is_flushed.then(|| Flusher(start(&["--flush", dir.path().join("flushed").to_str().unwrap()])));
         for (call, mut times) in CALLS.iter().zip(rounds(dir.path(), number, count)) {
             times.sort();
             let at = |part: f64| 1000.0 * times[((times.len() - 1) as f64 * part) as usize].as_secs_f64();
             println!("| {number} | {call} | {:.1} | {:.1} | {:.1} |", at(0.5), at(0.99), at(1.0));
         }
-        if let Some(mut flusher) = flusher {
-            flusher.kill().unwrap();
-            flusher.wait().unwrap();
-        }
+    }
+}
+
+/// The process that flushes the disk. It ends with the measurement, also with one that fails.
+struct Flusher(Child);
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        drop(self.0.kill().and_then(|()| self.0.wait()));
     }
 }
 
