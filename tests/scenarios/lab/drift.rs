@@ -26,9 +26,6 @@ const SAVES_VARIABLE: &str = "KVM_SRIOV_LAB_SAVES";
 const MOVES: u32 = 20;
 const MOVES_VARIABLE: &str = "KVM_SRIOV_LAB_MOVES";
 
-/// The limit for a watcher to end: SRIOV_UNPLUG_GRACE, and more.
-const WATCHER: Duration = Duration::from_secs(700);
-
 /// By how many KiB the memory of libvirtd may grow in the second half of the rounds: 16 KiB a round of 1000.
 const MAY_GROW: usize = 8_000;
 
@@ -219,8 +216,9 @@ fn rounds(host: RigHost, vm: &Vm, what: &str, count: u32, mut round: impl FnMut(
         }
     }
     let seconds = begin.elapsed().as_secs_f32() / count as f32;
-    // A watcher ends by itself after some minutes.
-    host.wait("our processes to end", WATCHER, |host| host.root("pgrep -f '^[^ ]*vmm/kvm-sriov/'").code == 1);
+    // The watcher of the last round ends by itself after ten minutes. There must not be one of an earlier round.
+    let ours = host.root("pgrep -fa '^[^ ]*vmm/kvm-sriov/'").out;
+    assert!(ours.lines().count() <= 1, "our processes: {ours}");
     held.push(Held::on(host, vm));
     println!("  {count} rounds of {what}, {seconds:.1} s each; at each tenth of them:");
     println!("  open files of libvirtd and QEMU: {:?}", held.iter().map(|held| held.open).collect::<Vec<_>>());
