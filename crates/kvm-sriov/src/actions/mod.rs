@@ -24,7 +24,7 @@
 //! let vf = xml.replace("</domain>", "<devices><interface type='bridge'><source bridge='sriov_ib0'/>\
 //!     <mac address='02:00:c0:a8:01:05'/></interface></devices></domain>");
 //! let error = actions::deploy(&host, &dir.path().join("42/deployment.1"), &vf).unwrap_err();
-//! assert!(error.to_string().starts_with("deploy: DUMMY_MAC_PREFIX is not set"));
+//! assert!(error.to_string().starts_with("deploy: there is no VF map ib0"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
