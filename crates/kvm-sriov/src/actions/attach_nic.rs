@@ -44,10 +44,9 @@ pub fn attach_nic(host: &Host, id: &DomainId, nic: &VmNic, data: Option<&VmData>
         ActionError::untouched(ACTION, Cause::Value { what: format!("the bridge of NIC {}", nic.mac), source })
     })?;
     if let Some(root) = root {
-        host.mode_of(&root)
-            .and_then(|mode| vm::check_vlan_is_known(nic, mode))
-            .map_err(|cause| ActionError::untouched(ACTION, cause))?;
-        return with_vf(host, id, nic, root, data).map(drop);
+        let mode = host.mode_of(&root).map_err(|cause| ActionError::untouched(ACTION, cause))?;
+        vm::check_vlan_is_known(nic, mode).map_err(|cause| ActionError::untouched(ACTION, cause))?;
+        return with_vf(host, id, nic, (root, mode), data).map(drop);
     }
     as_stock(host, id, data, &New::Interface(nic))
 }
@@ -130,7 +129,9 @@ fn as_stock(host: &Host, id: &DomainId, data: Option<&VmData>, new: &New<'_>) ->
     )
 }
 
-/// Plugs in a VF of `root`, and its dummy if it needs one. Success when the NIC has them already.
+/// Plugs in a VF of a root, and its dummy if it needs one. Success when the NIC has them already.
+///
+/// * `(root, mode)` - the root, and its mode as its map says
 ///
 /// # Errors
 /// Nothing was changed, or the error's state says exactly what is left.
@@ -138,12 +139,11 @@ pub(crate) fn with_vf(
     host: &Host,
     id: &DomainId,
     nic: &VmNic,
-    root: RootName,
+    (root, mode): (RootName, NicMode),
     data: Option<&VmData>,
 ) -> Result<PluggedVf, ActionError> {
     let untouched = |cause: Cause| ActionError::untouched(ACTION, cause);
     // Everything besides the VF is checked before anything is claimed. The map is read again when the VF is claimed.
-    let mode = host.mode_of(&root).map_err(untouched)?;
     vm::check_mode(nic, mode).map_err(untouched)?;
     if mode == NicMode::Hostdev {
         host.dummy_bridge().map_err(untouched)?;

@@ -2,7 +2,7 @@
 //! is gone. The actions of the VM claim and free the VFs themselves.
 
 use crate::base::{Action, NicMode, Position, RootName};
-use crate::config::Supply;
+use crate::config::{Supply, mode_of};
 use crate::error::{ActionError, Cause};
 use crate::host::Host;
 use crate::vm;
@@ -25,34 +25,31 @@ pub fn pre(host: &Host, vm: &VmData) -> Result<(), ActionError> {
     check(host, vm).map_err(|cause| ActionError::untouched(Action::NetworkPre, cause))
 }
 
-fn check(host: &Host, vm: &VmData) -> Result<(), Cause> {
-    let mut roots = Vec::new();
+fn check(host: &Host, vm_data: &VmData) -> Result<(), Cause> {
+    let mut nics = Vec::new();
+    for nic in vm_data.nics() {
+        nics.extend(root(nic)?.map(|root| (nic, root)));
+    }
+    let maps = host.maps_of(nics.iter().map(|(_, root)| root))?;
     let mut has_dummies = false;
-    for nic in vm.nics() {
-        if let Some(root) = root(nic)? {
-            let position =
-                Position::new(roots.len()).map_err(|source| Cause::Value { what: "the VM".into(), source })?;
-            let mode = host.mode_of(&root)?;
-            vm::check_mode(nic, mode)?;
-            if mode == NicMode::Hostdev {
-                host.dummy_mac(nic.mac, position)?;
-                has_dummies = true;
-            }
-            roots.push(root);
+    for (number, (nic, root)) in nics.iter().enumerate() {
+        let position = Position::new(number).map_err(|source| Cause::Value { what: "the VM".into(), source })?;
+        let mode = mode_of(&maps, root).unwrap_or_default();
+        vm::check_mode(nic, mode)?;
+        if mode == NicMode::Hostdev {
+            host.dummy_mac(nic.mac, position)?;
+            has_dummies = true;
         }
     }
-    if !roots.is_empty() {
-        let maps = host.maps_of(roots.iter())?;
-        if has_dummies {
-            host.dummy_bridge()?;
-            host.check_macs(vm.macs())?;
-        }
-        for map in maps {
-            let needed = roots.iter().filter(|root| *root == map.root()).count();
-            let Supply { vfs, no_vfs } = map.supply(host.sysfs());
-            if vfs.len() < needed {
-                return Err(Cause::FewVfs { root: map.root().clone(), vfs: vfs.len(), needed, no_vfs });
-            }
+    if has_dummies {
+        host.dummy_bridge()?;
+        host.check_macs(vm_data.macs())?;
+    }
+    for map in maps {
+        let needed = nics.iter().filter(|(_, root)| root == map.root()).count();
+        let Supply { vfs, no_vfs } = map.supply(host.sysfs());
+        if vfs.len() < needed {
+            return Err(Cause::FewVfs { root: map.root().clone(), vfs: vfs.len(), needed, no_vfs });
         }
     }
     Ok(())

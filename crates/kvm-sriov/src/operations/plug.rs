@@ -1,7 +1,7 @@
 //! Plugs a VF into a running domain.
 
 use crate::actions;
-use crate::base::{DomainId, MacAddress, RootName};
+use crate::base::{Action, DomainId, MacAddress, RootName};
 use crate::error::ActionError;
 use crate::host::Host;
 use crate::vm::PluggedVf;
@@ -18,6 +18,7 @@ impl Host {
     /// No VF is free, libvirt refused every free one, or the domain is busy. Nothing was changed, or the state in the
     /// error says what is left.
     pub fn plug(&self, domain: &DomainId, root: &RootName, mac: MacAddress) -> Result<PluggedVf, ActionError> {
-        actions::plug_vf(self, domain, &VmNic::new(mac, None), root.clone(), None)
+        let mode = self.mode_of(root).map_err(|cause| ActionError::untouched(Action::AttachNic, cause))?;
+        actions::plug_vf(self, domain, &VmNic::new(mac, None), (root.clone(), mode), None)
     }
 }
