@@ -4,6 +4,7 @@ use std::env;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fastrand::Rng;
 use kvm_sriov_tests::rig_host::{RigHost, Running, SOON, Said};
 use kvm_sriov_tests::vm::Vm;
 
@@ -44,38 +45,12 @@ pub(super) fn number(variable: &str, usual: u32) -> u32 {
     env::var(variable).map_or(usual, |text| text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
 }
 
-/// Pseudo-random numbers, the same for the same seed.
-///
-/// # Source
-/// G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8 (2003), 14.
-pub(super) struct Random(u64);
-
-impl Random {
-    /// Starts from the seed of the environment or from a new one, and prints it.
-    pub(super) fn seeded() -> Self {
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
-        let seed: u64 = env::var(SEED).map_or_else(|_| now(), |seed| seed.parse().unwrap());
-        println!("  {SEED}={seed}");
-        // Zero would give only zeros.
-        Self(seed.max(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    /// Puts a list into a random order.
-    ///
-    /// # Source
-    /// R. Durstenfeld, "Algorithm 235: Random permutation", Communications of the ACM 7 (1964), 420.
-    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
-        for end in (1..list.len()).rev() {
-            list.swap(end, usize::try_from(self.below(end as u64 + 1)).unwrap());
-        }
-    }
-
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
+/// Random numbers from the seed of the environment or from a new one, which is printed.
+pub(super) fn seeded() -> Rng {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
+    let seed: u64 = env::var(SEED).map_or_else(|_| now(), |seed| seed.parse().unwrap());
+    println!("  {SEED}={seed}");
+    Rng::with_seed(seed)
 }
 
 /// How many NICs with VFs the VM wants. `None` while it does not have exactly these VFs, or an operation is open.
@@ -87,7 +62,7 @@ fn settled_nics(vm: &Vm, live: &str) -> Option<usize> {
 
 pub(super) fn killed_at_any_time(host1: RigHost) {
     let host2 = second_host();
-    let mut random = Random::seeded();
+    let mut random = seeded();
     let one = Vm::new(76).with_guest().nic("sriov_pf0");
     let two = one.clone().nic("sriov_pf1");
     // The values with one NIC, and the first values with two NICs.
@@ -97,14 +72,14 @@ pub(super) fn killed_at_any_time(host1: RigHost) {
     for round in 1..=KILLS {
         let other = if at.name() == host1.name() { host2 } else { host1 };
         let has_two = vm.nics() == 2;
-        let (what, mut action): (&str, Running) = match (is_saved, random.below(3), has_two) {
+        let (what, mut action): (&str, Running) = match (is_saved, random.u64(..3), has_two) {
             (true, ..) => ("restore", at.begin_restore(&vm)),
             (false, 0, _) => ("save", at.begin_save(&vm)),
             (false, 1, _) => ("migrate", at.begin_migration(&vm, other)),
             (false, _, true) => ("detach_nic", at.begin_detach(&vm, 1)),
             (false, _, false) => ("attach_nic", at.begin_attach(&two, 1)),
         };
-        let after = random.below(if what.ends_with("_nic") { LONGEST_OF_A_NIC } else { LONGEST });
+        let after = random.u64(..if what.ends_with("_nic") { LONGEST_OF_A_NIC } else { LONGEST });
         thread::sleep(Duration::from_millis(after));
         let was_killed = action.signal("KILL");
         killed += u32::from(was_killed);

@@ -1,4 +1,5 @@
-//! MODE=ethernet: the adapter itself has MAC and VLAN of the NIC for each VF, and the guest needs nothing of ours.
+//! MODE=ethernet: the adapter has the MAC and the VLAN of the NIC for each VF. The lab's guest has our package installed,
+//! which finds no dummy and does nothing.
 
 use std::time::Duration;
 
@@ -89,7 +90,7 @@ pub(super) fn mac_and_vlan_follow_a_vm_in_mode_ethernet(host1: RigHost) {
     let live = LiveDomain::parse(&host1.live_xml(&vm)).unwrap();
     assert_eq!(live.interfaces.len(), 0, "{:?}", live.interfaces);
 
-    // The guest has its address by OpenNebula's context alone. It answers in its VLAN, and nowhere else.
+    // The guest has its address by the context, which finds the NIC by its MAC. It answers in its VLAN, and nowhere else.
     let vlan = |tag: u16| format!("ip link add link pf0 name pf0.{tag} type vlan id {tag} && ip link set pf0.{tag} up");
     host1.root(&format!("ip link set pf0 up; {}; {}", vlan(100), vlan(200))).ok();
     let network = "10.0.54.250/16";

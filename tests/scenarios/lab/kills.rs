@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::thread;
 
+use fastrand::Rng;
 use kvm_sriov_tests::rig_host::{RigHost, Said};
 use kvm_sriov_tests::vm::Vm;
 
-use super::drift::{Random, number};
+use super::drift::{number, seeded};
 use super::moves::second_host;
 use super::suspend::boot;
 use super::whole::{Facts, is_whole_after_one_reconcile};
@@ -89,7 +90,7 @@ fn traced(host: RigHost, action: &str, args: &str, options: &str) -> Said {
 
 /// Lets an action end, and returns `most` of the points that it has, in a random order: operations on files, which are
 /// fewer, up to the half, and calls.
-fn points(host: RigHost, action: &str, args: &str, most: usize, random: &mut Random) -> Vec<Point> {
+fn points(host: RigHost, action: &str, args: &str, most: usize, random: &mut Rng) -> Vec<Point> {
     let said = traced(host, action, args, &format!("-e trace={},{}", CALLS.join(","), FILES.join(",")));
     assert_eq!(said.code, 0, "{action}: {said:?}");
     let text = host.oneadmin(&format!("cat {TRACE}")).ok();
@@ -117,7 +118,7 @@ fn points(host: RigHost, action: &str, args: &str, most: usize, random: &mut Ran
 
 /// Kills two actions at their points in turn, in a random order, each `most` times. After each kill the host is
 /// reconciled once. Returns how many actions were killed.
-fn walk(host: RigHost, pair: &Pair, vm: &Vm, most: usize, random: &mut Random) -> usize {
+fn walk(host: RigHost, pair: &Pair, vm: &Vm, most: usize, random: &mut Rng) -> usize {
     let args = (pair.args)(vm, &host.name());
     host.write(DEPLOYMENT, &vm.deployment());
     let mut is_there = (pair.is_there)(&Facts::of(host), vm);
@@ -161,7 +162,7 @@ fn walk(host: RigHost, pair: &Pair, vm: &Vm, most: usize, random: &mut Random) -
 pub(super) fn killed_at_some_calls(host: RigHost) {
     let vm = Vm::new(95).with_guest().nic("sriov_pf0");
     boot(host, &vm, 2);
-    let killed = walk(host, &NIC, &vm, SAMPLE, &mut Random::seeded());
+    let killed = walk(host, &NIC, &vm, SAMPLE, &mut seeded());
     // Some points of another run may not exist in this one.
     assert!(killed >= SAMPLE, "only {killed} were killed");
     cancel(host, &vm);
@@ -176,15 +177,15 @@ pub(super) fn killed_at_every_call(host1: RigHost) {
     let nics = || {
         let vm = Vm::new(96).with_guest().nic("sriov_pf0");
         boot(host1, &vm, 2);
-        let killed = walk(host1, &NIC, &vm, most, &mut Random::seeded());
+        let killed = walk(host1, &NIC, &vm, most, &mut seeded());
         cancel(host1, &vm);
         let vm = Vm::new(97).nic("sriov_pf0").nic("sriov_pf1");
-        killed + walk(host1, &DOMAIN, &vm, most, &mut Random::seeded())
+        killed + walk(host1, &DOMAIN, &vm, most, &mut seeded())
     };
     let images = || {
         let vm = Vm::new(98).with_guest().nic("sriov_pf0").nic("sriov_pf1");
         boot(host2, &vm, 4);
-        let killed = walk(host2, &IMAGE, &vm, most, &mut Random::seeded());
+        let killed = walk(host2, &IMAGE, &vm, most, &mut seeded());
         cancel(host2, &vm);
         killed
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvm_sriov_tests::rig_host::{RigHost, Running};
 use kvm_sriov_tests::vm::Vm;
 
-use super::drift::{LONGEST, LONGEST_OF_A_NIC, Random, number};
+use super::drift::{LONGEST, LONGEST_OF_A_NIC, number, seeded};
 use super::moves::second_host;
 use super::suspend::{boot, exists, reconciled, shows};
 use super::whole::{Facts, is_whole};
@@ -42,16 +42,16 @@ pub(super) fn hosts_lose_their_power(host1: RigHost) {
         claims_are_on_disk(host);
         host.root("sync").ok();
     }
-    let mut random = Random::seeded();
+    let mut random = seeded();
     let one = Vm::new(99).with_guest().nic("sriov_pf0");
     let two = one.clone().nic("sriov_pf1");
     let (mut vm, mut place, mut hits) = (one.clone(), Place::Nowhere, 0);
     let cuts = number(CUTS_VARIABLE, CUTS);
     for cut in 1..=cuts {
-        let at = if let Place::Runs(host) = place { host } else { hosts[usize::from(random.below(2) == 1)] };
+        let at = if let Place::Runs(host) = place { host } else { hosts[usize::from(random.u64(..2) == 1)] };
         let other = hosts[usize::from(at == hosts[0])];
         let has_two = vm.nics() == 2;
-        let (what, mut action): (&str, Running) = match (place, random.below(5)) {
+        let (what, mut action): (&str, Running) = match (place, random.u64(..5)) {
             (Place::Nowhere, _) => ("deploy", at.begin_deploy(&vm)),
             (Place::Saved, _) => ("restore", at.begin_restore(&vm)),
             (_, 0) => ("save", at.begin_save(&vm)),
@@ -60,8 +60,8 @@ pub(super) fn hosts_lose_their_power(host1: RigHost) {
             _ if has_two => ("detach_nic", at.begin_detach(&vm, 1)),
             _ => ("attach_nic", at.begin_attach(&two, 1)),
         };
-        let victim = if what == "migrate" && random.below(2) == 1 { other } else { at };
-        let after = random.below(if what.ends_with("_nic") { LONGEST_OF_A_NIC } else { LONGEST });
+        let victim = if what == "migrate" && random.u64(..2) == 1 { other } else { at };
+        let after = random.u64(..if what.ends_with("_nic") { LONGEST_OF_A_NIC } else { LONGEST });
         thread::sleep(Duration::from_millis(after));
         let hit = !action.is_over();
         hits += u32::from(hit);
@@ -112,8 +112,8 @@ pub(super) fn hosts_lose_their_power(host1: RigHost) {
             // OpenNebula begins anew. Half of the time the next cut comes while it runs, otherwise while it is deployed.
             Place::Nowhere => {
                 vm = one.clone();
-                let host = hosts[usize::from(random.below(2) == 1)];
-                if random.below(2) == 1 {
+                let host = hosts[usize::from(random.u64(..2) == 1)];
+                if random.u64(..2) == 1 {
                     boot(host, &vm, 2);
                     place = Place::Runs(host);
                 }
