@@ -7,7 +7,6 @@ use std::fs;
 use kvm_sriov::libvirt::{DeviceCalls, DomainCalls};
 use kvm_sriov::xml::{LiveHostdev, VmData, alias_of};
 use kvm_sriov::{ActionError, Cause, DomainId, DomainName, MacAddress, NicMode, Position, actions, opennebula};
-use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::every::Scenario;
 use kvm_sriov_model::host::ModelHost;
@@ -132,7 +131,7 @@ fn a_host_without_dummies_needs_no_bridge_for_them() {
     there.write_map("ib0.conf", "MODE=ethernet");
     there.write_map("ib1.conf", "MODE=ethernet");
     there.set_kvmrc("DUMMY_BRIDGE=\nDUMMY_MAC_PREFIX=\n");
-    migrate(&host, &there).unwrap();
+    host.migrate(&there, &id()).unwrap();
     there.check();
 }
 
@@ -188,17 +187,11 @@ fn a_nic_keeps_its_mode() {
     assert_eq!(nics.iter().filter(|nic| nic.has_dummy()).count(), 2);
 }
 
-fn migrate(from: &ModelHost, to: &ModelHost) -> Result<(), ActionError> {
-    let name = |host: &ModelHost| host.model().name().parse().unwrap();
-    let route = actions::Route { from: Some(name(from)), to: name(to) };
-    actions::migrate(&from.host(), &id(), &route, None, &OneAgent::of(to.host()))
-}
-
 #[test]
 fn mac_and_vlan_move_with_the_vm() {
     let host = running();
     let there = host.beside("host2", 4);
-    let error = migrate(&host, &there).unwrap_err().to_string();
+    let error = host.migrate(&there, &id()).unwrap_err().to_string();
     assert!(
         error.contains("NIC 02:00:0a:00:2a:00 is in mode ethernet, and ib0 is in mode hostdev on this host"),
         "{error}"
@@ -206,10 +199,10 @@ fn mac_and_vlan_move_with_the_vm() {
     has_all(&host);
     assert_eq!(there.claims().len(), 0);
     there.write_map("ib0.conf", "MODE=ethernet");
-    migrate(&host, &there).unwrap();
+    host.migrate(&there, &id()).unwrap();
     has_all(&there);
     assert_eq!(host.claims().len(), 0);
-    migrate(&there, &host).unwrap();
+    there.migrate(&host, &id()).unwrap();
     has_all(&host);
 }
 

@@ -10,7 +10,6 @@ use kvm_sriov::opennebula::{Message, NicArgs};
 use kvm_sriov::xml::VmData;
 use kvm_sriov::{ActionError, DomainId, DomainName, SnapshotName};
 use kvm_sriov_model::Course;
-use kvm_sriov_model::agent::OneAgent;
 use kvm_sriov_model::check::Stage;
 use kvm_sriov_model::faults::Fault;
 use kvm_sriov_model::host::ModelHost;
@@ -283,19 +282,13 @@ fn a_vm_that_lacks_a_vf_ends() {
     }
 }
 
-fn migrate(from: &ModelHost, to: &ModelHost) -> Result<(), ActionError> {
-    let name = |host: &ModelHost| host.model().name().parse().unwrap();
-    let route = actions::Route { from: Some(name(from)), to: name(to) };
-    actions::migrate(&from.host(), &id(), &route, None, &OneAgent::of(to.host()))
-}
-
 #[test]
 fn a_vm_that_lacks_a_vf_moves_and_gets_one_if_one_is_free() {
     for why in WHY {
         // The destination has a VF for the NIC.
         let host = lacking(why);
         let there = host.beside("host2", 4);
-        migrate(&host, &there).unwrap();
+        host.migrate(&there, &id()).unwrap();
         assert_eq!(host.faults().count("attach"), 0, "{why:?}");
         there.check();
         // The destination has none: the NIC arrives without a VF.
@@ -309,7 +302,7 @@ fn a_vm_that_lacks_a_vf_moves_and_gets_one_if_one_is_free() {
                     deploy(&there, &other, &there.deployment(&other));
                 }
             }
-            migrate(&hosts[0], &there).unwrap();
+            hosts[0].migrate(&there, &id()).unwrap();
             lacks(&there);
             assert!(hosts[0].domain("one-42").is_none());
         }
@@ -317,7 +310,7 @@ fn a_vm_that_lacks_a_vf_moves_and_gets_one_if_one_is_free() {
         let host = lacking(why);
         let there = host.beside("host2", 4);
         there.remove_map("ib0");
-        let error = migrate(&host, &there).unwrap_err().to_string();
+        let error = host.migrate(&there, &id()).unwrap_err().to_string();
         assert!(error.contains("ib0"), "{error}");
         lacks(&host);
         assert_eq!(there.claims().len(), 0);
